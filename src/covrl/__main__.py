@@ -1,0 +1,3 @@
+from covrl.cli import main
+
+main()

@@ -1,0 +1,256 @@
+"""The run's settings: what may stand in a TOML file, with its type, default and unit.
+
+Importing this module does not import torch. The ``[algorithm]`` table is kept as it is apart from its
+``name``: the method's own ``Config`` checks the rest when the method is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from covrl.errors import UserError
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after they were checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Settings):
+    """Which causal language model is trained."""
+
+    path: str = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
+
+
+class PromptConfig(Settings):
+    """The three roles as text. ``{question}`` and ``{hint}`` are replaced; nothing else is interpreted.
+
+    prior prompt      user + prior_open
+    posterior prompt  user + posterior_open
+    answer            prior prompt + trace + close + answer_prefix + answer + answer_suffix
+
+    The defaults are our wording of R1-style tags (INFERRED; the paper's wording is not known, spec section 6).
+    Both openings must end alike, so that a trace starts after the same text in both.
+    """
+
+    user: str = (
+        "{question}\n\nReason inside <think></think>, then give the short final answer inside <answer></answer>.\n"
+    )
+    prior_open: str = "<think>\n"
+    posterior_open: str = (
+        "The reference answer is {hint}. The reasoning below derives it from the question alone, "
+        "step by step, without mentioning that it was given.\n<think>\n"
+    )
+    close: str = "</think>"
+    answer_prefix: str = "\n<answer>"
+    answer_suffix: str = "</answer>"
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> PromptConfig:
+        if "{question}" not in self.user:
+            raise ValueError("user has no {question}, so the model would never see it")
+        if "{hint}" not in self.posterior_open and "{hint}" not in self.user:
+            raise ValueError("posterior_open has no {hint}, so the posterior would not see the answer")
+        if "{hint}" in self.user or "{hint}" in self.prior_open:
+            raise ValueError("{hint} may stand in posterior_open only: the prior must not see the answer")
+        if not self.close.strip() or not self.answer_suffix.strip():
+            raise ValueError("close and answer_suffix must hold visible text, as generation stops at them")
+        return self
+
+
+class ProblemsConfig(Settings):
+    """Where questions come from. ``digits`` is the embedded quickstart task."""
+
+    task: str = "digits"
+    train: str = Field("train", description="split that is trained on")
+    held_out: str = Field("dev", description="split that is evaluated during training")
+    shuffle_hints: bool = Field(
+        False, description="control: the posterior prompt shows another problem's answer, everything else unchanged"
+    )
+
+
+class GenerationConfig(Settings):
+    """How traces and answers are sampled. The temperature is the scorer's too."""
+
+    temperature: float = Field(1.0, gt=0)
+    max_trace_tokens: int = Field(2048, ge=1)
+    max_answer_tokens: int = Field(64, ge=1)
+    rows_per_pass: int = Field(256, ge=1, description="traces that are decoded side by side")
+
+
+class TrainingConfig(Settings):
+    """One optimizer step and how many of them. The defaults are the published ones where they are known."""
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(100, ge=1)
+    problems_per_step: int = Field(192, ge=1)
+    rollouts_per_problem: int = Field(8, ge=1)
+    mini_batches: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
+    tokens_per_pass: int = Field(16384, ge=1, description="padded tokens in one forward and backward pass")
+    logits_mb_per_chunk: int = Field(64, ge=1, description="bound on the logits held at once, MiB a context")
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    final_lr_share: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak")
+    warmup_steps: int = Field(64, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    stream_norms_every: int = Field(
+        10, ge=0, description="steps between measurements of each stream's gradient norm (a backward pass a stream)"
+    )
+
+
+class EvaluationConfig(Settings):
+    """Held-out accuracy under the prior prompt, while training."""
+
+    every: int = Field(10, ge=0, description="steps between evaluations, 0 for never")
+    problems: int = Field(256, ge=1)
+
+
+class ReportConfig(Settings):
+    """What the report shows besides the curves."""
+
+    traces_every: int = Field(10, ge=1, description="steps between the groups that are kept for reading")
+    groups_shown: int = Field(3, ge=1)
+
+
+class AlgorithmTable(BaseModel):
+    """``[algorithm]``: the method's name, and its own settings, which the method checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "covrl"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything in the table but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class RunConfig(Settings):
+    """All settings of one run."""
+
+    model: ModelConfig
+    algorithm: AlgorithmTable = AlgorithmTable()
+    prompts: PromptConfig = PromptConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    generation: GenerationConfig = GenerationConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def check(cls: type[Checked], table: Mapping[str, Any], where: str = "") -> Checked:
+    """Validate ``table`` as ``cls``.
+
+    Raises:
+        UserError: one line that names the first wrong key (dotted), what was found, and what would be right.
+    """
+    try:
+        return cls.model_validate(dict(table))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(where + _explain(cls, first)) from None
+
+
+def _explain(cls: type[BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = list(_section(cls, path[:-1]).model_fields)
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown setting {key}: {hint}"
+    if error["type"] == "missing":
+        return f"setting {key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = f", found {error['input']!r}" if not isinstance(error["input"], Mapping) else ""
+    return f"setting {key}: {message}{shown}" if key else message
+
+
+def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    for part in path:
+        inner = cls.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        cls = inner
+    return cls
+
+
+def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``a.b=value`` assignments to a nested table; values are TOML, bare words are strings.
+
+    Raises:
+        UserError: an assignment without ``=``, or one that goes through a value that is not a table.
+    """
+    result: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
+    for text in assignments:
+        path, equals, raw = text.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {text}: expected section.key=value")
+        *sections, key = path.strip().split(".")
+        inner = result
+        for part in sections:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {text}: {part} is a value, not a section")
+        inner[key] = _toml_value(raw.strip())
+    return result
+
+
+def _toml_value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: the file is missing or is not TOML, with the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def to_toml(config: BaseModel) -> str:
+    """The settings as TOML text that :func:`read_toml` gives back."""
+    lines: list[str] = []
+    for section, table in config.model_dump(mode="json").items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_toml_text(value)}" for key, value in table.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_text, value)) + "]"
+    if isinstance(value, str):
+        escaped = "".join(
+            f"\\u{ord(c):04x}" if c < " " or c == "\x7f" else {"\\": "\\\\", '"': '\\"'}.get(c, c) for c in value
+        )
+        return f'"{escaped}"'
+    return repr(value)

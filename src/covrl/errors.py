@@ -1,0 +1,18 @@
+"""What can go wrong in a way that a person has to be told."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Input that cannot be used: the message is one line that says what is wrong, where, and what would be right.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+class TrainingStoppedError(Exception):
+    """Training was ended because going on makes no sense; the message says why and what to change."""
+
+
+class NonFiniteError(TrainingStoppedError):
+    """A loss or gradient is NaN or infinite; the step was not taken. The message names stream and problem."""

@@ -1,0 +1,1 @@
+"""Where questions come from, and the order in which a run meets them."""

@@ -1,0 +1,219 @@
+"""The records that cross module borders, in the order in which one step makes them.
+
+    Problem -> Request -> Rollout -> Group -> Row -> Scores -> Credit -> StepReport
+
+They are plain frozen data (ids as tuples of int, no device, no model), so importing this module does not
+import torch and a rollout can be written to disk or sent to another process as it is. The two exceptions
+are :class:`Scores` and :class:`Credit`, which hold one small tensor per rollout and span.
+
+Shape letters: ``T`` trace tokens, ``A`` answer tokens (the closing tag of the answer included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Finish = Literal["closed", "length", "eos"]
+"""Why sampling ended: the closing tag, the token limit, or an end-of-sequence token before the tag."""
+
+Closing = Literal["sampled", "appended", "none"]
+"""Whether the closing tag's ids are sampled trace tokens, are appended by the template, or are absent."""
+
+Verdict = Literal["right", "wrong", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question and its reference answer.
+
+    Example:
+        >>> Problem(id="gsm8k/train/0", question="What is 6 x 7?", answer="42")
+
+    ``answer`` is the one that likelihoods score; ``accepted`` lists further answers that a verifier takes.
+    ``hint`` is what the posterior prompt shows; ``None`` means the answer itself.
+    """
+
+    id: str
+    question: str
+    answer: str
+    accepted: tuple[str, ...] = ()
+    hint: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The text that the posterior prompt shows in the place of the answer."""
+        return self.answer if self.hint is None else self.hint
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One trace to sample.
+
+    Example:
+        >>> Request(problem_id="gsm8k/train/0", index=3, prompt_ids=(1, 15, 8), source="prior")
+
+    ``index`` is the place in the problem's group; with (run seed, step, problem id) it fixes every random
+    number of the trace. ``prefix_ids`` belong to the trace but carry no loss. ``trains=False`` marks an
+    auxiliary rollout, ``parent`` the index of the rollout it branched from.
+    """
+
+    problem_id: str
+    index: int
+    prompt_ids: tuple[int, ...]
+    source: str
+    prefix_ids: tuple[int, ...] = ()
+    model: str = "policy"
+    parent: int | None = None
+    trains: bool = True
+    observe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A sampled (or given) trace.
+
+    Example:
+        >>> Rollout(request, trace_ids=(7, 7, 2), log_probs=(-0.1, -1.2, -0.3), finish="closed",
+        ...         closing="sampled", text="6 x 7 = 42</think>", version=12)
+
+    ``trace_ids`` are the tokens that carry loss: ``[T]`` ids, never tokenised again. ``log_probs`` are the
+    sampler's own (nats, at its temperature); training uses the trainer's, these serve to compare the two.
+    ``version`` counts the weight updates the sampler had seen.
+    """
+
+    request: Request
+    trace_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish: Finish
+    closing: Closing
+    text: str
+    version: int = 0
+    correct: Verdict | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the trace ended with the closing tag, so that an answer can follow it."""
+        return self.finish == "closed"
+
+    @property
+    def source(self) -> str:
+        return self.request.source
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All rollouts of one problem in one step; group statistics always run over the whole of it."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+class Span(NamedTuple):
+    """A half-open range of token positions in a row."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids that go through a model in one piece, and what the parts are.
+
+    Example:
+        >>> Row(ids=(1, 15, 8, 7, 7, 2, 30, 4, 31), spans={"trace": Span(3, 6), "answer": Span(7, 9)})
+    """
+
+    ids: tuple[int, ...]
+    spans: Mapping[str, Span]
+
+
+class Output(NamedTuple):
+    """Names one per-token quantity: what a head function returned for a span.
+
+    Example:
+        >>> Output("trace", "posterior")   # log q(z_t | z_<t, x, y), one number a trace token
+    """
+
+    span: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the scoring pass read for one rollout: ``values[Output("trace", "prior")]`` is ``[T]``, nats."""
+
+    values: Mapping[Output, Tensor]
+
+    def __getitem__(self, key: tuple[str, str]) -> Tensor:
+        return self.values[Output(*key)]
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return Output(*key) in self.values
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What one rollout is worth.
+
+    ``weights[stream]`` is ``[T]`` or ``[A]``, by the stream's span: the constant that multiplies the stream's
+    per-token loss. A stream that is absent weighs nothing. ``constants`` are further per-token numbers that the
+    loss needs and that do not change with the weights (the log-prob under the trace's source, a target value).
+    ``reward`` and ``advantage`` are for the report.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    constants: Mapping[Output, Tensor] = field(default_factory=dict)
+    reward: float | None = None
+    advantage: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with the scores of each of its rollouts, in the same order."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[Scores, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did; reporters get it and nothing else.
+
+    Example:
+        >>> StepReport(step=4, metrics={"reward/prior": -2.1, "time/step": 0.9}, warnings=(), groups=())
+
+    ``metrics`` are plain numbers named ``family/name`` (rewards and KL in nats, lengths in tokens, times in
+    seconds). ``groups`` is filled only on the steps whose traces are to be shown.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+    groups: Sequence[TraceGroup] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TraceView:
+    """One trace as a person reads it in the report."""
+
+    source: str
+    text: str
+    finish: Finish
+    reward: float | None
+    advantage: float | None
+    kl: float | None
+    correct: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TraceGroup:
+    """All traces of one problem at one step, for the report."""
+
+    problem: Problem
+    traces: tuple[TraceView, ...]

@@ -1,0 +1,118 @@
+"""Small models and tokenizers made from config, shared by tests; nothing is downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+TEXTS = [
+    "What is 12 + 30? The sum is 42.</think>\n<answer>42</answer>",
+    "<think>\nFirst add the tens, then the ones.</think>\n\nLaw: the contract is void.",
+    "a > b, b >\n c; x<y; list<item> </thing> naïve café ☕ 数学",
+]
+
+
+def byte_tokenizer(vocabulary: int = 400, bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the spot; it merges ``>`` with a newline, as those of real models do."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [AddedToken("<eos>", special=True), AddedToken("<bos>", special=True)]
+    inner.train_from_iterator(
+        TEXTS * 4, trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, special_tokens=special)
+    )
+    inner.add_tokens([AddedToken(">\n", normalized=False)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<eos>", bos_token="<bos>", clean_up_tokenization_spaces=False
+    )
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        fast.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", fast.bos_token_id)]
+        )
+    return fast
+
+
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """A sentencepiece-like BPE with ``▁`` for spaces and byte fallback."""
+    inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()]
+    )
+    special = [AddedToken(t, special=True) for t in ("<unk>", "<eos>")] + [
+        AddedToken(f"<0x{i:02X}>") for i in range(256)
+    ]
+    inner.train_from_iterator(TEXTS * 4, trainers.BpeTrainer(vocab_size=700, special_tokens=special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character and the newline."""
+    letters = [chr(c) for c in range(32, 127)] + ["\n"]
+    inner = Tokenizer(models.WordLevel({c: i for i, c in enumerate(["<unk>", "<eos>", *letters])}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer,
+    "bytes with bos": lambda: byte_tokenizer(bos=True),
+    "metaspace": metaspace_tokenizer,
+    "characters": character_tokenizer,
+}
+
+
+def tiny(family: str, vocabulary: int = 97, seed: int = 0, **extra: Any) -> Any:
+    """A two-layer model of a family, with weights large enough that its distributions are not flat."""
+    torch.manual_seed(seed)
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": vocabulary,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **extra,
+    }
+    if family == "gpt2":
+        config = GPT2Config(
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            vocab_size=vocabulary,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        return GPT2LMHeadModel(config).eval()
+    if family == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(head_dim=8, sliding_window=8, **size)).eval()
+    classes = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    config_class, model_class = classes[family]
+    return model_class(config_class(**size)).eval()

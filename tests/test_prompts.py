@@ -1,0 +1,116 @@
+"""Token alignment and independence of the answer, over random texts and several tokenizers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TOKENIZERS
+
+from covrl.config import PromptConfig
+from covrl.errors import UserError
+from covrl.prompts import Prompts
+from covrl.records import Problem, Request, Rollout
+
+TEXT = st.text(alphabet="ab 42+<>/{}\\nxé数\n", min_size=1, max_size=25)
+MADE = {name: Prompts(make(), PromptConfig()) for name, make in TOKENIZERS.items()}
+BY_TOKENIZER = pytest.mark.parametrize("name", MADE)
+
+
+def rollout(prompts: Prompts, problem: Problem, trace: str, closing: str) -> Rollout:
+    """A trace as sampled: with ``sampled`` its own ids spell the closing tag, with ``appended`` they do not."""
+    tag = prompts.config.close if closing == "sampled" else ""
+    ids = tuple(prompts.tokenizer(trace + tag, add_special_tokens=False).input_ids)
+    request = Request(problem.id, 0, prompts.prior(problem), "prior")
+    return Rollout(request, ids, (0.0,) * len(ids), "closed", closing, trace + prompts.config.close)  # ty: ignore
+
+
+def decode(prompts: Prompts, ids: tuple[int, ...]) -> str:
+    return str(prompts.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@BY_TOKENIZER
+@given(question=TEXT, answer=TEXT, trace=TEXT, closing=st.sampled_from(["sampled", "appended"]))
+def test_a_trace_has_the_same_ids_in_every_context(
+    name: str, question: str, answer: str, trace: str, closing: str
+) -> None:
+    prompts, problem = MADE[name], Problem("p", question, answer)
+    taken = rollout(prompts, problem, trace, closing)
+    for row in (prompts.prior_row(problem, taken), prompts.posterior_row(problem, taken)):
+        span = row.spans["trace"]
+        assert row.ids[span.start : span.stop] == taken.trace_ids
+
+
+@BY_TOKENIZER
+@given(question=TEXT, answer=TEXT, other=TEXT, trace=TEXT)
+def test_before_the_answer_span_nothing_depends_on_the_answer(
+    name: str, question: str, answer: str, other: str, trace: str
+) -> None:
+    prompts = MADE[name]
+    rows = []
+    for y in (answer, other):
+        problem = Problem("p", question, y)
+        rows.append(prompts.prior_row(problem, rollout(prompts, problem, trace, "sampled")))
+    starts = [row.spans["answer"].start for row in rows]
+    assert starts[0] == starts[1]
+    assert rows[0].ids[: starts[0]] == rows[1].ids[: starts[1]]
+
+
+@BY_TOKENIZER
+def test_both_closings_give_the_same_text_and_the_tag_carries_loss_only_if_it_was_sampled(name: str) -> None:
+    prompts, problem = MADE[name], Problem("p", "What is 12 + 30?", "42")
+    rows = {c: prompts.prior_row(problem, rollout(prompts, problem, "add them", c)) for c in ("sampled", "appended")}
+    assert decode(prompts, rows["sampled"].ids) == decode(prompts, rows["appended"].ids)
+    for closing, row in rows.items():
+        span, answer = row.spans["trace"], row.spans["answer"]
+        assert ("</think>" in decode(prompts, row.ids[span.start : span.stop])) is (closing == "sampled")
+        assert decode(prompts, row.ids[: answer.start]).endswith("add them</think>\n<answer>")
+        assert decode(prompts, row.ids[answer.start : answer.stop]) == "42</answer>"
+        assert answer.stop == len(row.ids)
+
+
+@BY_TOKENIZER
+@given(question=TEXT, answer=TEXT, other=TEXT)
+def test_the_prior_prompt_is_blind_to_the_answer_and_the_posterior_prompt_is_not(
+    name: str, question: str, answer: str, other: str
+) -> None:
+    prompts = MADE[name]
+    a, b = Problem("p", question, answer), Problem("p", question, other)
+    assert prompts.prior(a) == prompts.prior(b)
+    if answer.strip() != other.strip():
+        assert (prompts.posterior(a) != prompts.posterior(b)) or decode(prompts, prompts.posterior(a)) == decode(
+            prompts, prompts.posterior(b)
+        )
+
+
+def test_question_and_hint_are_taken_literally() -> None:
+    prompts = MADE["characters"]
+    problem = Problem("p", "{hint} {question} {0}", "{question}")
+    assert "{hint} {question} {0}" in decode(prompts, prompts.prior(problem))
+    assert "The reference answer is {question}." in decode(prompts, prompts.posterior(problem))
+
+
+def test_a_hint_replaces_the_answer_in_the_posterior_prompt_only() -> None:
+    prompts = MADE["characters"]
+    problem = Problem("p", "q?", "right", hint="wrong")
+    assert "wrong" in decode(prompts, prompts.posterior(problem))
+    assert "right" not in decode(prompts, prompts.posterior(problem))
+    assert decode(prompts, prompts.answer(problem)) == "right</answer>"
+
+
+def test_the_tokenizers_own_beginning_is_kept_once() -> None:
+    prompts = MADE["bytes with bos"]
+    ids = prompts.prior(Problem("p", "q", "a"))
+    assert ids.count(prompts.tokenizer.bos_token_id) == 1
+    assert ids[0] == prompts.tokenizer.bos_token_id
+
+
+def test_an_invalid_trace_has_no_answer() -> None:
+    prompts, problem = MADE["characters"], Problem("p", "q", "a")
+    cut = Rollout(Request("p", 0, prompts.prior(problem), "prior"), (5, 6), (0.0, 0.0), "length", "none", "xy")
+    assert set(prompts.prior_row(problem, cut).spans) == {"trace"}
+
+
+def test_an_empty_answer_names_its_problem() -> None:
+    with pytest.raises(UserError, match="problem law/7: the answer is empty"):
+        MADE["characters"].answer(Problem("law/7", "q", ""))
