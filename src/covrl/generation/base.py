@@ -1,0 +1,49 @@
+"""What the loop asks of a generator, whatever engine is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from covrl.records import Request, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw.
+
+    Example:
+        >>> Sampling(max_tokens=2048, stop="</think>")
+
+    ``temperature`` 0 means the most likely token. No top-p or top-k: a truncated sampler draws from another
+    distribution than the one the likelihoods describe. ``stop`` is looked for in the decoded text.
+    """
+
+    max_tokens: int
+    stop: str
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The part of a random number's key that the whole call shares: (run seed, step, purpose).
+
+    Problem id, rollout index and position complete it, so a sample does not depend on the batch it is drawn in.
+    """
+
+    seed: int
+    step: int
+    purpose: str = "trace"
+
+
+class Generator(Protocol):
+    """An engine that samples. ``publish`` tells it that the policy's weights changed."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        """One rollout per request, in the same order."""
+        ...
+
+    def publish(self, version: int) -> None:
+        """Use the policy's current weights from now on and stamp rollouts with ``version``."""
+        ...

@@ -1,0 +1,75 @@
+"""Where a trace ends: at a tag in the decoded text, whatever tokens spell it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from covrl.records import Closing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Stop(NamedTuple):
+    """``kept`` tokens belong to the trace; ``closing`` says whether they include the tag."""
+
+    kept: int
+    closing: Closing
+
+
+class StopRule:
+    """Finds a tag in text as it is sampled, token by token.
+
+    Decoding every row at every step is dear, so only a token whose own text holds the tag's last character
+    makes the rule look (``may_end``); the look itself decodes the whole trace.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tag: str) -> None:
+        self.tokenizer = tokenizer
+        self.tag = tag
+        self.may_end = _tokens_with(tokenizer, tag[-1])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decoded text, with nothing left out and no spaces tidied."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def check(self, ids: Sequence[int]) -> Stop | None:
+        """Whether the trace is complete with its last token.
+
+        If the tag ends where the last token ends, the sampled tag belongs to the trace. If it ends inside that
+        token (a BPE may merge ``>`` with what follows), the trace ends at the last token boundary that does not
+        reach into the tag, and the template appends the canonical ids.
+        """
+        if ids[-1] not in self.may_end:
+            return None
+        text = self.text(ids)
+        start = text.find(self.tag)
+        if start < 0:
+            return None
+        if text.endswith(self.tag) and start + len(self.tag) == len(text):
+            return Stop(len(ids), "sampled")
+        kept = len(ids) - 1
+        while kept and not text[:start].startswith(self.text(ids[:kept])):
+            kept -= 1
+        return Stop(kept, "appended")
+
+
+def _tokens_with(tokenizer: PreTrainedTokenizerBase, character: str) -> frozenset[int]:
+    """Ids of all tokens whose text may hold ``character``; all of them if the vocabulary cannot tell.
+
+    Byte-level and sentencepiece vocabularies write printable ASCII as itself, or as ``<0x3E>``; other characters
+    may be spread over several tokens.
+    """
+    ids = range(len(tokenizer))
+    if not "!" <= character <= "~":
+        return frozenset(ids)
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    return frozenset(i for i, piece in zip(ids, pieces, strict=True) if piece is None or _may_hold(piece, character))
+
+
+def _may_hold(piece: str, character: str) -> bool:
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return int(piece[3:5], 16) == ord(character)
+    return character in piece

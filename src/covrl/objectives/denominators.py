@@ -1,0 +1,17 @@
+"""What a stream's sum is divided by: counts over the admitted batch, known before the first training forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from covrl.records import ScoredGroup
+
+
+def trace_tokens(groups: Sequence[ScoredGroup]) -> float:
+    """All trace tokens of the batch, those without weight included."""
+    return float(sum(len(rollout.trace_ids) for group in groups for rollout in group.rollouts))
+
+
+def prior_traces(groups: Sequence[ScoredGroup]) -> float:
+    """Traces drawn from the prior prompt, selected by a stream or not."""
+    return float(sum(rollout.source == "prior" for group in groups for rollout in group.rollouts))

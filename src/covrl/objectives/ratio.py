@@ -1,0 +1,16 @@
+"""Importance ratios and clips, per token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: float) -> Tensor:
+    """The part of PPO's pessimistic ratio that binds, by the sign of the token's weight; ``[T]`` -> ``[T]``.
+
+    With ρ = exp(log_ratio) and w = ``weight``:   w · clipped_ratio = min(ρ·w, clip(ρ, 1−low, 1+high)·w),
+    so that a stream can be summed as weight × value and a token without weight contributes nothing.
+    The gradient is zero where the clip binds, as in PPO (Schulman et al., 2017).
+    """
+    ratio = log_ratio.exp()
+    return ratio.clamp_max(1 + high).where(weight >= 0, ratio.clamp_min(1 - low))

@@ -1,0 +1,1 @@
+"""Reading traces with a model: contexts, head functions on chunks of logits, packing."""

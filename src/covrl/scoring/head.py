@@ -1,0 +1,143 @@
+"""Head functions on chunks of logits: the one way from hidden states to per-token numbers.
+
+A head function maps the logits of one or more rows, aligned token by token, to per-token outputs ``[n]``. It is
+applied to chunks of positions, and the backward pass computes each chunk's logits again, so that the largest tensor
+with a vocabulary axis is ``[chunk, V]`` whatever the batch, in the forward and in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from covrl.objectives.composite import normalised_composite_kl
+
+Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
+"""(logits ``[n, V]`` of each context, targets ``[n]``) -> outputs, each ``[n]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """From hidden states to logits: ``softcap(h Wᵀ + b)``, in float32 or wider.
+
+    ``softcap`` c means c·tanh(logits / c), as in Gemma 2. The temperature divides the logits last, so that scores
+    are those of the distribution that was sampled.
+    """
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+
+def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
+    """Log-probs of the targets, ``[n]``, under the one context that is read."""
+    (single,) = logits
+    return (_at(torch.log_softmax(single, dim=-1), targets),)
+
+
+def composite(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log p, log q, exact KL(m‖p)), each ``[n]``, for contexts (prior, posterior); see ``composite_kl``."""
+    prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
+    return _at(prior, targets), _at(posterior, targets), normalised_composite_kl(prior, posterior)
+
+
+def composite_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+    """What :func:`composite` gives, then the entropies of prior and posterior in nats: five outputs ``[n]``."""
+    prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
+    entropies = [-(part.exp() * part).sum(dim=-1) for part in (prior, posterior)]
+    return _at(prior, targets), _at(posterior, targets), normalised_composite_kl(prior, posterior), *entropies
+
+
+def _at(log_probs: Tensor, targets: Tensor) -> Tensor:
+    return log_probs.gather(-1, targets[:, None])[:, 0]
+
+
+def apply_head(
+    head: Head, hidden: Sequence[Tensor], targets: Tensor, project: Sequence[Projection], chunk: int
+) -> tuple[Tensor, ...]:
+    """Apply ``head`` to ``hidden`` (``[N, D]`` for each context) in chunks of ``chunk`` positions.
+
+    Returns the head's outputs, each ``[N]``. Gradients flow into the hidden states and the projections' weights
+    and biases; in the backward pass they are those of the unchunked computation, summed chunk by chunk.
+    """
+    parts = list({id(p): p for p in project}.values())  # contexts of one model share its projection
+    use = tuple(next(i for i, part in enumerate(parts) if part is p) for p in project)
+    learned = [t for p in parts for t in (p.weight, p.bias) if t is not None]
+    return _Chunked.apply(_Plan(head, tuple(parts), use, chunk), targets, *hidden, *learned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What does not change between chunks: ``parts[use[c]]`` projects the hidden states of context ``c``."""
+
+    head: Head
+    parts: tuple[Projection, ...]
+    use: tuple[int, ...]
+    chunk: int
+
+    def outputs(self, hidden: Sequence[Tensor], learned: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+        remaining = iter(learned)
+        parts = [
+            replace(p, weight=next(remaining), bias=None if p.bias is None else next(remaining)) for p in self.parts
+        ]
+        return self.head([parts[i](h) for i, h in zip(self.use, hidden, strict=True)], targets)
+
+    def slices(self, length: int) -> list[slice]:
+        return [slice(start, min(start + self.chunk, length)) for start in range(0, max(length, 1), self.chunk)]
+
+
+class _Chunked(torch.autograd.Function):
+    """Computes each chunk's logits again in the backward pass instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(targets, *tensors)
+        hidden, learned = tensors[: len(plan.use)], tensors[len(plan.use) :]
+        chunks = [plan.outputs([h[at] for h in hidden], learned, targets[at]) for at in plan.slices(len(targets))]
+        return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        targets, *tensors = ctx.saved_tensors
+        totals = [torch.zeros_like(t) if t.requires_grad else None for t in tensors]
+        for at in ctx.plan.slices(len(targets)):
+            _add_chunk(ctx.plan, at, targets, tensors, grads, totals)
+        return None, None, *totals
+
+
+def _add_chunk(
+    plan: _Plan,
+    at: slice,
+    targets: Tensor,
+    tensors: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    totals: Sequence[Tensor | None],
+) -> None:
+    """Add one chunk's gradients to ``totals``; hidden states own their slice, weights share one sum."""
+    contexts = len(plan.use)
+    leaves = [(t[at] if i < contexts else t).detach().requires_grad_(t.requires_grad) for i, t in enumerate(tensors)]
+    with torch.enable_grad():
+        outputs = plan.outputs(leaves[:contexts], leaves[contexts:], targets[at])
+    wanted = [(out, grad[at]) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+    live = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
+    found = torch.autograd.grad(
+        [out for out, _ in wanted], [leaves[i] for i in live], [grad for _, grad in wanted], allow_unused=True
+    )
+    for i, part in zip(live, found, strict=True):
+        total = totals[i]
+        if part is not None and total is not None:
+            (total[at] if i < contexts else total).add_(part)

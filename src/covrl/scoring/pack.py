@@ -1,0 +1,172 @@
+"""Laying rows out in batches, and reading per-token outputs from them.
+
+A unit (here: all contexts of one trace) is never split over packs, as the loss couples its rows. Rows are padded on
+the right and packs are filled longest first, so a pack's rows are of like length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from covrl.records import Output, Problem, Rollout, Row, Scores
+from covrl.scoring.head import Head, apply_head
+from covrl.scoring.model import LanguageModel
+
+
+class Context(NamedTuple):
+    """One model reading a trace under one prompt.
+
+    Example:
+        >>> Context("posterior", render=prompts.posterior_row)
+    """
+
+    name: str
+    render: Callable[[Problem, Rollout], Row]
+    model: str = "policy"
+
+
+class Reading(NamedTuple):
+    """A head function on one span of the contexts whose logits it needs side by side.
+
+    Example:
+        >>> Reading("trace", ("prior", "posterior"), composite, outputs=("prior", "posterior", "kl"))
+
+    The outputs are stored as ``Output(span, name)``. Units whose rows lack the span (an invalid trace has no
+    answer) are left out of the reading.
+    """
+
+    span: str
+    contexts: tuple[str, ...]
+    head: Head
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The rows of one trace, by context, and its place in the caller's list."""
+
+    index: int
+    rows: Mapping[str, Row]
+
+    @property
+    def longest(self) -> int:
+        return max(len(row.ids) for row in self.rows.values())
+
+
+def make_packs(units: Sequence[Unit], tokens_per_pass: int) -> Iterator[list[Unit]]:
+    """Groups of units whose padded rows hold at most ``tokens_per_pass`` tokens; a larger unit comes alone."""
+    pack: list[Unit] = []
+    rows = longest = 0
+    for unit in sorted(units, key=lambda u: (-u.longest, u.index)):
+        longest = longest or unit.longest
+        if pack and (rows + len(unit.rows)) * longest > tokens_per_pass:
+            yield pack
+            pack, rows, longest = [], 0, unit.longest
+        pack.append(unit)
+        rows += len(unit.rows)
+    if pack:
+        yield pack
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A reading's tokens of all units of a pack, one after the other: ``[N]`` each.
+
+    ``owner[span]`` is the index of the unit that a token belongs to; ``values[Output(span, name)]`` what was read.
+    """
+
+    values: Mapping[Output, Tensor]
+    owner: Mapping[str, Tensor]
+    lengths: Mapping[str, Sequence[tuple[int, int]]]  # span -> (unit index, tokens), in order
+
+
+class _Trunk:
+    """Hidden states of a pack's rows, each model run once over the rows of its contexts."""
+
+    def __init__(self, models: Mapping[str, LanguageModel], contexts: Sequence[Context], pack: Sequence[Unit]) -> None:
+        self.model_of = {context.name: context.model for context in contexts}
+        self.flat: dict[str, Tensor] = {}
+        self.first: dict[tuple[int, str], int] = {}
+        for name in dict.fromkeys(self.model_of.values()):
+            mine = [(unit, c.name) for unit in pack for c in contexts if c.model == name]
+            rows = [unit.rows[context].ids for unit, context in mine]
+            width = max(map(len, rows))
+            ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=models[name].device)
+            self.flat[name] = models[name].hidden(ids).flatten(0, 1)
+            self.first |= {(unit.index, context): i * width for i, (unit, context) in enumerate(mine)}
+
+    def before(self, units: Sequence[Unit], context: str, span: str) -> Tensor:
+        """Hidden states ``[N, D]`` that predict the span's tokens: those one position before each."""
+        flat = self.flat[self.model_of[context]]
+        places = [self.first[u.index, context] + i - 1 for u in units for i in range(*u.rows[context].spans[span])]
+        return flat[torch.tensor(places, dtype=torch.long, device=flat.device)]
+
+
+def read(
+    models: Mapping[str, LanguageModel],
+    contexts: Sequence[Context],
+    readings: Sequence[Reading],
+    pack: Sequence[Unit],
+    logits_bytes: int,
+) -> Tokens:
+    """Run each model once over the pack's rows and apply every reading's head in chunks."""
+    trunk = _Trunk(models, contexts, pack)
+    projections = {name: models[name].projection() for name in trunk.flat}
+    values: dict[Output, Tensor] = {}
+    owner: dict[str, Tensor] = {}
+    lengths: dict[str, list[tuple[int, int]]] = {}
+    for span, coupled, head, names in readings:
+        units = [unit for unit in pack if all(span in unit.rows[c].spans for c in coupled)]
+        hidden = [trunk.before(units, context, span) for context in coupled]
+        targets = hidden[0].new_tensor(_targets(units, coupled, span), dtype=torch.long)
+        project = [projections[trunk.model_of[context]] for context in coupled]
+        chunk = max(1, logits_bytes // (4 * project[0].weight.shape[0]))
+        outputs = apply_head(head, hidden, targets, project, chunk)
+        values |= {Output(span, name): out for name, out in zip(names, outputs, strict=True)}
+        lengths[span] = [(unit.index, _length(unit, coupled[0], span)) for unit in units]
+        owner[span] = targets.new_tensor([i for i, n in lengths[span] for _ in range(n)])
+    return Tokens(values, owner, lengths)
+
+
+def _length(unit: Unit, context: str, span: str) -> int:
+    start, stop = unit.rows[context].spans[span]
+    return stop - start
+
+
+def _targets(units: Sequence[Unit], contexts: Sequence[str], span: str) -> list[int]:
+    """The span's ids of all units, which must be the same in every context that the head couples."""
+    ids = [_span_ids(u.rows[contexts[0]], span) for u in units]
+    for unit, own in zip(units, ids, strict=True):
+        assert all(_span_ids(unit.rows[c], span) == own for c in contexts), f"span {span} differs between contexts"
+    return [token for own in ids for token in own]
+
+
+def _span_ids(row: Row, span: str) -> tuple[int, ...]:
+    return row.ids[row.spans[span].start : row.spans[span].stop]
+
+
+def score(
+    models: Mapping[str, LanguageModel],
+    contexts: Sequence[Context],
+    readings: Sequence[Reading],
+    pairs: Sequence[tuple[Problem, Rollout]],
+    tokens_per_pass: int,
+    logits_bytes: int,
+) -> list[Scores]:
+    """Read every rollout without gradients; one :class:`Scores` per pair, in the same order."""
+    units = [Unit(i, {c.name: c.render(*pair) for c in contexts}) for i, pair in enumerate(pairs)]
+    found: list[dict[Output, Tensor]] = [{} for _ in units]
+    with torch.no_grad():
+        for pack in make_packs(units, tokens_per_pass):
+            tokens = read(models, contexts, readings, pack, logits_bytes)
+            for output, values in tokens.values.items():
+                sizes = tokens.lengths[output.span]
+                parts = values.split([n for _, n in sizes])
+                for (index, _), part in zip(sizes, parts, strict=True):
+                    found[index][output] = part
+    return [Scores(values) for values in found]

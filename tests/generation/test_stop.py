@@ -1,0 +1,81 @@
+"""Where a trace ends, by text, whatever tokens spell the tag."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TOKENIZERS
+
+from covrl.generation.stop import Stop, StopRule
+
+TAG = "</think>"
+
+
+def run_through(name: str, ids: list[int]) -> tuple[int, Stop] | None:
+    """Feed tokens one by one, as the engine does; (tokens read, stop)."""
+    rule = StopRule(TOKENIZERS[name](), TAG)
+    for n in range(1, len(ids) + 1):
+        stop = rule.check(ids[:n])
+        if stop:
+            return n, stop
+    return None
+
+
+def test_a_tag_that_ends_with_a_token_belongs_to_the_trace() -> None:
+    tokenizer = TOKENIZERS["bytes"]()
+    ids = [*tokenizer("6 x 7 = 42").input_ids, *tokenizer(TAG).input_ids]
+    assert run_through("bytes", ids) == (len(ids), Stop(len(ids), "sampled"))
+
+
+def test_a_tag_that_ends_inside_a_token_is_left_to_the_template() -> None:
+    """The BPE merges ``>`` and newline: the trace ends before the tag, and canonical ids are appended."""
+    tokenizer = TOKENIZERS["bytes"]()
+    head = tokenizer("so 42").input_ids
+    merged = tokenizer.convert_tokens_to_ids(">\n")
+    ids = [*head, *tokenizer("</think").input_ids, merged]
+    assert tokenizer.decode(ids) == "so 42</think>\n"
+    assert run_through("bytes", ids) == (len(ids), Stop(len(head), "appended"))
+
+
+def test_a_tag_that_begins_and_ends_inside_tokens_drops_the_first_token_too() -> None:
+    tokenizer = TOKENIZERS["bytes"]()
+    rule = StopRule(tokenizer, "x>")
+    ids = [*tokenizer("ab").input_ids, tokenizer.convert_tokens_to_ids("x"), tokenizer.convert_tokens_to_ids(">\n")]
+    assert rule.check(ids) == Stop(len(ids) - 2, "appended")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=st.text(alphabet="abc 42<>/thinké数\n", max_size=30))
+def test_the_first_tag_in_the_text_is_where_it_stops(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    rule = StopRule(tokenizer, TAG)
+    ids = tokenizer(text, add_special_tokens=False).input_ids + tokenizer(TAG, add_special_tokens=False).input_ids
+    found = run_through(name, ids)
+    assert found is not None
+    read, stop = found
+    before = rule.text(ids[: read - 1]) if read > 1 else ""
+    assert TAG not in before
+    kept = rule.text(ids[: stop.kept]) if stop.kept else ""
+    if stop.closing == "sampled":
+        assert kept.count(TAG) == 1
+        assert kept.endswith(TAG)
+    else:
+        assert TAG not in kept
+        assert rule.text(ids[:read]).startswith(kept + TAG) or stop.kept < read - 1
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_only_tokens_that_could_end_the_tag_are_looked_at(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    rule = StopRule(tokenizer, TAG)
+    assert len(rule.may_end) < len(tokenizer) / 4
+    for token in range(len(tokenizer)):
+        assert (">" not in rule.text([token])) or token in rule.may_end
+
+
+def test_a_tag_that_does_not_end_in_ascii_looks_at_every_token() -> None:
+    tokenizer = TOKENIZERS["bytes"]()
+    rule = StopRule(tokenizer, "完了")
+    ids = tokenizer("x完了").input_ids
+    assert rule.check(ids) == Stop(len(ids), "sampled")

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from covrl.objectives import centred, clipped_ratio
+
+
+@given(st.floats(-3, 3), st.floats(-5, 5), st.floats(0.01, 0.9), st.floats(0.01, 0.9))
+def test_weight_times_clipped_ratio_is_ppos_minimum(log_ratio: float, weight: float, low: float, high: float) -> None:
+    drift, w = torch.tensor([log_ratio], dtype=torch.float64), torch.tensor([weight], dtype=torch.float64)
+    ratio = drift.exp()
+    expected = torch.minimum(ratio * w, ratio.clamp(1 - low, 1 + high) * w)
+    assert torch.allclose(w * clipped_ratio(drift, w, low, high), expected)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "weight", "flows"), [(0.5, 1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (-0.5, -1.0, False)]
+)
+def test_gradient_stops_only_where_the_clip_binds(log_ratio: float, weight: float, flows: bool) -> None:
+    drift = torch.tensor([log_ratio], requires_grad=True)
+    (weight * clipped_ratio(drift, torch.tensor([weight]), 0.3, 0.3)).sum().backward()
+    assert drift.grad is not None
+    assert bool(drift.grad.abs() > 0) is flows
+
+
+def test_centred_uses_the_whole_group() -> None:
+    assert centred([1.0, 2.0, 6.0]) == [-2.0, -1.0, 3.0]
+
+
+def test_own_reward_in_the_mean_is_a_factor_of_the_leave_one_out_advantage() -> None:
+    rewards = [0.3, -1.2, 2.0, 0.0]
+    for i, advantage in enumerate(centred(rewards)):
+        others = [r for j, r in enumerate(rewards) if j != i]
+        assert advantage == pytest.approx((rewards[i] - sum(others) / 3) * 3 / 4)

@@ -1,0 +1,116 @@
+"""The chunked head: same numbers and gradients as one piece, and never a whole [N, V] tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from covrl.objectives import composite_kl
+from covrl.scoring.head import Projection, apply_head, composite, composite_entropy, log_prob
+
+N, D, V = 23, 6, 40
+
+
+def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    prior, posterior = (torch.randn(N, D, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
+    weight = torch.randn(V, D, generator=g, dtype=torch.float64).requires_grad_()
+    bias = torch.randn(V, generator=g, dtype=torch.float64).requires_grad_()
+    return prior, posterior, weight, bias, torch.randint(V, (N,), generator=g)
+
+
+def mixed(outputs: tuple[Tensor, ...]) -> Tensor:
+    return sum(((i + 1.0) * torch.linspace(-1, 2, N, dtype=torch.float64) * out).sum() for i, out in enumerate(outputs))  # ty: ignore
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 100])
+@pytest.mark.parametrize("head", [composite, composite_entropy])
+def test_chunks_do_not_change_values_or_gradients(chunk: int, head) -> None:
+    prior, posterior, weight, bias, targets = inputs()
+    project = Projection(weight, bias, softcap=3.0, temperature=0.7)
+    whole = head([project(prior), project(posterior)], targets)
+    expected = torch.autograd.grad(mixed(whole), (prior, posterior, weight, bias))
+    outputs = apply_head(head, [prior, posterior], targets, [project, project], chunk)
+    found = torch.autograd.grad(mixed(outputs), (prior, posterior, weight, bias))
+    for a, b in zip((*outputs, *found), (*whole, *expected), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_two_models_get_their_own_gradients() -> None:
+    prior, posterior, weight, bias, targets = inputs()
+    other = weight.detach().flip(0).clone().requires_grad_()
+    project = [Projection(weight, bias), Projection(other)]
+    whole = composite([p(h) for p, h in zip(project, (prior, posterior), strict=True)], targets)
+    expected = torch.autograd.grad(mixed(whole), (weight, other, bias))
+    found = torch.autograd.grad(
+        mixed(apply_head(composite, [prior, posterior], targets, project, 4)), (weight, other, bias)
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_finite_differences() -> None:
+    prior, posterior, weight, _, targets = inputs(3)
+
+    def function(p: Tensor, q: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        project = Projection(w)
+        return apply_head(composite, [p, q], targets, [project, project], 7)
+
+    assert torch.autograd.gradcheck(function, (prior, posterior, weight))
+
+
+def test_one_output_alone_can_be_differentiated() -> None:
+    prior, posterior, weight, _, targets = inputs()
+    project = Projection(weight)
+    log_p, _, kl = apply_head(composite, [prior, posterior], targets, [project, project], 6)
+    (found,) = torch.autograd.grad(kl.sum(), posterior, retain_graph=True)
+    (expected,) = torch.autograd.grad(composite_kl(prior @ weight.T, posterior @ weight.T).sum(), posterior)
+    assert torch.allclose(found, expected, atol=1e-12)
+    log_p.sum().backward()
+    assert posterior.grad is None or float(posterior.grad.abs().max()) == 0
+
+
+def test_no_positions() -> None:
+    prior, _, weight, _, _ = inputs()
+    (out,) = apply_head(log_prob, [prior[:0]], torch.zeros(0, dtype=torch.long), [Projection(weight)], 4)
+    assert out.shape == (0,)
+    out.sum().backward()
+
+
+def test_low_precision_is_widened() -> None:
+    prior, _, weight, _, targets = inputs()
+    hidden, w = prior.detach().bfloat16(), weight.detach().bfloat16()
+    (out,) = apply_head(log_prob, [hidden], targets, [Projection(w)], 8)
+    assert out.dtype == torch.float32
+    exact = torch.log_softmax((hidden @ w.T).double(), -1).gather(1, targets[:, None])[:, 0]
+    assert torch.allclose(out.double(), exact, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(item, Tensor):
+                self.largest = max(self.largest, item.numel())
+        return result
+
+
+def test_no_tensor_spans_positions_and_vocabulary() -> None:
+    """Forward and backward: the largest tensor is a chunk of logits, however many positions there are."""
+    positions, vocabulary, chunk = 600, 500, 8
+    hidden = torch.randn(positions, D, requires_grad=True)
+    weight = torch.randn(vocabulary, D, requires_grad=True)
+    targets = torch.randint(vocabulary, (positions,))
+    with LargestTensor() as seen:
+        project = Projection(weight)
+        outputs = apply_head(composite, [hidden, hidden], targets, [project, project], chunk)
+        sum(out.sum() for out in outputs).backward()  # ty: ignore
+    assert seen.largest == chunk * vocabulary
