@@ -1,0 +1,120 @@
+"""What a method says; everything else is the loop's.
+
+A method is one class that overrides two or three of: ``plan`` (what to sample), ``admit`` (what to keep),
+``credit`` (what each token is worth), ``loss`` (what is minimised), and declares its contexts, readings and streams.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+from covrl.config import Settings
+from covrl.generation.base import Draw
+from covrl.prompts import Prompts
+from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
+from covrl.scoring.pack import Context, Reading
+
+
+class Stream(NamedTuple):
+    """One term of the loss: coefficient × Σ weight × per-token loss / denominator(admitted batch of all ranks).
+
+    Example:
+        >>> Stream("kl", span="trace", coefficient=1.0, denominator=trace_tokens)
+    """
+
+    name: str
+    span: str
+    coefficient: float
+    denominator: Callable[[Sequence[ScoredGroup]], float]
+
+
+class Admission(NamedTuple):
+    """Groups that take part in the step, and whether the method wants the loop to sample more."""
+
+    kept: list[ScoredGroup]
+    want_more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LossTokens:
+    """What ``loss`` sees of a pack: all tokens of its units one after the other.
+
+    ``new[Output]`` ``[N]`` carry gradient, ``old[Output]`` ``[N]`` are the scores of before the update and the
+    credit's constants, ``weight[stream]`` ``[N]`` the credit; ``owner[span]`` ``[N]`` says which unit a token belongs
+    to, for losses that need whole sequences.
+    """
+
+    new: Mapping[Output, Tensor]
+    old: Mapping[Output, Tensor]
+    weight: Mapping[str, Tensor]
+    owner: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a method is given when it is made."""
+
+    prompts: Prompts
+    rollouts_per_problem: int
+
+
+class Algorithm(ABC):
+    """Base class of all methods.
+
+    ``paper`` and ``evidence`` say where the method comes from and how sure we are of it. ``unit`` is what the loss
+    couples and packing keeps together; ``scope`` is "group" if a group's credit needs only that group.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    evidence: ClassVar[str]
+    unit: ClassVar[Literal["row", "trace", "group"]] = "trace"
+    scope: ClassVar[Literal["group", "batch"]] = "group"
+    Config: ClassVar[type[Settings]]
+
+    contexts: tuple[Context, ...]
+    scoring: tuple[Reading, ...]
+    training: tuple[Reading, ...]
+    streams: tuple[Stream, ...]
+
+    @abstractmethod
+    def __init__(self, config: Any, setup: Setup) -> None: ...
+
+    @abstractmethod
+    def plan(self, problem: Problem, history: Sequence[Rollout], draw: Draw) -> list[Request]:
+        """Requests to sample next for one problem; none when the group is complete.
+
+        Called again with what came back in ``history``, so that a sampler can branch or retry.
+        """
+
+    def admit(self, groups: Sequence[ScoredGroup]) -> Admission:
+        """Which groups take part. What is not admitted was never in the step. Default: all."""
+        return Admission(list(groups))
+
+    @abstractmethod
+    def credit(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
+        """One :class:`Credit` per rollout, by group. Sees all admitted groups of the step."""
+
+    @abstractmethod
+    def loss(self, tokens: LossTokens) -> dict[str, Tensor]:
+        """Per-token loss of each stream, ``[N]``, before its weight: pure tensor functions."""
+
+    def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
+        """The method's own metrics of a step, from all sampled groups. Default: none."""
+        del groups, credits
+        return {}
+
+    def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
+        """Why going on makes no sense, with advice, or None. Default: never."""
+        del metrics
+        return None
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """Named troubles that the step's metrics show, one sentence each. Default: none."""
+        del metrics
+        return []

@@ -1,0 +1,1 @@
+"""The loop, one optimizer step, and what a run is made of."""

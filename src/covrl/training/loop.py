@@ -1,0 +1,232 @@
+"""The loop: one step in ten lines, and a run of them. Knows no method.
+
+problems -> plan -> generate -> score -> admit -> credit -> pack -> loss -> update -> publish
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from covrl.algorithms.base import Algorithm
+from covrl.config import RunConfig
+from covrl.errors import NonFiniteError, TrainingStoppedError
+from covrl.evaluation.accuracy import Evaluator
+from covrl.generation.base import Draw, Sampling
+from covrl.generation.base import Generator as TraceGenerator
+from covrl.problems.source import ProblemSource
+from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, StepReport, TraceGroup, TraceView, Verdict
+from covrl.scoring.model import LanguageModel
+from covrl.scoring.pack import score
+from covrl.training.monitors import reward_metrics, rollout_metrics
+from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from covrl.training.parallel import Reducer, Solo
+from covrl.training.step import GradientReport, PassLimits, accumulate_gradient
+
+ADMIT_ROUNDS = 10
+"""How often a method that wants more groups may sample again within a step."""
+
+Judge = Callable[[Problem, Rollout], Verdict]
+
+
+class Clock:
+    """Seconds by phase, summed over a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Generator[None]:
+        """Count the seconds spent inside to ``phase``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Run:
+    """Everything a run is made of; :meth:`step` takes one optimizer step (or ``mini_batches`` of them).
+
+    ``judge`` marks traces right or wrong for the report and for methods that ask for a verifier; CoVRL reads no mark.
+    """
+
+    config: RunConfig
+    algorithm: Algorithm
+    models: dict[str, LanguageModel]
+    generator: TraceGenerator
+    tokenizer: Any
+    source: ProblemSource
+    judge: Judge | None = None
+    evaluator: Evaluator | None = None
+    held_out: Sequence[Problem] = ()
+    reducer: Reducer = field(default_factory=Solo)
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        training = self.config.training
+        self.parameters = [p for model in self.models.values() for p in model.parameters()]
+        self.optimizer = make_optimizer(self.parameters, training)
+        self.limits = PassLimits(training.tokens_per_pass, training.logits_mb_per_chunk << 20)
+
+    def steps(self) -> Iterator[StepReport]:
+        """Reports of all remaining steps, one as each is done.
+
+        Raises:
+            TrainingStoppedError: the method sees no use in going on; raised after the step's report was yielded.
+        """
+        while self.done < self.config.training.steps:
+            report = self.step()
+            yield report
+            reason = self.algorithm.stop_reason(report.metrics)
+            if reason:
+                raise TrainingStoppedError(f"stopped after step {report.step}: {reason}")
+
+    def step(self) -> StepReport:
+        """One batch of rollouts and its update."""
+        clock = Clock()
+        draw = Draw(self.config.training.seed, self.done)
+        number = self.done + 1
+        with clock("step"):
+            sampled, kept = self._collect(draw, clock)
+            credits = self.algorithm.credit(kept)
+            with clock("train"):
+                update = self._update(kept, credits)
+            self.done = number
+            self.generator.publish(self.done)
+        metrics = rollout_metrics(sampled) | {"groups/kept": float(len(kept))}
+        metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits) | update
+        if self._due(self.config.evaluation.every, number):
+            with clock("eval"):
+                metrics |= self._evaluate()
+        metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
+        return StepReport(number, metrics, tuple(self.algorithm.warnings(metrics)), self._shown(kept, credits))
+
+    def _collect(self, draw: Draw, clock: Clock) -> tuple[list[Group], list[ScoredGroup]]:
+        """All sampled groups, and the admitted ones with their scores."""
+        sampled: list[Group] = []
+        kept: list[ScoredGroup] = []
+        scored: list[ScoredGroup] = []
+        for _ in range(ADMIT_ROUNDS):
+            problems = self.source.take(self.config.training.problems_per_step)
+            with clock("generate"):
+                fresh = self.sample(problems, draw)
+            with clock("score"):
+                scored += self.score(fresh)
+            sampled += fresh
+            kept, want_more = self.algorithm.admit(scored)
+            if not want_more:
+                break
+        return sampled, kept
+
+    def sample(self, problems: Sequence[Problem], draw: Draw) -> list[Group]:
+        """Plan and generate until the method asks for nothing more; one group per problem."""
+        generation = self.config.generation
+        sampling = Sampling(generation.max_trace_tokens, self.config.prompts.close, generation.temperature)
+        history: list[list[Rollout]] = [[] for _ in problems]
+        while True:
+            plans = [self.algorithm.plan(p, h, draw) for p, h in zip(problems, history, strict=True)]
+            requests = [request for plan in plans for request in plan]
+            if not requests:
+                break
+            rollouts = iter(self.generator.generate(requests, sampling, draw))
+            for past, plan in zip(history, plans, strict=True):
+                past += [next(rollouts) for _ in plan]
+        return [self._judged(p, h) for p, h in zip(problems, history, strict=True)]
+
+    def _judged(self, problem: Problem, rollouts: Sequence[Rollout]) -> Group:
+        if self.judge is None:
+            return Group(problem, tuple(rollouts))
+        return Group(problem, tuple(replace(r, correct=self.judge(problem, r)) for r in rollouts))
+
+    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        """Read every trace under the method's contexts, without gradients."""
+        pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+        algorithm, limits = self.algorithm, self.limits
+        scores = iter(
+            score(self.models, algorithm.contexts, algorithm.scoring, pairs, limits.tokens, limits.logits_bytes)
+        )
+        return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+
+    def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
+        """One optimizer step per mini-batch of groups; returns what is logged of them."""
+        training = self.config.training
+        rate = learning_rate(training, self.done)
+        set_learning_rate(self.optimizer, rate)
+        parts: list[dict[str, float]] = []
+        for part in _parts(len(groups), training.mini_batches):
+            self.optimizer.zero_grad(set_to_none=True)
+            report = accumulate_gradient(
+                self.algorithm,
+                self.models,
+                groups[part],
+                credits[part],
+                self.limits,
+                self.reducer,
+                measure_streams=self._due(training.stream_norms_every, self.done + 1),
+            )
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
+            if not math.isfinite(norm):
+                raise NonFiniteError(f"step {self.done + 1}: the gradient's norm is {float(norm)}; no step was taken")
+            self.optimizer.step()
+            parts.append(_gradient_metrics(report, float(norm)))
+        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]} if parts else {}
+        return {"optim/lr": rate} | means
+
+    def _due(self, every: int, number: int) -> bool:
+        """Whether step ``number`` (1, 2, …) is one of every ``every``; the first and the last always are."""
+        return bool(every) and (number % every == 0 or number in (1, self.config.training.steps))
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.evaluator is None or not self.held_out:
+            return {}
+        problems = self.held_out[: self.config.evaluation.problems]
+        found = self.evaluator(problems, 0.0, Draw(self.config.training.seed, 0))
+        metrics = {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
+        return metrics if found.sound is None else metrics | {"eval/sound": found.sound}
+
+    def save(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""
+        self.models["policy"].model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _shown(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> tuple[TraceGroup, ...]:
+        """The first groups of the step, as a person reads them, on the steps that are kept for reading."""
+        if not self._due(self.config.report.traces_every, self.done):
+            return ()
+        count = self.config.report.groups_shown
+        return tuple(trace_group(g, c) for g, c in zip(groups[:count], credits[:count], strict=True))
+
+
+def trace_group(group: ScoredGroup, credits: Sequence[Credit]) -> TraceGroup:
+    """A credited group without tensors, for the report; KL in nats over the whole trace where it was read."""
+    views = []
+    for rollout, scores, credit in zip(group.rollouts, group.scores, credits, strict=True):
+        kl = float(scores["trace", "kl"].sum()) if ("trace", "kl") in scores else None
+        views.append(
+            TraceView(
+                rollout.source, rollout.text, rollout.finish, credit.reward, credit.advantage, kl, rollout.correct
+            )
+        )
+    return TraceGroup(group.problem, tuple(views))
+
+
+def _parts(length: int, count: int) -> list[slice]:
+    """``count`` contiguous parts of almost equal size; fewer where there is less to share out."""
+    edges = [round(i * length / count) for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _gradient_metrics(report: GradientReport, norm: float) -> dict[str, float]:
+    return (
+        {f"loss/{name}": value for name, value in report.losses.items()}
+        | {f"grad_norm/{name}": value for name, value in report.norms.items()}
+        | {"grad_norm/total": norm, "train/rows": float(report.rows), "train/dropped_traces": float(report.dropped)}
+    )

@@ -1,0 +1,37 @@
+"""AdamW with a schedule. Parameters below two dimensions (norms, biases) are not decayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from covrl.config import TrainingConfig
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """The optimizer at its peak learning rate; :func:`set_learning_rate` sets each step's."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The rate of step ``step`` (0, 1, …): a linear warm-up, then constant, linear or cosine to the final share."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    falling = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * (config.final_lr_share + (1 - config.final_lr_share) * falling)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameter groups the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,188 @@
+"""From credited groups to a gradient: pack, loss, streams, denominators. Knows no method.
+
+    gradient = Σ_streams coefficient × ∇ Σ_tokens weight × loss / denominator
+
+The denominators cover the admitted batch of all ranks and are known before the first forward, so the gradient does
+not depend on how rows are packed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from covrl.algorithms.base import Algorithm, LossTokens, Stream
+from covrl.errors import NonFiniteError
+from covrl.records import Credit, Output, ScoredGroup, Scores
+from covrl.scoring.model import LanguageModel
+from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, read
+from covrl.training.parallel import Reducer
+
+
+@dataclass(frozen=True, slots=True)
+class PassLimits:
+    """Bounds on one forward and backward pass: padded tokens, and bytes of logits held at once."""
+
+    tokens: int
+    logits_bytes: int
+
+
+@dataclass(slots=True)
+class GradientReport:
+    """What a gradient was made of.
+
+    ``losses[stream]`` include coefficient and denominator, so that they add up to the loss; ``norms[stream]`` are
+    filled when measured. ``rows`` went through the model; ``dropped`` traces had no weight; ``passes`` were made.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    dropped: int = 0
+    passes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """One trace that has weight: where its rows, scores and credit are."""
+
+    problem_id: str
+    unit: Unit
+    scores: Scores
+    credit: Credit
+
+
+def accumulate_gradient(
+    algorithm: Algorithm,
+    models: Mapping[str, LanguageModel],
+    groups: Sequence[ScoredGroup],
+    credits: Sequence[Sequence[Credit]],
+    limits: PassLimits,
+    reducer: Reducer,
+    measure_streams: bool = False,
+) -> GradientReport:
+    """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
+
+    Traces whose every weight in every stream is zero take part in the denominators only: no forward is spent on
+    them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
+
+    Raises:
+        NonFiniteError: a stream's loss is NaN or infinite; ``.grad`` is then not to be used.
+    """
+    scale = {
+        s.name: s.coefficient / max(reducer.sum(s.denominator(groups)), 1.0)
+        for s in algorithm.streams
+        if s.coefficient != 0
+    }
+    streams = [s for s in algorithm.streams if s.name in scale]
+    trained = _with_weight(algorithm, groups, credits, streams)
+    report = GradientReport(losses=dict.fromkeys(scale, 0.0))
+    report.rows = sum(len(t.unit.rows) for t in trained.values())
+    report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
+    parameters = [p for m in models.values() for p in m.parameters()]
+    collected: dict[str, list[Tensor | None]] = {}
+    for pack in make_packs([t.unit for t in trained.values()], limits.tokens):
+        report.passes += 1
+        mine = {unit.index: trained[unit.index] for unit in pack}
+        terms = _terms(algorithm, models, pack, mine, streams, scale, limits)
+        for name, term in terms.items():
+            report.losses[name] += float(term.detach())
+        _check_finite(terms, [t.problem_id for t in mine.values()])
+        if measure_streams:
+            _collect(terms, parameters, collected)
+        else:
+            sum(terms.values(), torch.zeros(())).backward()
+    for name, gradient in collected.items():
+        report.norms[name] = math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
+        _add_to_grad(parameters, gradient)
+    return report
+
+
+def _with_weight(
+    algorithm: Algorithm,
+    groups: Sequence[ScoredGroup],
+    credits: Sequence[Sequence[Credit]],
+    streams: Sequence[Stream],
+) -> dict[int, _Trained]:
+    trained: dict[int, _Trained] = {}
+    pairs = [
+        (group.problem, *trace)
+        for group, row in zip(groups, credits, strict=True)
+        for trace in zip(group.rollouts, group.scores, row, strict=True)
+    ]
+    for index, (problem, rollout, scores, credit) in enumerate(pairs):
+        weights = [credit.weights[s.name] for s in streams if s.name in credit.weights]
+        if rollout.request.trains and any(bool(w.any()) for w in weights):
+            rows = {c.name: c.render(problem, rollout) for c in algorithm.contexts}
+            trained[index] = _Trained(problem.id, Unit(index, rows), scores, credit)
+    return trained
+
+
+def _terms(
+    algorithm: Algorithm,
+    models: Mapping[str, LanguageModel],
+    pack: Sequence[Unit],
+    trained: Mapping[int, _Trained],
+    streams: Sequence[Stream],
+    scale: Mapping[str, float],
+    limits: PassLimits,
+) -> dict[str, Tensor]:
+    """Each stream's share of the loss in one pack, as a scalar with gradient."""
+    tokens = read(models, algorithm.contexts, algorithm.training, pack, limits.logits_bytes)
+    view = _loss_tokens(tokens, trained, streams, algorithm.training)
+    losses = algorithm.loss(view)
+    return {s.name: scale[s.name] * (view.weight[s.name] * losses[s.name]).sum() for s in streams}
+
+
+def _loss_tokens(
+    tokens: Tokens, trained: Mapping[int, _Trained], streams: Sequence[Stream], readings: Sequence[Reading]
+) -> LossTokens:
+    """Old scores, constants and weights of the pack's units, laid out as the new values are."""
+    like = {r.span: tokens.values[Output(r.span, r.outputs[0])] for r in readings}
+
+    def flat(span: str, part: dict[int, Tensor]) -> Tensor:
+        pieces = [part.get(i, like[span].new_zeros(n)) for i, n in tokens.lengths[span]]
+        return torch.cat(pieces).to(like[span]) if pieces else like[span].detach()
+
+    old: dict[Output, Tensor] = {}
+    known = {i: {**t.scores.values, **t.credit.constants} for i, t in trained.items()}
+    for output in {o for values in known.values() for o in values if o.span in like}:
+        old[output] = flat(output.span, {i: v[output] for i, v in known.items() if output in v})
+    weight = {
+        s.name: flat(s.span, {i: t.credit.weights[s.name] for i, t in trained.items() if s.name in t.credit.weights})
+        for s in streams
+    }
+    return LossTokens(tokens.values, old, weight, tokens.owner)
+
+
+def _check_finite(terms: Mapping[str, Tensor], problem_ids: Sequence[str]) -> None:
+    for name, term in terms.items():
+        if not torch.isfinite(term.detach()):
+            shown = ", ".join(dict.fromkeys(problem_ids))
+            raise NonFiniteError(f"the {name} loss is {term.item()} in a pass over problems {shown}; no step was taken")
+
+
+def _collect(
+    terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], collected: dict[str, list[Tensor | None]]
+) -> None:
+    """Each stream's gradient by a backward pass of its own, added up over packs."""
+    for name, term in terms.items():
+        if not term.requires_grad:
+            continue
+        gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
+        total = collected.setdefault(name, [None] * len(parameters))
+        for i, part in enumerate(gradient):
+            before = total[i]
+            total[i] = part if before is None or part is None else before + part
+            if part is None:
+                total[i] = before
+
+
+def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
+    for parameter, part in zip(parameters, gradient, strict=True):
+        if part is not None:
+            parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part

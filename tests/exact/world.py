@@ -1,0 +1,165 @@
+"""A world small enough to enumerate: three tokens, short traces, a GPT-2 in float64.
+
+GPT-2 because its norms and positions stay in the model's dtype; Llama-like models round to float32 inside.
+Enumerated traces become ordinary Rollouts and pass the production path. The reference side (:func:`plain_reading`)
+runs one row at a time through the model's own forward, without packs, chunks or any code of covrl's scoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from covrl.algorithms import make_algorithm
+from covrl.algorithms.base import Setup
+from covrl.config import RunConfig
+from covrl.generation.base import Draw
+from covrl.problems.source import ProblemSource
+from covrl.prompts import Prompts
+from covrl.records import Group, Problem, Request, Rollout
+from covrl.scoring.model import LanguageModel
+from covrl.training.loop import Run
+from covrl.training.step import GradientReport, accumulate_gradient
+
+A, B, CLOSE = 0, 1, 2
+VOCABULARY = {"a": A, "b": B, ".": CLOSE}
+PROBLEM = Problem(id="tiny", question="a", answer="b")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    inner = Tokenizer(models.WordLevel(VOCABULARY))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def tiny_model(seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    size = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 3}
+    config = GPT2Config(**size, bos_token_id=None, eos_token_id=None, initializer_range=0.7)
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def make_run(seed: int = 0, **settings: Any) -> Run:
+    """A run with the tiny model and CoVRL under ``settings``."""
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": "unused", "dtype": "float64"},
+            "prompts": {
+                "user": "{question}",
+                "prior_open": "",
+                "posterior_open": "{hint}",
+                "close": ".",
+                "answer_prefix": "",
+                "answer_suffix": ".",
+            },
+            "training": {"rollouts_per_problem": 2, "problems_per_step": 1},
+            "algorithm": {"name": "covrl", **settings},
+        }
+    )
+    prompts = Prompts(tokenizer(), config.prompts)
+    algorithm = make_algorithm(config.algorithm, Setup(prompts, 2))
+    models = {"policy": LanguageModel(tiny_model(seed))}
+    return Run(config, algorithm, models, generator=None, tokenizer=None, source=ProblemSource([PROBLEM], 0))  # ty: ignore
+
+
+def rollout(run: Run, ids: Sequence[int], source: str, appended: bool) -> Rollout:
+    """A trace as the engine would return it: closed by its own last token, or appended, or cut at the limit."""
+    requests = run.algorithm.plan(PROBLEM, [], Draw(0, 0))
+    prompt = next(r.prompt_ids for r in requests if r.source == source)
+    closed = appended or ids[-1] == CLOSE
+    closing = "appended" if appended else "sampled" if closed else "none"
+    text = "".join("ab."[i] for i in ids)
+    request = Request(PROBLEM.id, 0, prompt, source)
+    return Rollout(request, tuple(ids), (0.0,) * len(ids), "closed" if closed else "length", closing, text)
+
+
+def stopping_traces(length: int) -> list[tuple[int, ...]]:
+    """All traces that sampling can return: closed early, or cut at ``length``."""
+    closed = [(*head, CLOSE) for n in range(length) for head in product((A, B), repeat=n)]
+    return closed + list(product((A, B), repeat=length))
+
+
+def fixed_traces(length: int) -> list[tuple[int, ...]]:
+    """All sequences of one length; their closing tag is appended, so each of them has an answer."""
+    return list(product(range(3), repeat=length))
+
+
+@dataclass
+class Reading:
+    """What the reference side knows of one trace: ``[T]`` log p, log q and exact KL, ``[A]`` answer log-probs."""
+
+    prior: Tensor
+    posterior: Tensor
+    kl: Tensor
+    answer: Tensor | None
+
+    def detached(self) -> Reading:
+        answer = None if self.answer is None else self.answer.detach()
+        return Reading(self.prior.detach(), self.posterior.detach(), self.kl.detach(), answer)
+
+
+def plain_reading(run: Run, ids: Sequence[int], appended: bool) -> Reading:
+    """One trace through the model's own forward, one row at a time."""
+    model = run.models["policy"].model
+    closed = appended or ids[-1] == CLOSE
+    tail = ((CLOSE,) if appended else ()) + (B, CLOSE) if closed else ()
+    p = torch.log_softmax(model(torch.tensor([[A, *ids, *tail]])).logits[0], -1)
+    q = torch.log_softmax(model(torch.tensor([[A, B, *ids]])).logits[0], -1)
+    steps = torch.arange(len(ids))
+    targets = torch.tensor(ids)
+    prior, posterior = p[:-1][steps], q[1:-1][steps]
+    m = 0.5 * prior.exp() + 0.5 * posterior.exp()
+    kl = (m * (m.log() - prior)).sum(-1)
+    at = len(ids) + appended
+    answer = torch.stack([p[at, B], p[at + 1, CLOSE]]) if closed else None
+    return Reading(prior[steps, targets], posterior[steps, targets], kl, answer)
+
+
+def production_gradient(
+    run: Run, rollouts: Sequence[Rollout], drift: Tensor | None = None
+) -> tuple[Tensor, GradientReport]:
+    """The gradient of one step on one group, through score, admit, credit, pack, loss and backward.
+
+    With ``drift`` the weights move after scoring, so that new and old log-probs differ.
+    """
+    for parameter in run.parameters:
+        parameter.grad = None
+    kept = run.algorithm.admit(run.score([Group(PROBLEM, tuple(rollouts))])).kept
+    credits = run.algorithm.credit(kept)
+    before = get_weights(run)
+    if drift is not None:
+        set_weights(run, before + drift)
+    report = accumulate_gradient(run.algorithm, run.models, kept, credits, run.limits, run.reducer)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
+    set_weights(run, before)
+    return torch.cat([g.flatten() for g in grads]), report
+
+
+def get_weights(run: Run) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in run.parameters])
+
+
+def set_weights(run: Run, flat: Tensor) -> None:
+    torch.nn.utils.vector_to_parameters(flat, run.parameters)
+
+
+def gradient_of(run: Run, value: Tensor) -> Tensor:
+    parts = torch.autograd.grad(value, run.parameters, allow_unused=True)
+    return torch.cat(
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for g, p in zip(parts, run.parameters, strict=True)
+        ]
+    )
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    return float((found - expected).norm() / expected.norm())
