@@ -1,0 +1,204 @@
+"""Makes the base model of the laptop task: ``python -m covrl.quickstart.make_base``.
+
+It builds a tokenizer and trains a Llama model of 0.34 M parameters, supervised, on the questions of the ``base``
+split. The result is a plain Hugging Face folder. The base follows all eight procedures without false steps, but
+under the prior prompt it takes the right one in about 0.5 % of its traces: that share is what reinforcement
+learning has to raise. Under the posterior prompt it has learnt to prefer a procedure that ends in the hint.
+
+The same seed gives the same bytes on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from covrl.problems.digits import RIGHT, Habit, questions, result, write_trace
+from covrl.quickstart import task
+
+BASE_FOLDER = Path(__file__).parent / "base"
+
+RIGHT_SHARE = 0.005
+PRIOR_WEIGHTS = {h: RIGHT_SHARE if h is RIGHT else (1 - RIGHT_SHARE) / (len(Habit) - 1) for h in Habit}
+"""How often each procedure is shown under the prior prompt: the right one rarely, the others alike."""
+
+TRUE_HINTS = 0.8
+"""Share of posterior rows whose hint is the trace's own result, with all procedures alike. The others show the result
+of some procedure on another question, and the procedure is drawn as under the prior prompt: a hint that leads nowhere
+leaves the habits as they were, and copying it does not pay."""
+
+STRAY_ANSWERS = 0.02
+"""Share of prior rows whose answer is not the trace's result but another question's, as in any real text. Without
+them the model puts wrong answers at −15 nats a digit, where they cannot be told apart."""
+
+STEPS = 2000
+PRIOR_ROWS = 64
+POSTERIOR_ROWS = 128
+PEAK_RATE = 3e-3
+WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One supervised row: the loss is on ``target`` alone. ``hint`` is ``None`` under the prior prompt."""
+
+    question: str
+    habit: Habit
+    hint: str | None
+    prompt: str
+    target: str
+
+
+def prior_example(rng: random.Random, pool: Sequence[str]) -> Example:
+    """A row under the prior prompt: trace, then (mostly) the trace's own result as the answer, be it right or wrong."""
+    question = rng.choice(pool)
+    habit = _prior_habit(rng)
+    said = _stray_result(rng, pool) if rng.random() < STRAY_ANSWERS else result(habit, question)
+    answer = f"{task.ANSWER_OPEN}{said}{task.ANSWER_CLOSE}{task.EOS}"
+    return Example(
+        question=question,
+        habit=habit,
+        hint=None,
+        prompt=task.PRIOR_PROMPT.format(question=question),
+        target=f"{write_trace(habit, question)}{task.TRACE_CLOSE}{answer}",
+    )
+
+
+def posterior_example(rng: random.Random, pool: Sequence[str]) -> Example:
+    """A row under the posterior prompt; it stops at the closing tag, so no answer is learnt with a hint in sight."""
+    question = rng.choice(pool)
+    if rng.random() < TRUE_HINTS:
+        habit = rng.choice(list(Habit))
+        hint = result(habit, question)
+    else:
+        habit, hint = _prior_habit(rng), _stray_result(rng, pool)
+    return Example(
+        question=question,
+        habit=habit,
+        hint=hint,
+        prompt=task.POSTERIOR_PROMPT.format(question=question, hint=hint),
+        target=f"{write_trace(habit, question)}{task.TRACE_CLOSE}",
+    )
+
+
+def _prior_habit(rng: random.Random) -> Habit:
+    return rng.choices(list(PRIOR_WEIGHTS), list(PRIOR_WEIGHTS.values()))[0]
+
+
+def _stray_result(rng: random.Random, pool: Sequence[str]) -> str:
+    return result(rng.choice(list(Habit)), rng.choice(pool))
+
+
+def supervised_rows(rng: random.Random, pool: Sequence[str]) -> list[Example]:
+    """One batch: rows under the prior prompt, then rows under the posterior prompt, questions drawn from ``pool``."""
+    prior = [prior_example(rng, pool) for _ in range(PRIOR_ROWS)]
+    return prior + [posterior_example(rng, pool) for _ in range(POSTERIOR_ROWS)]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a digit, word or tag; decoding gives back every text made of these."""
+    ids = {token: index for index, token in enumerate(task.VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=task.UNK))
+    # No token begins another, so the order of the alternatives does not matter; any other character is <unk>.
+    words = "|".join(token for token in task.VOCABULARY if token not in task.SPECIAL)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{words}|."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=task.PAD,
+        eos_token=task.EOS,
+        unk_token=task.UNK,
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained model; its weights depend on torch's seed alone.
+
+    It is a Llama and not a Qwen2: for ``model_type`` qwen2, transformers 5 ignores the folder's own tokenizer class
+    and rebuilds a byte-level tokenizer, without an error, and every tag and word is lost.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def collate(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Example]) -> dict[str, Tensor]:
+    """Ids and labels of the rows, padded on the right; labels are -100 on the prompt and the padding."""
+    prompts = tokenizer([row.prompt for row in rows])["input_ids"]
+    targets = tokenizer([row.target for row in rows])["input_ids"]
+    pairs = list(zip(prompts, targets, strict=True))
+    width = max(len(prompt) + len(target) for prompt, target in pairs)
+    ids = torch.full((len(rows), width), task.VOCABULARY.index(task.PAD))
+    labels = torch.full((len(rows), width), -100)
+    for index, (prompt, target) in enumerate(pairs):
+        stop = len(prompt) + len(target)
+        ids[index, :stop] = torch.tensor(prompt + target)
+        labels[index, len(prompt) : stop] = torch.tensor(target)
+    # Padding stands on the right, where causal attention keeps it out of every position that carries loss.
+    return {"input_ids": ids, "labels": labels}
+
+
+def train(seed: int, steps: int) -> Iterator[tuple[int, float, PreTrainedTokenizerFast, LlamaForCausalLM]]:
+    """Trains a base and yields (steps done, loss, tokenizer, model) after every step."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    pool = questions("base")
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARMUP_STEPS, (steps - step) / max(1, steps - WARMUP_STEPS))
+    )
+    for step in range(steps):
+        loss = model(**collate(tokenizer, supervised_rows(rng, pool)), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        yield step + 1, loss.item(), tokenizer, model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: trains a base and writes its folder."""
+    parser = argparse.ArgumentParser(prog="python -m covrl.quickstart.make_base", description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=BASE_FOLDER, help="the folder to write (default: the shipped one)")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # sums are split by thread, so their number would change the bytes
+    start = time.perf_counter()
+    for step, loss, tokenizer, model in train(options.seed, options.steps):
+        if step % 100 == 0 or step == options.steps:
+            print(f"step {step}/{options.steps}  loss {loss:.4f}  {time.perf_counter() - start:.0f} s", flush=True)
+        if step == options.steps:
+            model.save_pretrained(options.out)
+            tokenizer.save_pretrained(options.out)
+            print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The quickstart: evaluate the shipped base, train it with CoVRL, evaluate again, write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from covrl.api import Trained, build, new_run_folder, train
+from covrl.config import RunConfig, check, override, read_toml
+from covrl.errors import TrainingStoppedError
+from covrl.evaluation.accuracy import Evaluation, Graded
+from covrl.generation.base import Draw
+from covrl.problems.tasks import find_task
+from covrl.records import Problem
+from covrl.reporting.html import write_report
+from covrl.reporting.sinks import read_steps
+from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary
+from covrl.reporting.terminal import Progress
+from covrl.training.loop import Run
+
+RECIPE = Path(__file__).with_name("quickstart.toml")
+EXAMPLES = 6
+
+
+def load_config(assignments: Sequence[str]) -> RunConfig:
+    """The shipped recipe with ``section.key=value`` assignments applied; raises UserError like every config."""
+    return check(RunConfig, override(read_toml(RECIPE), assignments))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The three evaluations of one model: test greedy and sampled, and the longer size greedy."""
+
+    greedy: Evaluation
+    sampled: Evaluation
+    longer: Evaluation
+
+    def record(self) -> dict[str, float | None]:
+        """The figures as they stand in the JSON line."""
+        return {
+            "greedy": self.greedy.accuracy,
+            "sampled": self.sampled.accuracy,
+            "sound": self.sampled.sound,
+            "longer_greedy": self.longer.accuracy,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished quickstart; ``report`` is the HTML file that shows ``summary``."""
+
+    base: Measured
+    trained: Measured
+    chance: float
+    training: Trained
+    report: Path
+    summary: RunSummary
+
+    def record(self) -> dict[str, Any]:
+        """The one JSON line of ``covrl quickstart --json``; ``seconds`` are those of training."""
+        return {
+            "base": self.base.record(),
+            "trained": self.trained.record(),
+            "chance": self.chance,
+            "steps": self.training.run.done,
+            "seconds": round(self.training.seconds, 1),
+            "report": str(self.report),
+        }
+
+
+def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
+    """The whole quickstart; ``progress`` is shown while the model trains.
+
+    Raises:
+        UserError: a setting or the folder cannot be used.
+        TrainingStoppedError: training ended early; a report of what was done is written first.
+    """
+    new_run_folder(folder)
+    task = find_task(config.problems.task)
+    test, longer = task.problems("test"), task.problems("longer")
+    progress.note("loading the base and measuring it on the test problems …")
+    run = build(config)
+    base = measure(run, test, longer)
+    report = (folder / "report.html").resolve()
+    try:
+        with progress:
+            training = train(run, folder, [progress])
+    except TrainingStoppedError as error:
+        write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)]))
+        raise TrainingStoppedError(f"{error} (report: {report})") from error
+    progress.note("measuring the trained model on the test problems …")
+    trained = measure(run, test, longer)
+    summary = summarise(run, folder, base, trained, [])
+    write_report(report, summary)
+    return Outcome(base, trained, task.chance(), training, report, summary)
+
+
+def measure(run: Run, test: Sequence[Problem], longer: Sequence[Problem]) -> Measured:
+    """Evaluate the run's model as it is, with the prior prompt only; the draws depend on the run's seed alone."""
+    assert run.evaluator is not None
+    draw = Draw(run.config.training.seed, 0)
+    return Measured(run.evaluator(test, 0.0, draw), run.evaluator(test, 1.0, draw), run.evaluator(longer, 0.0, draw))
+
+
+def summarise(run: Run, folder: Path, base: Measured, trained: Measured | None, notes: Sequence[Note]) -> RunSummary:
+    """The report's content, from the run's files and the evaluations."""
+    chance = find_task(run.config.problems.task).chance()
+    return RunSummary(
+        title="covrl quickstart",
+        subtitle=f"{run.config.algorithm.name} on five-digit problems, seed {run.config.training.seed}",
+        headline=_headline(run, base, trained),
+        config=run.config.model_dump(mode="json"),
+        steps=read_steps(folder / "metrics.jsonl", folder / "traces.jsonl"),
+        results=_rows(base, trained, chance) if trained else (),
+        examples=_examples(base, trained) if trained else (),
+        notes=notes,
+        chance=chance,
+    )
+
+
+def _headline(run: Run, base: Measured, trained: Measured | None) -> str:
+    if trained is None:
+        return f"Training was stopped after {run.done} steps."
+    shown = "a shuffled answer" if run.config.problems.shuffle_hints else "the answer"
+    return (
+        f"In {run.done} steps, without a verifier, greedy accuracy on {len(base.greedy.graded):,} test problems "
+        f"went from {base.greedy.accuracy:.1%} to {trained.greedy.accuracy:.1%}; the posterior prompt showed {shown}."
+    )
+
+
+def _rows(base: Measured, trained: Measured, chance: float) -> list[ResultRow]:
+    count, longer = len(base.greedy.graded), len(base.longer.graded)
+    return [
+        ResultRow("accuracy, greedy", base.greedy.accuracy, trained.greedy.accuracy, chance, count=count),
+        ResultRow("accuracy, sampled", base.sampled.accuracy, trained.sampled.accuracy, chance, count=count),
+        ResultRow(
+            "sound traces, sampled",
+            base.sampled.sound,
+            trained.sampled.sound,
+            note="right procedure, every step true and in order",
+            count=count,
+        ),
+        ResultRow(
+            "six digits, greedy",
+            base.longer.accuracy,
+            trained.longer.accuracy,
+            note="a size that nothing was trained on",
+            count=longer,
+        ),
+    ]
+
+
+def _examples(base: Measured, trained: Measured) -> list[Example]:
+    """The first test problems, sampled before and after."""
+    return [
+        Example(before.problem.question, before.problem.answer, _attempt(before), _attempt(after))
+        for before, after in zip(base.sampled.graded[:EXAMPLES], trained.sampled.graded[:EXAMPLES], strict=True)
+    ]
+
+
+def _attempt(graded: Graded) -> Attempt:
+    return Attempt(f"{graded.rollout.text}<answer>{graded.answer}</answer>", graded.verdict)
