@@ -1,0 +1,202 @@
+"""Where step reports go: the ``Sink`` protocol, and the two files that a run folder keeps.
+
+``metrics.jsonl`` holds one line a step, ``traces.jsonl`` one line for each step whose traces are shown. Both
+are strict JSON (a NaN or an infinity is ``null``), are flushed after each line and can be appended to after a
+crash; :func:`read_steps` gives the reports back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from covrl.errors import UserError
+from covrl.records import Problem, StepReport, TraceGroup, TraceView
+
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Receives each step's report as it is made."""
+
+    def write(self, report: StepReport) -> None:
+        """Take one report; reports come in the order of their steps."""
+        ...
+
+    def close(self) -> None:
+        """Release what the sink holds; calling it twice is allowed."""
+        ...
+
+
+class JsonlSink:
+    """Writes each step's metrics and warnings as one line of ``metrics.jsonl``.
+
+    Example:
+        >>> JsonlSink("runs/sort/metrics.jsonl").write(StepReport(step=1, metrics={"reward/prior": -2.1}))
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._lines = _LineFile(Path(path))
+
+    def write(self, report: StepReport) -> None:
+        metrics = {name: _finite(value) for name, value in report.metrics.items()}
+        self._lines.append({"step": report.step, "metrics": metrics, "warnings": list(report.warnings)})
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+class TracesSink:
+    """Writes the trace groups of each report that has some as one line of ``traces.jsonl``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._lines = _LineFile(Path(path))
+
+    def write(self, report: StepReport) -> None:
+        if report.groups:
+            self._lines.append({"step": report.step, "groups": [_group_record(group) for group in report.groups]})
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def read_metrics(path: str | Path) -> list[StepReport]:
+    """The reports in a metrics file, without traces, steps strictly rising; ``null`` comes back as NaN.
+
+    A run that was resumed wrote some steps twice: what the abandoned stretch wrote is dropped. An unfinished
+    last line is skipped; any other damage raises :class:`UserError` with file and line.
+    """
+    return _latest(_read(Path(path), _metrics_report))
+
+
+def read_traces(path: str | Path) -> dict[int, tuple[TraceGroup, ...]]:
+    """The trace groups in a traces file, by step; damage and resumed runs as in :func:`read_metrics`."""
+    return {report.step: tuple(report.groups) for report in _latest(_read(Path(path), _traces_report))}
+
+
+def read_steps(metrics: str | Path, traces: str | Path | None = None) -> list[StepReport]:
+    """The reports of a run folder, traces included, ready for a new HTML report.
+
+    Example:
+        >>> write_report("report.html", RunSummary(title="sort", steps=read_steps("metrics.jsonl")))
+
+    A traces file that does not exist counts as empty: a run may have shown none.
+    """
+    groups = read_traces(traces) if traces is not None and Path(traces).exists() else {}
+    return [replace(report, groups=groups.get(report.step, ())) for report in read_metrics(metrics)]
+
+
+class _LineFile:
+    """A file of JSON lines, opened for appending on the first line so that an idle sink leaves no file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._closed = False
+
+    def append(self, record: Mapping[str, object]) -> None:
+        if self._closed:
+            raise ValueError(f"{self._path} is closed")
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(self._path)
+            self._file = self._path.open("ab")
+        self._file.write(_encode(record) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _mend(path: Path) -> None:
+    """End the file with a line feed: a torn last line would otherwise swallow the next one."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
+            return
+        try:
+            json.loads(content[start:])
+        except ValueError:
+            file.truncate(start)
+        else:
+            file.write(b"\n")  # the position is the end: only the line feed was lost
+
+
+def _encode(record: Mapping[str, object]) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but JSON can still spell it \ud800
+        return json.dumps(record, ensure_ascii=True, allow_nan=False).encode()
+
+
+def _finite(value: float | None) -> float | None:
+    """The value as a plain float (it may be a NumPy number), or ``None`` where JSON has no word for it."""
+    if value is None:
+        return None
+    plain = float(value)
+    return plain if math.isfinite(plain) else None
+
+
+def _group_record(group: TraceGroup) -> dict[str, object]:
+    traces = [
+        asdict(trace)
+        | {"reward": _finite(trace.reward), "advantage": _finite(trace.advantage), "kl": _finite(trace.kl)}
+        for trace in group.traces
+    ]
+    return {"problem": asdict(group.problem), "traces": traces}
+
+
+def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    lines = content.split(b"\n")
+    torn = len(lines) if lines[-1].strip() else 0  # the text after the last line feed is the unfinished line
+    records: list[T] = []
+    for count, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(parse(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if count == torn:
+                continue
+            what = str(error).replace("\n", " ")
+            raise UserError(f"{path}, line {count}: not a line that covrl wrote ({what}); mend or remove it") from error
+    return records
+
+
+def _latest(reports: Sequence[StepReport]) -> list[StepReport]:
+    """Without the steps that a resumed run took again."""
+    kept: list[StepReport] = []
+    for report in reports:
+        while kept and kept[-1].step >= report.step:
+            kept.pop()
+        kept.append(report)
+    return kept
+
+
+def _metrics_report(record: Any) -> StepReport:
+    metrics = {str(name): math.nan if value is None else float(value) for name, value in record["metrics"].items()}
+    return StepReport(step=int(record["step"]), metrics=metrics, warnings=tuple(map(str, record.get("warnings", ()))))
+
+
+def _traces_report(record: Any) -> StepReport:
+    groups = tuple(_parse_group(group) for group in record["groups"])
+    return StepReport(step=int(record["step"]), metrics={}, groups=groups)
+
+
+def _parse_group(record: Any) -> TraceGroup:
+    problem = record["problem"] | {"accepted": tuple(record["problem"].get("accepted", ()))}
+    return TraceGroup(problem=Problem(**problem), traces=tuple(TraceView(**trace) for trace in record["traces"]))
