@@ -77,11 +77,11 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
         UserError: a setting or the folder cannot be used.
         TrainingStoppedError: training ended early; a report of what was done is written first.
     """
-    new_run_folder(folder)
     task = find_task(config.problems.task)
     test, longer = task.problems("test"), task.problems("longer")
     progress.note("loading the base and measuring it on the test problems …")
     run = build(config)
+    new_run_folder(folder)
     base = measure(run, test, longer)
     report = (folder / "report.html").resolve()
     try:

@@ -1,0 +1,122 @@
+"""Settings: what is checked, what an error says, and that nothing heavy is imported for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from covrl.algorithms import make_algorithm
+from covrl.algorithms.base import Setup
+from covrl.config import AlgorithmTable, PromptConfig, RunConfig, check, override, read_toml, to_toml
+from covrl.errors import UserError
+from covrl.prompts import Prompts
+from covrl.quickstart.run import RECIPE
+from models import character_tokenizer
+
+MODEL = {"model": {"path": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({**MODEL, "training": {"learning_rat": 1}}, "unknown setting training.learning_rat: did you mean training.learning_rate?"),
+        ({**MODEL, "trainin": {}}, "unknown setting trainin: did you mean training?"),
+        ({**MODEL, "report": {"xyz": 1}}, "unknown setting report.xyz: known keys: traces_every, groups_shown"),
+        ({**MODEL, "training": {"steps": "many"}}, "setting training.steps: .*integer.*, found 'many'"),
+        ({**MODEL, "training": {"steps": 0}}, "setting training.steps: .*greater than or equal to 1, found 0"),
+        ({**MODEL, "training": {"schedule": "cosin"}}, "setting training.schedule: .*'cosine', found 'cosin'"),
+        ({}, "setting model is missing"),
+        ({"model": {}}, "setting model.path is missing"),
+        ({**MODEL, "prompts": {"user": "no question"}}, "setting prompts: user has no {question}"),
+        ({**MODEL, "prompts": {"posterior_open": "<think>"}}, "setting prompts: posterior_open has no {hint}"),
+        ({**MODEL, "prompts": {"prior_open": "{hint}"}}, "the prior must not see the answer"),
+        ({**MODEL, "prompts": {"close": " "}}, "must hold visible text"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(table: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        check(RunConfig, table)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"name": "covlr"}, "unknown method 'covlr': did you mean covrl?"),
+        ({"name": "covrl", "bta": 1}, r"\[algorithm\] unknown setting bta: did you mean beta\?"),
+        ({"name": "covrl", "alpha": 2}, r"\[algorithm\] setting alpha: .*less than or equal to 1, found 2"),
+        ({"name": "covrl", "kl": "exakt"}, r"\[algorithm\] setting kl: .*'exact' or 'sampled', found 'exakt'"),
+    ],
+)
+def test_the_method_checks_its_own_table(table: dict, said: str) -> None:
+    setup = Setup(Prompts(character_tokenizer(), PromptConfig()), 8)
+    with pytest.raises(UserError, match=said):
+        make_algorithm(AlgorithmTable.model_validate(table), setup)
+
+
+def test_override_sets_values_by_dotted_key() -> None:
+    table = override(
+        {"training": {"steps": 5}},
+        ["training.steps=9", "training.adam_betas=[0.9, 0.99]", "model.path=some/where", "algorithm.beta=0.5", "problems.shuffle_hints=true"],
+    )
+    assert table == {
+        "training": {"steps": 9, "adam_betas": [0.9, 0.99]},
+        "model": {"path": "some/where"},
+        "algorithm": {"beta": 0.5},
+        "problems": {"shuffle_hints": True},
+    }
+
+
+@pytest.mark.parametrize(("assignment", "said"), [("training.steps", "expected section.key=value"), ("training.steps.x=1", "steps is a value, not a section"), ("=3", "expected")])
+def test_a_malformed_override_says_what_it_should_be(assignment: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        override({"training": {"steps": 5}}, [assignment])
+
+
+def test_override_leaves_its_input_alone() -> None:
+    table = {"training": {"steps": 5}}
+    override(table, ["training.steps=6"])
+    assert table == {"training": {"steps": 5}}
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "no such file"), (b"a = = 1", "not a TOML file: .*line 1"), (b"\xff\xfe", "not a TOML file")])
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        read_toml(path)
+    assert str(path) in str(error.value)
+
+
+def test_the_recipe_is_valid_and_survives_a_round_trip(tmp_path: Path) -> None:
+    config = check(RunConfig, read_toml(RECIPE))
+    copy = tmp_path / "config.toml"
+    copy.write_text(to_toml(config), encoding="utf-8")
+    assert check(RunConfig, read_toml(copy)) == config
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_any_text_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    config = check(RunConfig, {**MODEL, "prompts": {"user": "{question}" + text}})
+    path = tmp_path_factory.mktemp("toml") / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8", newline="")
+    assert check(RunConfig, read_toml(path)) == config
+
+
+def test_there_are_at_most_sixty_settings() -> None:
+    sections = [field.annotation for field in RunConfig.model_fields.values()]
+    assert sum(len(section.model_fields) for section in sections) <= 60  # ty: ignore
+
+
+def test_settings_records_and_command_line_do_not_import_torch() -> None:
+    code = (
+        "import sys, covrl, covrl.cli, covrl.config, covrl.records, covrl.problems.digits, covrl.reporting.html;"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
