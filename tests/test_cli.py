@@ -18,7 +18,12 @@ QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
 def covrl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV_")} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "covrl", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "covrl", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -39,7 +44,10 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--set", "training.lerning_rate=1"], "unknown setting training.lerning_rate: did you mean training.learning_rate?"),
+        (
+            ["--set", "training.lerning_rate=1"],
+            "unknown setting training.lerning_rate: did you mean training.learning_rate?",
+        ),
         (["--set", "algorithm.betta=1"], "unknown setting betta: did you mean beta?"),
         (["--set", "algorithm.name=grppo"], "unknown method 'grppo'"),
         (["--set", "training.steps=-1"], "setting training.steps"),
@@ -90,7 +98,14 @@ def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path:
     assert result["base"]["sampled"] <= 0.10
     assert Path(result["report"]).is_file()
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert files >= {"config.toml", "metrics.jsonl", "traces.jsonl", "report.html", "model/model.safetensors", "model/config.json"}
+    assert files >= {
+        "config.toml",
+        "metrics.jsonl",
+        "traces.jsonl",
+        "report.html",
+        "model/model.safetensors",
+        "model/config.json",
+    }
     again = covrl(*QUICK, "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
     assert "there is a run in this folder already" in again.stderr

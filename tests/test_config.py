@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import character_tokenizer
 
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
@@ -16,7 +17,6 @@ from covrl.config import AlgorithmTable, PromptConfig, RunConfig, check, overrid
 from covrl.errors import UserError
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPE
-from models import character_tokenizer
 
 MODEL = {"model": {"path": "x"}}
 
@@ -24,7 +24,10 @@ MODEL = {"model": {"path": "x"}}
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({**MODEL, "training": {"learning_rat": 1}}, "unknown setting training.learning_rat: did you mean training.learning_rate?"),
+        (
+            {**MODEL, "training": {"learning_rat": 1}},
+            "unknown setting training.learning_rat: did you mean training.learning_rate?",
+        ),
         ({**MODEL, "trainin": {}}, "unknown setting trainin: did you mean training?"),
         ({**MODEL, "report": {"xyz": 1}}, "unknown setting report.xyz: known keys: traces_every, groups_shown"),
         ({**MODEL, "training": {"steps": "many"}}, "setting training.steps: .*integer.*, found 'many'"),
@@ -62,7 +65,13 @@ def test_the_method_checks_its_own_table(table: dict, said: str) -> None:
 def test_override_sets_values_by_dotted_key() -> None:
     table = override(
         {"training": {"steps": 5}},
-        ["training.steps=9", "training.adam_betas=[0.9, 0.99]", "model.path=some/where", "algorithm.beta=0.5", "problems.shuffle_hints=true"],
+        [
+            "training.steps=9",
+            "training.adam_betas=[0.9, 0.99]",
+            "model.path=some/where",
+            "algorithm.beta=0.5",
+            "problems.shuffle_hints=true",
+        ],
     )
     assert table == {
         "training": {"steps": 9, "adam_betas": [0.9, 0.99]},
@@ -72,7 +81,14 @@ def test_override_sets_values_by_dotted_key() -> None:
     }
 
 
-@pytest.mark.parametrize(("assignment", "said"), [("training.steps", "expected section.key=value"), ("training.steps.x=1", "steps is a value, not a section"), ("=3", "expected")])
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("training.steps", "expected section.key=value"),
+        ("training.steps.x=1", "steps is a value, not a section"),
+        ("=3", "expected"),
+    ],
+)
 def test_a_malformed_override_says_what_it_should_be(assignment: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         override({"training": {"steps": 5}}, [assignment])
@@ -84,7 +100,10 @@ def test_override_leaves_its_input_alone() -> None:
     assert table == {"training": {"steps": 5}}
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "no such file"), (b"a = = 1", "not a TOML file: .*line 1"), (b"\xff\xfe", "not a TOML file")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such file"), (b"a = = 1", "not a TOML file: .*line 1"), (b"\xff\xfe", "not a TOML file")],
+)
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     path = tmp_path / "run.toml"
     if content is not None:

@@ -12,7 +12,7 @@ from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
 from covrl.config import RunConfig, to_toml
 from covrl.errors import UserError
-from covrl.evaluation.accuracy import Evaluator, Grader, TraceCheck, exact_text
+from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel, exact_text
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import find_task
@@ -20,7 +20,7 @@ from covrl.prompts import Prompts
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import JsonlSink, Sink, TracesSink
 from covrl.scoring.model import load_model
-from covrl.training.loop import Judge, Run
+from covrl.training.loop import Run, Verifier
 
 
 def build(
@@ -28,20 +28,21 @@ def build(
     problems: Sequence[Problem] | None = None,
     held_out: Sequence[Problem] | None = None,
     grade: Grader = exact_text,
-    check: TraceCheck | None = None,
-    judge: Judge | None = None,
+    label: TraceLabel | None = None,
+    verify: Verifier | None = None,
 ) -> Run:
     """Load the model and assemble a run that has not taken a step.
 
-    Problems, trace check and judge come from ``problems.task`` unless problems are given. Neither ``grade``,
-    ``check`` nor ``judge`` has a part in CoVRL's training: they serve evaluation and the report.
+    Problems and labels come from ``problems.task`` unless problems are given. ``grade`` judges held-out answers and
+    ``label`` names what traces do in the report: neither has a part in training. ``verify`` marks training traces
+    right or wrong for methods that need it; CoVRL does not.
 
     Raises:
         UserError: a setting, the model, or a problem cannot be used.
     """
     if problems is None:
         task = find_task(config.problems.task)
-        problems, check, judge = task.problems(config.problems.train), check or task.check, judge or task.judge
+        problems, label = task.problems(config.problems.train), label or task.label
         held_out = task.problems(config.problems.held_out) if held_out is None else held_out
     if config.problems.shuffle_hints:
         problems = shuffle_hints(problems, config.training.seed)
@@ -57,8 +58,9 @@ def build(
         generator=generator,
         tokenizer=tokenizer,
         source=source,
-        judge=judge,
-        evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, check),
+        verify=verify,
+        label=label,
+        evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, label),
         held_out=held_out or (),
     )
 

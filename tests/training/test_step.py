@@ -198,14 +198,14 @@ def test_on_policy_scores_agree_with_the_sampler() -> None:
             assert torch.allclose(own, torch.tensor(rollout.log_probs, dtype=torch.float64), atol=1e-10)
 
 
-def test_a_step_is_the_same_with_and_without_a_judge() -> None:
-    """What a trace is marked as for the report cannot reach CoVRL's training."""
+def test_training_is_the_same_with_and_without_marks() -> None:
+    """CoVRL reads no verdict and no label: marking traces changes not one bit of its training."""
     ends = []
-    for judge in (None, "marks"):
+    for marked in (False, True):
         run = make_run()
-        run.judge = (
-            None if judge is None else (lambda problem, rollout: "right" if rollout.request.index % 2 else "wrong")
-        )
+        if marked:
+            run.verify = lambda problem, rollout: "right" if rollout.request.index % 2 else "wrong"
+            run.label = lambda problem, rollout: "sound" if rollout.request.index % 2 else "odd"
         for _ in run.steps():
             pass
         ends.append(torch.cat([p.detach().flatten() for p in run.parameters]))

@@ -12,8 +12,10 @@ from covrl.records import Problem, Request, Rollout, Verdict
 Grader = Callable[[Problem, str], Verdict]
 """(problem, answer text) -> verdict."""
 
-TraceCheck = Callable[[Problem, Rollout], bool]
-"""Whether a trace's reasoning is sound, where a task can tell. Never used in training."""
+TraceLabel = Callable[[Problem, Rollout], str]
+"""What a trace does, where a task can tell: "sound", or the name of what is wrong. For reports, never for training."""
+
+SOUND = "sound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Graded:
     rollout: Rollout
     answer: str
     verdict: Verdict
-    sound: bool | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ class Evaluation:
     @property
     def sound(self) -> float | None:
         """Share of sound traces; None where the task cannot tell."""
-        checked = [g.sound for g in self.graded if g.sound is not None]
-        return sum(checked) / len(checked) if checked else None
+        labels = [g.label for g in self.graded if g.label is not None]
+        return labels.count(SOUND) / len(labels) if labels else None
 
 
 def exact_text(problem: Problem, answer: str) -> Verdict:
@@ -63,7 +65,7 @@ class Evaluator:
     max_trace_tokens: int
     max_answer_tokens: int
     grade: Grader = exact_text
-    check: TraceCheck | None = None
+    label: TraceLabel | None = None
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
         """One trace and one answer per problem; ``temperature`` 0 is greedy."""
@@ -80,5 +82,5 @@ class Evaluator:
         for problem, trace in zip(problems, traces, strict=True):
             said = next(replies).text.removesuffix(suffix) if trace.valid else ""
             verdict: Verdict = self.grade(problem, said) if trace.valid else "wrong"
-            graded.append(Graded(problem, trace, said, verdict, self.check(problem, trace) if self.check else None))
+            graded.append(Graded(problem, trace, said, verdict, self.label(problem, trace) if self.label else None))
         return Evaluation(tuple(graded))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import get_args
 
 from covrl.errors import UserError
+from covrl.evaluation.accuracy import SOUND
 from covrl.problems import digits
-from covrl.records import Problem, Rollout, Verdict
+from covrl.records import Problem, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,10 @@ class DigitsTask:
         """Accuracy of the best answer that ignores the question."""
         return digits.chance()
 
-    def check(self, problem: Problem, rollout: Rollout) -> bool:
-        """Whether the trace is the right procedure with every step true."""
-        return digits.read_trace(problem.question, rollout.text).sound
-
-    def judge(self, problem: Problem, rollout: Rollout) -> Verdict:
-        """:meth:`check` as a mark in the report."""
-        return "right" if self.check(problem, rollout) else "wrong"
+    def label(self, problem: Problem, rollout: Rollout) -> str:
+        """``sound`` (the right procedure, every step true and in order), ``false step`` or ``other procedure``."""
+        found = digits.read_trace(problem.question, rollout.text)
+        return SOUND if found.sound else "false step" if found.false_step else "other procedure"
 
 
 TASKS = {"digits": DigitsTask()}

@@ -146,7 +146,7 @@ def _rows(base: Measured, trained: Measured, chance: float) -> list[ResultRow]:
             "six digits, greedy",
             base.longer.accuracy,
             trained.longer.accuracy,
-            note="a size that nothing was trained on",
+            note=f"a size that nothing was trained on; {trained.longer.sound or 0:.0%} of these traces are sound",
             count=longer,
         ),
     ]

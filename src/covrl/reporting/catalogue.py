@@ -81,7 +81,17 @@ CHARTS = (
     ChartSpec(
         TRACES, "Broken traces", "share",
         "All near 0: cut off at the limit, without a closing tag, or with a reward that hit the floor.",
-        ("trace/truncated_share", "trace/invalid_share", "reward/floored_share"), zero=True,
+        ("trace/truncated_share", "trace/invalid_share", "reward/floored_share", "trace/invalid_*"), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "What prior traces do", "share",
+        "Where the task can tell. Sound traces take over, false steps stay rare; these marks are never trained on.",
+        ("label/prior_*",), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "What posterior traces do", "share",
+        "The same with the answer in sight: how well the hint selects the reasoning that leads to it.",
+        ("label/posterior_*",), zero=True,
     ),
     ChartSpec(
         TRACES, "Answer leak", "share",
@@ -116,7 +126,7 @@ CHARTS = (
     ),
     ChartSpec(
         UPDATES, "Groups kept", "",
-        "Groups whose traces differ in reward. A fall to 0 leaves nothing to learn from.",
+        "Groups that the method admitted to the step. At 0 there was nothing to learn from.",
         ("groups/kept",), zero=True,
     ),
     ChartSpec(UPDATES, "Learning rate", "", "As the schedule says.", ("optim/lr",), zero=True),

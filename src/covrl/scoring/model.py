@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
@@ -77,6 +78,7 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     source = str(resolve_path(config.path))
     if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
         raise UserError(f"model.path: {source} holds no *.safetensors weights")
+    hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)

@@ -19,14 +19,14 @@ import torch
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, TrainingStoppedError
-from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.accuracy import SOUND, Evaluator, TraceLabel
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, StepReport, TraceGroup, TraceView, Verdict
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import score
-from covrl.training.monitors import reward_metrics, rollout_metrics
+from covrl.training.monitors import label_metrics, label_warnings, reward_metrics, rollout_metrics
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Reducer, Solo
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient
@@ -34,7 +34,7 @@ from covrl.training.step import GradientReport, PassLimits, accumulate_gradient
 ADMIT_ROUNDS = 10
 """How often a method that wants more groups may sample again within a step."""
 
-Judge = Callable[[Problem, Rollout], Verdict]
+Verifier = Callable[[Problem, Rollout], Verdict]
 
 
 class Clock:
@@ -55,7 +55,8 @@ class Clock:
 class Run:
     """Everything a run is made of; :meth:`step` takes one optimizer step (or ``mini_batches`` of them).
 
-    ``judge`` marks traces right or wrong for the report and for methods that ask for a verifier; CoVRL reads no mark.
+    ``verify`` marks traces right or wrong for methods that need a verifier; CoVRL needs none. ``label`` names what
+    traces do, for monitors and the report alone.
     """
 
     config: RunConfig
@@ -64,7 +65,8 @@ class Run:
     generator: TraceGenerator
     tokenizer: Any
     source: ProblemSource
-    judge: Judge | None = None
+    verify: Verifier | None = None
+    label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
     reducer: Reducer = field(default_factory=Solo)
@@ -103,11 +105,14 @@ class Run:
             self.generator.publish(self.done)
         metrics = rollout_metrics(sampled) | {"groups/kept": float(len(kept))}
         metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits) | update
+        if self.label:
+            metrics |= label_metrics(kept, credits, self.label, self.config.prompts.close)
         if self._due(self.config.evaluation.every, number):
             with clock("eval"):
                 metrics |= self._evaluate()
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
-        return StepReport(number, metrics, tuple(self.algorithm.warnings(metrics)), self._shown(kept, credits))
+        warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics))
+        return StepReport(number, metrics, warnings, self._shown(kept, credits))
 
     def _collect(self, draw: Draw, clock: Clock) -> tuple[list[Group], list[ScoredGroup]]:
         """All sampled groups, and the admitted ones with their scores."""
@@ -139,12 +144,12 @@ class Run:
             rollouts = iter(self.generator.generate(requests, sampling, draw))
             for past, plan in zip(history, plans, strict=True):
                 past += [next(rollouts) for _ in plan]
-        return [self._judged(p, h) for p, h in zip(problems, history, strict=True)]
+        return [self._verified(p, h) for p, h in zip(problems, history, strict=True)]
 
-    def _judged(self, problem: Problem, rollouts: Sequence[Rollout]) -> Group:
-        if self.judge is None:
+    def _verified(self, problem: Problem, rollouts: Sequence[Rollout]) -> Group:
+        if self.verify is None:
             return Group(problem, tuple(rollouts))
-        return Group(problem, tuple(replace(r, correct=self.judge(problem, r)) for r in rollouts))
+        return Group(problem, tuple(replace(r, correct=self.verify(problem, r)) for r in rollouts))
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""
@@ -202,19 +207,21 @@ class Run:
         if not self._due(self.config.report.traces_every, self.done):
             return ()
         count = self.config.report.groups_shown
-        return tuple(trace_group(g, c) for g, c in zip(groups[:count], credits[:count], strict=True))
+        return tuple(trace_group(g, c, self.label) for g, c in zip(groups[:count], credits[:count], strict=True))
 
 
-def trace_group(group: ScoredGroup, credits: Sequence[Credit]) -> TraceGroup:
-    """A credited group without tensors, for the report; KL in nats over the whole trace where it was read."""
+def trace_group(group: ScoredGroup, credits: Sequence[Credit], label: TraceLabel | None = None) -> TraceGroup:
+    """A credited group without tensors, for the report; KL in nats over the whole trace where it was read.
+
+    A trace that no verifier marked is shown as right if its label says that it is sound.
+    """
     views = []
     for rollout, scores, credit in zip(group.rollouts, group.scores, credits, strict=True):
         kl = float(scores["trace", "kl"].sum()) if ("trace", "kl") in scores else None
-        views.append(
-            TraceView(
-                rollout.source, rollout.text, rollout.finish, credit.reward, credit.advantage, kl, rollout.correct
-            )
-        )
+        mark = rollout.correct
+        if mark is None and label is not None:
+            mark = "right" if label(group.problem, rollout) == SOUND else "wrong"
+        views.append(TraceView(rollout.source, rollout.text, rollout.finish, credit.reward, credit.advantage, kl, mark))
     return TraceGroup(group.problem, tuple(views))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from covrl.evaluation.accuracy import SOUND, TraceLabel
 from covrl.records import Credit, Group, Rollout, ScoredGroup
 
 
@@ -16,7 +17,7 @@ def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str
     }
     for source, mine in _by_source(rollouts).items():
         metrics[f"length/{source}"] = _mean([len(r.trace_ids) for r in mine])
-        metrics[f"trace/invalid_share_{source}"] = _mean([not r.valid for r in mine])
+        metrics[f"trace/invalid_{source}_share"] = _mean([not r.valid for r in mine])
     return metrics
 
 
@@ -31,6 +32,53 @@ def reward_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Cre
     if {"prior", "posterior"} <= set(by_source):
         metrics["reward/gap"] = metrics["reward/posterior"] - metrics["reward/prior"]
     return metrics
+
+
+def label_metrics(
+    groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]], label: TraceLabel, close: str
+) -> dict[str, float]:
+    """Where a task can tell what traces do: the share of each label by source, and two shares that precede a failure.
+
+    ``leak/unsound_ends_in_hint_share``: posterior traces that end in what the prompt showed and are not sound.
+    ``nll/selected_unsound_share``: of the traces whose answer is trained, those that are not sound.
+    """
+    rows = [
+        (rollout, group.problem, credit, label(group.problem, rollout))
+        for group, row in zip(groups, credits, strict=True)
+        for rollout, credit in zip(group.rollouts, row, strict=True)
+    ]
+    metrics: dict[str, float] = {}
+    for name in sorted({found for *_, found in rows}):
+        for source in sorted({rollout.source for rollout, *_ in rows}):
+            mine = [found == name for rollout, _, _, found in rows if rollout.source == source]
+            metrics[f"label/{source}_{name.replace(' ', '_')}_share"] = _mean(mine)
+    posterior = [(r, p, found) for r, p, _, found in rows if r.source == "posterior"]
+    metrics["leak/unsound_ends_in_hint_share"] = _mean(
+        [f != SOUND and r.text.removesuffix(close).strip().endswith(p.shown.strip()) for r, p, f in posterior]
+    )
+    trained = [found != SOUND for _, _, credit, found in rows if "nll" in credit.weights]
+    return metrics | {"nll/selected_unsound_share": _mean(trained)}
+
+
+def label_warnings(metrics: Mapping[str, float]) -> list[str]:
+    """Named failures that the labels show before the reward does; thresholds INFERRED from trials (spec section 10)."""
+    found = []
+    if metrics.get("label/prior_false_step_share", 0.0) > 0.05:
+        found.append(
+            f"false steps: {metrics['label/prior_false_step_share']:.0%} of the prior traces hold one; usually the "
+            "first sign that the learning rate is too high"
+        )
+    if metrics.get("leak/unsound_ends_in_hint_share", 0.0) > 0.2:
+        found.append(
+            f"empty traces: {metrics['leak/unsound_ends_in_hint_share']:.0%} of the posterior traces end in the shown "
+            "answer without sound reasoning; raise beta, or supervise the base longer"
+        )
+    if metrics.get("nll/selected_unsound_share", 0.0) > 0.5:
+        found.append(
+            f"unread traces: {metrics['nll/selected_unsound_share']:.0%} of the traces whose answer is trained do not "
+            "lead to it, so the answer learns to ignore the trace"
+        )
+    return found
 
 
 def _by_source(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
