@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from models import character_tokenizer
+from training.test_step import make_run
 
 from covrl.api import build
 from covrl.errors import TrainingStoppedError
@@ -16,8 +18,6 @@ from covrl.quickstart.run import load_config
 from covrl.records import Problem
 from covrl.rewards import likelihood
 from covrl.training.loop import Run
-from models import character_tokenizer
-from training.test_step import make_run
 
 SHORT = [
     "training.steps=14",
@@ -86,7 +86,7 @@ def test_answers_of_60_tokens_train_without_flooring_everything() -> None:
 def test_a_step_whose_answers_are_all_floored_stops_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the growing floor is for: under a fixed one the same run would see no difference between traces."""
     monkeypatch.setattr(likelihood, "FLOOR_TOKENS", 10**9)
-    with pytest.raises(TrainingStoppedError, match="at the reward's floor.*algorithm.reward = 'mean'"):
+    with pytest.raises(TrainingStoppedError, match=r"at the reward's floor.*algorithm\.reward = 'mean'"):
         list(long_answer_run().steps())
 
 
@@ -105,7 +105,7 @@ def test_a_method_may_ask_for_more_groups(monkeypatch: pytest.MonkeyPatch) -> No
     run = make_run(training={"steps": 1})
     admit, rounds = run.algorithm.admit, []
 
-    def twice(groups):  # noqa: ANN001, ANN202
+    def twice(groups):
         rounds.append(len(groups))
         return admit(groups)._replace(want_more=len(rounds) < 2)
 
@@ -120,7 +120,7 @@ def test_a_group_is_planned_until_the_method_asks_for_nothing(monkeypatch: pytes
     run = make_run()
     plan = run.algorithm.plan
 
-    def retry(problem, history, draw):  # noqa: ANN001, ANN202
+    def retry(problem, history, draw):
         if not history:
             return plan(problem, history, draw)
         if len(history) > 4:
