@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
 from covrl.config import ModelConfig
@@ -80,13 +81,24 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
         raise UserError(f"model.path: {source} holds no *.safetensors weights")
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: cannot load {source!r}: {str(error).splitlines()[0]}") from error
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
     language_model.probe()
     return language_model, tokenizer
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or hub id, of the class that its own config names.
+
+    For some model types (qwen2 among them) AutoTokenizer puts a class of its own in the place of a generic one and
+    rebuilds another vocabulary from the same files, without a word; a generic tokenizer is therefore loaded as such.
+    """
+    named = get_tokenizer_config(source).get("tokenizer_class")
+    generic = named in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
 
 
 def resolve_path(path: str) -> Path | str:

@@ -1,0 +1,85 @@
+"""Held-out accuracy and leak rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from models import character_tokenizer
+
+from covrl.config import PromptConfig
+from covrl.evaluation.accuracy import Evaluator, exact_text
+from covrl.evaluation.leak import leak_rates, states_early
+from covrl.generation.base import Draw, Sampling
+from covrl.prompts import Prompts
+from covrl.records import Problem, Request, Rollout
+
+PROMPTS = Prompts(character_tokenizer(), PromptConfig())
+PROBLEMS = [Problem("p0", "1+1", "2"), Problem("p1", "2+2", "4", accepted=("four",)), Problem("p2", "3+3", "6")]
+
+
+class Scripted:
+    """A generator that thinks and answers by script, and keeps what it was asked."""
+
+    def __init__(self, answers: Sequence[str | None]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[list[Request], Sampling, Draw]] = []
+
+    def publish(self, version: int) -> None: ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        self.asked.append((list(requests), sampling, draw))
+        thinking = sampling.stop == "</think>"
+        said = [self.answers[int(r.problem_id[1:])] for r in requests]
+        texts = ["hm</think>" if thinking else f"{a}</answer>" for a in said]
+        ids = [tuple(PROMPTS.tokenizer(t).input_ids) for t in texts]
+        return [
+            Rollout(r, i, (0.0,) * len(i), "length" if a is None else "closed", "none" if a is None else "sampled", t)
+            for r, i, t, a in zip(requests, ids, texts, said, strict=True)
+        ]
+
+
+def test_accuracy_counts_accepted_answers_and_traces_without_an_end() -> None:
+    generator = Scripted(["2", " four ", None])
+    found = Evaluator(generator, PROMPTS, 50, 5)(PROBLEMS, 0.0, Draw(0, 0))
+    assert [g.verdict for g in found.graded] == ["right", "right", "wrong"]
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.sound is None
+
+
+def test_only_the_prior_prompt_is_used_and_the_answer_follows_the_trace() -> None:
+    generator = Scripted(["2", "4", "6"])
+    Evaluator(generator, PROMPTS, 50, 5)(PROBLEMS, 0.7, Draw(3, 9))
+    (thoughts, thinking, first), (replies, answering, second) = generator.asked
+    assert [r.prompt_ids for r in thoughts] == [PROMPTS.prior(p) for p in PROBLEMS]
+    assert (thinking.max_tokens, thinking.temperature, answering.max_tokens) == (50, 0.7, 5)
+    decoded = PROMPTS.tokenizer.decode(list(replies[0].prompt_ids))
+    assert str(decoded).endswith("<think>\nhm</think>\n<answer>")
+    assert first.purpose != second.purpose, "trace and answer must not share random numbers"
+
+
+def test_unknown_verdicts_are_counted_apart() -> None:
+    found = Evaluator(Scripted(["2", "4", "6"]), PROMPTS, 50, 5, grade=lambda p, a: "unknown")(
+        PROBLEMS, 0.0, Draw(0, 0)
+    )
+    assert (found.accuracy, found.unknown) == (0.0, 1.0)
+
+
+def test_exact_text() -> None:
+    assert exact_text(PROBLEMS[0], " 2\n") == "right"
+    assert exact_text(PROBLEMS[0], "2.0") == "wrong"
+
+
+def test_leaks_are_early_and_held_against_another_problems_answer() -> None:
+    assert states_early("42 is what we want, so let us see what gives it", "42")
+    assert not states_early("let us see what we get when we add it all up: 42", "42")
+    leaking = [(f"{a} it is, as we will now derive in a few words", a) for a in ("17", "23", "99")]
+    assert leak_rates(leaking) == (1.0, 0.0)
+    chatty = [("17 23 99 are the numbers in question, so let us add them", a) for a in ("17", "23", "99")]
+    own, other = leak_rates(chatty)
+    assert own == other == 1.0
+
+
+def test_without_two_answers_there_is_no_rate() -> None:
+    assert all(math.isnan(rate) for rate in leak_rates([("x", "1"), ("y", "1")]))
