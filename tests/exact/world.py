@@ -98,11 +98,13 @@ class Reading:
     prior: Tensor
     posterior: Tensor
     kl: Tensor
+    kl_detached: Tensor
     answer: Tensor | None
 
     def detached(self) -> Reading:
         answer = None if self.answer is None else self.answer.detach()
-        return Reading(self.prior.detach(), self.posterior.detach(), self.kl.detach(), answer)
+        kl = self.kl.detach()
+        return Reading(self.prior.detach(), self.posterior.detach(), kl, kl, answer)
 
 
 def plain_reading(run: Run, ids: Sequence[int], appended: bool) -> Reading:
@@ -117,9 +119,10 @@ def plain_reading(run: Run, ids: Sequence[int], appended: bool) -> Reading:
     prior, posterior = p[:-1][steps], q[1:-1][steps]
     m = 0.5 * prior.exp() + 0.5 * posterior.exp()
     kl = (m * (m.log() - prior)).sum(-1)
+    kl_detached = (m * (m.log() - prior.detach())).sum(-1)
     at = len(ids) + appended
     answer = torch.stack([p[at, B], p[at + 1, CLOSE]]) if closed else None
-    return Reading(prior[steps, targets], posterior[steps, targets], kl, answer)
+    return Reading(prior[steps, targets], posterior[steps, targets], kl, kl_detached, answer)
 
 
 def production_gradient(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import byte_tokenizer, character_tokenizer, tiny
 
+from covrl.config import PromptConfig
+from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator, choose
 from covrl.generation.random import trace_key, uniforms
-from covrl.records import Request, Rollout
+from covrl.prompts import Prompts
+from covrl.records import Problem, Request, Rollout
 
 FAMILIES = ["qwen2", "llama", "gpt2", "gemma2"]
 TOKENIZER = character_tokenizer()
@@ -156,6 +159,26 @@ def test_an_end_of_sequence_token_before_the_tag_is_its_own_ending() -> None:
     assert ended
     ends = {*model.generation_config.eos_token_id, TOKENIZER.eos_token_id}
     assert all(r.trace_ids[-1] in ends and not ends & set(r.trace_ids[:-1]) and not r.valid for r in ended)
+
+
+def test_a_tag_inside_a_merged_token_leaves_the_trace_and_is_appended_by_the_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """End to end with a BPE that merges ``>`` and newline: what is kept, what text is shown, what a row holds."""
+    tokenizer = byte_tokenizer()
+    script = [*tokenizer("so 42").input_ids, *tokenizer("</think").input_ids, tokenizer.convert_tokens_to_ids(">\n")]
+    steps = iter(script)
+    monkeypatch.setattr(engine_module, "choose", lambda log_probs, draws: torch.full((len(log_probs),), next(steps)))
+    engine = TorchGenerator(tiny("gpt2", len(tokenizer)), tokenizer, 8)
+    prompts = Prompts(tokenizer, PromptConfig())
+    problem = Problem("p", "q", "42")
+    request = Request("p", 0, prompts.prior(problem), "prior")
+    (rollout,) = engine.generate([request], Sampling(40, "</think>"), DRAW)
+    assert (rollout.finish, rollout.closing, rollout.text) == ("closed", "appended", "so 42</think>")
+    assert rollout.trace_ids == tuple(tokenizer("so 42").input_ids)
+    assert len(rollout.log_probs) == len(rollout.trace_ids)
+    row = prompts.prior_row(problem, rollout)
+    assert str(tokenizer.decode(list(row.ids))).endswith("<think>\nso 42</think>\n<answer>42</answer>")
 
 
 def test_prefix_ids_are_read_but_not_returned() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covrl.objectives import centred, clipped_ratio
+from covrl.objectives import capped, centred, clipped_ratio, smoothly_capped
 
 
 @given(st.floats(-3, 3), st.floats(-5, 5), st.floats(0.01, 0.9), st.floats(0.01, 0.9))
@@ -24,6 +24,17 @@ def test_gradient_stops_only_where_the_clip_binds(log_ratio: float, weight: floa
     (weight * clipped_ratio(drift, torch.tensor([weight]), 0.3, 0.3)).sum().backward()
     assert drift.grad is not None
     assert bool(drift.grad.abs() > 0) is flows
+
+
+def test_a_smooth_cap_is_the_ratio_up_to_one_and_stays_below_the_cap() -> None:
+    ratio = torch.linspace(0, 30, 3001, dtype=torch.float64)
+    found = smoothly_capped(ratio, 2.0)
+    assert torch.equal(found[ratio <= 1], ratio[ratio <= 1])
+    assert float(found.max()) <= 2.0
+    slope = found.diff() / ratio.diff()
+    assert float(slope.diff().abs().max()) < 0.03  # no corner: the slope moves by little from point to point
+    assert float(slope.min()) >= 0
+    assert capped(torch.tensor([0.5, 3.0]), 2.0).tolist() == [0.5, 2.0]
 
 
 def test_centred_uses_the_whole_group() -> None:

@@ -90,6 +90,17 @@ def test_a_step_whose_answers_are_all_floored_stops_with_advice(monkeypatch: pyt
         list(long_answer_run().steps())
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_one_source_alone_is_a_mode_of_its_own(alpha: float) -> None:
+    run = make_run(training={"steps": 1}, alpha=alpha)
+    (report,) = run.steps()
+    present = "prior" if alpha else "posterior"
+    assert {n for n in report.metrics if n in ("reward/prior", "reward/posterior", "reward/gap")} == {
+        f"reward/{present}"
+    }
+    assert (report.metrics["loss/nll"] > 0) is bool(alpha)
+
+
 def test_no_valid_trace_means_no_update() -> None:
     run = make_run(training={"steps": 1})
     run.config = run.config.model_copy(update={"prompts": run.config.prompts.model_copy(update={"close": "☃"})})

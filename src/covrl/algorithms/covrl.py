@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -36,11 +37,13 @@ from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.generation.random import uniform
 from covrl.objectives import (
+    capped,
     centred,
     clipped_ratio,
     composite_kl_estimate,
     composite_log_prob,
     prior_traces,
+    smoothly_capped,
     trace_tokens,
 )
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
@@ -65,7 +68,14 @@ class CoVRLConfig(Settings):
         "source",
         description="c's denominator: the trace's own source (INFERRED, 65 %), or αp + (1−α)q (INFERRED, 35 %)",
     )
-    ratio_cap: float = Field(2.0, gt=0, description="c ≤ cap. 'Soft clipping' is CONFIRMED, this form INFERRED")
+    ratio_cap: float = Field(
+        2.0, gt=1, description="c stays below it. 'Soft clipping' is CONFIRMED, the value INFERRED"
+    )
+    soft_clip: Literal["cap", "smooth"] = Field(
+        "cap",
+        description="how c is held below ratio_cap: min(c, cap), or bending towards it above 1 (both INFERRED: "
+        "the form is not known)",
+    )
     clip: float = Field(
         0.3,
         gt=0,
@@ -78,6 +88,11 @@ class CoVRLConfig(Settings):
         "sampled: the generalised form of the paper's two estimators",
     )
     beta: float = Field(1.0, ge=0, description="weight of the KL. INFERRED: 1 is the ELBO; 0.1 is reported to collapse")
+    kl_reference: Literal["live", "detached"] = Field(
+        "live",
+        description="gradient through the p in log(m/p). live: INFERRED, it is the bound's; detached: a control, which "
+        "loses the transfer from posterior to prior (VERIFIED)",
+    )
     kl_in_return: bool = Field(
         False, description="A_t −= β Σ_{u>t} kl_u: the half of the KL's gradient that a KL loss leaves out (INFERRED)"
     )
@@ -114,7 +129,9 @@ class CoVRL(Algorithm):
             Reading("trace", both, composite_entropy, (*names, "prior_entropy", "posterior_entropy")),
             answer,
         )
-        self.training = (Reading("trace", both, composite, names), answer)
+        self.detach_reference = config.kl_reference == "detached"
+        head = partial(composite, detach_reference=self.detach_reference)
+        self.training = (Reading("trace", both, head, names), answer)
         nll_per = prior_traces if config.nll == "selective" else trace_tokens
         self.streams = (
             Stream("policy", "trace", 1.0, trace_tokens),
@@ -181,7 +198,8 @@ class CoVRL(Algorithm):
         if self.config.ratio == "mixture":
             alpha = torch.tensor(self.config.alpha, dtype=drawn.dtype, device=drawn.device)
             drawn = torch.logaddexp(alpha.log() + scores[P], (1 - alpha).log() + scores[Q])
-        return (composite_log_prob(scores[P], scores[Q]) - drawn).exp().clamp_max(self.config.ratio_cap)
+        soft_clip = capped if self.config.soft_clip == "cap" else smoothly_capped
+        return soft_clip((composite_log_prob(scores[P], scores[Q]) - drawn).exp(), self.config.ratio_cap)
 
     def _trains_answer(self, rollout: Rollout, advantage: float) -> bool:
         if self.config.nll == "selective":
@@ -197,10 +215,10 @@ class CoVRL(Algorithm):
         new, old = tokens.new, tokens.old
         drift = composite_log_prob(new[P], new[Q]) - composite_log_prob(old[P], old[Q])
         clip = self.config.clip
-        kl = new[KL] if self.config.kl == "exact" else capped_kl_estimate(new[P], new[Q], old[SOURCE])
+        sampled = self.config.kl == "sampled"
         return {
             "policy": -clipped_ratio(drift, tokens.weight["policy"], clip, clip),
-            "kl": kl,
+            "kl": capped_kl_estimate(new[P], new[Q], old[SOURCE], self.detach_reference) if sampled else new[KL],
             "nll": -new[ANSWER],
         }
 
@@ -224,11 +242,11 @@ def source_log_prob(rollout: Rollout, scores: Scores) -> Tensor:
     return scores[P] if rollout.source == "prior" else scores[Q]
 
 
-def capped_kl_estimate(prior: Tensor, posterior: Tensor, source: Tensor) -> Tensor:
+def capped_kl_estimate(prior: Tensor, posterior: Tensor, source: Tensor, detach_reference: bool = False) -> Tensor:
     """The sampled KL, times min(1, 10·s/m) as a constant: a safety cap on m/s above 10 (INFERRED, spec 9.5.6)."""
     composite_now = composite_log_prob(prior, posterior).detach()
     cap = (10 * (source - composite_now).exp()).clamp_max(1.0)
-    return cap * composite_kl_estimate(prior, posterior, source)
+    return cap * composite_kl_estimate(prior, posterior, source, detach_reference=detach_reference)
 
 
 def _after(values: Tensor) -> Tensor:

@@ -5,6 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def capped(ratio: Tensor, cap: float) -> Tensor:
+    """min(ratio, cap), elementwise."""
+    return ratio.clamp_max(cap)
+
+
+def smoothly_capped(ratio: Tensor, cap: float) -> Tensor:
+    """The ratio itself up to 1, then bending towards ``cap`` (above 1) without a corner; elementwise.
+
+    1 + (cap−1)·tanh((ratio−1)/(cap−1)) above 1: value and slope are continuous, and it is never above ``cap``.
+    """
+    room = cap - 1
+    return ratio.where(ratio <= 1, 1 + room * ((ratio - 1) / room).tanh())
+
+
 def clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: float) -> Tensor:
     """The part of PPO's pessimistic ratio that binds, by the sign of the token's weight; ``[T]`` -> ``[T]``.
 

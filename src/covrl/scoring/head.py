@@ -47,10 +47,13 @@ def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
     return (_at(torch.log_softmax(single, dim=-1), targets),)
 
 
-def composite(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def composite(
+    logits: Sequence[Tensor], targets: Tensor, detach_reference: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """(log p, log q, exact KL(m‖p)), each ``[n]``, for contexts (prior, posterior); see ``composite_kl``."""
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
-    return _at(prior, targets), _at(posterior, targets), normalised_composite_kl(prior, posterior)
+    kl = normalised_composite_kl(prior, posterior, detach_reference=detach_reference)
+    return _at(prior, targets), _at(posterior, targets), kl
 
 
 def composite_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
