@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from covrl.cli import main
+from covrl.records import StepReport
+from covrl.training.loop import Run
 
 QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
 
@@ -109,3 +111,24 @@ def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path:
     again = covrl(*QUICK, "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
     assert "there is a run in this folder already" in again.stderr
+
+
+def test_an_interrupt_keeps_what_was_done_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the third step: model, metrics and a report are there, one line says so, exit code 130."""
+    monkeypatch.chdir(tmp_path)
+    step = Run.step
+
+    def interrupted(run: Run) -> StepReport:
+        if run.done == 2:
+            raise KeyboardInterrupt
+        return step(run)
+
+    monkeypatch.setattr(Run, "step", interrupted)
+    small = ["--set", "training.problems_per_step=2", "--set", "training.steps=9", "--out", "run"]
+    assert in_process(monkeypatch, *QUICK, *small) == 130
+    assert capsys.readouterr().err.strip().endswith("covrl: interrupted after step 2; what was done is in run")
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+    assert "interrupted after step 2" in (tmp_path / "run/report.html").read_text()

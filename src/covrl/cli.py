@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from covrl.errors import TrainingStoppedError, UserError
+from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -107,7 +107,4 @@ def main() -> None:
         sys.exit(2)
     except TrainingStoppedError as error:
         print(f"covrl: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("covrl: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130 if isinstance(error, RunInterruptedError) else 1)

@@ -14,5 +14,9 @@ class TrainingStoppedError(Exception):
     """Training was ended because going on makes no sense; the message says why and what to change."""
 
 
+class RunInterruptedError(TrainingStoppedError):
+    """The user ended the run; the message says where what was done is."""
+
+
 class NonFiniteError(TrainingStoppedError):
     """A loss or gradient is NaN or infinite; the step was not taken. The message names stream and problem."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from covrl.api import Trained, build, new_run_folder, train
 from covrl.config import RunConfig, check, override, read_toml
-from covrl.errors import TrainingStoppedError
+from covrl.errors import RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluation, Graded
 from covrl.generation.base import Draw
 from covrl.problems.tasks import find_task
@@ -75,7 +75,7 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
 
     Raises:
         UserError: a setting or the folder cannot be used.
-        TrainingStoppedError: training ended early; a report of what was done is written first.
+        TrainingStoppedError: training ended early (RunInterruptedError: by the user); what was done is written.
     """
     task = find_task(config.problems.task)
     test, longer = task.problems("test"), task.problems("longer")
@@ -87,9 +87,12 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
     try:
         with progress:
             training = train(run, folder, [progress])
-    except TrainingStoppedError as error:
-        write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)]))
-        raise TrainingStoppedError(f"{error} (report: {report})") from error
+    except (TrainingStoppedError, KeyboardInterrupt) as error:
+        reason = str(error) or f"interrupted after step {run.done}"
+        if run.done:
+            write_report(report, summarise(run, folder, base, None, [Note(reason, run.done)]))
+        kind = RunInterruptedError if isinstance(error, KeyboardInterrupt) else type(error)
+        raise kind(f"{reason}; what was done is in {folder}") from error
     progress.note("measuring the trained model on the test problems …")
     trained = measure(run, test, longer)
     summary = summarise(run, folder, base, trained, [])
