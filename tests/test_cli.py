@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from covrl.cli import main
-from covrl.records import StepReport
 from covrl.training.loop import Run
 
 QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
@@ -53,8 +54,8 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
         (["--set", "algorithm.betta=1"], "unknown setting betta: did you mean beta?"),
         (["--set", "algorithm.name=grppo"], "unknown method 'grppo'"),
         (["--set", "training.steps=-1"], "setting training.steps"),
-        (["--set", "problems.task=digit"], "unknown task 'digit': did you mean digits?"),
-        (["--set", "problems.train=tests"], "task digits has no split 'tests'"),
+        (["--set", "problems.train=digit:train"], "digit:train"),
+        (["--set", "problems.train=digits:tests"], "no split 'tests'"),
         (["--set", "model.path=/nowhere/at/all"], "cannot load '/nowhere/at/all'"),
         (["--set", "model.path=covrl:digit"], "'covrl:digit' is not shipped; there is covrl:digits"),
         (["--set", "model.device=gpu"], "model.device: gpu"),
@@ -78,6 +79,31 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert last.startswith("covrl: ")
     assert said in last
     assert not list(tmp_path.iterdir()), "nothing is half-written"
+
+
+def test_grade_reads_standard_input_and_reports_on_standard_error(tmp_path: Path) -> None:
+    rows = [{"answer": "42", "response": "so \\boxed{42}"}, {"answer": "1/2", "response": "\\boxed{0.5}"}]
+    rows += [{"answer": "7", "response": "\\boxed{8}"}, {"answer": "7", "response": "it is 7"}]
+    found = subprocess.run(
+        [sys.executable, "-m", "covrl", "grade"],
+        input="\n".join(map(json.dumps, rows)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    verdicts = [json.loads(line)["verdict"] for line in found.stdout.splitlines()]
+    assert verdicts == ["right", "right", "wrong", "unknown"]
+    assert "unknown" in found.stderr
+
+
+def test_grade_names_a_broken_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"answer": "1", "response": "2"}\n{"answer": "1"}\n')
+    found = covrl("grade", "rows.jsonl", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "rows.jsonl:2" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
@@ -105,30 +131,34 @@ def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path:
         "metrics.jsonl",
         "traces.jsonl",
         "report.html",
-        "model/model.safetensors",
-        "model/config.json",
+        "checkpoints/step-000001/model/model.safetensors",
+        "checkpoints/step-000001/state.json",
     }
     again = covrl(*QUICK, "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
     assert "there is a run in this folder already" in again.stderr
 
 
-def test_an_interrupt_keeps_what_was_done_and_says_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step_and_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    """Ctrl-C in the third step: model, metrics and a report are there, one line says so, exit code 130."""
+    """Sent inside the second step: that step is finished, checkpointed and reported; one line; exit code 130."""
     monkeypatch.chdir(tmp_path)
-    step = Run.step
+    sample = Run.sample
 
-    def interrupted(run: Run) -> StepReport:
-        if run.done == 2:
-            raise KeyboardInterrupt
-        return step(run)
+    def signalled(run: Run, *arguments: Any) -> Any:
+        if run.done == 1:
+            os.kill(os.getpid(), number)
+        return sample(run, *arguments)
 
-    monkeypatch.setattr(Run, "step", interrupted)
+    monkeypatch.setattr(Run, "sample", signalled)
     small = ["--set", "training.problems_per_step=2", "--set", "training.steps=9", "--out", "run"]
     assert in_process(monkeypatch, *QUICK, *small) == 130
-    assert capsys.readouterr().err.strip().endswith("covrl: interrupted after step 2; what was done is in run")
+    said = capsys.readouterr().err
+    assert f"{number.name}: stopping after this step" in said
+    assert said.strip().endswith("covrl: interrupted after step 2; what was done is in run")
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "run/model/model.safetensors").is_file()
+    assert (tmp_path / "run/checkpoints/step-000002/model/model.safetensors").is_file()
     assert "interrupted after step 2" in (tmp_path / "run/report.html").read_text()
+    assert signal.getsignal(number) is not None

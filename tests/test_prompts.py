@@ -114,3 +114,30 @@ def test_an_invalid_trace_has_no_answer() -> None:
 def test_an_empty_answer_names_its_problem() -> None:
     with pytest.raises(UserError, match="problem law/7: the answer is empty"):
         MADE["characters"].answer(Problem("law/7", "q", ""))
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_chat_template_frames_the_question_and_the_openings_follow_it() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    tokenizer.chat_template = CHAT
+    config = PromptConfig(
+        system="Be brief.", user="{question}?", prior_open="<think>", posterior_open="({hint})<think>"
+    )
+    problem = Problem("p", "2+2", "4")
+    prompts = Prompts(tokenizer, config)
+    assert decode(prompts, prompts.prior(problem)) == "<|system|>Be brief.\n<|user|>2+2?\n<|assistant|><think>"
+    assert decode(prompts, prompts.posterior(problem)).endswith("<|assistant|>(4)<think>")
+    plain = Prompts(tokenizer, config.model_copy(update={"chat": "never"}))
+    assert decode(plain, plain.prior(problem)) == "Be brief.2+2?<think>"
+
+
+def test_a_template_that_writes_the_beginning_of_sequence_gets_no_second_one() -> None:
+    tokenizer = TOKENIZERS["bytes with bos"]()
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT
+    ids = Prompts(tokenizer, PromptConfig()).prior(Problem("p", "q", "a"))
+    assert ids.count(tokenizer.bos_token_id) == 1

@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
-from covrl.config import RunConfig, to_toml
-from covrl.errors import UserError
-from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel, exact_text
+from covrl.config import ProblemsConfig, RunConfig, check, override, read_toml, to_toml
+from covrl.errors import RunInterruptedError, UserError
+from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
+from covrl.evaluation.ask import Reply
+from covrl.evaluation.ask import ask as ask_model
+from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
+from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
-from covrl.problems.tasks import find_task
+from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import JsonlSink, Sink, TracesSink
-from covrl.scoring.model import load_model
+from covrl.rewards.graders import make_grader
+from covrl.scoring.model import SHIPPED, load_model
+from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from covrl.training.loop import Run, Verifier
+from covrl.training.signals import StopRequest
 
 
 def build(
     config: RunConfig,
     problems: Sequence[Problem] | None = None,
     held_out: Sequence[Problem] | None = None,
-    grade: Grader = exact_text,
+    grade: Grader | None = None,
     label: TraceLabel | None = None,
     verify: Verifier | None = None,
 ) -> Run:
     """Load the model and assemble a run that has not taken a step.
 
-    Problems and labels come from ``problems.task`` unless problems are given. ``grade`` judges held-out answers and
-    ``label`` names what traces do in the report: neither has a part in training. ``verify`` marks training traces
-    right or wrong for methods that need it; CoVRL does not.
+    Problems come from ``[problems]`` unless they are given. ``grade`` judges held-out answers (the default is
+    ``evaluation.verifier``) and ``label`` names what traces do in the report: neither has a part in training.
+    ``verify`` marks training traces right or wrong for methods that need it; CoVRL does not.
 
     Raises:
         UserError: a setting, the model, or a problem cannot be used.
     """
+    task = task_of(config.problems.train) if problems is None else None
+    fields = problem_fields(config.problems)
     if problems is None:
-        task = find_task(config.problems.task)
-        problems, label = task.problems(config.problems.train), label or task.label
-        held_out = task.problems(config.problems.held_out) if held_out is None else held_out
+        problems = load_problems(config.problems.train, fields)
+    if held_out is None and config.problems.held_out:
+        held_out = load_problems(config.problems.held_out, fields)
     if config.problems.shuffle_hints:
         problems = shuffle_hints(problems, config.training.seed)
     source = ProblemSource(problems, config.training.seed)
     policy, tokenizer = load_model(config.model, config.generation.temperature)
     prompts = Prompts(tokenizer, config.prompts)
+    check_lengths(prompts, policy.context_length, config, problems)
     generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass)
     limits = config.generation
+    grade = grade or make_grader(config.evaluation.verifier)
+    label = label or (task.label if task else None)
     return Run(
         config=config,
         algorithm=make_algorithm(config.algorithm, Setup(prompts, config.training.rollouts_per_problem)),
@@ -65,37 +79,145 @@ def build(
     )
 
 
+def problem_fields(config: ProblemsConfig) -> Fields:
+    """The field names of ``[problems]`` as the loader takes them."""
+    return Fields(
+        question=config.question_field,
+        answer=config.answer_field,
+        accepted=config.accepted_field or None,
+        id=config.id_field or None,
+        extract=config.extract,
+    )
+
+
+def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, problems: Sequence[Problem]) -> None:
+    """Every prompt, a whole trace and the answer must fit the model's context (``None``: it has no limit).
+
+    Raises:
+        UserError: the longest problem does not fit; names it, with the arithmetic.
+    """
+    if context is None:
+        return
+    longest = max(problems, key=lambda p: len(p.question) + len(p.shown))
+    prompt = max(len(prompts.prior(longest)), len(prompts.posterior(longest)))
+    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + len(prompts.answer(longest))
+    trace = config.generation.max_trace_tokens
+    if prompt + trace + after > context:
+        raise UserError(
+            f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {after} answer tokens exceed the "
+            f"model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A finished (or interrupted) training: its folder, its reports, and the seconds it took."""
+    """A training that ended: its folder, its last and best model, its reports, and the seconds it took."""
 
     run: Run
     folder: Path
+    last: Path
+    best: Path | None
     reports: list[StepReport] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def train(run: Run, folder: Path, sinks: Sequence[Sink] = ()) -> Trained:
-    """Take all remaining steps, in a folder of :func:`new_run_folder`.
+def train(run: Run, folder: Path, sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda _: None) -> Trained:
+    """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
-    Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl`` and, when it ends for whatever reason, ``model/``.
+    Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,
+    ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint.
 
     Raises:
-        TrainingStoppedError: the method or a guard ended the run; what was done up to there is written.
+        TrainingStoppedError: the method, a guard or the user ended the run; what was done up to there is written.
     """
     (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
     start = time.perf_counter()
     reports: list[StepReport] = []
     all_sinks = [JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"), *sinks]
     with ExitStack() as cleanup:
-        cleanup.callback(run.save, folder / "model")
+        stop = cleanup.enter_context(StopRequest(say))
         for sink in all_sinks:
             cleanup.callback(sink.close)
-        for report in run.steps():
-            reports.append(report)
-            for sink in all_sinks:
-                sink.write(report)
-    return Trained(run, folder, reports, time.perf_counter() - start)
+        try:
+            for report in run.steps():
+                reports.append(report)
+                for sink in all_sinks:
+                    sink.write(report)
+                _keep(run, folder, report)
+                if stop.requested and run.done < run.config.training.steps:
+                    raise RunInterruptedError(f"interrupted after step {run.done}")
+        except KeyboardInterrupt:  # inside a step, where the state is not whole: what is on disk stays
+            raise RunInterruptedError(f"interrupted inside step {run.done + 1}") from None
+        except Exception:
+            _last_checkpoint(run, folder)
+            raise
+        last = _last_checkpoint(run, folder)
+    best = folder / "best" if (folder / "best").is_dir() else None
+    return Trained(run, folder, last / "model", best, reports, time.perf_counter() - start)
+
+
+def resume(folder: Path) -> Run:
+    """The run of a folder, where its newest checkpoint was cut.
+
+    Raises:
+        UserError: no run or no checkpoint there, or a damaged one.
+    """
+    config = check(RunConfig, read_toml(folder / "config.toml"), where=f"{folder / 'config.toml'}: ")
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        raise UserError(f"{folder}: the run has no checkpoint to resume from")
+    model = config.model.model_copy(update={"path": str(found[-1] / "model")})
+    run = build(config.model_copy(update={"model": model}))
+    run.config = config
+    load_checkpoint(run, found[-1])
+    return run
+
+
+def model_of_run(folder: Path) -> Path:
+    """The best model of a run's folder, or its newest.
+
+    Raises:
+        UserError: the run has no model yet.
+    """
+    if (folder / "best").is_dir():
+        return folder / "best"
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        raise UserError(f"{folder}: the run has no model yet")
+    return found[-1] / "model"
+
+
+def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
+    """Settings to use ``model`` with: those of ``file``, else of the run that it is the folder of, else the defaults.
+
+    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments.
+    """
+    is_run = (Path(model) / "config.toml").is_file()
+    table: dict[str, Any] = {}
+    if file is not None:
+        table = read_toml(file)
+    elif is_run:
+        table = read_toml(Path(model) / "config.toml")
+    elif model == "covrl:digits":
+        table = read_toml(SHIPPED / "quickstart.toml")
+    path = str(model_of_run(Path(model))) if is_run else model
+    table["model"] = {**table.get("model", {}), "path": path}
+    return check(RunConfig, override(table, settings))
+
+
+def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: Path | None = None) -> list[Reply]:
+    """Traces of a model for one question; of a run, its base's first."""
+    config = config_for(model, file)
+    chosen = {"model": config.model}
+    if (Path(model) / "config.toml").is_file():
+        base = check(RunConfig, read_toml(Path(model) / "config.toml")).model
+        chosen = {"base": base, "trained": config.model}
+    sampling = Sampling(config.generation.max_trace_tokens, config.prompts.close, config.generation.temperature)
+    replies: list[Reply] = []
+    for name, where in chosen.items():
+        loaded, tokenizer = load_model(where, config.generation.temperature)
+        replies += ask_model(name, loaded, Prompts(tokenizer, config.prompts), question, answer, sampling, n, seed)
+    return replies
 
 
 def new_run_folder(folder: Path) -> None:
@@ -105,7 +227,7 @@ def new_run_folder(folder: Path) -> None:
         UserError: it cannot be written, or holds a run already.
     """
     if (folder / "config.toml").exists():
-        raise UserError(f"{folder}: there is a run in this folder already; choose another one with --out")
+        raise UserError(f"{folder}: there is a run in this folder already; resume it, or choose another with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -113,3 +235,23 @@ def new_run_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+
+
+def _keep(run: Run, folder: Path, report: StepReport) -> None:
+    """The best model so far, and a checkpoint where one is due."""
+    value = report.metrics.get("eval/accuracy", report.metrics.get("eval/log_prob"))
+    if value is not None and (run.best is None or value > run.best):
+        run.best = value
+        partial = folder / ".best"
+        shutil.rmtree(partial, ignore_errors=True)
+        run.save(partial)
+        shutil.rmtree(folder / "best", ignore_errors=True)
+        partial.rename(folder / "best")
+    if run.done % run.config.checkpoint.every == 0:
+        save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)
+
+
+def _last_checkpoint(run: Run, folder: Path) -> Path:
+    """The checkpoint of the last whole step; written if there is none yet."""
+    there = folder / "checkpoints" / f"step-{run.done:06d}"
+    return there if there.is_dir() else save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)

@@ -20,6 +20,10 @@ from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
 
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated.")
+]
+
 app = typer.Typer(
     help="Reinforcement learning of language-model reasoning, with or without a verifier.",
     add_completion=False,
@@ -84,8 +88,160 @@ def _show(outcome: Outcome) -> None:
     console.print()
     console.print(comparison_table(outcome.summary.results, title=f"{len(outcome.base.greedy.graded):,} test problems"))
     console.print(trace_panel(outcome.summary.examples[:4]))
-    console.print(f"trained model  {outcome.training.folder / 'model'}", highlight=False, soft_wrap=True)
+    console.print(f"trained model  {outcome.training.last}", highlight=False, soft_wrap=True)
     console.print(f"report         {outcome.report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(help="TOML file with the run's settings.")] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/NAME-DATE-TIME]")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue a run from its newest checkpoint.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show prompts, sampled traces and the cost; train nothing.")
+    ] = False,
+) -> None:
+    """Train a model on problems, as a TOML file says."""
+    if (config is None) == (resume is None):
+        raise UserError("give either --config FILE or --resume RUN")
+    if resume is not None and (settings or out or dry_run):
+        raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
+    _cpu_defaults()
+    from covrl.config import RunConfig, check, override, read_toml
+
+    checked = None
+    if config is not None:
+        checked = check(RunConfig, override(read_toml(config), settings or []), where=f"{config}: ")
+    from rich.console import Console
+
+    from covrl import api
+    from covrl.reporting.folder import summary_of
+    from covrl.reporting.html import write_report
+    from covrl.reporting.show import show_dry_run, show_model_path
+    from covrl.reporting.terminal import Progress
+
+    run = api.resume(resume) if resume is not None else api.build(checked) if checked else None
+    assert run is not None
+    if dry_run:
+        from covrl.training.dry_run import dry_run as rehearse
+
+        found = rehearse(run)
+        show_dry_run(Console(), found, run.prompts)
+        complaint = found.complaint()
+        if complaint:
+            raise UserError(complaint)
+        return
+    folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    if resume is None:
+        api.new_run_folder(folder)
+    elif run.done >= run.config.training.steps:
+        print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
+        return
+    progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
+    try:
+        with progress:
+            trained = api.train(run, folder, [progress], progress.note)
+    except TrainingStoppedError as error:
+        raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
+    finally:
+        if (folder / "metrics.jsonl").exists():
+            write_report(folder / "report.html", summary_of(folder))
+    console = Console()
+    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    show_model_path(console, trained.best or trained.last)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
+    ] = None,
+    settings: Settings = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=0, help="Samples per problem beside the greedy one (avg@n).")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+    traces: Annotated[Path | None, typer.Option(help="Write every trace and answer to this JSONL file.")] = None,
+) -> None:
+    """Grade a model's answers to held-out problems, with the prior prompt: greedy and avg@n."""
+    _cpu_defaults()
+    from rich.console import Console
+
+    from covrl import api
+    from covrl.evaluation.evaluate import evaluate as run_evaluation
+    from covrl.evaluation.evaluate import write_traces
+    from covrl.reporting.show import show_figures
+
+    checked = api.config_for(model, config, [*(settings or []), f"problems.held_out={problems}"])
+    run = api.build(checked, problems=None if checked.problems.train.startswith("digits:") else ())
+    assert run.evaluator is not None
+    chosen = run.held_out[:limit]
+    temperature = checked.generation.temperature
+    report = run_evaluation(run.evaluator, chosen, n, temperature, checked.training.seed)
+    if traces:
+        write_traces(traces, report)
+    if as_json:
+        import json
+
+        print(json.dumps({"model": model, "problem_source": problems, **report.record()}))
+    else:
+        show_figures(Console(), f"{model} on {problems}", report.record())
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
+    answer: Annotated[str | None, typer.Option(help="Its answer: adds posterior traces and log p(answer).")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per model and prompt.")] = 2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    config: Annotated[Path | None, typer.Option(help="TOML file for prompts. [the run's, if it is one]")] = None,
+) -> None:
+    """Show traces for one question: prior and posterior prompt side by side, a run's base against its result."""
+    _cpu_defaults()
+    from rich.console import Console
+
+    from covrl import api
+    from covrl.reporting.show import show_replies
+
+    show_replies(Console(), api.ask(model, question, answer, n, seed, config))
+
+
+@app.command()
+def view(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Make a run's HTML report again from its files, and print its path."""
+    from covrl.reporting.folder import summary_of
+    from covrl.reporting.html import write_report
+
+    write_report(run / "report.html", summary_of(run))
+    print((run / "report.html").resolve())
+
+
+@app.command()
+def grade(
+    file: Annotated[str, typer.Argument(help="JSONL of answer and response; - for standard input.")] = "-",
+    verifier: Annotated[str, typer.Option(help="exact, text or math.")] = "math",
+) -> None:
+    """Grade responses against answers: one JSON line out per line in, a summary on standard error."""
+    from covrl.evaluation.grade import grade_file, summary_text
+
+    print(summary_text(grade_file(file, sys.stdout, verifier)), file=sys.stderr)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which device is used, and what is missing."""
+    _cpu_defaults()
+    from rich.console import Console
+
+    from covrl.doctor import examine
+    from covrl.reporting.show import show_findings
+
+    show_findings(Console(), examine())
 
 
 def _cpu_defaults() -> None:

@@ -34,14 +34,19 @@ class ModelConfig(Settings):
 class PromptConfig(Settings):
     """The three roles as text. ``{question}`` and ``{hint}`` are replaced; nothing else is interpreted.
 
-    prior prompt      user + prior_open
-    posterior prompt  user + posterior_open
+    prior prompt      chat(system, user) + prior_open
+    posterior prompt  chat(system, user) + posterior_open
     answer            prior prompt + trace + close + answer_prefix + answer + answer_suffix
+
+    ``chat`` is the tokenizer's chat template, up to where the assistant begins; without one (or with ``chat =
+    "never"``) system and user text simply follow each other.
 
     The defaults are our wording of R1-style tags (INFERRED; the paper's wording is not known, spec section 6).
     Both openings must end alike, so that a trace starts after the same text in both.
     """
 
+    chat: Literal["auto", "never"] = "auto"
+    system: str = ""
     user: str = (
         "{question}\n\nReason inside <think></think>, then give the short final answer inside <answer></answer>.\n"
     )
@@ -68,11 +73,21 @@ class PromptConfig(Settings):
 
 
 class ProblemsConfig(Settings):
-    """Where questions come from. ``digits`` is the embedded quickstart task."""
+    """Where questions and answers come from.
 
-    task: str = "digits"
-    train: str = Field("train", description="split that is trained on")
-    held_out: str = Field("dev", description="split that is evaluated during training")
+    A source is a file (``.jsonl``, ``.parquet``), a data set by name (``hf:openai/gsm8k/main:train``) or a split of
+    an embedded task (``digits:train``).
+    """
+
+    train: str = Field("digits:train", description="source that is trained on")
+    held_out: str = Field("", description="source that is evaluated during training; empty for none")
+    question_field: str = "question"
+    answer_field: str = "answer"
+    accepted_field: str = Field("", description="field with further accepted answers: graded, not scored")
+    id_field: str = Field("", description="field with the problem's id; empty: file name and row number")
+    extract: Literal["none", "hash", "boxed"] = Field(
+        "none", description="how the answer is taken from its field: as it is, behind the last ####, the last \\boxed{}"
+    )
     shuffle_hints: bool = Field(
         False, description="control: the posterior prompt shows another problem's answer, everything else unchanged"
     )
@@ -110,10 +125,20 @@ class TrainingConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Held-out accuracy under the prior prompt, while training."""
+    """Held-out problems under the prior prompt, while training: greedy accuracy, and mean log p(y|x,z)."""
 
     every: int = Field(10, ge=0, description="steps between evaluations, 0 for never")
     problems: int = Field(256, ge=1)
+    verifier: Literal["none", "exact", "text", "math"] = Field(
+        "text", description="who grades held-out answers; with none, log p(y|x,z) alone says how training goes"
+    )
+
+
+class CheckpointConfig(Settings):
+    """What is kept of a run. The best model by held-out evaluation is always kept."""
+
+    every: int = Field(50, ge=1, description="steps between checkpoints; the last step always has one")
+    keep: int = Field(2, ge=1, description="how many of the newest are kept")
 
 
 class ReportConfig(Settings):
@@ -146,6 +171,7 @@ class RunConfig(Settings):
     generation: GenerationConfig = GenerationConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
 
 

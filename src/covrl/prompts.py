@@ -46,20 +46,20 @@ class Prompts:
         Raises:
             UserError: the answer is empty.
         """
-        content = self._encode(problem.answer)
+        content = self.encode(problem.answer)
         if not content:
             raise UserError(f"problem {problem.id}: the answer is empty")
-        return content + self._encode(self.config.answer_suffix)
+        return content + self.encode(self.config.answer_suffix)
 
     @cached_property
     def close_ids(self) -> Ids:
         """The canonical ids of the closing tag, used where sampling did not leave them whole."""
-        return self._encode(self.config.close)
+        return self.encode(self.config.close)
 
     @cached_property
     def answer_prefix_ids(self) -> Ids:
         """The ids between the closing tag and the answer."""
-        return self._encode(self.config.answer_prefix)
+        return self.encode(self.config.answer_prefix)
 
     def prior_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Prior prompt + trace, and for a valid trace the closing tag and the reference answer.
@@ -92,16 +92,26 @@ class Prompts:
         return before + rollout.trace_ids, {"trace": Span(len(before), stop)}
 
     def _prompt(self, problem: Problem, opening: str) -> Ids:
-        text = self.config.user.replace("{question}", problem.question) + opening
-        return self._start_ids + self._plain(text)
+        user = self.config.user.replace("{question}", problem.question)
+        if not self._chats:
+            return self._start_ids + self._plain(self.config.system + user + opening)
+        messages = [{"role": "user", "content": user}]
+        if self.config.system:
+            messages.insert(0, {"role": "system", "content": self.config.system})
+        begun = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._plain(str(begun) + opening)  # the template writes its own beginning of sequence
+
+    @property
+    def _chats(self) -> bool:
+        return self.config.chat == "auto" and bool(self.tokenizer.chat_template)
 
     @cached_property
     def _start_ids(self) -> Ids:
         """What the tokenizer itself puts before every text (a beginning-of-sequence id, or nothing)."""
         return tuple(i for i in self.tokenizer("").input_ids if i != self.tokenizer.eos_token_id)
 
-    def _encode(self, text: str) -> Ids:
-        """Ids of a text that continues another one.
+    def encode(self, text: str) -> Ids:
+        """Ids of a text that continues another one, without a beginning of sequence.
 
         A sentencepiece-like tokenizer puts a space before whatever it encodes; behind a line break it does not.
         """

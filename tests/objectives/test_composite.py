@@ -87,7 +87,7 @@ def test_kl_is_bounded_below_and_by_half_the_posteriors(seed: int, scale: float)
     a, c = logits(seed, 12, scale=scale), logits(seed + 1, 12, scale=scale)
     p, q = a.log_softmax(-1), c.log_softmax(-1)
     whole = (q.exp() * (q - p)).sum()
-    assert -1e-15 <= float(composite_kl(a, c)) <= float(whole) / 2 + 1e-12
+    assert -1e-15 <= composite_kl(a, c).item() <= whole.item() / 2 + 1e-12
 
 
 def test_kl_widens_low_precision() -> None:

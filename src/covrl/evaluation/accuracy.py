@@ -64,7 +64,7 @@ class Evaluator:
     prompts: Prompts
     max_trace_tokens: int
     max_answer_tokens: int
-    grade: Grader = exact_text
+    grade: Grader | None = exact_text
     label: TraceLabel | None = None
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
@@ -81,6 +81,8 @@ class Evaluator:
         graded = []
         for problem, trace in zip(problems, traces, strict=True):
             said = next(replies).text.removesuffix(suffix) if trace.valid else ""
-            verdict: Verdict = self.grade(problem, said) if trace.valid else "wrong"
+            verdict: Verdict = (
+                "unknown" if self.grade is None else self.grade(problem, said) if trace.valid else "wrong"
+            )
             graded.append(Graded(problem, trace, said, verdict, self.label(problem, trace) if self.label else None))
         return Evaluation(tuple(graded))

@@ -45,6 +45,11 @@ class DigitsTask:
 TASKS = {"digits": DigitsTask()}
 
 
+def task_of(source: str) -> DigitsTask | None:
+    """The embedded task that a problem source such as ``digits:train`` names, or None."""
+    return TASKS.get(source.partition(":")[0])
+
+
 def find_task(name: str) -> DigitsTask:
     """The embedded task of that name.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from covrl.api import Trained, build, new_run_folder, train
 from covrl.config import RunConfig, check, override, read_toml
-from covrl.errors import RunInterruptedError, TrainingStoppedError
+from covrl.errors import TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluation, Graded
 from covrl.generation.base import Draw
 from covrl.problems.tasks import find_task
@@ -77,7 +77,7 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
         UserError: a setting or the folder cannot be used.
         TrainingStoppedError: training ended early (RunInterruptedError: by the user); what was done is written.
     """
-    task = find_task(config.problems.task)
+    task = find_task("digits")
     test, longer = task.problems("test"), task.problems("longer")
     progress.note("loading the base and measuring it on the test problems …")
     run = build(config)
@@ -86,13 +86,11 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
     report = (folder / "report.html").resolve()
     try:
         with progress:
-            training = train(run, folder, [progress])
-    except (TrainingStoppedError, KeyboardInterrupt) as error:
-        reason = str(error) or f"interrupted after step {run.done}"
+            training = train(run, folder, [progress], progress.note)
+    except TrainingStoppedError as error:
         if run.done:
-            write_report(report, summarise(run, folder, base, None, [Note(reason, run.done)]))
-        kind = RunInterruptedError if isinstance(error, KeyboardInterrupt) else type(error)
-        raise kind(f"{reason}; what was done is in {folder}") from error
+            write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)]))
+        raise type(error)(f"{error}; what was done is in {folder}") from error
     progress.note("measuring the trained model on the test problems …")
     trained = measure(run, test, longer)
     summary = summarise(run, folder, base, trained, [])
@@ -109,7 +107,7 @@ def measure(run: Run, test: Sequence[Problem], longer: Sequence[Problem]) -> Mea
 
 def summarise(run: Run, folder: Path, base: Measured, trained: Measured | None, notes: Sequence[Note]) -> RunSummary:
     """The report's content, from the run's files and the evaluations."""
-    chance = find_task(run.config.problems.task).chance()
+    chance = find_task("digits").chance()
     return RunSummary(
         title="covrl quickstart",
         subtitle=f"{run.config.algorithm.name} on five-digit problems, seed {run.config.training.seed}",

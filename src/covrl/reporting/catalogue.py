@@ -52,6 +52,11 @@ CHARTS = (
         ("eval/accuracy*", "eval/sampled", "eval/sound"), chance=True, zero=True,
     ),
     ChartSpec(
+        LEARNING, "Held-out likelihood", "nats",
+        "Mean log p(answer | question, trace) behind greedy prior traces of held-out problems. Rises towards 0.",
+        ("eval/log_prob",),
+    ),
+    ChartSpec(
         LEARNING, "Reward by source", "nats",
         "log p(answer | question, trace); 0 is certainty. Both lines rise and the shaded gap narrows.",
         ("reward/prior", "reward/posterior"), shade=True,

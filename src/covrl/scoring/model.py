@@ -37,6 +37,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that a row may have, where the model's config says."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters, each once (tied ones included once)."""
         return [p for p in self.model.parameters() if p.requires_grad]

@@ -19,13 +19,16 @@ import torch
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, TrainingStoppedError
-from covrl.evaluation.accuracy import SOUND, Evaluator, TraceLabel
+from covrl.evaluation.accuracy import SOUND, Evaluation, Evaluator, TraceLabel
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
+from covrl.prompts import Prompts
 from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, StepReport, TraceGroup, TraceView, Verdict
+from covrl.rewards.likelihood import reward_floor
+from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import score
+from covrl.scoring.pack import Context, Reading, score
 from covrl.training.monitors import label_metrics, label_warnings, reward_metrics, rollout_metrics
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Reducer, Solo
@@ -71,6 +74,7 @@ class Run:
     held_out: Sequence[Problem] = ()
     reducer: Reducer = field(default_factory=Solo)
     done: int = 0
+    best: float | None = None
 
     def __post_init__(self) -> None:
         training = self.config.training
@@ -194,8 +198,29 @@ class Run:
             return {}
         problems = self.held_out[: self.config.evaluation.problems]
         found = self.evaluator(problems, 0.0, Draw(self.config.training.seed, 0))
-        metrics = {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
+        metrics = {"eval/log_prob": self._answer_log_prob(found)}
+        if self.evaluator.grade is not None:
+            metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
         return metrics if found.sound is None else metrics | {"eval/sound": found.sound}
+
+    def _answer_log_prob(self, found: Evaluation) -> float:
+        """Mean log p(y|x,z) of held-out traces, nats an answer; a trace without an end counts as the reward's floor."""
+        assert self.evaluator is not None
+        prompts = self.evaluator.prompts
+        pairs = [(g.problem, g.rollout) for g in found.graded]
+        context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
+        scores = score(self.models, (context,), (reading,), pairs, self.limits.tokens, self.limits.logits_bytes)
+        values = [
+            float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
+            for (p, r), s in zip(pairs, scores, strict=True)
+        ]
+        return sum(values) / len(values)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts that the method and the evaluation share."""
+        assert self.evaluator is not None
+        return self.evaluator.prompts
 
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""

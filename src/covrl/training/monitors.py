@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from covrl.evaluation.accuracy import SOUND, TraceLabel
 from covrl.records import Credit, Group, Rollout, ScoredGroup
 
+FEWEST_SELECTED = 8
+"""Traces whose answer is trained in a step; of fewer, a share says nothing."""
+
 
 def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str, float]:
     """Over all sampled traces: length by source (tokens), shares that were truncated or have no closing tag."""
@@ -57,13 +60,13 @@ def label_metrics(
         [f != SOUND and r.text.removesuffix(close).strip().endswith(p.shown.strip()) for r, p, f in posterior]
     )
     trained = [found != SOUND for _, _, credit, found in rows if "nll" in credit.weights]
-    return metrics | {"nll/selected_unsound_share": _mean(trained)}
+    return metrics | {"nll/selected_unsound_share": _mean(trained) if len(trained) >= FEWEST_SELECTED else float("nan")}
 
 
 def label_warnings(metrics: Mapping[str, float]) -> list[str]:
     """Named failures that the labels show before the reward does; thresholds INFERRED from trials (spec section 10)."""
     found = []
-    if metrics.get("label/prior_false_step_share", 0.0) > 0.05:
+    if metrics.get("label/prior_false_step_share", 0.0) > 0.25:
         found.append(
             f"false steps: {metrics['label/prior_false_step_share']:.0%} of the prior traces hold one; usually the "
             "first sign that the learning rate is too high"

@@ -1,0 +1,76 @@
+"""`covrl doctor`: what is installed, what runs where, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import NamedTuple
+
+EXTRAS = {
+    "datasets": ("data", "data sets by name"),
+    "pyarrow": ("data", "Parquet files"),
+    "tensorboard": ("tensorboard", "curves in TensorBoard"),
+    "wandb": ("wandb", "curves in Weights & Biases"),
+    "trackio": ("trackio", "curves in trackio"),
+}
+CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer", "rich", "math-verify")
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, what was found, whether all is well, and what to do if not."""
+
+    what: str
+    found: str
+    well: bool = True
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings, core first. Imports torch."""
+    return [*_packages(), *_extras(), *_device()]
+
+
+def _packages() -> list[Finding]:
+    found = [Finding("covrl", _version("covrl") or "not installed"), Finding("python", platform.python_version())]
+    for name in CORE:
+        version = _version(name)
+        found.append(Finding(name, version or "missing", bool(version), "" if version else "pip install covrl"))
+    return found
+
+
+def _extras() -> list[Finding]:
+    return [
+        Finding(name, version or f"not installed ({use})", True, "" if version else f"pip install 'covrl[{extra}]'")
+        for name, (extra, use) in EXTRAS.items()
+        for version in [_version(name)]
+    ]
+
+
+def _device() -> list[Finding]:
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    found = [Finding("device", str(accelerator or "cpu"))]
+    if accelerator is not None and accelerator.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        found.append(Finding("accelerator", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"))
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    found.append(
+        Finding("cores and threads", f"{cores} cores, torch uses {threads}", threads <= cores, "OMP_NUM_THREADS")
+    )
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    found.append(
+        Finding(
+            "OMP_WAIT_POLICY", policy, policy.lower() == "passive", "export OMP_WAIT_POLICY=passive: idle threads spin"
+        )
+    )
+    return [*found, Finding("CPU instructions", torch.backends.cpu.get_cpu_capability())]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

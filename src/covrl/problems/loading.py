@@ -1,0 +1,390 @@
+"""Problems from files, from Hugging Face data sets by name, and from the embedded tasks.
+
+A row becomes a :class:`Problem` by field names (:class:`Fields`). Whatever cannot be used is one line: the place
+(``train.jsonl:12``, or ``train.parquet: row 12``; lines and rows count from 1), what was found there and what would
+be right. No row is skipped or repaired silently, apart from blank lines, a byte order mark, and white space around
+an answer.
+
+``datasets`` and ``pyarrow`` are imported only for the sources that need them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from covrl.errors import UserError
+from covrl.problems.tasks import find_task
+from covrl.records import Problem
+from covrl.rewards.extract import EXTRACTORS
+
+Extract = Literal["none", "hash", "boxed"]
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+FORMS = (
+    "a source is a file (.jsonl, .jsonl.gz, .json or .parquet), a data set hf:owner/name[/config]:split, "
+    "or a split of an embedded task such as digits:train"
+)
+
+FIELDS_LISTED = 20
+"""Fields of a row that an error names at most."""
+
+_HUB_SOURCE = re.compile(r"hf:(?P<name>[^/:\s]+/[^/:\s]+)(?:/(?P<config>[^:\s]+))?:(?P<split>.+)")
+_TASK_SOURCE = re.compile(r"(?P<task>[A-Za-z][\w-]*):(?P<split>[\w-]*)")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOTHING_FOUND = {"hash": "#### with an answer behind it", "boxed": r"\boxed{} with an answer in it"}
+
+
+@dataclass(frozen=True)
+class Fields:
+    r"""Which fields of a row make a problem.
+
+    A dotted name reaches into objects (``meta.answer``) and lists (``prompt.0.content``). ``answer`` is text, a
+    number, or a list of them: the first is scored, all are accepted. ``accepted`` names a list of further accepted
+    answers, taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as
+    it is, behind the last ``####``, or out of the last ``\boxed{}``.
+
+    Example:
+        >>> Fields(question="problem", answer="solution", extract="boxed")
+    """
+
+    question: str = "question"
+    answer: str = "answer"
+    accepted: str | None = None
+    id: str | None = None
+    extract: Extract = "none"
+
+
+class _Row(NamedTuple):
+    where: str
+    value: Any
+    unread: Sequence[str] = ()
+    """Columns that the row has too and that no field needs."""
+
+
+def load_problems(source: str, fields: Fields = Fields()) -> list[Problem]:
+    """All problems of a source, in its order. An id is the row's own, or ``<file stem>/<row number from 0>``.
+
+    Example:
+        >>> load_problems("gsm8k/train.jsonl", Fields(extract="hash"))[0].id
+        'train/0'
+
+    Raises:
+        UserError: the source cannot be read, has no rows, or a row cannot be used.
+    """
+    if fields.extract not in get_args(Extract):
+        raise UserError(f"extract: expected one of {', '.join(get_args(Extract))}, found {fields.extract!r}")
+    suffix = _suffix(source)
+    if source.startswith("hf:"):
+        return _problems(_hub_rows(source, fields), source, source.removeprefix("hf:").replace(":", "/"), fields)
+    if suffix:
+        path = Path(source).expanduser()
+        rows = _parquet_rows(path, fields) if suffix == ".parquet" else _json_rows(path, suffix)
+        return _problems(rows, source, path.name[: -len(suffix)], fields)
+    if task := _TASK_SOURCE.fullmatch(source):
+        try:
+            return find_task(task["task"]).problems(task["split"])
+        except UserError as error:
+            raise _error(source, f"{error} ({FORMS})") from None
+    raise _error(source or "problems", f"not a source of problems: {FORMS}")
+
+
+def _suffix(source: str) -> str | None:
+    if "://" in source:  # would only be reported as a missing file
+        return None
+    return next((suffix for suffix in SUFFIXES if source.lower().endswith(suffix)), None)
+
+
+def _problems(rows: Iterator[_Row], source: str, stem: str, fields: Fields) -> list[Problem]:
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        problem = _problem(row, f"{stem}/{number}", fields)
+        if problem.id in places:
+            first = places[problem.id]
+            raise _error(row.where, f"the problem id {problem.id!r} is that of {first} too; ids must be unique")
+        places[problem.id] = row.where
+        problems.append(problem)
+    if not problems:
+        raise _error(source, "there are no problems in it")
+    return problems
+
+
+# One row
+
+
+def _problem(row: _Row, default_id: str, fields: Fields) -> Problem:
+    if not isinstance(row.value, Mapping):
+        raise _error(row.where, f"expected an object with fields, found {_kind(row.value)}")
+    problem_id = default_id
+    if fields.id is not None:
+        problem_id = _answer_text(_field(row, "id", fields.id), f"{row.where}: id (field {fields.id!r})")
+    place = f"{row.where}: problem {problem_id!r}"
+    spot = f"{place}: question (field {fields.question!r})"
+    question = _field(row, "question", fields.question)
+    if not isinstance(question, str):
+        raise _error(spot, f"expected text, found {_kind(question)}")
+    _check_text(question, spot)
+    spot = f"{place}: answer (field {fields.answer!r})"
+    answers = [_extracted(*a, fields.extract) for a in _answer_list(_field(row, "answer", fields.answer), spot)]
+    if not answers:
+        raise _error(spot, "an empty list, so there is no answer to score")
+    if fields.accepted is not None:
+        answers += _accepted(_field(row, "accepted", fields.accepted), f"{place}: accepted (field {fields.accepted!r})")
+    answer, *accepted = dict.fromkeys(answers)
+    return Problem(id=problem_id, question=question, answer=answer, accepted=tuple(accepted))
+
+
+def _accepted(value: Any, spot: str) -> list[str]:
+    if value is None:  # how a table says that this row has no list
+        return []
+    if not isinstance(value, list):
+        raise _error(spot, f"expected a list of answers, found {_kind(value)}")
+    return [text for text, _ in _answer_list(value, spot)]
+
+
+def _answer_list(value: Any, spot: str) -> list[tuple[str, str]]:
+    """Each answer with the place that an error about it names."""
+    if not isinstance(value, list):
+        return [(_answer_text(value, spot), spot)]
+    spots = [f"{spot}, entry {i}" for i in range(1, len(value) + 1)]
+    return [(_answer_text(entry, at), at) for entry, at in zip(value, spots, strict=True)]
+
+
+def _answer_text(value: Any, spot: str) -> str:
+    text = value if isinstance(value, str) else _number_text(value)
+    if text is None:
+        raise _error(spot, f"expected text or a number, found {_kind(value)}")
+    _check_text(text, spot)
+    return text.strip()
+
+
+def _extracted(text: str, spot: str, extract: Extract) -> str:
+    found = EXTRACTORS[extract](text)
+    if found is None:
+        shown = text if len(text) <= 60 else f"…{text[-60:]}"
+        raise _error(
+            spot,
+            f"there is no {_NOTHING_FOUND[extract]} in {shown!r}; correct the row, "
+            'or set extract = "none" if the field holds the answer alone',
+        )
+    return found
+
+
+def _number_text(value: Any) -> str | None:
+    """The shortest text of a number, ``None`` for anything else: 27.0 is ``27``, 1e-07 is ``1e-7``."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    if not isinstance(value, int) and not math.isfinite(value):  # an int may be too large for isfinite
+        return None
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        text = re.sub(r"e([+-])0*", lambda e: "e" + e[1].strip("+"), repr(value).removesuffix(".0"))
+    return "0" if text == "-0" else text
+
+
+def _check_text(text: str, spot: str) -> None:
+    if not text.strip():
+        raise _error(spot, "nothing but white space" if text else "empty")
+    if lone := _LONE_SURROGATE.search(text):
+        code = f"\\u{ord(lone[0]):04x}"
+        raise _error(spot, f"holds {code}, half of a surrogate pair, which is no character; correct it or remove it")
+
+
+def _field(row: _Row, role: str, name: str) -> Any:
+    try:
+        return _reach(row.value, name)
+    except (LookupError, ValueError):
+        pass
+    known = [*_paths(row.value), *row.unread]
+    leaves = [path for path in known if not any(other.startswith(f"{path}.") for other in known)]
+    listed = ", ".join(leaves[:FIELDS_LISTED]) + (", …" if len(leaves) > FIELDS_LISTED else "")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.65)  # solution is not what was meant by question
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise _error(row.where, f"no field {name!r} ({role}): {hint}the row has {listed or 'no fields'}")
+
+
+def _reach(value: Any, name: str) -> Any:
+    """The value at a dotted name; a key that itself holds the dot goes first.
+
+    Raises:
+        LookupError, ValueError: there is none.
+    """
+    if isinstance(value, Mapping) and name in value:
+        return value[name]
+    head, dot, rest = name.partition(".")
+    if isinstance(value, list):
+        inner = value[int(head)]
+    elif isinstance(value, Mapping):
+        inner = value[head]
+    else:
+        raise LookupError(name)
+    return _reach(inner, rest) if dot else inner
+
+
+def _paths(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in row.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float() | Decimal():
+            return f"the number {value}"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case Mapping():
+            return "an object"
+        case _:
+            return type(value).__name__
+
+
+# Files
+
+
+def _json_rows(path: Path, suffix: str) -> Iterator[_Row]:
+    """The rows of JSON lines, or of a ``.json`` file that holds one array."""
+    with _reading(path), gzip.open(path) if suffix == ".jsonl.gz" else path.open("rb") as file:
+        if suffix == ".json" and file.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            rows = _parsed(_decoded(file.read(), path, 1), path, 1)
+            yield from (_Row(f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
+            return
+        for number, line in enumerate(file, 1):
+            text = _decoded(line, path, number).rstrip()
+            if text:
+                yield _Row(f"{path}:{number}", _parsed(text, path, number))
+
+
+def _decoded(raw: bytes, path: Path, first_line: int) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = first_line + raw.count(b"\n", 0, error.start)
+        raise _error(f"{path}:{line}", f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8") from None
+
+
+def _parsed(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what, line = f"{error.msg.removesuffix(' at')} at column {error.colno}", first_line + error.lineno - 1
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits; very deep nesting
+        what, line = str(error), first_line
+    array = "the file is one array of objects, or " if path.suffix.lower() == ".json" else ""
+    raise _error(f"{path}:{line}", f"not JSON: {what}; {array}each line holds one whole object")
+
+
+def _parquet_rows(path: Path, fields: Fields) -> Iterator[_Row]:
+    arrow = _extra("pyarrow", path)
+    parquet = _extra("pyarrow.parquet", path)
+    try:
+        with _reading(path), path.open("rb") as file:
+            table = parquet.ParquetFile(file)
+            needed, unread = _columns(table.schema_arrow.names, fields)
+            rows = (row for batch in table.iter_batches(columns=needed) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield _Row(f"{path}: row {number}", row, unread)
+    except arrow.ArrowException as error:
+        raise _error(path, f"not a Parquet file that can be read: {error}") from None
+
+
+def _columns(columns: Sequence[str], fields: Fields) -> tuple[list[str], list[str]]:
+    """The columns that the fields reach into, and the others, which may be large and are not decoded."""
+    names = [name for name in (fields.question, fields.answer, fields.accepted, fields.id) if name is not None]
+    used = {name if name in columns else name.partition(".")[0] for name in names}
+    if used.isdisjoint(columns):  # a table without columns has no rows either
+        return list(columns), []
+    return [c for c in columns if c in used], [c for c in columns if c not in used]
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise _error(path, "no such file") from None
+    except IsADirectoryError:
+        raise _error(path, "is a folder, not a file") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise _error(path, f"not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise _error(path, f"cannot be read: {error.strerror or error}") from None
+
+
+# Data sets by name
+
+
+def _hub_rows(source: str, fields: Fields) -> Iterator[_Row]:
+    form = _HUB_SOURCE.fullmatch(source)
+    if form is None:
+        raise _error(source, "expected hf:owner/name[/config]:split, such as hf:openai/gsm8k/main:train")
+    datasets = _extra("datasets", source)
+    try:
+        table = datasets.load_dataset(form["name"], form["config"], split=form["split"])
+        needed, unread = _columns(table.column_names, fields)
+        for number, row in enumerate(table.select_columns(needed), 1):
+            yield _Row(f"{source}: row {number}", row, unread)
+    except Exception as error:  # the hub client, the network and every file format raise their own
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = _hub_cause(error, form["config"], form["split"])
+        raise _error(source, f"{cause} ({said}); or give the path of a .jsonl or .parquet file of it") from None
+
+
+def _hub_cause(error: Exception, config: str | None, split: str) -> str:
+    text, kinds = str(error), {cls.__name__ for cls in type(error).__mro__}
+    if "Unknown split" in text:
+        return f"the data set has no split {split!r}"
+    if "Config name is missing" in text:
+        return "the data set needs a config: write hf:owner/name/config:split"
+    if "BuilderConfig" in text and "not found" in text:
+        return f"the data set has no config {config or 'default'!r}"
+    if "gated" in text:
+        return "the data set is gated: accept its terms on the hub and log in with hf auth login"
+    if "scripts are no longer supported" in text:
+        return "the data set is a script, which the datasets package no longer runs"
+    if kinds & {"ConnectionError", "ConnectError", "OfflineModeIsEnabled", "TimeoutError", "TimeoutException"}:
+        return "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+    if isinstance(error, FileNotFoundError):
+        return "no such data set on the hub, or it is private and needs hf auth login"
+    return "the datasets package cannot load it"
+
+
+# Errors
+
+
+def _extra(module: str, source: str | Path) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise _error(source, f"this source needs the package {module} ({error}): pip install covrl[data]") from None
+
+
+def _error(where: str | Path, what: str) -> UserError:
+    return UserError(_printable(f"{where}: {what}"))
+
+
+def _printable(text: str) -> str:
+    """The text on one line that every terminal can show: line ends, controls and lone surrogates are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

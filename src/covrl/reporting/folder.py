@@ -1,0 +1,60 @@
+"""The report of a run from nothing but its folder, so that it can be made again at any time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covrl.config import read_toml
+from covrl.errors import UserError
+from covrl.records import StepReport
+from covrl.reporting.sinks import read_steps
+from covrl.reporting.summary import ResultRow, RunSummary
+
+MEASURES = {
+    "eval/accuracy": ("held-out accuracy, greedy", "share"),
+    "eval/sound": ("held-out sound traces, greedy", "share"),
+    "eval/log_prob": ("held-out log p(answer | question, trace)", "nats"),
+    "reward/prior": ("reward of prior traces in training", "nats"),
+}
+
+
+def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
+    """What a run's files say: settings, curves, traces, and each held-out measure at its first and last evaluation.
+
+    Raises:
+        UserError: the folder holds no run, or nothing was recorded yet.
+    """
+    config = read_toml(folder / "config.toml")
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder}: the run has recorded no step yet")
+    steps = read_steps(folder / "metrics.jsonl", folder / "traces.jsonl")
+    name = config.get("algorithm", {}).get("name", "run")
+    return RunSummary(
+        title=f"covrl: {folder.resolve().name}",
+        subtitle=f"{name} on {config.get('problems', {}).get('train', 'given problems')}",
+        headline=_headline(steps, config),
+        config=config,
+        steps=steps,
+        results=_first_and_last(steps, chance),
+        chance=chance,
+    )
+
+
+def _headline(steps: Sequence[StepReport], config: Mapping[str, Any]) -> str:
+    total = config.get("training", {}).get("steps")
+    done = steps[-1].step if steps else 0
+    return f"{done} of {total} steps are done." if total and done < total else f"{done} steps."
+
+
+def _first_and_last(steps: Sequence[StepReport], chance: float | None) -> list[ResultRow]:
+    rows = []
+    for metric, (label, unit) in MEASURES.items():
+        seen = [(s.step, s.metrics[metric]) for s in steps if math.isfinite(s.metrics.get(metric, math.nan))]
+        if len(seen) > 1:
+            (first, before), (last, after) = seen[0], seen[-1]
+            beside = chance if metric == "eval/accuracy" else None
+            rows.append(ResultRow(label, before, after, beside, note=f"at step {first} and at step {last}", unit=unit))
+    return rows

@@ -1,0 +1,116 @@
+"""What the commands print besides live progress. Model text goes through :func:`visible`, never through markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from covrl.reporting.format import duration, number
+from covrl.reporting.text import visible
+
+if TYPE_CHECKING:
+    from covrl.doctor import Finding
+    from covrl.evaluation.ask import Reply
+    from covrl.prompts import Prompts
+    from covrl.records import Row
+    from covrl.training.dry_run import Cost, DryRun
+
+SPAN_STYLES = {"trace": "bold green", "answer": "bold magenta"}
+
+
+def show_model_path(console: Console, path: Path) -> None:
+    """The last lines of a training: where the model is and the two lines that load it."""
+    place = str(path.resolve())
+    lines = [
+        f"model  {place}",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"model, tokenizer = (c.from_pretrained({place!r}) for c in (AutoModelForCausalLM, AutoTokenizer))",
+    ]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True, highlight=False)
+
+
+def show_dry_run(console: Console, found: DryRun, prompts: Prompts) -> None:
+    """Rows with coloured spans and token counts, every sampled trace, and the cost."""
+    console.print(Text(f"problem {found.problem.id}", "bold"))
+    for name, row in found.rows.items():
+        counts = ", ".join(f"{span} {stop - start}" for span, (start, stop) in row.spans.items())
+        console.print(Text(f"\n{name}: {len(row.ids)} tokens ({counts})", "bold"))
+        console.print(_coloured(row, prompts))
+    console.print(Text(f"\n{len(found.rollouts)} traces", "bold"))
+    for rollout in found.rollouts:
+        head = f"{rollout.source:9} {rollout.finish:6} {len(rollout.trace_ids):4} tokens  "
+        console.print(Text.assemble((head, "dim"), visible(rollout.text)))
+    console.print(Text(f"valid {found.valid:.0%}, truncated {found.truncated:.0%}", "bold"))
+    console.print(_cost_table(found.cost))
+
+
+def _coloured(row: Row, prompts: Prompts) -> Text:
+    edges = sorted({0, len(row.ids), *(edge for span in row.spans.values() for edge in span)})
+    text = Text()
+    for start, stop in pairwise(edges):
+        style = next((SPAN_STYLES.get(n, "cyan") for n, s in row.spans.items() if s.start <= start < s.stop), "")
+        piece = prompts.tokenizer.decode(list(row.ids[start:stop]), skip_special_tokens=False)
+        text.append(visible(str(piece)), style)
+    return text
+
+
+def _cost_table(cost: Cost) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("estimate", ""):
+        table.add_column(name, justify="left" if name else "right")
+    sizes = {
+        "weights": cost.weights,
+        "gradients": cost.gradients,
+        "optimizer": cost.optimizer,
+        "logits at once": cost.logits,
+    }
+    for name, size in sizes.items():
+        table.add_row(name, mebibytes(size))
+    table.add_row("memory without activations", mebibytes(sum(sizes.values())))
+    table.add_row("disk", mebibytes(cost.disk))
+    table.add_row("time, all steps", duration(cost.seconds))
+    return table
+
+
+def mebibytes(size: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def show_replies(console: Console, replies: Sequence[Reply]) -> None:
+    """One row per trace: model, prompt, how likely the answer is behind it, the trace."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model")
+    table.add_column("prompt")
+    table.add_column("log p(answer)", justify="right")
+    table.add_column("trace", overflow="fold", ratio=1)
+    for reply in replies:
+        value = "" if reply.answer_log_prob is None else number(reply.answer_log_prob, "nats")
+        style = "blue" if reply.source == "prior" else "dark_orange"
+        table.add_row(Text(reply.model), Text(reply.source, style), value, Text(visible(reply.rollout.text)))
+    console.print(table)
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """The doctor's findings, with advice where something is missing."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for what, found, well, advice in findings:
+        table.add_row(Text(what), Text(found, "" if well else "bold red"), Text(advice, "dim"))
+    console.print(table)
+
+
+def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
+    """Figures of an evaluation, one a line; shares in per cent."""
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title, "bold"), title_justify="left", show_header=False)
+    for name, value in figures.items():
+        shown = f"{value:,}" if isinstance(value, int) else number(value, "" if name == "trace_tokens" else "share")
+        table.add_row(Text(name.replace("_", " ")), Text(shown))
+    console.print(table)

@@ -1,0 +1,161 @@
+r"""Which part of a response is its answer. Pure text, linear time, never a guess.
+
+The default order is the last ``\boxed{}``, the last ``<answer>``, the last ``####``, the last "answer is"; the
+first of them that is there decides. There is no further fallback: "the last number" would turn an unfinished
+sentence into an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from covrl.errors import UserError
+
+Extractor = Callable[[str], str | None]
+"""Text -> the answer in it, spaces at the ends taken off; None if there is none. A blank answer is none."""
+
+_BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BLANKS = re.compile(r"\s*")
+_TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
+_ANSWER_IS = re.compile(r"\banswer\s{1,9}is\b(?:[ \t]{0,9}:)?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?=\s)|\n|\Z")
+_EMPHASIS = ("**", "__", "*", "`")
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """An answer as it stands in the response, and the name of the extractor that found it."""
+
+    text: str
+    how: str
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last ``\boxed{}`` (or ``\fbox{}``) that is closed and not blank.
+
+    Braces must balance; ``\{`` and ``\}`` are not braces. Of boxes that enclose one another the outermost counts;
+    one that holds nothing but a box is unwrapped, so that ``\boxed{\boxed{5}}`` is ``5``.
+    """
+    opened: list[tuple[int, int] | None] = []  # an entry an open brace: where a box and its content start, or None
+    found: _Box | None = None
+    for token in _BOX_TOKENS.finditer(text):
+        mark = token.group()
+        if mark == "{":
+            opened.append(None)
+        elif mark == "}":
+            box = opened.pop() if opened else None
+            if box is not None and not _blank(text, box[1], token.start()):
+                found = _close(text, box, token, found)
+        elif len(mark) > 2:
+            opened.append((token.start(), token.end()))
+    return None if found is None else text[found.start : found.stop].strip()
+
+
+class _Box(NamedTuple):
+    """The content of a box, and the whole of it with the command and the brace that closes it."""
+
+    start: int
+    stop: int
+    whole_start: int
+    whole_stop: int
+
+
+def _close(text: str, opened: tuple[int, int], brace: re.Match[str], before: _Box | None) -> _Box:
+    """The box that this brace closes, or the one that is all of its content."""
+    first, start = opened
+    stop = brace.start()
+    only = (
+        before is not None
+        and before.whole_start >= start
+        and _blank(text, start, before.whole_start)
+        and _blank(text, before.whole_stop, stop)
+    )
+    content = (before.start, before.stop) if before is not None and only else (start, stop)
+    return _Box(*content, first, brace.end())
+
+
+def _blank(text: str, start: int, stop: int) -> bool:
+    match = _BLANKS.match(text, start, stop)
+    return match is not None and match.end() == stop
+
+
+def answer_tag(text: str) -> str | None:
+    """The content of the last closed ``<answer>…</answer>`` that is not blank, in any case of letters."""
+    start: int | None = None
+    found: str | None = None
+    for tag in _TAGS.finditer(text):
+        if not tag.group(1):
+            start = tag.end()
+        elif start is not None:
+            found = text[start : tag.start()].strip() or found
+            start = None
+    return found
+
+
+def hashes(text: str) -> str | None:
+    """The rest of the line after the last ``####`` that is followed by anything: how GSM8K marks its answers."""
+    found: str | None = None
+    for match in _HASHES.finditer(text):
+        found = match.group(1).strip() or found
+    return found
+
+
+def answer_is(text: str) -> str | None:
+    """What follows the last "answer is" up to the end of its sentence or line, full stop and emphasis taken off."""
+    for match in reversed(list(_ANSWER_IS.finditer(text))):
+        end = _SENTENCE_END.search(text, match.end())
+        found = _bare(text[match.end() : end.start() if end else len(text)])
+        if found:
+            return found
+    return None
+
+
+def _bare(sentence: str) -> str:
+    text = sentence.strip()
+    for mark in _EMPHASIS:  # "answer is:** 5" leaves the closing half of an emphasis that began before
+        if text.startswith(mark) and text.count(mark) == 1:
+            text = text[len(mark) :].lstrip()
+    text = text.removeprefix(":").strip()
+    for _ in range(3):
+        text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
+        for mark in _EMPHASIS:
+            inside = text[len(mark) : -len(mark)]
+            if text.startswith(mark) and text.endswith(mark) and inside and mark not in inside:
+                text = inside.strip()
+    return text
+
+
+def whole(text: str) -> str | None:
+    """The whole text: for responses that are nothing but the answer."""
+    return text.strip() or None
+
+
+EXTRACTORS: Mapping[str, Extractor] = {
+    "boxed": boxed,
+    "answer_tag": answer_tag,
+    "hash": hashes,
+    "answer_is": answer_is,
+    "none": whole,
+}
+"""Every extractor by the name that settings and problem files use; ``none`` takes the whole text."""
+
+DEFAULT_ORDER = ("boxed", "answer_tag", "hash", "answer_is")
+
+
+def extract_answer(response: str, order: Sequence[str] = DEFAULT_ORDER) -> Extracted | None:
+    """The answer of a response, by the first extractor of ``order`` that finds one; None if none does.
+
+    Raises:
+        UserError: ``order`` names an extractor that does not exist.
+    """
+    for name in order:
+        if name not in EXTRACTORS:
+            raise UserError(f"unknown extractor {name}: known are {', '.join(EXTRACTORS)}")
+        text = EXTRACTORS[name](response)
+        if text is not None:
+            return Extracted(text, name)
+    return None

@@ -1,0 +1,252 @@
+r"""Spellings that mean the same: what may differ between two answers that are equal as text, and what math-verify gets.
+
+Everything here is careful in one direction: a rule that could make two different answers equal is left out, and
+text whose mathematical reading is doubtful is refused with a reason. math-verify alone reads ``1 2`` as 3, ``1e-7`` as
+``e - 7``, ``3 pm`` as 3, ``listen`` as ``silent`` and ``4210_5`` as 4210.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_CHARS = 1000
+"""Longer answers are compared as they stand only: no answer that a person writes down is longer."""
+
+_SPELLINGS = [
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:left|right)\s*(?=[()\[\]|]|\\[{}])"), ""),
+    (re.compile(r"\\displaystyle(?![A-Za-z])"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))|,\\!\s*"), ","),
+    (re.compile(r"(?<!\\)\\!"), ""),
+    (re.compile(r"(?<!\\)\\[,;:\s]|~"), " "),
+    (re.compile(r"\\([%$])"), r"\1"),
+    (re.compile(r"\s+"), " "),
+]
+_TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname)\s*"
+_WHOLE_GROUP = re.compile(rf"(?:{_TEXT_COMMAND})?\{{([^{{}}]*)\}}")
+_PAIRS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("`", "`"), ("“", "”")]
+_PAIRS += [('"', '"'), ("'", "'")]
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
+_WORDS = re.compile(r"[^\W\d_]+(?:[ ,'\-]+[^\W\d_]+)*")
+_LONG_WORD = re.compile(r"[^\W\d_]{3}")
+_NUMBER = re.compile(r"([-+]?)(\d{0,100})(?:\.(\d{0,100}))?(?:[eE]([-+]?\d{1,2}))?")
+_KEPT = {"<super>", "<sub>", "<fraction>"}  # NFKC would turn 10² into 102 and 2½ into 21/2
+
+
+def normalise(text: str) -> str:
+    r"""One spelling for answers that differ in nothing but spelling.
+
+    Unicode compatibility forms, spaces, ``$ $``, ``\( \)``, emphasis, quotes, ``\text{}``, a final full stop or comma,
+    a currency sign, thousands separators, and the case of letters in words of three or more. Single letters keep
+    their case: ``X`` and ``x`` are two variables.
+    """
+    return _strip(text)[0]
+
+
+def _strip(text: str) -> tuple[str, bool]:
+    """The normalised text, and whether a dollar sign marked it as money."""
+    text = text.strip()
+    if len(text) > MAX_CHARS:
+        return text, False
+    text = _characters(text)
+    for pattern, spelling in _SPELLINGS:
+        text = pattern.sub(spelling, text)
+    money = False
+    before = None
+    while text != before:
+        before = text
+        text = _ends(text)
+        if text.count("$") == 1 and re.fullmatch(r"[-+]?\$ ?[\d.,]+|[-+]?[\d.,]+ ?\$", text):
+            text, money = text.replace("$", "").replace(" ", ""), True
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    if re.fullmatch(r"\([A-Za-z]\)", text):
+        text = text[1]
+    return (text.casefold() if is_words(text) else text), money
+
+
+def _characters(text: str) -> str:
+    if text.isascii():
+        return text
+    plain = (
+        c if unicodedata.decomposition(c).split(" ")[0] in _KEPT else unicodedata.normalize("NFKC", c) for c in text
+    )
+    return unicodedata.normalize("NFC", "".join(plain)).replace("\u2212", "-").replace("\u2044", "/")
+
+
+def _ends(text: str) -> str:
+    """Take off one layer of what may stand around an answer."""
+    text = text.strip()
+    if text[-1:] in {".", ",", ";", ":"} and text[-2:-1] not in {".", "\\"}:
+        text = text[:-1].rstrip()
+    for opening, closing in _PAIRS:
+        inside = text[len(opening) : len(text) - len(closing)]
+        around = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
+        if around and opening not in inside and closing not in inside:
+            text = inside.strip()
+    match = _WHOLE_GROUP.fullmatch(text)
+    return match.group(1).strip() if match else text
+
+
+def is_words(text: str) -> bool:
+    """Whether a text is words and not a formula: letters only, three in a row somewhere."""
+    return bool(_LONG_WORD.search(text) and _WORDS.fullmatch(text))
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The exact value of normalised text that is one decimal number, with or without an exponent."""
+    match = _NUMBER.fullmatch(text)
+    if match is None or not (match.group(2) or match.group(3)):
+        return None
+    sign, whole, decimals, exponent = match.groups(default="")
+    value = Fraction(int(whole + decimals), 10 ** len(decimals)) * Fraction(10) ** int(exponent or "0")
+    return -value if sign == "-" else value
+
+
+class NotMathematicsError(ValueError):
+    """Text that has no safe mathematical reading; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """An answer as math-verify gets it.
+
+    ``unit`` is what stood behind it ("cm", "dollar", …; empty if nothing), ``base`` the base of a numeral like
+    ``4210_5``, ``number`` the exact value where the text is a plain number.
+    """
+
+    latex: str
+    unit: str = ""
+    base: int | None = None
+    number: Fraction | None = None
+
+    @property
+    def letters(self) -> frozenset[str]:
+        """The variables."""
+        return frozenset(re.findall(r"[A-Za-z]", _COMMAND.sub(" ", self.latex)))
+
+
+_UNIT = re.compile(
+    r"cm|mm|km|kg|mph|(?:kilo|centi|milli)?met(?:er|re)s?|(?:kilo)?grams?|foot|feet|inch|inches|(?:yard|mile|hour)s?|"
+    r"(?:minute|second|day|week|month|year|dollar|cent|euro|degree|radian|unit|pound|ounce|liter|litre|gallon|cup)s?|"
+    r"min|mins|sec|secs|hrs|people|points?|square|cubic|per"
+)
+_SHORT_UNIT = re.compile(r"m|g|s|h|l|ft|in|mi|mg|ml|lbs?|oz|hr|sq|cu")
+# A short unit counts inside \\text{} only: outside it, 5 mg is a product of variables as well.
+_POWER = r"(?:\^ ?\{? ?([23]) ?\}?)?"
+_TEXT_UNIT = re.compile(rf"(.*[^\s\\]) *{_TEXT_COMMAND}\{{([A-Za-z. /]*)\}} ?{_POWER}", re.DOTALL)
+_BARE_UNIT = re.compile(rf"(.*[\d}})]) *((?:[A-Za-z]{{2,}}\.?[ /]?){{1,4}}) ?{_POWER}", re.DOTALL)
+_DEGREES = re.compile(r"(.*[\d})]) ?(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree) ?", re.DOTALL)
+_BASED = re.compile(rf"(\d+) ?_ ?\{{? ?(?:{_TEXT_COMMAND}\{{)? ?(\d{{1,2}}) ?\}}*")
+_MIXED = re.compile(r"(-?\d+) (\d+) ?/ ?(\d+)")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|pi|theta)(?![A-Za-z])")
+_COMMAND = re.compile(r"\\(?:begin|end) ?\{[a-z]+\}|\\[A-Za-z]+|(?<![A-Za-z])(?:and|or|sqrt)(?![A-Za-z])")
+_SMALL_WORD = re.compile(r"no|is|so|it|to|of|by|at|in|on|if|we|be|an|as|my|me|us|do|go|he|up|pm|am")
+_SYMBOLS = {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "÷": "/"}
+_SYMBOLS |= {"±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "θ": r"\theta ", "∅": r"\emptyset "}
+_DOUBTS = [
+    (re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])"), "a box inside the answer"),
+    (re.compile(r"\.\.|\\(?:[lc]?dots|approx|sim|simeq|overline)(?![A-Za-z])"), "dots or an approximation"),
+    (re.compile(r"'|\\prime"), "a prime"),
+    (re.compile(r"\d\s+\d"), "numbers side by side"),
+    (re.compile(r"\d[eE][-+]?\d"), "an exponent written with e inside a formula"),
+    (re.compile(r"\d ?_"), "a base inside a formula"),
+    (re.compile(r"\\circ|\\degree|°"), "degrees inside a formula"),
+    (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
+]
+
+
+def expression(text: str) -> Expression:
+    """Make an answer ready for math-verify.
+
+    Raises:
+        NotMathematicsError: the text has no safe reading as one mathematical object, with the reason.
+    """
+    text, money = _strip(text)
+    if len(text) > MAX_CHARS:
+        raise NotMathematicsError(f"longer than {MAX_CHARS:,} characters")
+    text, unit = _split_unit(_to_latex(text.replace("$", "")))
+    number = plain_number(text)
+    if number is not None:
+        return Expression(_decimal(text, number), "dollar" if money else unit, number=number)
+    based = _BASED.fullmatch(text)
+    if based:
+        return _numeral(based.group(1), int(based.group(2)))
+    _refuse_doubtful(text, unit)
+    return Expression(text, "dollar" if money else unit)
+
+
+def _to_latex(text: str) -> str:
+    mixed = _MIXED.fullmatch(text)
+    if mixed:
+        return rf"{mixed.group(1)}\frac{{{mixed.group(2)}}}{{{mixed.group(3)}}}"
+    for symbol, latex in _SYMBOLS.items() if not text.isascii() else ():
+        text = text.replace(symbol, latex)
+    text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m.group()).replace('−', '-')}}}", text)
+    text = re.sub(r"√ ?(\d+|[A-Za-z])", r"\\sqrt{\1}", text)
+    text = re.sub(
+        "[¼-¾⅐-⅞]", lambda m: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m.group()).split("⁄")), text
+    )
+    return _FUNCTION.sub(r"\\\1 ", text).strip()
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    degrees = _DEGREES.fullmatch(text)
+    if degrees:
+        return degrees.group(1), "degree"
+    for pattern in (_TEXT_UNIT, _BARE_UNIT):
+        match = pattern.fullmatch(text)
+        if match:
+            words = re.findall(r"[A-Za-z]+", match.group(2).casefold())
+            short = pattern is _TEXT_UNIT
+            if words and all(_UNIT.fullmatch(w) or (short and _SHORT_UNIT.fullmatch(w)) for w in words):
+                return match.group(1).strip(), " ".join([_singular(w) for w in words] + [match.group(3) or ""]).strip()
+    return text, ""
+
+
+def _singular(word: str) -> str:
+    return {"feet": "foot", "inches": "inch"}.get(word, word.removesuffix("s"))
+
+
+def _decimal(text: str, number: Fraction) -> str:
+    if "e" not in text.lower():
+        return text.removeprefix("+")
+    return str(number.numerator) if number.denominator == 1 else rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+
+
+def _numeral(digits: str, base: int) -> Expression:
+    if not 2 <= base <= 36 or any(int(d) >= base for d in digits) or len(digits) > 100:
+        raise NotMathematicsError(f"{digits[:100]} is no number in base {base}")
+    return Expression(digits, base=base, number=Fraction(int(digits, base)))
+
+
+def _refuse_doubtful(text: str, unit: str) -> None:
+    if not text.strip(" .,;:"):
+        raise NotMathematicsError("blank")
+    for pattern, doubt in _DOUBTS:
+        if pattern.search(text):
+            raise NotMathematicsError(doubt)
+    foreign = next((c for c in text if not c.isascii() or not c.isprintable()), None)
+    if foreign is not None:
+        raise NotMathematicsError(f"the character {foreign!r}")
+    letters = re.findall(r"[A-Za-z]{2,}", _COMMAND.sub(" ", text))
+    word = next((w for w in letters if len(w) > 2 or _SMALL_WORD.fullmatch(w.casefold())), None)
+    if word is not None:
+        raise NotMathematicsError(f"the word {word[:40]!r}")
+    if not _balanced(text):
+        raise NotMathematicsError("braces that do not balance")
+    if unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+        raise NotMathematicsError("degrees inside a formula")
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for c in re.findall(r"[{}]", text):
+        depth += 1 if c == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0

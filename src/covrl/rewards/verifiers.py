@@ -1,0 +1,274 @@
+"""Right, wrong or unknown: what a response's answer is worth against the reference answer.
+
+``unknown`` is a verdict of its own and always says why: no answer in the response, an answer or a reference that
+cannot be read, a comparison that took too long. It is never turned into wrong or right on the quiet; who needs a
+number decides what unknown counts as, and shows how often it came up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, runtime_checkable
+
+from covrl.errors import UserError
+from covrl.records import Problem, Verdict
+from covrl.rewards.extract import DEFAULT_ORDER, Extracted, extract_answer
+from covrl.rewards.math_worker import MathWorkers, Question, Reply
+from covrl.rewards.normalise import (
+    MAX_CHARS,
+    Expression,
+    NotMathematicsError,
+    expression,
+    is_words,
+    normalise,
+    plain_number,
+)
+
+VERIFIERS = ("exact", "text", "math")
+
+TIME_LIMIT_S = 5.0
+"""Seconds that one comparison may take before it is unknown; ordinary ones take a few milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict, the answer it is about, and why.
+
+    Example:
+        >>> Judgement("right", extracted="42", why="equal as text", how="boxed")
+
+    ``extracted`` is None where the response has no answer; ``how`` names the extractor. The part of ``why`` before
+    its first colon is one of a few fixed phrases, so that reasons can be counted.
+    """
+
+    verdict: Verdict
+    extracted: str | None
+    why: str
+    how: str | None = None
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Judges a whole response; ``problem.answer`` and each of ``problem.accepted`` are right."""
+
+    def __call__(self, problem: Problem, response: str) -> Judgement: ...
+
+
+def judge_all(verifier: Verifier, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
+    """One judgement a row, in order; all at once where the verifier can (:meth:`MathVerifier.judge_all`)."""
+    if isinstance(verifier, MathVerifier):
+        return verifier.judge_all(rows)
+    return [verifier(problem, response) for problem, response in rows]
+
+
+def exact_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
+    """Right if the answer is the reference or an accepted one to the character, spaces at the ends aside."""
+    found = extract_answer(response, order)
+    if found is None:
+        return _nothing(order)
+    return _judgement(found, _combine([_exact(r, found.text) for r in _references(problem)]))
+
+
+def normalised_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
+    """Right if the two are equal in one spelling (:func:`covrl.rewards.normalise.normalise`) or as plain numbers."""
+    found = extract_answer(response, order)
+    if found is None:
+        return _nothing(order)
+    return _judgement(found, _combine([_text(r, found.text) for r in _references(problem)]))
+
+
+class MathVerifier:
+    """Equal as text, as numbers, or by math-verify in worker processes that are killed when a row hangs.
+
+    Example:
+        >>> with MathVerifier() as verify:
+        ...     verify(Problem("1", "Half of one?", "1/2"), r"So it is \\boxed{\\frac12}.").verdict
+        'right'
+
+    Text and plain numbers are decided in this process. Words are compared as words: math-verify would read them as
+    products of letters. What math-verify gets is first made safe or refused (:mod:`covrl.rewards.normalise`).
+    Not for use from several threads at once. POSIX only.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[str] = DEFAULT_ORDER,
+        time_limit_s: float = TIME_LIMIT_S,
+        workers: int | None = None,
+    ) -> None:
+        count = min(2, os.cpu_count() or 1) if workers is None else workers
+        self.order = tuple(order)
+        self.workers = MathWorkers(count, time_limit_s)
+
+    def __call__(self, problem: Problem, response: str) -> Judgement:
+        return self.judge_all([(problem, response)])[0]
+
+    def judge_all(self, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
+        """One judgement a row, in order; the rows that need math-verify go through all workers together."""
+        found = [extract_answer(response, self.order) for _, response in rows]
+        asked: dict[int, Question] = {}
+        replies: dict[int, list[Reply]] = {}
+        for row, ((problem, _), answer) in enumerate(zip(rows, found, strict=True)):
+            if answer is not None:
+                replies[row], question = _screen(_references(problem), answer.text)
+                if question is not None:
+                    asked[row] = question
+        for row, reply in zip(asked, self.workers.ask(list(asked.values())), strict=True):
+            replies[row].append(reply)
+        return [
+            _nothing(self.order) if answer is None else _judgement(answer, _combine(replies[row]))
+            for row, answer in enumerate(found)
+        ]
+
+    def close(self) -> None:
+        """End the worker processes; a later call starts new ones."""
+        self.workers.close()
+
+    def __enter__(self) -> MathVerifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def open_verifier(
+    name: str, order: Sequence[str] = DEFAULT_ORDER, time_limit_s: float = TIME_LIMIT_S
+) -> Generator[Verifier]:
+    """The verifier of that name: ``exact``, ``text`` or ``math``; its processes end with the context.
+
+    Raises:
+        UserError: there is no verifier or extractor of that name.
+    """
+    extract_answer("", order)
+    if name == "math":
+        with MathVerifier(order, time_limit_s) as verifier:
+            yield verifier
+    elif name in VERIFIERS:
+        judge = exact_text if name == "exact" else normalised_text
+        yield lambda problem, response: judge(problem, response, order)
+    else:
+        raise UserError(f"unknown verifier {name}: known are {', '.join(VERIFIERS)}")
+
+
+def _references(problem: Problem) -> tuple[str, ...]:
+    return (problem.answer, *problem.accepted)
+
+
+def _nothing(order: Sequence[str]) -> Judgement:
+    return Judgement("unknown", None, f"no answer found: looked for {', '.join(order)}")
+
+
+def _judgement(found: Extracted, reply: Reply) -> Judgement:
+    return Judgement(reply.verdict, found.text, reply.why, found.how)
+
+
+def _combine(replies: Sequence[Reply]) -> Reply:
+    """Right if any reference is met; else unknown if any could not be compared; else wrong."""
+    verdicts: tuple[Verdict, ...] = ("right", "unknown", "wrong")
+    return next(r for v in verdicts for r in replies if r.verdict == v)
+
+
+def _exact(reference: str, answer: str) -> Reply:
+    if not reference.strip():
+        return Reply("unknown", "the reference is blank")
+    equal = reference.strip() == answer.strip()
+    return Reply("right", "equal to the character") if equal else Reply("wrong", "not equal to the character")
+
+
+def _text(reference: str, answer: str) -> Reply:
+    return _same_text(reference, answer) or Reply("wrong", "not equal as text")
+
+
+def _same_text(reference: str, answer: str) -> Reply | None:
+    """Right, or unknown for a blank reference; None if the texts differ."""
+    expected, said = _normalised(reference), normalise(answer)
+    if not expected:
+        return Reply("unknown", "the reference is blank")
+    if expected == said:
+        return Reply("right", "equal as text")
+    number = plain_number(expected)
+    equal = number is not None and number == plain_number(said)
+    return Reply("right", "equal as numbers") if equal else None
+
+
+def _screen(references: Sequence[str], answer: str) -> tuple[list[Reply], Question | None]:
+    """What can be said without math-verify, a reply a decided reference, and what it has to be asked, if anything."""
+    replies: list[Reply] = []
+    asked: list[str] = []
+    latex = ""
+    for reference in references:
+        reply = _same_text(reference, answer) or _words(_normalised(reference), normalise(answer))
+        if reply is None:
+            reply, latex = _as_mathematics(reference, answer)
+        if reply is None:
+            asked.append(_expression(reference).latex)
+        else:
+            replies.append(reply)
+    if not asked or any(r.verdict == "right" for r in replies):
+        return replies, None
+    return replies, Question(tuple(asked), latex)
+
+
+def _words(reference: str, answer: str) -> Reply | None:
+    """How a reference in words compares with a different answer; None if the reference is no words."""
+    if not is_words(reference):
+        return None
+    if not is_words(answer):
+        return Reply("unknown", "the reference is words and the answer is not")
+    if sorted(reference) == sorted(answer):  # abc and cab are one product, and two words
+        return Reply("unknown", "the same letters in another order")
+    return Reply("wrong", "different words")
+
+
+def _as_mathematics(reference: str, answer: str) -> tuple[Reply | None, str]:
+    """A reply where none needs math-verify, and the answer's LaTeX for it where one does."""
+    try:
+        expected = _expression(reference)
+    except NotMathematicsError as error:
+        return Reply("unknown", f"reference not mathematics: {error}"), ""
+    try:
+        said = expression(answer)
+    except NotMathematicsError as error:
+        return Reply("unknown", f"answer not mathematics: {error}"), ""
+    return _doubt(expected, said) or _numbers(expected, said), said.latex
+
+
+def _doubt(expected: Expression, said: Expression) -> Reply | None:
+    """What math-verify would pass over: units, ratios, bases, the case of letters."""
+    if expected.unit and said.unit and expected.unit != said.unit:
+        return Reply("unknown", f"different units: {expected.unit} and {said.unit}")
+    if said.base is not None and expected.base is None:
+        return Reply("unknown", "only the answer names a base")
+    if (":" in expected.latex) != (":" in said.latex):
+        return Reply("unknown", "only one of the two is a ratio or a time")
+    one, other = expected.letters, said.letters
+    if one != other and {c.casefold() for c in one} == {c.casefold() for c in other}:
+        return Reply("unknown", "letters that differ in case only")
+    return None
+
+
+def _numbers(expected: Expression, said: Expression) -> Reply | None:
+    """The verdict on two plain numbers, by their exact values; None for anything else."""
+    if expected.base is not None and said.base is None:
+        # The question asked for that base, so the bare digits are what it wanted.
+        return Reply("right", "equal digits") if expected.latex == said.latex else Reply("wrong", "different digits")
+    if expected.number is None or said.number is None:
+        return None
+    equal = expected.number == said.number
+    return Reply("right", "equal as numbers") if equal else Reply("wrong", "different numbers")
+
+
+# References come back once a rollout, so both of their readings are kept.
+
+
+def _normalised(reference: str) -> str:
+    return _cached_normalise(reference) if len(reference) <= MAX_CHARS else normalise(reference)
+
+
+_cached_normalise = lru_cache(maxsize=4096)(normalise)
+_expression = lru_cache(maxsize=4096)(expression)
