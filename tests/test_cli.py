@@ -102,7 +102,7 @@ def test_grade_names_a_broken_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"answer": "1", "response": "2"}\n{"answer": "1"}\n')
     found = covrl("grade", "rows.jsonl", cwd=tmp_path)
     assert found.returncode == 2
-    assert "rows.jsonl:2" in found.stderr
+    assert "rows.jsonl line 2: no field 'response'" in found.stderr
     assert "Traceback" not in found.stderr
 
 
