@@ -70,7 +70,7 @@ def build(
         algorithm=make_algorithm(config.algorithm, Setup(prompts, config.training.rollouts_per_problem)),
         models={"policy": policy},
         generator=generator,
-        tokenizer=tokenizer,
+        prompts=prompts,
         source=source,
         verify=verify,
         label=label,
@@ -87,6 +87,7 @@ def problem_fields(config: ProblemsConfig) -> Fields:
         accepted=config.accepted_field or None,
         id=config.id_field or None,
         extract=config.extract,
+        solution=config.solution_field or None,
     )
 
 

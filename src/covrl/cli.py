@@ -154,6 +154,41 @@ def train(
     show_model_path(console, trained.best or trained.last)
 
 
+@app.command("warm-format")
+def warm_format(
+    config: Annotated[Path, typer.Option(help="TOML file of the run that is to follow.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model that knows the format.")],
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(min=1, help="Most steps.")] = 200,
+    rate: Annotated[float, typer.Option("--learning-rate", help="Of AdamW, constant.")] = 1e-5,
+    until: Annotated[float, typer.Option(min=0, max=1, help="Stop at this share of valid traces.")] = 0.5,
+    every: Annotated[int, typer.Option(min=1, help="Steps between looks at sampled traces.")] = 20,
+) -> None:
+    """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
+    _cpu_defaults()
+    from covrl import api
+    from covrl.config import RunConfig, check, override, read_toml
+    from covrl.reporting.show import show_model_path
+    from covrl.training.warm_format import warm_format as lessons
+
+    run = api.build(check(RunConfig, override(read_toml(config), settings or []), where=f"{config}: "))
+    api.new_run_folder(out)
+    valid = 0.0
+    for lesson in lessons(run, steps, rate, until, every):
+        valid = lesson.valid
+        print(
+            f"step {lesson.step}/{steps}  loss {lesson.loss:.3f} nats a token  valid traces {valid:.0%}",
+            file=sys.stderr,
+            flush=True,
+        )
+    run.save(out)
+    from rich.console import Console
+
+    show_model_path(Console(), out)
+    if valid < until:
+        raise TrainingStoppedError(f"only {valid:.0%} of the traces are valid after {steps} steps; go on with more")
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],

@@ -85,6 +85,7 @@ class ProblemsConfig(Settings):
     answer_field: str = "answer"
     accepted_field: str = Field("", description="field with further accepted answers: graded, not scored")
     id_field: str = Field("", description="field with the problem's id; empty: file name and row number")
+    solution_field: str = Field("", description="field with a worked solution, for `covrl warm-format` alone")
     extract: Literal["none", "hash", "boxed"] = Field(
         "none", description="how the answer is taken from its field: as it is, behind the last ####, the last \\boxed{}"
     )

@@ -9,11 +9,12 @@ import pytest
 from models import character_tokenizer
 
 from covrl.config import PromptConfig
-from covrl.evaluation.accuracy import Evaluator, exact_text
+from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.leak import leak_rates, states_early
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
+from covrl.rewards.graders import make_grader
 
 PROMPTS = Prompts(character_tokenizer(), PromptConfig())
 PROBLEMS = [Problem("p0", "1+1", "2"), Problem("p1", "2+2", "4", accepted=("four",)), Problem("p2", "3+3", "6")]
@@ -42,7 +43,7 @@ class Scripted:
 
 def test_accuracy_counts_accepted_answers_and_traces_without_an_end() -> None:
     generator = Scripted(["2", " four ", None])
-    found = Evaluator(generator, PROMPTS, 50, 5)(PROBLEMS, 0.0, Draw(0, 0))
+    found = Evaluator(generator, PROMPTS, 50, 5, make_grader("text"))(PROBLEMS, 0.0, Draw(0, 0))
     assert [g.verdict for g in found.graded] == ["right", "right", "wrong"]
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.sound is None
@@ -50,7 +51,7 @@ def test_accuracy_counts_accepted_answers_and_traces_without_an_end() -> None:
 
 def test_only_the_prior_prompt_is_used_and_the_answer_follows_the_trace() -> None:
     generator = Scripted(["2", "4", "6"])
-    Evaluator(generator, PROMPTS, 50, 5)(PROBLEMS, 0.7, Draw(3, 9))
+    Evaluator(generator, PROMPTS, 50, 5, None)(PROBLEMS, 0.7, Draw(3, 9))
     (thoughts, thinking, first), (replies, answering, second) = generator.asked
     assert [r.prompt_ids for r in thoughts] == [PROMPTS.prior(p) for p in PROBLEMS]
     assert (thinking.max_tokens, thinking.temperature, answering.max_tokens) == (50, 0.7, 5)
@@ -59,16 +60,25 @@ def test_only_the_prior_prompt_is_used_and_the_answer_follows_the_trace() -> Non
     assert first.purpose != second.purpose, "trace and answer must not share random numbers"
 
 
-def test_unknown_verdicts_are_counted_apart() -> None:
-    found = Evaluator(Scripted(["2", "4", "6"]), PROMPTS, 50, 5, grade=lambda p, a: "unknown")(
-        PROBLEMS, 0.0, Draw(0, 0)
-    )
-    assert (found.accuracy, found.unknown) == (0.0, 1.0)
+def test_without_a_grader_every_answer_is_unknown_and_counted_apart() -> None:
+    found = Evaluator(Scripted(["2", "4", None]), PROMPTS, 50, 5, make_grader("none"))(PROBLEMS, 0.0, Draw(0, 0))
+    assert found.accuracy == 0.0
+    assert found.unknown == pytest.approx(2 / 3)
 
 
-def test_exact_text() -> None:
-    assert exact_text(PROBLEMS[0], " 2\n") == "right"
-    assert exact_text(PROBLEMS[0], "2.0") == "wrong"
+@pytest.mark.parametrize(
+    ("name", "said", "verdict"),
+    [
+        ("exact", " 2\n", "right"),
+        ("exact", "2.0", "wrong"),
+        ("text", "2.0", "right"),
+        ("math", "\\frac{4}{2}", "right"),
+    ],
+)
+def test_graders_by_name(name: str, said: str, verdict: str) -> None:
+    grade = make_grader(name)
+    assert grade is not None
+    assert list(grade([(PROBLEMS[0], said), (PROBLEMS[0], "3")])) == [verdict, "wrong"]
 
 
 def test_leaks_are_early_and_held_against_another_problems_answer() -> None:

@@ -66,7 +66,7 @@ def make_run(seed: int = 0, **settings: Any) -> Run:
     prompts = Prompts(tokenizer(), config.prompts)
     algorithm = make_algorithm(config.algorithm, Setup(prompts, 2))
     models = {"policy": LanguageModel(tiny_model(seed))}
-    return Run(config, algorithm, models, generator=None, tokenizer=None, source=ProblemSource([PROBLEM], 0))  # ty: ignore
+    return Run(config, algorithm, models, generator=None, prompts=prompts, source=ProblemSource([PROBLEM], 0))  # ty: ignore
 
 
 def rollout(run: Run, ids: Sequence[int], source: str, appended: bool) -> Rollout:

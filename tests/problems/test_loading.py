@@ -151,10 +151,11 @@ def test_a_row_may_have_no_further_answers(write: Write, more: Any) -> None:
         ("boxed", r"so \boxed{1} or rather \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
     ],
 )
-def test_the_answer_is_extracted_and_the_solution_left_out(
+def test_the_answer_is_extracted_and_holds_nothing_of_the_solution(
     write: Write, extract: Extract, solution: str, answer: str
 ) -> None:
-    assert load_problems(write([row(answer=solution)]), Fields(extract=extract)) == [Problem("train/0", "1+1?", answer)]
+    (problem,) = load_problems(write([row(answer=solution)]), Fields(extract=extract))
+    assert (problem.id, problem.question, problem.answer) == ("train/0", "1+1?", answer)
 
 
 def test_each_answer_of_a_list_is_extracted_and_accepted_ones_are_taken_as_they_are(write: Write) -> None:
@@ -499,7 +500,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]
 )
 def test_a_data_set_by_name(hub: Any, source: str, call: tuple[Any, ...], problem_id: str) -> None:
     calls = hub([row(answer="so\n#### 2", picture="costly to decode")])
-    assert load_problems(source, Fields(extract="hash")) == [Problem(problem_id, "1+1?", "2")]
+    assert load_problems(source, Fields(extract="hash")) == [Problem(problem_id, "1+1?", "2", solution="so")]
     assert calls == [call]
 
 
@@ -614,3 +615,16 @@ def test_extracted_answers_of_math500_are_the_given_ones() -> None:
 def test_gsm8k_with_the_wrong_setting_says_so() -> None:
     message = error_of(real("gsm8k/train.jsonl"), Fields(extract="boxed"))
     assert message.startswith("train.jsonl:1: problem 'train/0': answer (field 'answer'): there is no \\boxed{}")
+
+
+def test_a_field_that_the_answer_is_taken_from_is_the_worked_solution(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        json.dumps({"question": "6 x 7?", "answer": "6 times 7\nis 42\n#### 42", "why": " see above "}) + "\n"
+    )
+    (hashed,) = load_problems(str(path), Fields(extract="hash"))
+    assert (hashed.answer, hashed.solution) == ("42", "6 times 7\nis 42")
+    (named,) = load_problems(str(path), Fields(extract="hash", solution="why"))
+    assert named.solution == "see above"
+    (plain,) = load_problems(str(path), Fields())
+    assert plain.solution is None

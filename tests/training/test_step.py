@@ -60,7 +60,7 @@ def make_run(
         make_algorithm(config.algorithm, Setup(prompts, 4)),
         {"policy": LanguageModel(model)},
         TorchGenerator(model, tokenizer, 64),
-        tokenizer,
+        prompts,
         ProblemSource(PROBLEMS, 0),
     )
 

@@ -9,8 +9,8 @@ from covrl.generation.base import Draw, Generator, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout, Verdict
 
-Grader = Callable[[Problem, str], Verdict]
-"""(problem, answer text) -> verdict."""
+Grader = Callable[[Sequence[tuple[Problem, str]]], Sequence[Verdict]]
+"""Pairs (problem, what was said between the answer tags) -> a verdict each."""
 
 TraceLabel = Callable[[Problem, Rollout], str]
 """What a trace does, where a task can tell: "sound", or the name of what is wrong. For reports, never for training."""
@@ -51,20 +51,18 @@ class Evaluation:
         return labels.count(SOUND) / len(labels) if labels else None
 
 
-def exact_text(problem: Problem, answer: str) -> Verdict:
-    """Right if the answer is the reference or an accepted one, spaces at the ends aside."""
-    return "right" if answer.strip() in {a.strip() for a in (problem.answer, *problem.accepted)} else "wrong"
-
-
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Samples and grades held-out problems. A trace without a closing tag is graded wrong: no answer can follow it."""
+    """Samples and grades held-out problems.
+
+    A trace without a closing tag is wrong, as no answer can follow it. Without a grader every verdict is unknown.
+    """
 
     generator: Generator
     prompts: Prompts
     max_trace_tokens: int
     max_answer_tokens: int
-    grade: Grader | None = exact_text
+    grade: Grader | None
     label: TraceLabel | None = None
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
@@ -77,12 +75,16 @@ class Evaluator:
             replace(r, prompt_ids=self.prompts.answer_prompt(t)) for r, t in zip(ask, traces, strict=True) if t.valid
         ]
         answering = Sampling(self.max_answer_tokens, suffix, temperature)
-        replies = iter(self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else [])
-        graded = []
-        for problem, trace in zip(problems, traces, strict=True):
-            said = next(replies).text.removesuffix(suffix) if trace.valid else ""
-            verdict: Verdict = (
-                "unknown" if self.grade is None else self.grade(problem, said) if trace.valid else "wrong"
+        replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
+        said = {r.request.problem_id: r.text.removesuffix(suffix) for r in replies}
+        verdicts = self._verdicts([(p, said[p.id]) for p in problems if p.id in said])
+        return Evaluation(
+            tuple(
+                Graded(p, t, said.get(p.id, ""), verdicts.get(p.id, "wrong"), self.label(p, t) if self.label else None)
+                for p, t in zip(problems, traces, strict=True)
             )
-            graded.append(Graded(problem, trace, said, verdict, self.label(problem, trace) if self.label else None))
-        return Evaluation(tuple(graded))
+        )
+
+    def _verdicts(self, answered: Sequence[tuple[Problem, str]]) -> dict[str, Verdict]:
+        verdicts: Sequence[Verdict] = ["unknown"] * len(answered) if self.grade is None else self.grade(answered)
+        return {problem.id: verdict for (problem, _), verdict in zip(answered, verdicts, strict=True)}

@@ -54,7 +54,8 @@ class Fields:
     A dotted name reaches into objects (``meta.answer``) and lists (``prompt.0.content``). ``answer`` is text, a
     number, or a list of them: the first is scored, all are accepted. ``accepted`` names a list of further accepted
     answers, taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as
-    it is, behind the last ``####``, or out of the last ``\boxed{}``.
+    it is, behind the last ``####``, or out of the last ``\boxed{}``. ``solution`` names a field with a worked
+    solution; without one, a field that the answer was extracted from is the solution (up to the last ``####``).
 
     Example:
         >>> Fields(question="problem", answer="solution", extract="boxed")
@@ -65,6 +66,7 @@ class Fields:
     accepted: str | None = None
     id: str | None = None
     extract: Extract = "none"
+    solution: str | None = None
 
 
 class _Row(NamedTuple):
@@ -144,7 +146,21 @@ def _problem(row: _Row, default_id: str, fields: Fields) -> Problem:
     if fields.accepted is not None:
         answers += _accepted(_field(row, "accepted", fields.accepted), f"{place}: accepted (field {fields.accepted!r})")
     answer, *accepted = dict.fromkeys(answers)
-    return Problem(id=problem_id, question=question, answer=answer, accepted=tuple(accepted))
+    solution = _solution(row, place, fields)
+    return Problem(id=problem_id, question=question, answer=answer, accepted=tuple(accepted), solution=solution)
+
+
+def _solution(row: _Row, place: str, fields: Fields) -> str | None:
+    name = fields.solution or (fields.answer if fields.extract != "none" else None)
+    if name is None:
+        return None
+    value = _field(row, "solution", name)
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, str):
+        raise _error(f"{place}: solution (field {name!r})", f"expected text, found {_kind(value)}")
+    cut = value.rpartition("####")[0] if fields.extract == "hash" and "####" in value else value
+    return cut.strip() or None
 
 
 def _accepted(value: Any, spot: str) -> list[str]:

@@ -93,8 +93,8 @@ def _ends(text: str) -> str:
 
 
 def is_words(text: str) -> bool:
-    """Whether a text is words and not a formula: letters only, three in a row somewhere."""
-    return bool(_LONG_WORD.search(text) and _WORDS.fullmatch(text))
+    """Whether a text is words and not a formula: letters only, three in a row somewhere, and no "sin" or "log"."""
+    return bool(_LONG_WORD.search(text) and _WORDS.fullmatch(text) and not _FUNCTION.search(text))
 
 
 def plain_number(text: str) -> Fraction | None:
@@ -156,6 +156,7 @@ _DOUBTS = [
     (re.compile(r"\d[eE][-+]?\d"), "an exponent written with e inside a formula"),
     (re.compile(r"\d ?_"), "a base inside a formula"),
     (re.compile(r"\\circ|\\degree|°"), "degrees inside a formula"),
+    (re.compile(r"\\(?:text\w*|mbox) ?\{ ?(?!(?:and|or)\b)[^{}]*[A-Za-z]{2}"), "words inside a formula"),
     (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
 ]
 
@@ -237,10 +238,21 @@ def _refuse_doubtful(text: str, unit: str) -> None:
     word = next((w for w in letters if len(w) > 2 or _SMALL_WORD.fullmatch(w.casefold())), None)
     if word is not None:
         raise NotMathematicsError(f"the word {word[:40]!r}")
+    if _thousands_outside_brackets(text):
+        raise NotMathematicsError("a comma that may separate thousands")
     if not _balanced(text):
         raise NotMathematicsError("braces that do not balance")
     if unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
         raise NotMathematicsError("degrees inside a formula")
+
+
+def _thousands_outside_brackets(text: str) -> bool:
+    depth = 0
+    for mark in re.findall(r"[(\[{]|[)\]}]|(?<!\d)\d{1,3},\d{3}(?!\d)", text):
+        depth += (mark in "([{") - (mark in ")]}")
+        if len(mark) > 1 and depth == 0:
+            return True
+    return False
 
 
 def _balanced(text: str) -> bool:

@@ -8,6 +8,7 @@ number decides what unknown counts as, and shows how often it came up.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from covrl.rewards.normalise import (
 )
 
 VERIFIERS = ("exact", "text", "math")
+
+_MAYBE_UNIT = re.compile(r"[\d})] ?[A-Za-z]{1,2}$")
 
 TIME_LIMIT_S = 5.0
 """Seconds that one comparison may take before it is unknown; ordinary ones take a few milliseconds."""
@@ -242,6 +245,8 @@ def _doubt(expected: Expression, said: Expression) -> Reply | None:
     """What math-verify would pass over: units, ratios, bases, the case of letters."""
     if expected.unit and said.unit and expected.unit != said.unit:
         return Reply("unknown", f"different units: {expected.unit} and {said.unit}")
+    if any(a.unit and not b.unit and _MAYBE_UNIT.search(b.latex) for a, b in ((expected, said), (said, expected))):
+        return Reply("unknown", "a letter that may be a unit")
     if said.base is not None and expected.base is None:
         return Reply("unknown", "only the answer names a base")
     if (":" in expected.latex) != (":" in said.latex):

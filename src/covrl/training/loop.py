@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -66,7 +65,7 @@ class Run:
     algorithm: Algorithm
     models: dict[str, LanguageModel]
     generator: TraceGenerator
-    tokenizer: Any
+    prompts: Prompts
     source: ProblemSource
     verify: Verifier | None = None
     label: TraceLabel | None = None
@@ -205,8 +204,7 @@ class Run:
 
     def _answer_log_prob(self, found: Evaluation) -> float:
         """Mean log p(y|x,z) of held-out traces, nats an answer; a trace without an end counts as the reward's floor."""
-        assert self.evaluator is not None
-        prompts = self.evaluator.prompts
+        prompts = self.prompts
         pairs = [(g.problem, g.rollout) for g in found.graded]
         context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
         scores = score(self.models, (context,), (reading,), pairs, self.limits.tokens, self.limits.logits_bytes)
@@ -216,16 +214,10 @@ class Run:
         ]
         return sum(values) / len(values)
 
-    @property
-    def prompts(self) -> Prompts:
-        """The prompts that the method and the evaluation share."""
-        assert self.evaluator is not None
-        return self.evaluator.prompts
-
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""
         self.models["policy"].model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.prompts.tokenizer.save_pretrained(folder)
 
     def _shown(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> tuple[TraceGroup, ...]:
         """The first groups of the step, as a person reads them, on the steps that are kept for reading."""

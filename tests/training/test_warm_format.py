@@ -1,0 +1,71 @@
+"""Teaching the format on worked solutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from training.test_step import make_run
+
+from covrl.algorithms.base import Setup
+from covrl.config import Settings
+from covrl.errors import UserError
+from covrl.generation.base import Draw
+from covrl.problems.source import ProblemSource
+from covrl.records import Problem, ScoredGroup, Scores
+from covrl.training.step import accumulate_gradient
+from covrl.training.warm_format import WarmFormat, given_trace, warm_format
+
+SOLVED = [Problem(f"p{i}", f"{i}+{i}=?", str(2 * i), solution=f"add {i}") for i in range(5)]
+
+
+def test_the_loss_is_the_plain_likelihood_of_solution_and_answer() -> None:
+    """Against each row alone through the model's own forward."""
+    run = make_run("gpt2", "float64")
+    model, prompts = run.models["policy"].model, run.prompts
+    lessons = WarmFormat(Settings(), Setup(prompts, 1))
+    groups = [ScoredGroup(p, (given_trace(prompts, p, p.solution or ""),), (Scores({}),)) for p in SOLVED[:2]]
+    report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits, run.reducer)
+    sums = {"prior": 0.0, "posterior": 0.0, "answer": 0.0}
+    tokens = 0
+    for group in groups:
+        rollout = group.rollouts[0]
+        rows = {
+            "prior": prompts.prior_row(group.problem, rollout),
+            "posterior": prompts.posterior_row(group.problem, rollout),
+        }
+        tokens += len(rollout.trace_ids)
+        for name, row in rows.items():
+            log_probs = torch.log_softmax(model(torch.tensor([row.ids])).logits[0], -1)
+            for span, (start, stop) in row.spans.items():
+                taken = torch.stack([log_probs[i - 1, row.ids[i]] for i in range(start, stop)])
+                sums[name if span == "trace" else "answer"] -= float(
+                    (taken.sum() if span == "trace" else taken.mean()).detach()
+                )
+    assert report.losses["prior"] == pytest.approx(sums["prior"] / tokens)
+    assert report.losses["posterior"] == pytest.approx(sums["posterior"] / tokens)
+    assert report.losses["answer"] == pytest.approx(sums["answer"] / 2)
+
+
+def test_the_model_learns_to_close_its_traces_and_the_lessons_end_there() -> None:
+    run = make_run("gpt2", "float32")
+    run.source = ProblemSource(SOLVED, 0)
+    lessons = list(warm_format(run, steps=400, rate=3e-3, until=0.9, every=2))
+    assert lessons[0].valid < 0.9 <= lessons[-1].valid
+    assert lessons[-1].loss < lessons[0].loss
+    assert lessons[-1].step < 400
+    groups = run.sample(SOLVED, Draw(1, 1))
+    texts = [r.text for g in groups for r in g.rollouts]
+    assert sum(text.startswith("add ") for text in texts) / len(texts) > 0.5
+
+
+def test_problems_without_solutions_are_refused() -> None:
+    run = make_run()
+    with pytest.raises(UserError, match=r"carry no worked solutions: set problems\.solution_field"):
+        next(warm_format(run, 1, 1e-3, 0.5, 1))
+
+
+def test_solutions_that_do_not_fit_are_refused() -> None:
+    run = make_run()
+    run.source = ProblemSource([Problem("p", "q", "a", solution="x" * 100)], 0)
+    with pytest.raises(UserError, match=r"no solution fits generation\.max_trace_tokens = 24"):
+        next(warm_format(run, 1, 1e-3, 0.5, 1))
