@@ -122,6 +122,7 @@ def train(
     from covrl.reporting.html import write_report
     from covrl.reporting.show import show_dry_run, show_model_path
     from covrl.reporting.terminal import Progress
+    from covrl.reporting.trackers import make_trackers
 
     run = api.resume(resume) if resume is not None else api.build(checked) if checked else None
     assert run is not None
@@ -141,9 +142,10 @@ def train(
         print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
         return
     progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
+    trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
     try:
         with progress:
-            trained = api.train(run, folder, [progress], progress.note)
+            trained = api.train(run, folder, [progress, *trackers], progress.note)
     except TrainingStoppedError as error:
         raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
     finally:

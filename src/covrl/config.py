@@ -147,6 +147,9 @@ class ReportConfig(Settings):
 
     traces_every: int = Field(10, ge=1, description="steps between the groups that are kept for reading")
     groups_shown: int = Field(3, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="also log to these; each is an extra of the package"
+    )
 
 
 class AlgorithmTable(BaseModel):
