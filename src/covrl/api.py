@@ -79,6 +79,13 @@ def build(
     )
 
 
+def build_evaluation(config: RunConfig, source: str) -> Run:
+    """A run whose held-out problems are those of ``source``, for its evaluator; nothing else of it is used."""
+    task = task_of(source)
+    problems = load_problems(source, problem_fields(config.problems))
+    return build(config, problems, problems, label=task.label if task else None)
+
+
 def problem_fields(config: ProblemsConfig) -> Fields:
     """The field names of ``[problems]`` as the loader takes them."""
     return Fields(

@@ -213,12 +213,11 @@ def evaluate(
     from covrl.evaluation.evaluate import write_traces
     from covrl.reporting.show import show_figures
 
-    checked = api.config_for(model, config, [*(settings or []), f"problems.held_out={problems}"])
-    run = api.build(checked, problems=None if checked.problems.train.startswith("digits:") else ())
+    checked = api.config_for(model, config, settings or [])
+    run = api.build_evaluation(checked, problems)
     assert run.evaluator is not None
     chosen = run.held_out[:limit]
-    temperature = checked.generation.temperature
-    report = run_evaluation(run.evaluator, chosen, n, temperature, checked.training.seed)
+    report = run_evaluation(run.evaluator, chosen, n, checked.generation.temperature, checked.training.seed)
     if traces:
         write_traces(traces, report)
     if as_json:

@@ -1,4 +1,4 @@
-"""Sinks of other people's trackers: TensorBoard, Weights & Biases, trackio. Each is an extra, imported when asked for."""
+"""Sinks of other trackers: TensorBoard, Weights & Biases, trackio. Each is an extra, imported when asked for."""
 
 from __future__ import annotations
 
