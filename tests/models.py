@@ -13,10 +13,16 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
+
+FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gpt2", "gemma2"]
 
 TEXTS = [
     "What is 12 + 30? The sum is 42.</think>\n<answer>42</answer>",
@@ -113,6 +119,15 @@ def tiny(family: str, vocabulary: int = 97, seed: int = 0, **extra: Any) -> Any:
         return GPT2LMHeadModel(config).eval()
     if family == "gemma2":
         return Gemma2ForCausalLM(Gemma2Config(head_dim=8, sliding_window=8, **size)).eval()
-    classes = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    if family == "mistral":  # every layer attends to a window that is shorter than the tests' rows
+        size["sliding_window"] = 8
+    if family == "qwen3":
+        size["head_dim"] = 8
+    classes = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+    }
     config_class, model_class = classes[family]
     return model_class(config_class(**size)).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import byte_tokenizer, character_tokenizer, tiny
+from models import FAMILIES, byte_tokenizer, character_tokenizer, tiny
 
 from covrl.config import PromptConfig
 from covrl.generation import engine as engine_module
@@ -15,7 +15,6 @@ from covrl.generation.random import trace_key, uniforms
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
 
-FAMILIES = ["qwen2", "llama", "gpt2", "gemma2"]
 TOKENIZER = character_tokenizer()
 DRAW = Draw(seed=7, step=3)
 

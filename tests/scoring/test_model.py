@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import FAMILIES, character_tokenizer, tiny
 from transformers import CohereConfig, CohereForCausalLM
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.model import LanguageModel, load_model, resolve_device
-
-FAMILIES = ["qwen2", "llama", "gpt2", "gemma2"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
