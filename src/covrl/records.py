@@ -200,9 +200,17 @@ class StepReport:
     groups: Sequence[TraceGroup] = ()
 
 
+class TokenView(NamedTuple):
+    """One token of a trace with its log-probs (nats) under the two prompts, as the report shows it."""
+
+    text: str
+    prior: float | None
+    posterior: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class TraceView:
-    """One trace as a person reads it in the report."""
+    """One trace as a person reads it in the report; ``tokens`` may be left out."""
 
     source: str
     text: str
@@ -211,6 +219,7 @@ class TraceView:
     advantage: float | None
     kl: float | None
     correct: Verdict | None = None
+    tokens: tuple[TokenView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from covrl.records import StepReport, TraceGroup, TraceView, Verdict
+from covrl.records import StepReport, TokenView, TraceGroup, TraceView, Verdict
 from covrl.reporting.format import ABSENT, number, typeset
 from covrl.reporting.summary import Attempt, Example
 from covrl.reporting.text import clip, escape, one_line
 
 MOST_GROUPS = 160  # groups of traces in one page; with the limit below, a page stays under some ten megabytes
 MOST_CHARS = 8_000  # characters of one trace
+MOST_TOKENS = 1_000  # tokens of one trace
+GAPS = (0.1, 1.0, 3.0)  # nats between the two prompts from which a token is tinted, more and most
 FINISH = {"closed": "closed", "length": "cut off", "eos": "no closing tag"}
 VERDICT = {"right": "✓ right", "wrong": "✗ wrong", "unknown": "? unknown"}
 
@@ -32,7 +34,9 @@ def trace_browser(steps: Sequence[StepReport]) -> str:
     return (
         "<section id='traces'><h2>Trace browser</h2>"
         "<p class='lead'>All traces of a group, best advantage first. The advantage says how much better a trace did "
-        f"than the others of its group; the bars share one scale within a group.{rest}</p>"
+        "than the others of its group; the bars share one scale within a group. A tinted token is likelier under the "
+        "<span class='p2'>prior</span> or the <span class='q2'>posterior</span> prompt; point at it to see by how "
+        f"much.{rest}</p>"
         f"{_selectors()}{groups}</section>"
     )
 
@@ -104,7 +108,7 @@ def _row(trace: TraceView, scale: float) -> str:
         ("number", f"<i>KL</i> {_number(trace.kl)}"),
         ("finish" if trace.finish == "closed" else "finish bad", FINISH.get(trace.finish, escape(str(trace.finish)))),
         ("verdict", verdict(trace.correct)),
-        ("text", _text(trace.text)),
+        ("text", _tokens(trace.tokens) if trace.tokens else _text(trace.text)),
     )
     body = "".join(f"<td role='cell' class='{name}'>{content}</td>" for name, content in cells)
     return f"<tr role='row' data-source='{escape(trace.source)}'>{body}</tr>"
@@ -145,6 +149,23 @@ def _text(text: str) -> str:
     if not text:
         return "<em>empty</em>"
     return f"<pre tabindex='0'>{escape(shown)}</pre>{more}" if len(shown) > 600 else f"<pre>{escape(shown)}</pre>{more}"
+
+
+def _tokens(tokens: Sequence[TokenView]) -> str:
+    """The trace token by token, tinted by which prompt finds a token likelier, with both log-probs to point at."""
+    shown = "".join(_token(token) for token in tokens[:MOST_TOKENS])
+    left = len(tokens) - MOST_TOKENS
+    return f"<pre>{shown}</pre>" + (f"<p class='remark'>{left:,} more tokens</p>" if left > 0 else "")
+
+
+def _token(token: TokenView) -> str:
+    if token.prior is None or token.posterior is None:
+        return escape(token.text)
+    gap = token.posterior - token.prior
+    strength = sum(abs(gap) > edge for edge in GAPS)
+    tint = f" class='{'q' if gap > 0 else 'p'}{strength}'" if strength else ""
+    told = f"prior {token.prior:.2f}, posterior {token.posterior:.2f} nats"
+    return f"<span{tint} title='{told}'>{escape(token.text)}</span>"
 
 
 def _attempt(when: str, attempt: Attempt) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from covrl.errors import UserError
-from covrl.records import Problem, StepReport, TraceGroup, TraceView
+from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
 
 T = TypeVar("T")
 
@@ -151,6 +151,7 @@ def _group_record(group: TraceGroup) -> dict[str, object]:
     traces = [
         asdict(trace)
         | {"reward": _finite(trace.reward), "advantage": _finite(trace.advantage), "kl": _finite(trace.kl)}
+        | {"tokens": [[t.text, _finite(t.prior), _finite(t.posterior)] for t in trace.tokens]}
         for trace in group.traces
     ]
     return {"problem": asdict(group.problem), "traces": traces}
@@ -199,4 +200,9 @@ def _traces_report(record: Any) -> StepReport:
 
 def _parse_group(record: Any) -> TraceGroup:
     problem = record["problem"] | {"accepted": tuple(record["problem"].get("accepted", ()))}
-    return TraceGroup(problem=Problem(**problem), traces=tuple(TraceView(**trace) for trace in record["traces"]))
+    return TraceGroup(problem=Problem(**problem), traces=tuple(map(_parse_trace, record["traces"])))
+
+
+def _parse_trace(record: Any) -> TraceView:
+    tokens = tuple(TokenView(*token) for token in record.get("tokens", ()))
+    return TraceView(**(record | {"tokens": tokens}))

@@ -18,12 +18,12 @@ import torch
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, TrainingStoppedError
-from covrl.evaluation.accuracy import SOUND, Evaluation, Evaluator, TraceLabel
+from covrl.evaluation.accuracy import Evaluation, Evaluator, TraceLabel
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, StepReport, TraceGroup, TraceView, Verdict
+from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, StepReport, TraceGroup, Verdict
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
@@ -32,6 +32,7 @@ from covrl.training.monitors import label_metrics, label_warnings, reward_metric
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Reducer, Solo
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient
+from covrl.training.views import trace_group
 
 ADMIT_ROUNDS = 10
 """How often a method that wants more groups may sample again within a step."""
@@ -224,22 +225,9 @@ class Run:
         if not self._due(self.config.report.traces_every, self.done):
             return ()
         count = self.config.report.groups_shown
-        return tuple(trace_group(g, c, self.label) for g, c in zip(groups[:count], credits[:count], strict=True))
-
-
-def trace_group(group: ScoredGroup, credits: Sequence[Credit], label: TraceLabel | None = None) -> TraceGroup:
-    """A credited group without tensors, for the report; KL in nats over the whole trace where it was read.
-
-    A trace that no verifier marked is shown as right if its label says that it is sound.
-    """
-    views = []
-    for rollout, scores, credit in zip(group.rollouts, group.scores, credits, strict=True):
-        kl = float(scores["trace", "kl"].sum()) if ("trace", "kl") in scores else None
-        mark = rollout.correct
-        if mark is None and label is not None:
-            mark = "right" if label(group.problem, rollout) == SOUND else "wrong"
-        views.append(TraceView(rollout.source, rollout.text, rollout.finish, credit.reward, credit.advantage, kl, mark))
-    return TraceGroup(group.problem, tuple(views))
+        return tuple(
+            trace_group(g, c, self.prompts, self.label) for g, c in zip(groups[:count], credits[:count], strict=True)
+        )
 
 
 def _parts(length: int, count: int) -> list[slice]:
