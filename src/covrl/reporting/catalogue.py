@@ -53,7 +53,7 @@ CHARTS = (
     ),
     ChartSpec(
         LEARNING, "Held-out likelihood", "nats",
-        "Mean log p(answer | question, trace) behind greedy prior traces of held-out problems. Rises towards 0.",
+        "Mean log p(answer | question, trace) behind sampled prior traces of held-out problems. Rises towards 0.",
         ("eval/log_prob",),
     ),
     ChartSpec(

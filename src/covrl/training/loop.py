@@ -18,7 +18,7 @@ import torch
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, TrainingStoppedError
-from covrl.evaluation.accuracy import Evaluation, Evaluator, TraceLabel
+from covrl.evaluation.accuracy import Evaluator, TraceLabel
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
@@ -137,8 +137,7 @@ class Run:
 
     def sample(self, problems: Sequence[Problem], draw: Draw) -> list[Group]:
         """Plan and generate until the method asks for nothing more; one group per problem."""
-        generation = self.config.generation
-        sampling = Sampling(generation.max_trace_tokens, self.config.prompts.close, generation.temperature)
+        sampling = self._sampling()
         history: list[list[Rollout]] = [[] for _ in problems]
         while True:
             plans = [self.algorithm.plan(p, h, draw) for p, h in zip(problems, history, strict=True)]
@@ -149,6 +148,10 @@ class Run:
             for past, plan in zip(history, plans, strict=True):
                 past += [next(rollouts) for _ in plan]
         return [self._verified(p, h) for p, h in zip(problems, history, strict=True)]
+
+    def _sampling(self) -> Sampling:
+        generation = self.config.generation
+        return Sampling(generation.max_trace_tokens, self.config.prompts.close, generation.temperature)
 
     def _verified(self, problem: Problem, rollouts: Sequence[Rollout]) -> Group:
         if self.verify is None:
@@ -197,16 +200,19 @@ class Run:
         if self.evaluator is None or not self.held_out:
             return {}
         problems = self.held_out[: self.config.evaluation.problems]
-        found = self.evaluator(problems, 0.0, Draw(self.config.training.seed, 0))
-        metrics = {"eval/log_prob": self._answer_log_prob(found)}
+        metrics = {"eval/log_prob": self._held_out_log_prob(problems)}
         if self.evaluator.grade is not None:
+            found = self.evaluator(problems, 0.0, Draw(self.config.training.seed, 0))
             metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
-        return metrics if found.sound is None else metrics | {"eval/sound": found.sound}
+            metrics |= {} if found.sound is None else {"eval/sound": found.sound}
+        return metrics
 
-    def _answer_log_prob(self, found: Evaluation) -> float:
-        """Mean log p(y|x,z) of held-out traces, nats an answer; a trace without an end counts as the reward's floor."""
+    def _held_out_log_prob(self, problems: Sequence[Problem]) -> float:
+        """Mean log p(y|x,z) over one sampled prior trace a problem, nats; one without an end counts as the floor."""
         prompts = self.prompts
-        pairs = [(g.problem, g.rollout) for g in found.graded]
+        asked = [Request(p.id, 0, prompts.prior(p), "prior") for p in problems]
+        draw = Draw(self.config.training.seed, 0, "held-out likelihood")
+        pairs = list(zip(problems, self.generator.generate(asked, self._sampling(), draw), strict=True))
         context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
         scores = score(self.models, (context,), (reading,), pairs, self.limits.tokens, self.limits.logits_bytes)
         values = [
