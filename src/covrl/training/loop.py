@@ -23,7 +23,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, StepReport, TraceGroup, Verdict
+from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, StepReport, TraceGroup, Verdict
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
