@@ -12,6 +12,7 @@ import torch
 from models import character_tokenizer, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from covrl.api import alone_in
 from covrl.cli import main
 
 Covrl = Callable[..., tuple[int, str, str]]
@@ -114,6 +115,18 @@ def test_resume_continues_and_says_when_nothing_is_left(covrl: Covrl, project: P
     assert covrl("train", "--resume", "run")[0] == 0
     steps = [json.loads(line)["step"] for line in (project / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_run_that_is_going_is_left_alone(covrl: Covrl, project: Path) -> None:
+    assert covrl("train", "--config", "run.toml", "--out", "run", "--set", "training.steps=2")[0] == 0
+    config = (project / "run/config.toml").read_text().replace("steps = 2\n", "steps = 4\n")
+    (project / "run/config.toml").write_text(config)
+    before = (project / "run/metrics.jsonl").read_bytes()
+    with alone_in(project / "run"):
+        code, _, err = covrl("train", "--resume", "run")
+    assert code == 2
+    assert "a run is going on in this folder" in err
+    assert (project / "run/metrics.jsonl").read_bytes() == before
 
 
 def test_dry_run_shows_prompts_traces_and_cost_and_writes_nothing(covrl: Covrl, project: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,15 @@ def train(run: Run, folder: Path, sinks: Sequence[Sink] = (), say: Callable[[str
     ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint.
 
     Raises:
+        UserError: another process is training in this folder.
         TrainingStoppedError: the method, a guard or the user ended the run; what was done up to there is written.
     """
-    (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
     start = time.perf_counter()
     reports: list[StepReport] = []
     all_sinks = [JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"), *sinks]
     with ExitStack() as cleanup:
+        cleanup.enter_context(alone_in(folder))
+        (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
         stop = cleanup.enter_context(StopRequest(say))
         for sink in all_sinks:
             cleanup.callback(sink.close)
@@ -243,6 +246,21 @@ def new_run_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
+        yield
 
 
 def _keep(run: Run, folder: Path, report: StepReport) -> None:
