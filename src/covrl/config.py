@@ -27,7 +27,11 @@ class ModelConfig(Settings):
     """Which causal language model is trained."""
 
     path: str = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32",
+        description="dtype of the weights that are trained. bfloat16 has no float32 master copy yet: updates below "
+        "about 1/256 of a weight are lost, so small learning rates do not train",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
 
 

@@ -80,7 +80,7 @@ def _source_ratio(rollout: Rollout, scores: Scores) -> Tensor:
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts)).double() if parts else torch.zeros(0)
+    return torch.cat(list(parts)).cpu().double() if parts else torch.zeros(0)
 
 
 def _mean(values: Tensor) -> float:

@@ -145,8 +145,8 @@ def _loss_tokens(
     like = {r.span: tokens.values[Output(r.span, r.outputs[0])] for r in readings}
 
     def flat(span: str, part: dict[int, Tensor]) -> Tensor:
-        pieces = [part.get(i, like[span].new_zeros(n)) for i, n in tokens.lengths[span]]
-        return torch.cat(pieces).to(like[span]) if pieces else like[span].detach()
+        pieces = [part[i].to(like[span]) if i in part else like[span].new_zeros(n) for i, n in tokens.lengths[span]]
+        return torch.cat(pieces) if pieces else like[span].detach()
 
     old: dict[Output, Tensor] = {}
     known = {i: {**t.scores.values, **t.credit.constants} for i, t in trained.items()}
