@@ -223,6 +223,7 @@ def test_doctor_names_what_is_there(covrl: Covrl) -> None:
         (["--set", "problems.train=no.jsonl"], "no.jsonl"),
         (["--set", "problems.question_field=question"], "'question'"),
         (["--set", "problems.extract=boxed"], "boxed"),
+        (["--set", "training.problems_per_step=8"], "problems_per_step = 8, but there are only 7 problems"),
         (["--set", "generation.max_trace_tokens=200"], "exceed the model's context of 128"),
         (["--set", "report.trackers=[\"trackio\"]", "--out", "x"], "pip install 'covrl[trackio]'"),
         (["train", "--resume", "nowhere"], "nowhere/config.toml: no such file"),

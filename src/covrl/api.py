@@ -40,6 +40,7 @@ def build(
     grade: Grader | None = None,
     label: TraceLabel | None = None,
     verify: Verifier | None = None,
+    evaluation_only: bool = False,
 ) -> Run:
     """Load the model and assemble a run that has not taken a step.
 
@@ -59,6 +60,11 @@ def build(
     if config.problems.shuffle_hints:
         problems = shuffle_hints(problems, config.training.seed)
     source = ProblemSource(problems, config.training.seed)
+    if config.training.problems_per_step > len(problems) and not evaluation_only:
+        raise UserError(
+            f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(problems)} "
+            "problems, and the same problem twice in a step gives the same traces twice; lower it"
+        )
     policy, tokenizer = load_model(config.model, config.generation.temperature)
     prompts = Prompts(tokenizer, config.prompts)
     check_lengths(prompts, policy.context_length, config, problems)
@@ -84,7 +90,7 @@ def build_evaluation(config: RunConfig, source: str) -> Run:
     """A run whose held-out problems are those of ``source``, for its evaluator; nothing else of it is used."""
     task = task_of(source)
     problems = load_problems(source, problem_fields(config.problems))
-    return build(config, problems, problems, label=task.label if task else None)
+    return build(config, problems, problems, label=task.label if task else None, evaluation_only=True)
 
 
 def problem_fields(config: ProblemsConfig) -> Fields:
