@@ -270,15 +270,16 @@ def alone_in(folder: Path) -> Generator[None]:
 
 
 def _keep(run: Run, folder: Path, report: StepReport) -> None:
-    """The best model so far, and a checkpoint where one is due."""
-    value = report.metrics.get("eval/accuracy", report.metrics.get("eval/log_prob"))
-    if value is not None and (run.best is None or value > run.best):
-        run.best = value
-        partial = folder / ".best"
-        shutil.rmtree(partial, ignore_errors=True)
-        run.save(partial)
-        shutil.rmtree(folder / "best", ignore_errors=True)
-        partial.rename(folder / "best")
+    """The best model so far (by held-out accuracy, then likelihood), and a checkpoint where one is due."""
+    if "eval/log_prob" in report.metrics:
+        value = (report.metrics.get("eval/accuracy", 0.0), report.metrics["eval/log_prob"])
+        if run.best is None or value > run.best:
+            run.best = value
+            partial = folder / ".best"
+            shutil.rmtree(partial, ignore_errors=True)
+            run.save(partial)
+            shutil.rmtree(folder / "best", ignore_errors=True)
+            partial.rename(folder / "best")
     if run.done % run.config.checkpoint.every == 0:
         save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)
 

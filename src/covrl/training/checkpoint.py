@@ -74,7 +74,7 @@ def load_checkpoint(run: Run, folder: Path) -> None:
             parts = {part: tensors[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")}
             run.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter) for k, v in parts.items()}
     run.source.load_state_dict(state["problems"])
-    run.done, run.best = int(state["done"]), state["best"]
+    run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     run.generator.publish(run.done)
 
 

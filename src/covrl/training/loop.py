@@ -59,7 +59,7 @@ class Run:
     """Everything a run is made of; :meth:`step` takes one optimizer step (or ``mini_batches`` of them).
 
     ``verify`` marks traces right or wrong for methods that need a verifier; CoVRL needs none. ``label`` names what
-    traces do, for monitors and the report alone.
+    traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
     """
 
     config: RunConfig
@@ -74,7 +74,7 @@ class Run:
     held_out: Sequence[Problem] = ()
     reducer: Reducer = field(default_factory=Solo)
     done: int = 0
-    best: float | None = None
+    best: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         training = self.config.training
