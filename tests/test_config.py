@@ -16,7 +16,7 @@ from covrl.algorithms.base import Setup
 from covrl.config import AlgorithmTable, PromptConfig, RunConfig, check, override, read_toml, to_toml
 from covrl.errors import UserError
 from covrl.prompts import Prompts
-from covrl.quickstart.run import RECIPE
+from covrl.quickstart.run import RECIPES
 
 MODEL = {"model": {"path": "x"}}
 
@@ -113,8 +113,9 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, said
     assert str(path) in str(error.value)
 
 
-def test_the_recipe_is_valid_and_survives_a_round_trip(tmp_path: Path) -> None:
-    config = check(RunConfig, read_toml(RECIPE))
+@pytest.mark.parametrize("task", RECIPES)
+def test_the_recipe_is_valid_and_survives_a_round_trip(tmp_path: Path, task: str) -> None:
+    config = check(RunConfig, read_toml(RECIPES[task].file))
     copy = tmp_path / "config.toml"
     copy.write_text(to_toml(config), encoding="utf-8")
     assert check(RunConfig, read_toml(copy)) == config

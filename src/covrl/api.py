@@ -32,6 +32,8 @@ from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpo
 from covrl.training.loop import Run, Verifier
 from covrl.training.signals import StopRequest
 
+SHIPPED_RECIPES = {"covrl:digits": "quickstart.toml"}
+
 
 def build(
     config: RunConfig,
@@ -215,8 +217,8 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_toml(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
-    elif model == "covrl:digits":
-        table = read_toml(SHIPPED / "quickstart.toml")
+    elif model in SHIPPED_RECIPES:
+        table = read_toml(SHIPPED / SHIPPED_RECIPES[model])
     path = str(model_of_run(Path(model))) if is_run else model
     table["model"] = {**table.get("model", {}), "path": path}
     return check(RunConfig, override(table, settings))

@@ -40,6 +40,7 @@ def _common() -> None:
 
 @app.command()
 def quickstart(
+    task: Annotated[str, typer.Option(help="Which shipped task.")] = "digits",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run: order of problems and every sample.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. [the recipe's if left out]")] = None,
@@ -59,18 +60,17 @@ def quickstart(
     _cpu_defaults()
     from rich.console import Console
 
-    from covrl.quickstart.run import load_config
+    console = Console(stderr=True)
+    console.print("covrl quickstart: loading torch and transformers …", style="dim", highlight=False)
+    from covrl.problems.tasks import find_task
+    from covrl.quickstart.run import find_recipe, load_config
+    from covrl.quickstart.run import quickstart as run_quickstart
     from covrl.reporting.terminal import Progress
 
-    console = Console(stderr=True)
-    config = load_config([*assignments, *(settings or [])])
-    console.print("covrl quickstart: loading torch and transformers …", style="dim", highlight=False)
-    from covrl.problems.digits import chance
-    from covrl.quickstart.run import quickstart as run_quickstart
-
-    title = f"{config.algorithm.name} on five-digit problems"
-    progress = Progress(config.training.steps, chance=chance(), title=title, console=console)
-    outcome = run_quickstart(config, folder, progress)
+    config = load_config([*assignments, *(settings or [])], task)
+    title = f"{config.algorithm.name} on {find_recipe(task).title}"
+    progress = Progress(config.training.steps, chance=find_task(task).chance(), title=title, console=console)
+    outcome = run_quickstart(config, folder, progress, task)
     if as_json:
         import json
 

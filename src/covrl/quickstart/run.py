@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from covrl.api import Trained, build, new_run_folder, train
 from covrl.config import RunConfig, check, override, read_toml
-from covrl.errors import TrainingStoppedError
+from covrl.errors import TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Evaluation, Graded
 from covrl.generation.base import Draw
 from covrl.problems.tasks import find_task
@@ -20,13 +20,32 @@ from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummar
 from covrl.reporting.terminal import Progress
 from covrl.training.loop import Run
 
-RECIPE = Path(__file__).with_name("quickstart.toml")
 EXAMPLES = 6
 
 
-def load_config(assignments: Sequence[str]) -> RunConfig:
-    """The shipped recipe with ``section.key=value`` assignments applied; raises UserError like every config."""
-    return check(RunConfig, override(read_toml(RECIPE), assignments))
+class Recipe(NamedTuple):
+    """A shipped recipe, and how its problems and their untrained size are called in tables."""
+
+    file: Path
+    title: str
+    longer: str
+
+
+RECIPES = {
+    "digits": Recipe(Path(__file__).with_name("quickstart.toml"), "five-digit problems", "six digits"),
+}
+
+
+def find_recipe(task: str) -> Recipe:
+    """The recipe of an embedded task; raises UserError if there is none of that name."""
+    if task not in RECIPES:
+        raise UserError(f"--task: no recipe {task!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[task]
+
+
+def load_config(assignments: Sequence[str], task: str = "digits") -> RunConfig:
+    """The task's recipe with ``section.key=value`` assignments applied; raises UserError like every config."""
+    return check(RunConfig, override(read_toml(find_recipe(task).file), assignments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +89,14 @@ class Outcome:
         }
 
 
-def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
-    """The whole quickstart; ``progress`` is shown while the model trains.
+def quickstart(config: RunConfig, folder: Path, progress: Progress, name: str = "digits") -> Outcome:
+    """The whole quickstart on the task of that name; ``progress`` is shown while the model trains.
 
     Raises:
         UserError: a setting or the folder cannot be used.
         TrainingStoppedError: training ended early (RunInterruptedError: by the user); what was done is written.
     """
-    task = find_task("digits")
+    task = find_task(name)
     test, longer = task.problems("test"), task.problems("longer")
     progress.note("loading the base and measuring it on the test problems …")
     run = build(config)
@@ -89,11 +108,11 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress) -> Outcome:
             training = train(run, folder, [progress], progress.note)
     except TrainingStoppedError as error:
         if run.done:
-            write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)]))
+            write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)], name))
         raise type(error)(f"{error}; what was done is in {folder}") from error
     progress.note("measuring the trained model on the test problems …")
     trained = measure(run, test, longer)
-    summary = summarise(run, folder, base, trained, [])
+    summary = summarise(run, folder, base, trained, [], name)
     write_report(report, summary)
     return Outcome(base, trained, task.chance(), training, report, summary)
 
@@ -105,16 +124,18 @@ def measure(run: Run, test: Sequence[Problem], longer: Sequence[Problem]) -> Mea
     return Measured(run.evaluator(test, 0.0, draw), run.evaluator(test, 1.0, draw), run.evaluator(longer, 0.0, draw))
 
 
-def summarise(run: Run, folder: Path, base: Measured, trained: Measured | None, notes: Sequence[Note]) -> RunSummary:
+def summarise(
+    run: Run, folder: Path, base: Measured, trained: Measured | None, notes: Sequence[Note], name: str = "digits"
+) -> RunSummary:
     """The report's content, from the run's files and the evaluations."""
-    chance = find_task("digits").chance()
+    chance, recipe = find_task(name).chance(), find_recipe(name)
     return RunSummary(
         title="covrl quickstart",
-        subtitle=f"{run.config.algorithm.name} on five-digit problems, seed {run.config.training.seed}",
+        subtitle=f"{run.config.algorithm.name} on {recipe.title}, seed {run.config.training.seed}",
         headline=_headline(run, base, trained),
         config=run.config.model_dump(mode="json"),
         steps=read_steps(folder / "metrics.jsonl", folder / "traces.jsonl"),
-        results=_rows(base, trained, chance) if trained else (),
+        results=_rows(base, trained, chance, recipe) if trained else (),
         examples=_examples(base, trained) if trained else (),
         notes=notes,
         chance=chance,
@@ -131,7 +152,7 @@ def _headline(run: Run, base: Measured, trained: Measured | None) -> str:
     )
 
 
-def _rows(base: Measured, trained: Measured, chance: float) -> list[ResultRow]:
+def _rows(base: Measured, trained: Measured, chance: float, recipe: Recipe) -> list[ResultRow]:
     count, longer = len(base.greedy.graded), len(base.longer.graded)
     return [
         ResultRow("accuracy, greedy", base.greedy.accuracy, trained.greedy.accuracy, chance, count=count),
@@ -144,7 +165,7 @@ def _rows(base: Measured, trained: Measured, chance: float) -> list[ResultRow]:
             count=count,
         ),
         ResultRow(
-            "six digits, greedy",
+            f"{recipe.longer}, greedy",
             base.longer.accuracy,
             trained.longer.accuracy,
             note=f"a size that nothing was trained on; {trained.longer.sound or 0:.0%} of these traces are sound",
