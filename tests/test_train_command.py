@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from models import character_tokenizer, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import covrl as covrl_package
 from covrl.api import alone_in
 from covrl.cli import main
 
@@ -96,6 +98,20 @@ def test_train_writes_a_run_and_its_last_lines_load_the_model(covrl: Covrl, proj
     assert len(metrics) == 3
     assert all({"eval/accuracy", "eval/log_prob", "reward/prior"} <= set(m) for m in metrics)
     assert "eval/log_prob" in (project / "run/report.html").read_text()
+
+
+def test_the_python_api_trains_in_one_call(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    settings = tomllib.loads((project / "run.toml").read_text()) | {"problems": {}}
+    problems = [covrl_package.Problem(str(i), f"{i}+{i}", str(2 * i)) for i in range(7)]
+    trained = covrl_package.train(settings, problems, problems[:3], out="python")
+    assert len(trained.reports) == 3
+    assert trained.best == Path("python/best")
+    AutoModelForCausalLM.from_pretrained(project / trained.last)
+    with pytest.raises(covrl_package.UserError, match="there is a run in this folder already"):
+        covrl_package.train(settings, problems, out="python")
+    with pytest.raises(covrl_package.UserError, match="unknown setting trainin"):
+        covrl_package.train(settings | {"trainin": {}}, problems, out="other")
 
 
 def test_checkpoints_and_the_best_model_load_in_plain_transformers(covrl: Covrl, project: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,34 @@ class Trained:
     seconds: float = 0.0
 
 
-def train(run: Run, folder: Path, sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda _: None) -> Trained:
+def train(
+    config: RunConfig | Mapping[str, Any],
+    problems: Sequence[Problem] | None = None,
+    held_out: Sequence[Problem] | None = None,
+    out: str | Path | None = None,
+    grade: Grader | None = None,
+    sinks: Sequence[Sink] = (),
+) -> Trained:
+    """Train a model from settings and problems: :func:`build`, a new folder, :func:`train_run`.
+
+    Example:
+        >>> trained = covrl.train({"model": {"path": "my/model"}}, problems, held_out, out="runs/first")
+        >>> trained.best   # a plain Hugging Face folder
+
+    Raises:
+        UserError: a setting, the model, a problem or the folder cannot be used.
+        TrainingStoppedError: the method, a guard or the user ended the run; what was done is written.
+    """
+    checked = config if isinstance(config, RunConfig) else check(RunConfig, config)
+    run = build(checked, problems, held_out, grade)
+    folder = Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
+    new_run_folder(folder)
+    return train_run(run, folder, sinks)
+
+
+def train_run(
+    run: Run, folder: Path, sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda _: None
+) -> Trained:
     """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
     Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,

@@ -145,7 +145,7 @@ def train(
     trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
     try:
         with progress:
-            trained = api.train(run, folder, [progress, *trackers], progress.note)
+            trained = api.train_run(run, folder, [progress, *trackers], progress.note)
     except TrainingStoppedError as error:
         raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
     finally:

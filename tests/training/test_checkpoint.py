@@ -56,13 +56,13 @@ class InterruptAt:
 def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_path: Path, at: int) -> None:
     whole = api.build(load_config(SMALL))
     api.new_run_folder(tmp_path / "whole")
-    api.train(whole, tmp_path / "whole")
+    api.train_run(whole, tmp_path / "whole")
     api.new_run_folder(tmp_path / "parts")
     with pytest.raises(RunInterruptedError):
-        api.train(api.build(load_config(SMALL)), tmp_path / "parts", [InterruptAt(at)])
+        api.train_run(api.build(load_config(SMALL)), tmp_path / "parts", [InterruptAt(at)])
     resumed = api.resume(tmp_path / "parts")
     assert resumed.done == at
-    api.train(resumed, tmp_path / "parts")
+    api.train_run(resumed, tmp_path / "parts")
     assert torch.equal(weights(whole), weights(resumed))
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
     for file in ("optimizer.safetensors", "model/model.safetensors", "state.json"):
@@ -73,7 +73,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_pat
 def test_only_the_newest_checkpoints_are_kept_and_the_best_model_beside_them(tmp_path: Path) -> None:
     run = api.build(load_config(SMALL))
     api.new_run_folder(tmp_path / "run")
-    trained = api.train(run, tmp_path / "run")
+    trained = api.train_run(run, tmp_path / "run")
     kept = [p.name for p in checkpoints(tmp_path / "run/checkpoints")]
     assert kept == ["step-000004", "step-000005"]
     assert trained.last == tmp_path / "run/checkpoints/step-000005/model"
@@ -86,7 +86,7 @@ def test_the_settings_survive_a_resume(tmp_path: Path) -> None:
     config = load_config(SMALL)
     api.new_run_folder(tmp_path / "run")
     with pytest.raises(RunInterruptedError):
-        api.train(api.build(config), tmp_path / "run", [InterruptAt(1)])
+        api.train_run(api.build(config), tmp_path / "run", [InterruptAt(1)])
     assert api.resume(tmp_path / "run").config == config
     assert check(RunConfig, read_toml(tmp_path / "run/config.toml")) == config
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from covrl.api import Trained, build, new_run_folder, train
+from covrl.api import Trained, build, new_run_folder, train_run
 from covrl.config import RunConfig, check, override, read_toml
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Evaluation, Graded
@@ -105,7 +105,7 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress, name: str = 
     report = (folder / "report.html").resolve()
     try:
         with progress:
-            training = train(run, folder, [progress], progress.note)
+            training = train_run(run, folder, [progress], progress.note)
     except TrainingStoppedError as error:
         if run.done:
             write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)], name))
