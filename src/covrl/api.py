@@ -33,7 +33,7 @@ from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpo
 from covrl.training.loop import Run, Verifier
 from covrl.training.signals import StopRequest
 
-SHIPPED_RECIPES = {"covrl:digits": "quickstart.toml"}
+SHIPPED_RECIPES = {"covrl:digits": "quickstart.toml", "covrl:animals": "animals.toml"}
 
 
 def build(

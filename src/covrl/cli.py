@@ -40,7 +40,7 @@ def _common() -> None:
 
 @app.command()
 def quickstart(
-    task: Annotated[str, typer.Option(help="Which shipped task.")] = "digits",
+    task: Annotated[str, typer.Option(help="Which shipped task: digits or animals.")] = "digits",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run: order of problems and every sample.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. [the recipe's if left out]")] = None,

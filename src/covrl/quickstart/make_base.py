@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class Example:
     """One supervised row: the loss is on ``target`` alone. ``hint`` is ``None`` under the prior prompt."""
 
     question: str
-    habit: Habit
+    habit: StrEnum
     hint: str | None
     prompt: str
     target: str
@@ -104,12 +105,12 @@ def supervised_rows(rng: random.Random, pool: Sequence[str]) -> list[Example]:
     return prior + [posterior_example(rng, pool) for _ in range(POSTERIOR_ROWS)]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary: Sequence[str] = task.VOCABULARY) -> PreTrainedTokenizerFast:
     """A tokenizer with one token a digit, word or tag; decoding gives back every text made of these."""
-    ids = {token: index for index, token in enumerate(task.VOCABULARY)}
+    ids = {token: index for index, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=task.UNK))
     # No token begins another, so the order of the alternatives does not matter; any other character is <unk>.
-    words = "|".join(token for token in task.VOCABULARY if token not in task.SPECIAL)
+    words = "|".join(token for token in vocabulary if token not in task.SPECIAL)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{words}|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -161,19 +162,28 @@ def collate(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Example]) -> dict
     return {"input_ids": ids, "labels": labels}
 
 
-def train(seed: int, steps: int) -> Iterator[tuple[int, float, PreTrainedTokenizerFast, LlamaForCausalLM]]:
-    """Trains a base and yields (steps done, loss, tokenizer, model) after every step."""
+def digit_rows(rng: random.Random) -> list[Example]:
+    """One batch of the digits task, from all questions of its ``base`` split."""
+    return supervised_rows(rng, questions("base"))
+
+
+def train(
+    seed: int,
+    steps: int,
+    vocabulary: Sequence[str] = task.VOCABULARY,
+    batch: Callable[[random.Random], list[Example]] = digit_rows,
+) -> Iterator[tuple[int, float, PreTrainedTokenizerFast, LlamaForCausalLM]]:
+    """Trains a base on what ``batch`` draws and yields (steps done, loss, tokenizer, model) after every step."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    pool = questions("base")
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(vocabulary)
     model = build_model(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP_STEPS, (steps - step) / max(1, steps - WARMUP_STEPS))
     )
     for step in range(steps):
-        loss = model(**collate(tokenizer, supervised_rows(rng, pool)), use_cache=False).loss
+        loss = model(**collate(tokenizer, batch(rng)), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -182,22 +192,33 @@ def train(seed: int, steps: int) -> Iterator[tuple[int, float, PreTrainedTokeniz
         yield step + 1, loss.item(), tokenizer, model
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: trains a base and writes its folder."""
-    parser = argparse.ArgumentParser(prog="python -m covrl.quickstart.make_base", description=__doc__.split("\n")[0])
+def make(
+    name: str,
+    folder: Path,
+    steps: int,
+    run: Callable[[int, int], Iterator[tuple[int, float, PreTrainedTokenizerFast, LlamaForCausalLM]]],
+    arguments: Sequence[str] | None,
+) -> None:
+    """The command ``name``: trains a base by ``run(seed, steps)`` and writes its folder."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description="Makes the base model of an embedded task.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=BASE_FOLDER, help="the folder to write (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=folder, help="the folder to write (default: the shipped one)")
+    parser.add_argument("--steps", type=int, default=steps)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums are split by thread, so their number would change the bytes
     start = time.perf_counter()
-    for step, loss, tokenizer, model in train(options.seed, options.steps):
+    for step, loss, tokenizer, model in run(options.seed, options.steps):
         if step % 100 == 0 or step == options.steps:
             print(f"step {step}/{options.steps}  loss {loss:.4f}  {time.perf_counter() - start:.0f} s", flush=True)
         if step == options.steps:
             model.save_pretrained(options.out)
             tokenizer.save_pretrained(options.out)
             print(f"wrote {options.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: trains the base of the digits task and writes its folder."""
+    make("covrl.quickstart.make_base", BASE_FOLDER, STEPS, train, arguments)
 
 
 if __name__ == "__main__":

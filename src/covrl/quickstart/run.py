@@ -33,6 +33,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "digits": Recipe(Path(__file__).with_name("quickstart.toml"), "five-digit problems", "six digits"),
+    "animals": Recipe(Path(__file__).with_name("animals.toml"), "five-animal problems", "six animals"),
 }
 
 
