@@ -24,7 +24,7 @@ from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
-from covrl.prompts import Prompts
+from covrl.prompts import Prompts, check_tokens
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import JsonlSink, Sink, TracesSink
 from covrl.rewards.graders import make_grader
@@ -70,8 +70,10 @@ def build(
         )
     policy, tokenizer = load_model(config.model, config.generation.temperature)
     prompts = Prompts(tokenizer, config.prompts)
+    check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, problems)
     generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass)
+    notes = (*policy.given_up, *generator.prove())
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     label = label or (task.label if task else None)
@@ -86,6 +88,7 @@ def build(
         label=label,
         evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, label),
         held_out=held_out or (),
+        notes=notes,
     )
 
 
@@ -183,6 +186,8 @@ def train_run(
         cleanup.enter_context(alone_in(folder))
         (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
         stop = cleanup.enter_context(StopRequest(say))
+        for note in run.notes:
+            say(note)
         for sink in all_sinks:
             cleanup.callback(sink.close)
         try:

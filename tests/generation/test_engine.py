@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from models import FAMILIES, byte_tokenizer, character_tokenizer, tiny
+from transformers import MambaConfig, MambaForCausalLM
 
 from covrl.config import PromptConfig
+from covrl.errors import UserError
 from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
-from covrl.generation.engine import TorchGenerator, choose
+from covrl.generation.engine import DecodingPaths, TorchGenerator, choose
 from covrl.generation.random import trace_key, uniforms
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
@@ -38,10 +44,8 @@ def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(family: st
     """Padding, shared prefills, cache and leaving rows change nothing: each token is re-derived from one bare row."""
     model = tiny(family, len(TOKENIZER)).double()
     engine = TorchGenerator(model, TOKENIZER, 5)
-    # Gemma 2's eager attention in transformers gives NaN for left padding in float64, so its prompts are of one length.
-    for rollout in engine.generate(
-        requests(9, problems=1 if family == "gemma2" else 3), Sampling(max_tokens=12, stop="Q"), DRAW
-    ):
+    engine.prove()  # Gemma 2's eager attention in transformers gives NaN for left padding in float64
+    for rollout in engine.generate(requests(9), Sampling(max_tokens=12, stop="Q"), DRAW):
         ids = rollout.request.prompt_ids + rollout.trace_ids
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, len(rollout.request.prompt_ids) - 1 : -1]
@@ -191,3 +195,62 @@ def test_published_version_is_stamped() -> None:
     engine = TorchGenerator(tiny("gpt2", len(TOKENIZER)), TOKENIZER, 8)
     engine.publish(5)
     assert engine.generate(requests(1), Sampling(2, "Q"), DRAW)[0].version == 5
+
+
+def mamba() -> Any:
+    """A recurrent model: its state can be neither padded on the left nor cut down to some rows."""
+    torch.manual_seed(0)
+    return MambaForCausalLM(
+        MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, state_size=4)
+    ).eval()
+
+
+def no_left_padding() -> Any:
+    """A model that ignores the attention mask, as some do without a word."""
+    model = tiny("llama", len(TOKENIZER))
+    own = model.forward
+
+    def deaf(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    model.forward = deaf
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "paths", "notes"),
+    [
+        (mamba, DecodingPaths(padded=False, cached=False), ["only prompts of one length", "without a cache"]),
+        (no_left_padding, DecodingPaths(padded=False), ["differ by .* only prompts of one length"]),
+        (lambda: tiny("gemma2", len(TOKENIZER)), DecodingPaths(), []),
+    ],
+)
+def test_decoding_falls_back_and_samples_stay_those_of_the_model(
+    make: Callable[[], Any], paths: DecodingPaths, notes: list[str]
+) -> None:
+    model = make()
+    engine = TorchGenerator(model, TOKENIZER, 5)
+    found = engine.prove()
+    assert engine.paths == paths
+    assert len(found) == len(notes)
+    assert all(re.search(note, text) for note, text in zip(notes, found, strict=True))
+    for rollout in engine.generate(requests(9), Sampling(max_tokens=8, stop="Q"), DRAW):
+        ids = rollout.request.prompt_ids + rollout.trace_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, len(rollout.request.prompt_ids) - 1 : -1]
+        taken = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.trace_ids)[:, None])[:, 0]
+        assert torch.allclose(taken, torch.tensor(rollout.log_probs), atol=1e-4)
+
+
+def test_a_generator_that_no_path_makes_right_is_refused() -> None:
+    model = tiny("llama", len(TOKENIZER))
+    own, calls = model.forward, iter(range(1000))
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        out.logits = out.logits + next(calls)
+        return out
+
+    model.forward = noisy
+    with pytest.raises(UserError, match="does not agree with the model's own forward"):
+        TorchGenerator(model, TOKENIZER, 5).prove()

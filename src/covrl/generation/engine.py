@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.random import trace_key, uniforms
 from covrl.generation.stop import Stop, StopRule
 from covrl.records import Finish, Request, Rollout
+
+DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 0.5}
+"""Largest difference in logits at which decoding counts as the model's own forward, by dtype. Wider than rounding
+alone asks for: some models round norms or positions to float32 or less, whatever their weights are in."""
+
+
+class DecodingPaths(NamedTuple):
+    """How rows are decoded: prompts of different lengths side by side (padded on the left), and with a cache."""
+
+    padded: bool = True
+    cached: bool = True
+
+    @property
+    def text(self) -> str:
+        return ("with" if self.cached else "without") + " a cache" + (" and left padding" if self.padded else "")
+
+
+LADDER: tuple[tuple[DecodingPaths, str | None], ...] = (
+    (DecodingPaths(), "only prompts of one length are decoded together: slower"),
+    (DecodingPaths(padded=False), "it is decoded without a cache: much slower"),
+    (DecodingPaths(padded=False, cached=False), None),
+)
+"""Paths in the order in which they are tried, and what giving each up costs."""
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch when fewer than this share of its rows are still sampling."""
@@ -34,6 +59,7 @@ class TorchGenerator:
         self.tokenizer = tokenizer
         self.rows_per_pass = rows_per_pass
         self.version = 0
+        self.paths = DecodingPaths()
         self._rules: dict[str, StopRule] = {}
         self._eos = _end_tokens(model, tokenizer)
 
@@ -43,13 +69,60 @@ class TorchGenerator:
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order. Rows of like length are decoded together."""
         rule = self._rules.setdefault(sampling.stop, StopRule(self.tokenizer, sampling.stop))
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids) + len(requests[i].prefix_ids))
         rollouts: dict[int, Rollout] = {}
-        for start in range(0, len(order), self.rows_per_pass):
-            wave = order[start : start + self.rows_per_pass]
+        for wave in self._waves([len(r.prompt_ids) + len(r.prefix_ids) for r in requests]):
             traces = self._decode([requests[i] for i in wave], sampling, rule, draw)
             rollouts |= {i: self._rollout(requests[i], t, rule) for i, t in zip(wave, traces, strict=True)}
         return [rollouts[i] for i in range(len(requests))]
+
+    def _waves(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of the rows that are decoded side by side: of like length, or of one length without padding."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        for _, alike in groupby(order, key=(lambda _: 0) if self.paths.padded else lengths.__getitem__):
+            rows = list(alike)
+            yield from (rows[i : i + self.rows_per_pass] for i in range(0, len(rows), self.rows_per_pass))
+
+    @torch.no_grad()
+    def prove(self) -> list[str]:
+        """Compare decoding steps with the model's own forward on bare rows, and give up paths that disagree.
+
+        Returns one sentence for each path that was given up.
+
+        Raises:
+            UserError: even whole rows without a cache give other logits than the model itself.
+        """
+        name, given_up = type(self.model).__name__, []
+        for paths, loss in LADDER:
+            self.paths = paths
+            trouble = self._trouble()
+            if trouble is None:
+                return given_up
+            if loss is None:
+                raise UserError(f"model {name}: decoding does not agree with the model's own forward: {trouble}")
+            given_up.append(f"model {name}: {trouble}, so {loss}")
+        raise AssertionError("the ladder's last rung raises")
+
+    def _trouble(self) -> str | None:
+        """What is wrong with today's paths on three rows of two prompts, one of which leaves the batch; or None."""
+        size, device = self.model.config.vocab_size, next(self.model.parameters()).device
+        long, short = (tuple(i % size for i in r) for r in (range(3, 12), range(14, 19)))
+        rows = [long, short, long] if self.paths.padded else [long, long[::-1], long]
+        try:
+            logits, state = self._prefill(rows)
+            for step in range(4):
+                own = [self.model(input_ids=torch.tensor([row], device=device)).logits[0, -1] for row in rows]
+                apart = float((logits - torch.stack(own)).abs().max())  # not a number if any logit is not
+                if not apart <= DECODING_TOLERANCE.get(logits.dtype, 0.5):
+                    return f"decoding {self.paths.text} gives logits that differ by {apart:.2g} from its own forward"
+                if step == 1:
+                    state.select(torch.tensor([0, 1], device=device))
+                    rows = rows[:2]
+                tokens = [(7 * step + i) % size for i in range(len(rows))]
+                logits = state.advance(self.model, torch.tensor(tokens, device=device))
+                rows = [(*row, token) for row, token in zip(rows, tokens, strict=True)]
+        except Exception as error:  # whatever a model cannot do is said, and the next path is tried
+            return f"decoding {self.paths.text} fails ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        return None
 
     def _rollout(self, request: Request, trace: _Trace, rule: StopRule) -> Rollout:
         stop = trace.stop or Stop(len(trace.ids), "none")
@@ -85,9 +158,12 @@ class TorchGenerator:
         self.model.train(was_training)
         return traces
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, _Decoding]:
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, _Decoding | _Replay]:
         """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once."""
         device = next(self.model.parameters()).device
+        if not self.paths.cached:
+            ids = torch.tensor(prompts, device=device)
+            return self.model(input_ids=ids, use_cache=False).logits[:, -1], _Replay(ids)
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
         width = max(map(len, distinct))
         pads = torch.tensor([width - len(ids) for ids in distinct], device=device)
@@ -134,6 +210,21 @@ class _Decoding:
         )
         self.position = self.position + 1
         return out.logits[:, -1]
+
+
+@dataclass(slots=True)
+class _Replay:
+    """The way without a cache: the whole rows ``[B, L]`` are read again for every token."""
+
+    ids: Tensor
+
+    def select(self, rows: Tensor) -> None:
+        self.ids = self.ids[rows]
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        """Append one token per row; next-token logits ``[B, V]``."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        return model(input_ids=self.ids, use_cache=False).logits[:, -1]
 
 
 @dataclass(slots=True)

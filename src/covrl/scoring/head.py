@@ -22,19 +22,19 @@ Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """From hidden states to logits: ``softcap(h Wᵀ + b)``, in float32 or wider.
+    """From hidden states to logits: ``softcap(h Wᵀ + b)``, in float32 or wider; without a weight, h are logits already.
 
     ``softcap`` c means c·tanh(logits / c), as in Gemma 2. The temperature divides the logits last, so that scores
     are those of the distribution that was sampled.
     """
 
-    weight: Tensor  # [V, D]
+    weight: Tensor | None  # [V, D]
     bias: Tensor | None = None  # [V]
     softcap: float | None = None
     temperature: float = 1.0
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        logits = hidden if self.weight is None else torch.nn.functional.linear(hidden, self.weight, self.bias)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
@@ -93,7 +93,12 @@ class _Plan:
     def outputs(self, hidden: Sequence[Tensor], learned: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         remaining = iter(learned)
         parts = [
-            replace(p, weight=next(remaining), bias=None if p.bias is None else next(remaining)) for p in self.parts
+            replace(
+                p,
+                weight=None if p.weight is None else next(remaining),
+                bias=None if p.bias is None else next(remaining),
+            )
+            for p in self.parts
         ]
         return self.head([parts[i](h) for i, h in zip(self.use, hidden, strict=True)], targets)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,23 @@ from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.head import Projection
 
+Ids = tuple[int, ...]
+
 SHIPPED = Path(__file__).parents[1] / "quickstart"
 
 PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Largest difference in logits at which the split forward counts as the model's own, by dtype."""
+
+
+class Paths(NamedTuple):
+    """The fast paths that a model is scored on; :meth:`LanguageModel.prove` decides which of them hold.
+
+    ``split_head``: the trunk first, then the output layer on chunks of positions; else the logits of the model's own
+    forward, all at once. ``padded``: rows of different lengths side by side; else rows of one length at a time.
+    """
+
+    split_head: bool = True
+    padded: bool = True
 
 
 class LanguageModel:
@@ -26,16 +40,24 @@ class LanguageModel:
 
     ``hidden`` runs the trunk on right-padded rows without a mask: with causal attention no token sees the padding
     behind it. ``projection`` is the output layer, kept apart so that logits can be computed in chunks. Both are
-    proved at load against the model's own forward (:meth:`probe`).
+    proved at load against the model's own forward (:meth:`prove`), which gives up the path that does not hold.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self.model: Any = model.eval()
         self.temperature = temperature
+        self.paths = Paths()
+        self.given_up: list[str] = []
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """What log-probs are computed in: float64 for float64 weights, else float32."""
+        wide = next(self.model.parameters()).dtype == torch.float64
+        return torch.float64 if wide else torch.float32
 
     @property
     def context_length(self) -> int | None:
@@ -46,40 +68,83 @@ class LanguageModel:
         """Trainable parameters, each once (tied ones included once)."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Last hidden states ``[R, L, D]`` of right-padded rows ``[R, L]``."""
-        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    def hidden(self, rows: Sequence[Ids]) -> Tensor:
+        """Last hidden states ``[R, L, D]`` of rows of ids, L the longest; what lies behind a row's end means nothing.
+
+        Without ``paths.split_head`` these are the logits themselves, ``[R, L, V]``.
+        """
+        width = max(map(len, rows))
+        if self.paths.padded:
+            return self._trunk([row + (0,) * (width - len(row)) for row in rows])
+        found: dict[int, Tensor] = {}
+        for length in sorted({len(row) for row in rows}):
+            mine = [i for i, row in enumerate(rows) if len(row) == length]
+            states = nn.functional.pad(self._trunk([rows[i] for i in mine]), (0, 0, 0, width - length))
+            found |= dict(zip(mine, states, strict=True))
+        return torch.stack([found[i] for i in range(len(rows))])
+
+    def _trunk(self, rows: Sequence[Ids]) -> Tensor:
+        ids = torch.tensor(rows, device=self.device)
+        if self.paths.split_head:
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.model(input_ids=ids, use_cache=False).logits
 
     def projection(self) -> Projection:
         """The output layer with today's weights."""
+        if not self.paths.split_head:
+            return Projection(None, temperature=self.temperature)
         head = self.model.get_output_embeddings()
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
         return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature)
 
     @torch.no_grad()
-    def probe(self) -> None:
-        """Compare trunk and projection, on rows with padding, with the model's own logits on each row alone.
+    def prove(self) -> list[str]:
+        """Compare each path with the model's own logits on each row alone, and give up those that disagree.
+
+        Returns one sentence for each path that was given up.
 
         Raises:
-            UserError: they disagree, so this model's output layer is not the plain one that is assumed.
+            UserError: the model's own logits are not finite, or not the same twice.
         """
-        size = self.model.config.vocab_size
-        ids = torch.arange(24, device=self.device).reshape(2, 12) % size
-        own = [self.model(input_ids=ids[:1]).logits[0], self.model(input_ids=ids[1:, :7]).logits[0]]
-        logits = self.projection()(self.hidden(ids)) * self.temperature
-        worst = max(float((logits[0] - own[0]).abs().max()), float((logits[1, :7] - own[1]).abs().max()))
-        if not worst <= PROBE_TOLERANCE.get(own[0].dtype, 0.25):
-            raise UserError(
-                f"model {type(self.model).__name__}: its logits differ by {worst:.2g} from projection(trunk(ids)); "
-                "its output layer does more than a matrix, a bias and a soft cap, which is not supported yet"
+        size, name = self.model.config.vocab_size, type(self.model).__name__
+        rows = [tuple(i % size for i in range(12)), tuple(i % size for i in range(12, 19))]
+        own = [self.model(input_ids=torch.tensor([row], device=self.device)).logits[0] for row in rows]
+        if not all(bool(torch.isfinite(logits).all()) for logits in own):
+            raise UserError(f"model {name}: its logits are not finite on a row of {len(rows[0])} tokens")
+        tolerance = PROBE_TOLERANCE.get(own[0].dtype, 0.25)
+        given_up: list[str] = []
+        self.paths = Paths()
+        apart = self._apart(rows[:1], own)
+        if not apart <= tolerance:
+            self.paths = self.paths._replace(split_head=False)
+            given_up.append(
+                f"model {name}: its logits differ by {apart:.2g} from a matrix, a bias and a soft cap on its trunk, so "
+                "whole logits are computed: slower, and memory grows with the vocabulary"
             )
+        apart = self._apart(rows, own)
+        if not apart <= tolerance:
+            self.paths = self.paths._replace(padded=False)
+            given_up.append(
+                f"model {name}: its logits change by {apart:.2g} with padding behind a row, so only rows of one length "
+                "are scored together: slower"
+            )
+        apart = self._apart(rows, own)
+        if not apart <= tolerance:
+            raise UserError(f"model {name}: the same row gives logits that differ by {apart:.2g} from call to call")
+        return given_up
+
+    def _apart(self, rows: Sequence[Ids], own: Sequence[Tensor]) -> float:
+        """Largest difference between the logits of today's paths and the model's own; nan if either is."""
+        logits = self.projection()(self.hidden(rows)) * self.temperature
+        apart = [(logits[i, : len(row)] - own[i]).abs().flatten() for i, row in enumerate(rows)]
+        return float(torch.cat(apart).max())
 
 
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code.
 
     Raises:
-        UserError: no such folder or model, no weights, or an architecture that the probe rejects.
+        UserError: no such folder or model, no weights, or logits that are not finite.
     """
     source = str(resolve_path(config.path))
     if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
@@ -91,7 +156,7 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: cannot load {source!r}: {str(error).splitlines()[0]}") from error
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
-    language_model.probe()
+    language_model.given_up = language_model.prove()
     return language_model, tokenizer
 
 

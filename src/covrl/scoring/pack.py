@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from covrl.records import Output, Problem, Rollout, Row, Scores
-from covrl.scoring.head import Head, apply_head
+from covrl.scoring.head import Head, Projection, apply_head
 from covrl.scoring.model import LanguageModel
 
 
@@ -23,10 +23,12 @@ class Context(NamedTuple):
 
     Example:
         >>> Context("posterior", render=prompts.posterior_row)
+
+    ``render`` returns None for a rollout that this context has nothing to read of.
     """
 
     name: str
-    render: Callable[[Problem, Rollout], Row]
+    render: Callable[[Problem, Rollout], Row | None]
     model: str = "policy"
 
 
@@ -55,7 +57,20 @@ class Unit:
 
     @property
     def longest(self) -> int:
-        return max(len(row.ids) for row in self.rows.values())
+        return max((len(row.ids) for row in self.rows.values()), default=0)
+
+    def has(self, contexts: Sequence[str], span: str) -> bool:
+        """Whether the span is there in each of these contexts."""
+        return all(c in self.rows and span in self.rows[c].spans for c in contexts)
+
+
+def make_unit(
+    index: int, contexts: Sequence[Context], readings: Sequence[Reading], problem: Problem, rollout: Rollout
+) -> Unit:
+    """The rows of one trace in the contexts that ``readings`` use."""
+    used = {name for reading in readings for name in reading.contexts}
+    rows = {c.name: c.render(problem, rollout) for c in contexts if c.name in used}
+    return Unit(index, {name: row for name, row in rows.items() if row is not None})
 
 
 def make_packs(units: Sequence[Unit], tokens_per_pass: int) -> Iterator[list[Unit]]:
@@ -93,11 +108,12 @@ class _Trunk:
         self.flat: dict[str, Tensor] = {}
         self.first: dict[tuple[int, str], int] = {}
         for name in dict.fromkeys(self.model_of.values()):
-            mine = [(unit, c.name) for unit in pack for c in contexts if c.model == name]
+            mine = [(unit, c.name) for unit in pack for c in contexts if c.model == name and c.name in unit.rows]
+            if not mine:
+                continue
             rows = [unit.rows[context].ids for unit, context in mine]
             width = max(map(len, rows))
-            ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=models[name].device)
-            self.flat[name] = models[name].hidden(ids).flatten(0, 1)
+            self.flat[name] = models[name].hidden(rows).flatten(0, 1)
             self.first |= {(unit.index, context): i * width for i, (unit, context) in enumerate(mine)}
 
     def before(self, units: Sequence[Unit], context: str, span: str) -> Tensor:
@@ -121,16 +137,27 @@ def read(
     owner: dict[str, Tensor] = {}
     lengths: dict[str, list[tuple[int, int]]] = {}
     for span, coupled, head, names in readings:
-        units = [unit for unit in pack if all(span in unit.rows[c].spans for c in coupled)]
+        units = [unit for unit in pack if unit.has(coupled, span)]
+        sizes = [(unit.index, _length(unit, coupled[0], span)) for unit in units]
+        assert lengths.setdefault(span, sizes) == sizes, f"span {span} is of other traces in {coupled}"
+        if not units:
+            model = models[trunk.model_of[coupled[0]]]
+            nothing = torch.zeros(0, dtype=model.score_dtype, device=model.device)
+            values |= {Output(span, name): nothing for name in names}
+            owner[span] = nothing.long()
+            continue
         hidden = [trunk.before(units, context, span) for context in coupled]
         targets = hidden[0].new_tensor(_targets(units, coupled, span), dtype=torch.long)
         project = [projections[trunk.model_of[context]] for context in coupled]
-        chunk = max(1, logits_bytes // (4 * project[0].weight.shape[0]))
+        chunk = max(1, logits_bytes // (4 * _vocabulary(project[0], hidden[0])))
         outputs = apply_head(head, hidden, targets, project, chunk)
         values |= {Output(span, name): out for name, out in zip(names, outputs, strict=True)}
-        lengths[span] = [(unit.index, _length(unit, coupled[0], span)) for unit in units]
         owner[span] = targets.new_tensor([i for i, n in lengths[span] for _ in range(n)])
     return Tokens(values, owner, lengths)
+
+
+def _vocabulary(project: Projection, hidden: Tensor) -> int:
+    return hidden.shape[-1] if project.weight is None else project.weight.shape[0]
 
 
 def _length(unit: Unit, context: str, span: str) -> int:
@@ -159,7 +186,7 @@ def score(
     logits_bytes: int,
 ) -> list[Scores]:
     """Read every rollout without gradients; one :class:`Scores` per pair, in the same order."""
-    units = [Unit(i, {c.name: c.render(*pair) for c in contexts}) for i, pair in enumerate(pairs)]
+    units = [make_unit(i, contexts, readings, *pair) for i, pair in enumerate(pairs)]
     found: list[dict[Output, Tensor]] = [{} for _ in units]
     with torch.no_grad():
         for pack in make_packs(units, tokens_per_pass):

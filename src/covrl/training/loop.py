@@ -60,6 +60,7 @@ class Run:
 
     ``verify`` marks traces right or wrong for methods that need a verifier; CoVRL needs none. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
+    ``notes`` say which fast paths the model made impossible.
     """
 
     config: RunConfig
@@ -75,6 +76,7 @@ class Run:
     reducer: Reducer = field(default_factory=Solo)
     done: int = 0
     best: tuple[float, float] | None = None
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         training = self.config.training

@@ -19,7 +19,7 @@ from covrl.algorithms.base import Algorithm, LossTokens, Stream
 from covrl.errors import NonFiniteError
 from covrl.records import Credit, Output, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, read
+from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
 from covrl.training.parallel import Reducer
 
 
@@ -117,8 +117,8 @@ def _with_weight(
     for index, (problem, rollout, scores, credit) in enumerate(pairs):
         weights = [credit.weights[s.name] for s in streams if s.name in credit.weights]
         if rollout.request.trains and any(bool(w.any()) for w in weights):
-            rows = {c.name: c.render(problem, rollout) for c in algorithm.contexts}
-            trained[index] = _Trained(problem.id, Unit(index, rows), scores, credit)
+            unit = make_unit(index, algorithm.contexts, algorithm.training, problem, rollout)
+            trained[index] = _Trained(problem.id, unit, scores, credit)
     return trained
 
 
