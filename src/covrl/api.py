@@ -12,26 +12,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from covrl.algorithms import make_algorithm
-from covrl.algorithms.base import Setup
-from covrl.config import ProblemsConfig, RunConfig, check, override, read_toml, to_toml
+from covrl.algorithms import find_algorithm, make_algorithm
+from covrl.algorithms.base import Algorithm, Setup
+from covrl.config import ProblemsConfig, RunConfig, Settings, check, override, read_settings, read_toml, to_toml
 from covrl.errors import RunInterruptedError, UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
+from covrl.plugins import refuse_code_in_file
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import JsonlSink, Sink, TracesSink
+from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
-from covrl.scoring.model import SHIPPED, load_model
+from covrl.scoring.model import SHIPPED, LanguageModel, load_model
 from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from covrl.training.loop import Run, Verifier
+from covrl.training.loop import Run, response_tokens
+from covrl.training.models import frozen_copy
 from covrl.training.signals import StopRequest
+from covrl.training.warm_format import WarmFormat
 
 SHIPPED_RECIPES = {"covrl:digits": "quickstart.toml", "covrl:animals": "animals.toml"}
 
@@ -42,14 +46,18 @@ def build(
     held_out: Sequence[Problem] | None = None,
     grade: Grader | None = None,
     label: TraceLabel | None = None,
-    verify: Verifier | None = None,
+    reward: RewardFunction | None = None,
+    algorithm: type[Algorithm] | None = None,
     evaluation_only: bool = False,
+    policy_path: Path | None = None,
 ) -> Run:
     """Load the model and assemble a run that has not taken a step.
 
     Problems come from ``[problems]`` unless they are given. ``grade`` judges held-out answers (the default is
     ``evaluation.verifier``) and ``label`` names what traces do in the report: neither has a part in training.
-    ``verify`` marks training traces right or wrong for methods that need it; CoVRL does not.
+    ``reward`` is a function of problem and sampled text, in the place of ``rewards.function``, and ``algorithm`` a
+    class in the place of ``algorithm.name``. ``policy_path`` is where the policy's weights are, if they are no longer
+    those of ``model.path``: frozen references are always the latter.
 
     Raises:
         UserError: a setting, the model, or a problem cannot be used.
@@ -68,7 +76,10 @@ def build(
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(problems)} "
             "problems, and the same problem twice in a step gives the same traces twice; lower it"
         )
-    policy, tokenizer = load_model(config.model, config.generation.temperature)
+    config = named_in_config(config, reward, algorithm)
+    reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
+    moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
+    policy, tokenizer = load_model(moved, config.generation.temperature)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, problems)
@@ -77,19 +88,83 @@ def build(
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     label = label or (task.label if task else None)
+    method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
     return Run(
         config=config,
-        algorithm=make_algorithm(config.algorithm, Setup(prompts, config.training.rollouts_per_problem)),
-        models={"policy": policy},
+        algorithm=method,
+        models={"policy": policy} | _beside(method, policy, config if policy_path else None),
         generator=generator,
         prompts=prompts,
         source=source,
-        verify=verify,
+        verify=make_grader(config.rewards.verifier) if method.verified and reward is None else None,
+        reward=reward,
         label=label,
         evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, label),
         held_out=held_out or (),
         notes=notes,
     )
+
+
+def build_algorithm(
+    config: RunConfig, prompts: Prompts, cls: type[Algorithm] | None, rewarded: bool, evaluation_only: bool = False
+) -> Algorithm:
+    """The run's method, with combinations that make no sense refused.
+
+    Raises:
+        UserError: no such method, a wrong setting, or a combination that cannot train, with the reason.
+    """
+    training = config.training
+    setup = Setup(
+        prompts,
+        training.rollouts_per_problem,
+        training.problems_per_step,
+        response_tokens(prompts, config.generation),
+    )
+    if evaluation_only:  # the method has no part in it, and one that was given in Python may not be at hand
+        return WarmFormat(Settings(), setup)
+    if cls is not None:
+        method = cls(check(cls.Config, config.algorithm.settings, where="[algorithm] "), setup)
+    else:
+        method = make_algorithm(config.algorithm, setup)
+    updates = training.mini_batches * training.epochs
+    if updates > 1 and method.one_update:
+        raise UserError(
+            f"training.mini_batches x epochs = {updates}: {method.name} takes one update a batch, because "
+            f"{method.one_update}"
+        )
+    if updates < method.updates_wanted:
+        raise UserError(
+            f"training.mini_batches x epochs = {updates}: {method.name} needs at least {method.updates_wanted} updates "
+            "a batch; its first update is plain REINFORCE"
+        )
+    if method.verified and not rewarded and config.rewards.verifier == "none":
+        raise UserError(
+            f"{method.name} takes its reward from a verifier: set rewards.verifier (exact, text, math) or "
+            "rewards.function, or choose a likelihood method such as covrl"
+        )
+    return method
+
+
+def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None) -> dict[str, LanguageModel]:
+    """The method's other models: copies of the base, which is the policy itself unless ``base`` says otherwise."""
+    if not method.models:
+        return {}
+    start = load_model(base.model, base.generation.temperature)[0] if base else policy
+    return {spec.name: frozen_copy(start) for spec in method.models}
+
+
+def named_in_config(config: RunConfig, reward: RewardFunction | None, algorithm: type[Algorithm] | None) -> RunConfig:
+    """The settings with the names of what was given in Python, so that the run's file says what it was."""
+    changed = config
+    if reward is not None:
+        changed = changed.model_copy(
+            update={"rewards": config.rewards.model_copy(update={"function": name_of(reward)})}
+        )
+    if algorithm is not None:
+        changed = changed.model_copy(
+            update={"algorithm": config.algorithm.model_copy(update={"name": name_of(algorithm)})}
+        )
+    return changed
 
 
 def build_evaluation(config: RunConfig, source: str) -> Run:
@@ -148,6 +223,8 @@ def train(
     held_out: Sequence[Problem] | None = None,
     out: str | Path | None = None,
     grade: Grader | None = None,
+    reward: RewardFunction | str | None = None,
+    algorithm: type[Algorithm] | str | None = None,
     sinks: Sequence[Sink] = (),
 ) -> Trained:
     """Train a model from settings and problems: :func:`build`, a new folder, :func:`train_run`.
@@ -156,12 +233,20 @@ def train(
         >>> trained = covrl.train({"model": {"path": "my/model"}}, problems, held_out, out="runs/first")
         >>> trained.best   # a plain Hugging Face folder
 
+    ``reward`` is a function ``(problem, text) -> float`` or its name (entry point or ``module:function``): the reward
+    of the group family, an addition to the answer's likelihood in CoVRL and its family. ``algorithm`` is a method's
+    class or its name. ``grade`` judges held-out answers.
+
     Raises:
         UserError: a setting, the model, a problem or the folder cannot be used.
         TrainingStoppedError: the method, a guard or the user ended the run; what was done is written.
     """
     checked = config if isinstance(config, RunConfig) else check(RunConfig, config)
-    run = build(checked, problems, held_out, grade)
+    if isinstance(reward, str):
+        reward = find_reward(reward)
+    if isinstance(algorithm, str):
+        algorithm = find_algorithm(algorithm)
+    run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm)
     folder = Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     new_run_folder(folder)
     return train_run(run, folder, sinks)
@@ -208,19 +293,39 @@ def train_run(
     return Trained(run, folder, last / "model", best, reports, time.perf_counter() - start)
 
 
-def resume(folder: Path) -> Run:
+def resume(
+    folder: Path,
+    problems: Sequence[Problem] | None = None,
+    held_out: Sequence[Problem] | None = None,
+    reward: RewardFunction | str | None = None,
+    algorithm: type[Algorithm] | str | None = None,
+) -> Run:
     """The run of a folder, where its newest checkpoint was cut.
 
+    What was given to :func:`train` in Python (problems, a reward function, a method's class) is to be given again.
+
     Raises:
-        UserError: no run or no checkpoint there, or a damaged one.
+        UserError: no run or no checkpoint there, a damaged one, or code that was given in Python and is not given now.
     """
-    config = check(RunConfig, read_toml(folder / "config.toml"), where=f"{folder / 'config.toml'}: ")
+    table = read_toml(folder / "config.toml")
+    for key, given in (("function", reward), ("name", algorithm)):
+        section = "rewards" if key == "function" else "algorithm"
+        if given is not None:
+            table.setdefault(section, {})[key] = given if isinstance(given, str) else name_of(given)
+    given = {"rewards": reward, "algorithm": algorithm}
+    refuse_code_in_file({k: v for k, v in table.items() if given.get(k) is None}, folder / "config.toml")
+    config = check(RunConfig, table, where=f"{folder / 'config.toml'}: ")
     found = checkpoints(folder / "checkpoints")
     if not found:
         raise UserError(f"{folder}: the run has no checkpoint to resume from")
-    model = config.model.model_copy(update={"path": str(found[-1] / "model")})
-    run = build(config.model_copy(update={"model": model}))
-    run.config = config
+    run = build(
+        config,
+        problems,
+        held_out,
+        reward=None if isinstance(reward, str) else reward,
+        algorithm=None if isinstance(algorithm, str) else algorithm,
+        policy_path=found[-1] / "model",
+    )
     load_checkpoint(run, found[-1])
     return run
 
@@ -247,7 +352,7 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
     is_run = (Path(model) / "config.toml").is_file()
     table: dict[str, Any] = {}
     if file is not None:
-        table = read_toml(file)
+        table = read_settings(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
     elif model in SHIPPED_RECIPES:

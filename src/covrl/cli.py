@@ -103,6 +103,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show prompts, sampled traces and the cost; train nothing.")
     ] = False,
+    algorithm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Method: a name of `covrl algorithms`, or module:class.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Reward function: an entry point, or module:function.")
+    ] = None,
 ) -> None:
     """Train a model on problems, as a TOML file says."""
     if (config is None) == (resume is None):
@@ -110,11 +116,12 @@ def train(
     if resume is not None and (settings or out or dry_run):
         raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
     _cpu_defaults()
-    from covrl.config import RunConfig, check, override, read_toml
+    from covrl.config import RunConfig, check, override, read_settings
 
     checked = None
     if config is not None:
-        checked = check(RunConfig, override(read_toml(config), settings or []), where=f"{config}: ")
+        named = [f"algorithm.name={algorithm}"] * bool(algorithm) + [f"rewards.function={reward}"] * bool(reward)
+        checked = check(RunConfig, override(read_settings(config), [*named, *(settings or [])]), where=f"{config}: ")
     from rich.console import Console
 
     from covrl import api
@@ -124,7 +131,10 @@ def train(
     from covrl.reporting.terminal import Progress
     from covrl.reporting.trackers import make_trackers
 
-    run = api.resume(resume) if resume is not None else api.build(checked) if checked else None
+    if resume is not None:
+        run = api.resume(resume, reward=reward, algorithm=algorithm)
+    else:
+        run = api.build(checked) if checked else None
     assert run is not None
     if dry_run:
         from covrl.training.dry_run import dry_run as rehearse
@@ -169,11 +179,11 @@ def warm_format(
     """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
     _cpu_defaults()
     from covrl import api
-    from covrl.config import RunConfig, check, override, read_toml
+    from covrl.config import RunConfig, check, override, read_settings
     from covrl.reporting.show import show_model_path
     from covrl.training.warm_format import warm_format as lessons
 
-    run = api.build(check(RunConfig, override(read_toml(config), settings or []), where=f"{config}: "))
+    run = api.build(check(RunConfig, override(read_settings(config), settings or []), where=f"{config}: "))
     api.new_run_folder(out)
     valid = 0.0
     for lesson in lessons(run, steps, rate, until, every):

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from covrl.errors import UserError
+from covrl.plugins import refuse_code_in_file
 
 
 class Settings(BaseModel):
@@ -98,6 +99,23 @@ class ProblemsConfig(Settings):
     )
 
 
+class RewardsConfig(Settings):
+    """Who judges training traces. Likelihood methods (CoVRL and its family) need neither setting.
+
+    A method of the group family (GRPO and its kin) takes the function's value where there is one, else 1 for right
+    and 0 for wrong. In a likelihood method the function's value is added to the reward (shaping).
+    """
+
+    verifier: Literal["none", "exact", "text", "math"] = Field(
+        "text", description="who marks training responses right, wrong or unknown, for the methods that need it"
+    )
+    function: str = Field(
+        "",
+        description="name of an installed entry point of the group covrl.rewards: (Problem, text) -> float. "
+        "module:function is taken from the command line or Python only",
+    )
+
+
 class GenerationConfig(Settings):
     """How traces and answers are sampled. The temperature is the scorer's too."""
 
@@ -114,7 +132,11 @@ class TrainingConfig(Settings):
     steps: int = Field(100, ge=1)
     problems_per_step: int = Field(192, ge=1)
     rollouts_per_problem: int = Field(8, ge=1)
-    mini_batches: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
+    mini_batches: int = Field(1, ge=1, description="parts of a batch of rollouts, one optimizer step each")
+    epochs: int = Field(1, ge=1, description="how often a batch of rollouts is gone through")
+    sampling_batches: int = Field(
+        1, ge=1, description="calls of the generator a step; 1 samples the whole step at once (DASH: preemptive)"
+    )
     tokens_per_pass: int = Field(16384, ge=1, description="padded tokens in one forward and backward pass")
     logits_mb_per_chunk: int = Field(64, ge=1, description="bound on the logits held at once, MiB a context")
     learning_rate: float = Field(1e-6, gt=0)
@@ -176,6 +198,7 @@ class RunConfig(Settings):
     algorithm: AlgorithmTable = AlgorithmTable()
     prompts: PromptConfig = PromptConfig()
     problems: ProblemsConfig = ProblemsConfig()
+    rewards: RewardsConfig = RewardsConfig()
     generation: GenerationConfig = GenerationConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -265,6 +288,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run from a file, which names installed code only.
+
+    Raises:
+        UserError: as :func:`read_toml`, or a setting is ``module:object``.
+    """
+    table = read_toml(path)
+    refuse_code_in_file(table, path)
+    return table
 
 
 def to_toml(config: BaseModel) -> str:

@@ -85,7 +85,8 @@ class Rollout:
 
     ``trace_ids`` are the tokens that carry loss: ``[T]`` ids, never tokenised again. ``log_probs`` are the
     sampler's own (nats, at its temperature); training uses the trainer's, these serve to compare the two.
-    ``version`` counts the weight updates the sampler had seen.
+    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` what
+    the user's reward function gave; each is None where there is none.
     """
 
     request: Request
@@ -96,6 +97,7 @@ class Rollout:
     text: str
     version: int = 0
     correct: Verdict | None = None
+    reward: float | None = None
 
     @property
     def valid(self) -> bool:
@@ -147,9 +149,13 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the scoring pass read for one rollout: ``values[Output("trace", "prior")]`` is ``[T]``, nats."""
+    """What the scoring pass read for one rollout: ``values[Output("trace", "prior")]`` is ``[T]``, nats.
+
+    ``tokens`` is how many its rows had together.
+    """
 
     values: Mapping[Output, Tensor]
+    tokens: int = 0
 
     def __getitem__(self, key: tuple[str, str]) -> Tensor:
         return self.values[Output(*key)]

@@ -1,13 +1,14 @@
-"""Methods by name."""
+"""Methods by name: ours, and those of installed packages (entry-point group ``covrl.algorithms``)."""
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from covrl.config import AlgorithmTable, check
 from covrl.errors import UserError
+from covrl.plugins import ALGORITHMS as GROUP
+from covrl.plugins import load_named
 
 if TYPE_CHECKING:
     from covrl.algorithms.base import Algorithm, Setup
@@ -21,14 +22,17 @@ def find_algorithm(name: str) -> type[Algorithm]:
     """The class of a method.
 
     Raises:
-        UserError: no such method; names the nearest.
+        UserError: no such method (names the nearest), or what the name stands for is not a method.
     """
-    if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(ALGORITHMS))}"
-        raise UserError(f"algorithm.name: unknown method {name!r}: {hint}")
-    module, _, attribute = ALGORITHMS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    from covrl.algorithms.base import Algorithm
+
+    if name in ALGORITHMS:
+        module, _, attribute = ALGORITHMS[name].partition(":")
+        return getattr(import_module(module), attribute)
+    found: Any = load_named(name, GROUP, "algorithm.name", "method", ours=ALGORITHMS)
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise UserError(f"algorithm.name: {name!r} is not a subclass of covrl.algorithms.base.Algorithm")
+    return found
 
 
 def make_algorithm(table: AlgorithmTable, setup: Setup) -> Algorithm:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.pack import Context, Reading
+from covrl.training.parallel import Reducer, Solo
 
 
 class Stream(NamedTuple):
@@ -57,17 +58,43 @@ class LossTokens:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a method is given when it is made."""
+    """What a method is given when it is made.
+
+    ``problems_per_step`` and ``rollouts_per_problem`` are the sizes that the run asks for; ``max_tokens`` is the
+    longest trace or response that can be sampled. Batch statistics go through ``reducer``.
+    """
 
     prompts: Prompts
     rollouts_per_problem: int
+    problems_per_step: int = 1
+    max_tokens: int = 2048
+    reducer: Reducer = field(default_factory=Solo)
+
+
+class ModelSpec(NamedTuple):
+    """A model beside the policy: a copy of the base that is not trained.
+
+    Example:
+        >>> ModelSpec("reference")                              # the base, frozen
+        >>> ModelSpec("reference", "copy", every=50)            # becomes the policy every 50 steps
+        >>> ModelSpec("reference", "average", keep=0.99)        # 0.99 of itself + 0.01 of the policy, every step
+    """
+
+    name: str
+    follows: Literal["frozen", "copy", "average"] = "frozen"
+    every: int = 1
+    keep: float = 0.0
 
 
 class Algorithm(ABC):
     """Base class of all methods.
 
     ``paper`` and ``evidence`` say where the method comes from and how sure we are of it. ``unit`` is what the loss
-    couples and packing keeps together; ``scope`` is "group" if a group's credit needs only that group.
+    couples and packing keeps together; ``scope`` is "group" if a group's credit needs only that group. ``samples`` is
+    what generation stops at: the end of the thought (its answer is scored, not sampled) or of the whole response.
+    ``verified`` methods take their reward from a verifier or the user's reward function. ``one_update`` says why a
+    batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
+    sense.
     """
 
     name: ClassVar[str]
@@ -75,8 +102,13 @@ class Algorithm(ABC):
     evidence: ClassVar[str]
     unit: ClassVar[Literal["row", "trace", "group"]] = "trace"
     scope: ClassVar[Literal["group", "batch"]] = "group"
+    samples: ClassVar[Literal["thought", "response"]] = "thought"
+    verified: ClassVar[bool] = False
+    one_update: ClassVar[str | None] = None
+    updates_wanted: ClassVar[int] = 1
     Config: ClassVar[type[Settings]]
 
+    models: tuple[ModelSpec, ...] = ()
     contexts: tuple[Context, ...]
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
@@ -108,6 +140,14 @@ class Algorithm(ABC):
         """The method's own metrics of a step, from all sampled groups. Default: none."""
         del groups, credits
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers from step to step, as JSON can hold it. Default: nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        del state
 
     def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
         """Why going on makes no sense, with advice, or None. Default: never."""

@@ -10,6 +10,7 @@ is maximised; at test time only the prior is used. Per step and question:
 
     plan     G traces from two prompts, a share α from the prior
     reward   R = log p_old(y|x,z), scored from the prior prompt for every trace;   A = R − mean_group(R)
+             (a user's reward function adds to R: ours, for shaping)
     policy   − c · min(ρA, clip(ρ, 1−ε, 1+ε)A),   ρ = m_new/m_old,  c = min(m_old/s_old, cap),  s = the trace's source
     kl       KL(m‖p) per token, gradient through p and q, not on traces cut at the length limit
     nll      − mean_j log p(y_j|x,z) on valid traces drawn from the prior with A > 0
@@ -172,7 +173,7 @@ class CoVRL(Algorithm):
         """R of each trace; one that has no answer earns the worst valid reward minus the penalty."""
         form = self.config.reward
         valid = [
-            answer_reward(s[ANSWER], form) if r.valid else None
+            answer_reward(s[ANSWER], form) + (r.reward or 0.0) if r.valid else None
             for r, s in zip(group.rollouts, group.scores, strict=True)
         ]
         worst = min(reward for reward in valid if reward is not None) - self.config.invalid_penalty

@@ -59,6 +59,10 @@ class Unit:
     def longest(self) -> int:
         return max((len(row.ids) for row in self.rows.values()), default=0)
 
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows.values())
+
     def has(self, contexts: Sequence[str], span: str) -> bool:
         """Whether the span is there in each of these contexts."""
         return all(c in self.rows and span in self.rows[c].spans for c in contexts)
@@ -196,4 +200,4 @@ def score(
                 parts = values.split([n for _, n in sizes])
                 for (index, _), part in zip(sizes, parts, strict=True):
                     found[index][output] = part
-    return [Scores(values) for values in found]
+    return [Scores(values, unit.tokens) for values, unit in zip(found, units, strict=True)]

@@ -2,8 +2,9 @@
 
     checkpoints/step-000050/
         model/                 the policy as a Hugging Face folder
+        NAME/                  each model that follows the policy (a frozen one is the base, and is not saved)
         optimizer.safetensors  AdamW's two moments and step count of each parameter, by name
-        state.json             steps done, the problems' position, format version
+        state.json             steps done, the problems' position, the method's memory, format version
 
 Random numbers need no state: they are keyed by step (see :mod:`covrl.generation.random`).
 """
@@ -37,8 +38,11 @@ def save_checkpoint(run: Run, root: Path, keep: int) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     run.save(partial / "model")
+    for name in _followers(run):
+        run.models[name].model.save_pretrained(partial / name)
     save_file(_optimizer_tensors(run), partial / "optimizer.safetensors")
     state = {"format": FORMAT, "done": run.done, "problems": run.source.state_dict(), "best": run.best}
+    state["algorithm"] = run.algorithm.state_dict()
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -73,9 +77,17 @@ def load_checkpoint(run: Run, folder: Path) -> None:
         if tensors:
             parts = {part: tensors[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")}
             run.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter) for k, v in parts.items()}
+    for name in _followers(run):
+        model = run.models[name].model
+        model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
     run.source.load_state_dict(state["problems"])
+    run.algorithm.load_state_dict(state.get("algorithm", {}))
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     run.generator.publish(run.done)
+
+
+def _followers(run: Run) -> list[str]:
+    return [spec.name for spec in run.algorithm.models if spec.follows != "frozen"]
 
 
 def _optimizer_tensors(run: Run) -> dict[str, torch.Tensor]:

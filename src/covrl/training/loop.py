@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -16,28 +16,39 @@ from pathlib import Path
 import torch
 
 from covrl.algorithms.base import Algorithm
-from covrl.config import RunConfig
+from covrl.config import GenerationConfig, RunConfig
 from covrl.errors import NonFiniteError, TrainingStoppedError
-from covrl.evaluation.accuracy import Evaluator, TraceLabel
+from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, StepReport, TraceGroup, Verdict
+from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, StepReport, TraceGroup
+from covrl.rewards.functions import RewardFunction, reward_of
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
-from covrl.training.monitors import label_metrics, label_warnings, reward_metrics, rollout_metrics
+from covrl.training.models import follow
+from covrl.training.monitors import (
+    label_metrics,
+    label_warnings,
+    reward_metrics,
+    rollout_metrics,
+    token_metrics,
+    verdict_metrics,
+    verdict_warnings,
+)
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Reducer, Solo
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient
 from covrl.training.views import trace_group
 
+TOTALS = ("train/rows", "train/dropped_traces", "tokens/trained")
+"""Metrics of an update that add up over the updates of a step; the others are averaged."""
+
 ADMIT_ROUNDS = 10
 """How often a method that wants more groups may sample again within a step."""
-
-Verifier = Callable[[Problem, Rollout], Verdict]
 
 
 class Clock:
@@ -58,7 +69,8 @@ class Clock:
 class Run:
     """Everything a run is made of; :meth:`step` takes one optimizer step (or ``mini_batches`` of them).
 
-    ``verify`` marks traces right or wrong for methods that need a verifier; CoVRL needs none. ``label`` names what
+    ``verify`` marks what responses answered, for methods that need a verifier; CoVRL needs none. ``reward`` is the
+    user's own function, called for every sampled trace or response. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
     ``notes`` say which fast paths the model made impossible.
     """
@@ -69,7 +81,8 @@ class Run:
     generator: TraceGenerator
     prompts: Prompts
     source: ProblemSource
-    verify: Verifier | None = None
+    verify: Grader | None = None
+    reward: RewardFunction | None = None
     label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
@@ -103,13 +116,15 @@ class Run:
         draw = Draw(self.config.training.seed, self.done)
         number = self.done + 1
         with clock("step"):
-            sampled, kept = self._collect(draw, clock)
+            sampled, scored, kept = self._collect(draw, clock)
             credits = self.algorithm.credit(kept)
             with clock("train"):
                 update = self._update(kept, credits)
             self.done = number
+            follow(self.algorithm.models, self.models, self.done)
             self.generator.publish(self.done)
-        metrics = rollout_metrics(sampled) | {"groups/kept": float(len(kept))}
+        metrics = rollout_metrics(sampled) | verdict_metrics(sampled) | token_metrics(scored)
+        metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
         metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits) | update
         if self.label:
             metrics |= label_metrics(kept, credits, self.label, self.config.prompts.close)
@@ -117,25 +132,26 @@ class Run:
             with clock("eval"):
                 metrics |= self._evaluate()
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
-        warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics))
+        warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
         return StepReport(number, metrics, warnings, self._shown(kept, credits))
 
-    def _collect(self, draw: Draw, clock: Clock) -> tuple[list[Group], list[ScoredGroup]]:
-        """All sampled groups, and the admitted ones with their scores."""
+    def _collect(self, draw: Draw, clock: Clock) -> tuple[list[Group], list[ScoredGroup], list[ScoredGroup]]:
+        """All sampled groups, the same with their scores, and those that are admitted."""
         sampled: list[Group] = []
         kept: list[ScoredGroup] = []
         scored: list[ScoredGroup] = []
         for _ in range(ADMIT_ROUNDS):
             problems = self.source.take(self.config.training.problems_per_step)
-            with clock("generate"):
-                fresh = self.sample(problems, draw)
-            with clock("score"):
-                scored += self.score(fresh)
-            sampled += fresh
+            for part in _parts(len(problems), self.config.training.sampling_batches):
+                with clock("generate"):
+                    fresh = self.sample(problems[part], draw)
+                with clock("score"):
+                    scored += self.score(fresh)
+                sampled += fresh
             kept, want_more = self.algorithm.admit(scored)
             if not want_more:
                 break
-        return sampled, kept
+        return sampled, scored, kept
 
     def sample(self, problems: Sequence[Problem], draw: Draw) -> list[Group]:
         """Plan and generate until the method asks for nothing more; one group per problem."""
@@ -149,16 +165,33 @@ class Run:
             rollouts = iter(self.generator.generate(requests, sampling, draw))
             for past, plan in zip(history, plans, strict=True):
                 past += [next(rollouts) for _ in plan]
-        return [self._verified(p, h) for p, h in zip(problems, history, strict=True)]
+        return self._judged([Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)])
 
     def _sampling(self) -> Sampling:
-        generation = self.config.generation
-        return Sampling(generation.max_trace_tokens, self.config.prompts.close, generation.temperature)
+        """How traces are drawn; a response has room for its trace, the tags and its answer."""
+        generation, prompts = self.config.generation, self.config.prompts
+        if self.algorithm.samples == "thought":
+            return Sampling(generation.max_trace_tokens, prompts.close, generation.temperature)
+        return Sampling(response_tokens(self.prompts, generation), prompts.answer_suffix, generation.temperature)
 
-    def _verified(self, problem: Problem, rollouts: Sequence[Rollout]) -> Group:
-        if self.verify is None:
-            return Group(problem, tuple(rollouts))
-        return Group(problem, tuple(replace(r, correct=self.verify(problem, r)) for r in rollouts))
+    def _judged(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with verdicts, where the method asks for them, and with the user's rewards.
+
+        A response without an answer in its place is wrong: there is nothing to be in doubt about.
+        """
+        pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+        if self.algorithm.verified and self.verify is not None:
+            said = [self.prompts.said(rollout.text) for _, rollout in pairs]
+            asked = [(problem, text) for (problem, _), text in zip(pairs, said, strict=True) if text is not None]
+            verdicts = iter(self.verify(asked))
+            pairs = [
+                (p, replace(r, correct="wrong" if text is None else next(verdicts)))
+                for (p, r), text in zip(pairs, said, strict=True)
+            ]
+        if self.reward is not None:
+            pairs = [(p, replace(r, reward=reward_of(self.reward, p, r.text))) for p, r in pairs]
+        judged = iter(rollout for _, rollout in pairs)
+        return [Group(g.problem, tuple(next(judged) for _ in g.rollouts)) for g in groups]
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""
@@ -170,12 +203,12 @@ class Run:
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
     def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        """One optimizer step per mini-batch of groups; returns what is logged of them."""
+        """One optimizer step per mini-batch of groups and epoch; returns what is logged of them."""
         training = self.config.training
         rate = learning_rate(training, self.done)
         set_learning_rate(self.optimizer, rate)
         parts: list[dict[str, float]] = []
-        for part in _parts(len(groups), training.mini_batches):
+        for part in _parts(len(groups), training.mini_batches) * training.epochs:
             self.optimizer.zero_grad(set_to_none=True)
             report = accumulate_gradient(
                 self.algorithm,
@@ -192,7 +225,8 @@ class Run:
             self.optimizer.step()
             parts.append(_gradient_metrics(report, float(norm)))
         means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]} if parts else {}
-        return {"optim/lr": rate} | means
+        totals = {name: sum(part[name] for part in parts) for name in TOTALS}
+        return {"optim/lr": rate, "optim/updates": float(len(parts))} | means | totals
 
     def _due(self, every: int, number: int) -> bool:
         """Whether step ``number`` (1, 2, …) is one of every ``every``; the first and the last always are."""
@@ -214,7 +248,8 @@ class Run:
         prompts = self.prompts
         asked = [Request(p.id, 0, prompts.prior(p), "prior") for p in problems]
         draw = Draw(self.config.training.seed, 0, "held-out likelihood")
-        pairs = list(zip(problems, self.generator.generate(asked, self._sampling(), draw), strict=True))
+        thinking = Sampling(self._sampling().max_tokens, self.config.prompts.close, self.config.generation.temperature)
+        pairs = list(zip(problems, self.generator.generate(asked, thinking, draw), strict=True))
         context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
         scores = score(self.models, (context,), (reading,), pairs, self.limits.tokens, self.limits.logits_bytes)
         values = [
@@ -238,6 +273,12 @@ class Run:
         )
 
 
+def response_tokens(prompts: Prompts, generation: GenerationConfig) -> int:
+    """Most tokens of a whole response: trace, closing tag, opening tag, answer."""
+    tags = len(prompts.close_ids) + len(prompts.answer_prefix_ids)
+    return generation.max_trace_tokens + tags + generation.max_answer_tokens
+
+
 def _parts(length: int, count: int) -> list[slice]:
     """``count`` contiguous parts of almost equal size; fewer where there is less to share out."""
     edges = [round(i * length / count) for i in range(count + 1)]
@@ -249,4 +290,5 @@ def _gradient_metrics(report: GradientReport, norm: float) -> dict[str, float]:
         {f"loss/{name}": value for name, value in report.losses.items()}
         | {f"grad_norm/{name}": value for name, value in report.norms.items()}
         | {"grad_norm/total": norm, "train/rows": float(report.rows), "train/dropped_traces": float(report.dropped)}
+        | {"tokens/trained": float(report.tokens)}
     )

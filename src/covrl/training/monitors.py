@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from covrl.evaluation.accuracy import SOUND, TraceLabel
 from covrl.records import Credit, Group, Rollout, ScoredGroup
@@ -22,6 +23,37 @@ def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str
         metrics[f"length/{source}"] = _mean([len(r.trace_ids) for r in mine])
         metrics[f"trace/invalid_{source}_share"] = _mean([not r.valid for r in mine])
     return metrics
+
+
+def verdict_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Shares of right and unknown among verified responses, and of groups in which all are right or none is."""
+    marked = [[r.correct for r in g.rollouts if r.correct is not None] for g in groups]
+    flat = [verdict for row in marked for verdict in row]
+    if not flat:
+        return {}
+    return {
+        "verdict/right_share": _mean([v == "right" for v in flat]),
+        "verdict/unknown_share": _mean([v == "unknown" for v in flat]),
+        "verdict/all_right_groups": _mean([all(v == "right" for v in row) for row in marked]),
+        "verdict/none_right_groups": _mean([all(v != "right" for v in row) for row in marked]),
+    }
+
+
+def verdict_warnings(metrics: Mapping[str, float]) -> list[str]:
+    """Above one unknown in ten a training signal is made of what the verifier happens to read (threshold INFERRED)."""
+    unknown = metrics.get("verdict/unknown_share", 0.0)
+    if unknown <= 0.1:
+        return []
+    return [
+        f"unknown verdicts: {unknown:.0%} of the responses cannot be graded and train nothing; "
+        "look at what they answer, and at rewards.verifier"
+    ]
+
+
+def token_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Tokens sampled, and tokens of rows that were read for scores, in a step."""
+    sampled = sum(len(r.trace_ids) for g in groups for r in g.rollouts)
+    return {"tokens/generated": float(sampled), "tokens/scored": float(sum(s.tokens for g in groups for s in g.scores))}
 
 
 def reward_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
@@ -46,7 +78,7 @@ def label_metrics(
     ``nll/selected_unsound_share``: of the traces whose answer is trained, those that are not sound.
     """
     rows = [
-        (rollout, group.problem, credit, label(group.problem, rollout))
+        (rollout, group.problem, credit, label(group.problem, thought_only(rollout, close)))
         for group, row in zip(groups, credits, strict=True)
         for rollout, credit in zip(group.rollouts, row, strict=True)
     ]
@@ -61,6 +93,12 @@ def label_metrics(
     )
     trained = [found != SOUND for _, _, credit, found in rows if "nll" in credit.weights]
     return metrics | {"nll/selected_unsound_share": _mean(trained) if len(trained) >= FEWEST_SELECTED else float("nan")}
+
+
+def thought_only(rollout: Rollout, close: str) -> Rollout:
+    """The rollout with the text of its thought alone, as labels read it; a response's answer is cut off."""
+    thought, closed, _ = rollout.text.partition(close)
+    return replace(rollout, text=thought + closed)
 
 
 def label_warnings(metrics: Mapping[str, float]) -> list[str]:

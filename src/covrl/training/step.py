@@ -36,12 +36,14 @@ class GradientReport:
     """What a gradient was made of.
 
     ``losses[stream]`` include coefficient and denominator, so that they add up to the loss; ``norms[stream]`` are
-    filled when measured. ``rows`` went through the model; ``dropped`` traces had no weight; ``passes`` were made.
+    filled when measured. ``rows`` of together ``tokens`` went through the model; ``dropped`` traces had no weight;
+    ``passes`` were made.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     rows: int = 0
+    tokens: int = 0
     dropped: int = 0
     passes: int = 0
 
@@ -82,6 +84,7 @@ def accumulate_gradient(
     trained = _with_weight(algorithm, groups, credits, streams)
     report = GradientReport(losses=dict.fromkeys(scale, 0.0))
     report.rows = sum(len(t.unit.rows) for t in trained.values())
+    report.tokens = sum(t.unit.tokens for t in trained.values())
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
     collected: dict[str, list[Tensor | None]] = {}

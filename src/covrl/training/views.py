@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from covrl.evaluation.accuracy import SOUND, TraceLabel
 from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, Rollout, ScoredGroup, Scores, TokenView, TraceGroup, TraceView, Verdict
+from covrl.training.monitors import thought_only
 
 
 def trace_group(
@@ -28,7 +29,7 @@ def _view(
         reward=credit.reward,
         advantage=credit.advantage,
         kl=kl,
-        correct=_mark(problem, rollout, label),
+        correct=_mark(problem, thought_only(rollout, prompts.config.close), label),
         tokens=_tokens(rollout, scores, prompts),
     )
 

@@ -1,0 +1,53 @@
+"""A user's reward function: called once for every sampled trace or response, and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from covrl.errors import UserError
+from covrl.plugins import REWARDS, load_named
+from covrl.records import Problem
+
+RewardFunction = Callable[[Problem, str], float]
+"""(problem, text) -> reward. The text is the trace of a likelihood method, the whole response of the group family."""
+
+
+def find_reward(name: str) -> RewardFunction | None:
+    """The function of ``rewards.function``; None for the empty name.
+
+    Raises:
+        UserError: there is none of that name, or it is not a function.
+    """
+    if not name:
+        return None
+    found = load_named(name, REWARDS, "rewards.function", "reward function")
+    if not callable(found):
+        kind = type(found).__name__
+        raise UserError(f"rewards.function: {name!r} is of type {kind}, not a function (problem, text) -> float")
+    return found
+
+
+def name_of(function: Any) -> str:
+    """``module:qualname``, for the record of a run that was given a function in Python."""
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
+    """The function's value.
+
+    Raises:
+        UserError: it raises, or gives anything but a finite number; names the function and the problem.
+    """
+    try:
+        value = function(problem, text)
+    except Exception as error:
+        raise UserError(
+            f"reward function {name_of(function)}: problem {problem.id}: {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(
+            f"reward function {name_of(function)}: problem {problem.id}: gave {value!r}; it must be a finite number"
+        )
+    return float(value)
