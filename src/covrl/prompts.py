@@ -7,11 +7,15 @@ What a prior-context row holds besides question and trace does not depend on y b
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
+from covrl.generation.stop import StopRule
 from covrl.records import Problem, Rollout, Row, Span
 
 if TYPE_CHECKING:
@@ -78,9 +82,46 @@ class Prompts:
         """Posterior prompt + trace; the answer is never scored from here, since the prompt shows it."""
         return Row(*self._trace(self.posterior(problem), rollout))
 
-    def answer_prompt(self, rollout: Rollout) -> Ids:
-        """What the model has read when it is about to answer: its own prompt, the trace, the opening tag."""
-        return self._trace(rollout.request.prompt_ids, rollout)[0] + self._after_trace(rollout)
+    def response_row(self, problem: Problem, rollout: Rollout) -> Row:
+        """Prior prompt + everything that was sampled; span ``trace`` ``[T]``."""
+        return Row(*self._trace(self.prior(problem), rollout))
+
+    def direct_row(self, problem: Problem, rollout: Rollout) -> Row:
+        """The reference answer behind an empty thought: span ``direct`` ``[A]``; nothing of the trace is read."""
+        del rollout
+        before = self.prior(problem) + self.close_ids + self.answer_prefix_ids
+        answer = self.answer(problem)
+        return Row(before + answer, {"direct": Span(len(before), len(before) + len(answer))})
+
+    def thought(self, rollout: Rollout) -> Rollout | None:
+        """A sampled response up to the end of its thought, as a trace; None if the thought was not closed."""
+        for upto, token in enumerate(rollout.trace_ids, start=1):
+            stop = self._close_rule.check(rollout.trace_ids[:upto]) if token in self._close_rule.may_end else None
+            if stop:
+                ids = rollout.trace_ids[: stop.kept]
+                text = rollout.text[: rollout.text.find(self.config.close)] + self.config.close
+                log_probs = rollout.log_probs[: stop.kept]
+                return replace(
+                    rollout, trace_ids=ids, log_probs=log_probs, finish="closed", closing=stop.closing, text=text
+                )
+        return None
+
+    @cached_property
+    def _close_rule(self) -> StopRule:
+        return StopRule(self.tokenizer, self.config.close)
+
+    def said(self, response: str) -> str | None:
+        """What stands between the answer's tags in a response; None where they do not follow the closed thought."""
+        opening, suffix = self.config.answer_prefix.strip(), self.config.answer_suffix
+        _, closed, after = response.partition(self.config.close)
+        if not closed or suffix not in after:
+            return None
+        before, _, said = after.partition(opening) if opening else ("", "", after)
+        return None if before.strip() or (opening and opening not in after) else said.partition(suffix)[0]
+
+    def answer_prompt(self, problem: Problem, rollout: Rollout) -> Ids:
+        """What the model has read when it is about to answer, as at test time: prior prompt, trace, opening tag."""
+        return self._trace(self.prior(problem), rollout)[0] + self._after_trace(rollout)
 
     def _after_trace(self, rollout: Rollout) -> Ids:
         appended = self.close_ids if rollout.closing == "appended" else ()
@@ -122,5 +163,71 @@ class Prompts:
         line_break, behind = self._plain("\n"), self._plain("\n" + text)
         return behind[len(line_break) :] if behind[: len(line_break)] == line_break else ids
 
+    def reads_back(self, text: str) -> str:
+        """What the ids of a text that continues another one decode to, as the stop rule decodes a trace.
+
+        A sentencepiece-like decoder drops a space at the very beginning, so a text that does not come back by itself
+        is tried behind a line break too.
+        """
+        ids, line_break = self.encode(text), self._plain("\n")
+        alone, start = self._decoded(ids), self._decoded(line_break)
+        behind = self._decoded(line_break + ids)
+        return behind.removeprefix(start) if alone != text and behind.startswith(start) else alone
+
+    def _decoded(self, ids: Ids) -> str:
+        kept = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(list(ids), **kept)) if ids else ""
+
     def _plain(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+
+
+def check_tokens(prompts: Prompts, problems: Sequence[Problem]) -> None:
+    """The tags that generation stops at and answers stand between must survive the tokenizer, and answers have tokens.
+
+    Raises:
+        UserError: a tag does not come back from its ids, or an answer is empty or has a character without a token;
+            names tag or problem, the tokenizer, and what to do.
+    """
+    name = _name(prompts.tokenizer)
+    for setting in ("close", "answer_prefix", "answer_suffix"):
+        tag = getattr(prompts.config, setting)
+        back = prompts.reads_back(tag)
+        if not back:
+            raise UserError(
+                f"prompts.{setting}: the tokenizer {name} has no tokens for {tag!r}; are its files in the model's "
+                "folder? if they are, choose a text that it can write"
+            )
+        if back != tag:
+            raise UserError(
+                f"prompts.{setting}: the tokenizer {name} cannot write {tag!r}: its tokens read {back!r}; choose "
+                f"another text for prompts.{setting}, or a tokenizer that has tokens for every character of it"
+            )
+    for problem in problems:
+        if not problem.answer.strip():
+            raise UserError(f"problem {problem.id}: the answer is empty")
+        if lost := _lost(prompts, problem.answer):
+            raise UserError(
+                f"problem {problem.id}: the tokenizer {name} has no token for {lost!r} of the answer "
+                f"{_short(problem.answer)!r}; leave the problem out, or choose a model whose tokenizer can write it"
+            )
+
+
+def _lost(prompts: Prompts, text: str) -> str:
+    """The characters of a text that its ids do not hold, in order; letter case and Unicode form may change."""
+    back, unknown = _folded(prompts.reads_back(text)), prompts.tokenizer.unk_token
+    if unknown is not None and unknown not in text:
+        back = back.replace(_folded(unknown), "")
+    return "".join(dict.fromkeys(c for c in _folded(text) if not c.isspace() and c not in back))
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.name_or_path or type(tokenizer).__name__)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -15,6 +15,26 @@ if TYPE_CHECKING:
 
 ALGORITHMS = {
     "covrl": "covrl.algorithms.covrl:CoVRL",
+    "verifree": "covrl.algorithms.verifree:VeriFree",
+    "rlpr": "covrl.algorithms.rlpr:RLPR",
+    "jepo": "covrl.algorithms.jepo:JEPO",
+    "latro": "covrl.algorithms.latro:LaTRO",
+    "ravr": "covrl.algorithms.ravr:RAVR",
+    "nover": "covrl.algorithms.nover:NOVER",
+    "rationalise": "covrl.algorithms.rationalise:Rationalise",
+    "grpo": "covrl.algorithms.grpo:GRPO",
+    "dr_grpo": "covrl.algorithms.dr_grpo:DrGRPO",
+    "dapo": "covrl.algorithms.dapo:DAPO",
+    "rloo": "covrl.algorithms.rloo:RLOO",
+    "reinforce_pp": "covrl.algorithms.reinforce_pp:ReinforcePP",
+    "gspo": "covrl.algorithms.gspo:GSPO",
+    "cispo": "covrl.algorithms.cispo:CISPO",
+    "psr": "covrl.algorithms.nsr:PSR",
+    "nsr": "covrl.algorithms.nsr:NSR",
+    "w_reinforce": "covrl.algorithms.nsr:WReinforce",
+    "rapo": "covrl.algorithms.rapo:RAPO",
+    "dash": "covrl.algorithms.dash:DASH",
+    "rover": "covrl.algorithms.rover:ROVER",
 }
 
 

@@ -102,12 +102,12 @@ class Algorithm(ABC):
     evidence: ClassVar[str]
     unit: ClassVar[Literal["row", "trace", "group"]] = "trace"
     scope: ClassVar[Literal["group", "batch"]] = "group"
-    samples: ClassVar[Literal["thought", "response"]] = "thought"
     verified: ClassVar[bool] = False
-    one_update: ClassVar[str | None] = None
     updates_wanted: ClassVar[int] = 1
     Config: ClassVar[type[Settings]]
 
+    samples: Literal["thought", "response"] = "thought"
+    one_update: str | None = None
     models: tuple[ModelSpec, ...] = ()
     contexts: tuple[Context, ...]
     scoring: tuple[Reading, ...]

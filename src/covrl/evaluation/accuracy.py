@@ -72,7 +72,9 @@ class Evaluator:
         thinking = Sampling(self.max_trace_tokens, close, temperature)
         traces = self.generator.generate(ask, thinking, replace(draw, purpose="evaluation"))
         reply = [
-            replace(r, prompt_ids=self.prompts.answer_prompt(t)) for r, t in zip(ask, traces, strict=True) if t.valid
+            replace(r, prompt_ids=self.prompts.answer_prompt(p, t))
+            for p, r, t in zip(problems, ask, traces, strict=True)
+            if t.valid
         ]
         answering = Sampling(self.max_answer_tokens, suffix, temperature)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []

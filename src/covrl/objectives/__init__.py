@@ -1,9 +1,11 @@
 """Pure functions that methods are made of: tensors (or numbers) in, tensors out, no state."""
 
-from covrl.objectives.advantages import centred
+from covrl.objectives.advantages import centred, leave_one_out, standardised
 from covrl.objectives.composite import composite_kl, composite_kl_estimate, composite_log_prob
-from covrl.objectives.denominators import prior_traces, trace_tokens
-from covrl.objectives.ratio import capped, clipped_ratio, smoothly_capped
+from covrl.objectives.denominators import groups_count, prior_traces, trace_tokens, traces
+from covrl.objectives.kl import forward_kl, kl_estimate, reverse_kl, tempered
+from covrl.objectives.ratio import capped, clipped_ratio, doubly_clipped_ratio, smoothly_capped
+from covrl.objectives.sequences import next_in_sequence, sequence_mean
 
 __all__ = [
     "capped",
@@ -12,7 +14,18 @@ __all__ = [
     "composite_kl",
     "composite_kl_estimate",
     "composite_log_prob",
+    "doubly_clipped_ratio",
+    "forward_kl",
+    "groups_count",
+    "kl_estimate",
+    "leave_one_out",
+    "next_in_sequence",
     "prior_traces",
+    "reverse_kl",
+    "sequence_mean",
     "smoothly_capped",
+    "standardised",
+    "tempered",
     "trace_tokens",
+    "traces",
 ]

@@ -8,10 +8,20 @@ from covrl.records import ScoredGroup
 
 
 def trace_tokens(groups: Sequence[ScoredGroup]) -> float:
-    """All trace tokens of the batch, those without weight included."""
-    return float(sum(len(rollout.trace_ids) for group in groups for rollout in group.rollouts))
+    """All trace tokens of the batch, those without weight included (auxiliary traces, which never train, are not)."""
+    return float(sum(len(r.trace_ids) for group in groups for r in group.rollouts if r.request.trains))
 
 
 def prior_traces(groups: Sequence[ScoredGroup]) -> float:
     """Traces drawn from the prior prompt, selected by a stream or not."""
     return float(sum(rollout.source == "prior" for group in groups for rollout in group.rollouts))
+
+
+def traces(groups: Sequence[ScoredGroup]) -> float:
+    """All traces of the batch that train, whether they have weight or not."""
+    return float(sum(rollout.request.trains for group in groups for rollout in group.rollouts))
+
+
+def groups_count(groups: Sequence[ScoredGroup]) -> float:
+    """All groups of the batch."""
+    return float(len(groups))

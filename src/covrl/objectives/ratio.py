@@ -19,6 +19,15 @@ def smoothly_capped(ratio: Tensor, cap: float) -> Tensor:
     return ratio.where(ratio <= 1, 1 + room * ((ratio - 1) / room).tanh())
 
 
+def doubly_clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: float, dual: float | None) -> Tensor:
+    """:func:`clipped_ratio`, with the ratio of negative weights never above ``dual`` (None: no such bound).
+
+    Dual clip (Ye et al., 2020): for w < 0 the objective is max(min(ρw, clip(ρ)w), dual·w).
+    """
+    bounded = clipped_ratio(log_ratio.clamp(-20.0, 20.0), weight, low, high)
+    return bounded if dual is None else bounded.clamp_max(dual).where(weight < 0, bounded)
+
+
 def clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: float) -> Tensor:
     """The part of PPO's pessimistic ratio that binds, by the sign of the token's weight; ``[T]`` -> ``[T]``.
 

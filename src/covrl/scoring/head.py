@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from covrl.objectives.composite import normalised_composite_kl
+from covrl.objectives.kl import reverse_kl
 
 Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
 """(logits ``[n, V]`` of each context, targets ``[n]``) -> outputs, each ``[n]``."""
@@ -61,6 +62,19 @@ def composite_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
     entropies = [-(part.exp() * part).sum(dim=-1) for part in (prior, posterior)]
     return _at(prior, targets), _at(posterior, targets), normalised_composite_kl(prior, posterior), *entropies
+
+
+def log_prob_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-probs of the targets, entropy in nats), each ``[n]``, under the one context that is read."""
+    (single,) = logits
+    logs = torch.log_softmax(single, dim=-1)
+    return _at(logs, targets), -(logs.exp() * logs).sum(dim=-1)
+
+
+def log_prob_reverse_kl(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log π, entropy of π, exact KL(π‖π_ref)), each ``[n]``, for contexts (policy, reference)."""
+    policy, reference = (torch.log_softmax(part, dim=-1) for part in logits)
+    return _at(policy, targets), -(policy.exp() * policy).sum(dim=-1), reverse_kl(policy, reference)
 
 
 def _at(log_probs: Tensor, targets: Tensor) -> Tensor:

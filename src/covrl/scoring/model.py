@@ -179,7 +179,11 @@ def resolve_path(path: str) -> Path | str:
     """
     if not path.startswith("covrl:"):
         return path
-    shipped = {"digits": SHIPPED / "base", "animals": SHIPPED / "base_animals"}
+    shipped = {
+        "digits": SHIPPED / "base",
+        "digits-common": SHIPPED / "base_common",
+        "animals": SHIPPED / "base_animals",
+    }
     if path.removeprefix("covrl:") not in shipped:
         raise UserError(f"model.path: {path!r} is not shipped; there is {', '.join('covrl:' + n for n in shipped)}")
     return shipped[path.removeprefix("covrl:")]

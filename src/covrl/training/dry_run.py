@@ -71,7 +71,8 @@ class DryRun:
         return (
             f"the base does not know the format: {self.valid:.0%} of {len(self.rollouts)} traces end with the closing "
             f"tag ({self.truncated:.0%} cut at the limit, {ended} ended the text before it); raise "
-            "generation.max_trace_tokens, reword [prompts], or start from a base that was taught the format"
+            "generation.max_trace_tokens, reword [prompts], or teach the format with covrl warm-format, where the "
+            "problems carry worked solutions"
         )
 
 

@@ -165,7 +165,7 @@ class Run:
             rollouts = iter(self.generator.generate(requests, sampling, draw))
             for past, plan in zip(history, plans, strict=True):
                 past += [next(rollouts) for _ in plan]
-        return self._judged([Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)])
+        return self._judged([Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)
 
     def _sampling(self) -> Sampling:
         """How traces are drawn; a response has room for its trace, the tags and its answer."""
@@ -174,14 +174,14 @@ class Run:
             return Sampling(generation.max_trace_tokens, prompts.close, generation.temperature)
         return Sampling(response_tokens(self.prompts, generation), prompts.answer_suffix, generation.temperature)
 
-    def _judged(self, groups: Sequence[Group]) -> list[Group]:
+    def _judged(self, groups: Sequence[Group], draw: Draw) -> list[Group]:
         """The groups with verdicts, where the method asks for them, and with the user's rewards.
 
         A response without an answer in its place is wrong: there is nothing to be in doubt about.
         """
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
         if self.algorithm.verified and self.verify is not None:
-            said = [self.prompts.said(rollout.text) for _, rollout in pairs]
+            said = self._said(pairs, draw)
             asked = [(problem, text) for (problem, _), text in zip(pairs, said, strict=True) if text is not None]
             verdicts = iter(self.verify(asked))
             pairs = [
@@ -192,6 +192,18 @@ class Run:
             pairs = [(p, replace(r, reward=reward_of(self.reward, p, r.text))) for p, r in pairs]
         judged = iter(rollout for _, rollout in pairs)
         return [Group(g.problem, tuple(next(judged) for _ in g.rollouts)) for g in groups]
+
+    def _said(self, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
+        """What each rollout answered: read from a response; behind a thought, sampled with the prior prompt."""
+        if self.algorithm.samples == "response":
+            return [self.prompts.said(rollout.text) for _, rollout in pairs]
+        generation, suffix = self.config.generation, self.config.prompts.answer_suffix
+        asked = [
+            replace(r.request, prompt_ids=self.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid
+        ]
+        sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
+        replies = iter(self.generator.generate(asked, sampling, replace(draw, purpose="answer")) if asked else [])
+        return [next(replies).text.removesuffix(suffix) if r.valid else None for _, r in pairs]
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""

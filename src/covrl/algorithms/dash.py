@@ -1,0 +1,81 @@
+"""DASH: one large generation per window, and no gradient for rows that have none (Huang et al., arXiv 2505.17218).
+
+    A_i    = (r_i − mean_group) / (std_group + 1e-4)
+    loss   = Σ −min(ρA, clip(ρ, 0.8, 1.2)A) + β·k3, divided by (responses · longest response);  β = 0.04
+
+    preemptive sampling   all responses of a window in one call, gradients accumulated, one optimizer step:
+                          what the loop does by itself (training.sampling_batches = 1)
+    filter = exact        rows are dropped before any training forward if all their weights are zero: the same gradient
+    filter = paper        rows with |A| ≤ τ are dropped, their KL with them, and the sum is divided by the rows kept: a
+                          biased gradient, up to 1/(kept share) larger
+    reuse                 multi: training.epochs > 1; mini: training.mini_batches > 1, with the ratio
+
+The "standard GRPO" that it was compared with is a small ``training.problems_per_step`` (one or two), so that each
+call of the generator and each optimizer step has one micro-batch; ``training.sampling_batches`` = K splits the calls
+alone.
+
+Evidence (spec B): read in the authors' code, which this follows. 83 % of time saved is against that baseline, and
+nearly all of it is the batching of generation; filtering saves 4 % there (CONFIRMED-figure). With 1/0 rewards τ is no
+knob: the smallest non-zero |A| is 1/√G (VERIFIED), so every τ below it drops the groups in which all rewards are
+equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from covrl.algorithms.base import Setup
+from covrl.algorithms.group import GroupConfig, GroupMethod, Marked
+from covrl.config import Settings
+from covrl.objectives import standardised
+from covrl.records import Credit, Rollout, ScoredGroup, Scores
+
+
+class DASHConfig(GroupConfig):
+    """DASH's defaults (CONFIRMED-code)."""
+
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "constant"
+    kl: Literal["none", "k1", "k2", "k3", "exact"] = "k3"
+    kl_weight: float = 0.04
+    filter: Literal["exact", "paper"] = Field("exact", description="see the module's docstring; paper is biased")
+    tau: float = Field(0.1, ge=0, description="τ of filter = 'paper'")
+
+
+class DASH(GroupMethod):
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "dash"
+    paper: ClassVar[str] = "arXiv 2505.17218"
+    evidence: ClassVar[str] = "confirmed in the authors' code"
+    Config: ClassVar[type[Settings]] = DASHConfig
+
+    def __init__(self, config: Any, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.own: DASHConfig = config
+        if config.filter == "paper":
+            self.streams = tuple(s._replace(denominator=self._kept) for s in self.streams)
+
+    def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
+        known = [m.reward for m in marked if m.outcome is not None]
+        values = iter(standardised(known, epsilon=1e-4))
+        return [None if m.outcome is None else next(values) for m in marked]
+
+    def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
+        credit = super().credit_of(rollout, scores, marked, advantage)
+        if self.own.filter == "exact" or self._passes(credit.advantage or 0.0):
+            return credit
+        nothing = {name: torch.zeros_like(weight) for name, weight in credit.weights.items()}
+        return Credit(nothing, credit.constants, credit.reward, credit.advantage)
+
+    def _passes(self, advantage: float) -> bool:
+        return abs(advantage) > self.own.tau
+
+    def _kept(self, groups: Sequence[ScoredGroup]) -> float:
+        """Rows kept by the filter, times the longest response: the authors' divisor."""
+        found = [a or 0.0 for group in groups for a in self.advantages(self.mark(group))]
+        return float(sum(self._passes(a) for a in found)) * self.setup.max_tokens
