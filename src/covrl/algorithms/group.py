@@ -124,13 +124,17 @@ class GroupMethod(Algorithm):
             "token_mean": trace_tokens,
             "sequence_mean": traces,
             "sequence_sum": traces,
-            "constant": lambda groups: traces(groups) * setup.max_tokens,
+            "constant": self._room,
         }[config.aggregation]
         self.streams: tuple[Stream, ...] = (Stream("policy", "trace", 1.0, denominator),)
         if config.kl != "none" and config.kl_in == "loss":
             self.streams += (Stream("kl", "trace", config.kl_weight, denominator),)
         if config.entropy_weight:
             self.streams += (Stream("entropy", "trace", config.entropy_weight, denominator),)
+
+    def _room(self, groups: Sequence[ScoredGroup]) -> float:
+        """Tokens that the responses could have had: a divisor that does not depend on how long they are."""
+        return traces(groups) * self.setup.max_tokens
 
     def _contexts(self) -> None:
         """What is read: the response under the prior prompt, and by the reference and the posterior where needed."""

@@ -49,7 +49,7 @@ class NSRConfig(SignedConfig):
 
 
 class WReinforce(GroupMethod):
-    """See the module's docstring."""
+    """W-REINFORCE: negative samples mostly; see the module's docstring."""
 
     name: ClassVar[str] = "w_reinforce"
     paper: ClassVar[str] = "arXiv 2506.01347"
@@ -78,14 +78,14 @@ class WReinforce(GroupMethod):
 
 
 class PSR(WReinforce):
-    """Positive samples only; see the module's docstring."""
+    """PSR: positive samples only; see the module's docstring."""
 
     name: ClassVar[str] = "psr"
     Config: ClassVar[type[Settings]] = PSRConfig
 
 
 class NSR(WReinforce):
-    """Negative samples only; see the module's docstring."""
+    """NSR: negative samples only; see the module's docstring."""
 
     name: ClassVar[str] = "nsr"
     Config: ClassVar[type[Settings]] = NSRConfig

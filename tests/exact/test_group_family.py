@@ -1,0 +1,458 @@
+"""The group family through the production path: against the stated loss in plain loops, and against what it claims.
+
+Responses are traces of the three-token world with a reward each (as a user's reward function would give it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from covrl.records import Rollout
+from covrl.scoring.model import LanguageModel
+from covrl.training.loop import Run
+from exact import world
+
+MAX_TOKENS = 2
+REWARDS = {ids: float(7 * i % 5) / 4 for i, ids in enumerate(product(range(3), repeat=2))}
+
+
+def make_run(name: str, seed: int = 1, group: int = 2, **settings: Any) -> Run:
+    run = world.make_run(seed, name=name, **settings)
+    run.algorithm.group_size = group
+    run.algorithm.setup = replace(run.algorithm.setup, max_tokens=MAX_TOKENS) if name != "rover" else None
+    if run.algorithm.models:
+        reference = world.tiny_model(seed + 50).requires_grad_(False)
+        run.models["reference"] = LanguageModel(reference)
+    return run
+
+
+def response(run: Run, ids: tuple[int, ...], reward: float | None, index: int = 0) -> Rollout:
+    made = world.rollout(run, ids, "prior", appended=False)
+    return replace(made, reward=reward, request=replace(made.request, index=index))
+
+
+@dataclass
+class Plain:
+    """One response through the models' own forwards: log-probs ``[T]`` and whole distributions ``[T, V]``."""
+
+    policy: Tensor
+    policy_all: Tensor
+    reference: Tensor
+    reference_all: Tensor
+
+
+def plain(run: Run, ids: tuple[int, ...]) -> Plain:
+    row, at = torch.tensor([[world.A, *ids]]), torch.tensor(ids)[:, None]
+    policy = torch.log_softmax(run.models["policy"].model(row).logits[0, :-1], -1)
+    other = run.models.get("reference", run.models["policy"]).model
+    reference = torch.log_softmax(other(row).logits[0, :-1], -1).detach()
+    return Plain(policy.gather(1, at)[:, 0], policy, reference.gather(1, at)[:, 0], reference)
+
+
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "grpo": ("grpo", {}),
+    "grpo, token mean, k3": ("grpo", {"aggregation": "token_mean", "kl": "k3", "kl_weight": 0.3}),
+    "grpo, k2": ("grpo", {"kl": "k2", "kl_weight": 0.3}),
+    "grpo, exact kl, entropy": ("grpo", {"kl": "exact", "kl_weight": 0.3, "entropy_weight": 0.2}),
+    "grpo, k1 in the reward": ("grpo", {"kl": "k1", "kl_in": "reward", "kl_weight": 0.3}),
+    "grpo, dual clip": ("grpo", {"dual_clip": 1.05}),
+    "dr_grpo": ("dr_grpo", {}),
+    "dapo": ("dapo", {"overlong_buffer": 1, "overlong_weight": 0.4}),
+    "rloo": ("rloo", {}),
+    "rloo with ratio, k1 in the reward": (
+        "rloo",
+        {"surrogate": "clip", "kl": "k1", "kl_in": "reward", "kl_weight": 0.2},
+    ),
+    "gspo": ("gspo", {"clip_low": 0.03, "clip_high": 0.04}),
+    "cispo": ("cispo", {"clip_high": 0.05}),
+    "psr": ("psr", {}),
+    "nsr": ("nsr", {}),
+    "nsr, kept": ("nsr", {"denominator": "kept"}),
+    "w_reinforce": ("w_reinforce", {}),
+    "dash": ("dash", {}),
+    "dash, paper": ("dash", {"filter": "paper", "tau": 0.1}),
+    "rapo": ("rapo", {"alpha": 0.2}),
+    "rapo, phi0 0": ("rapo", {"alpha": 0.2, "phi0": 0.0}),
+    "rapo, capped": ("rapo", {"alpha": 0.2, "largest_weight": 1.1}),
+    "rapo, fkl_iw": ("rapo", {"alpha": 0.2, "penalty": "fkl_iw"}),
+    "rapo, fkl_full": ("rapo", {"alpha": 0.2, "penalty": "fkl_full", "phi0": 0.6}),
+    "rapo, rkl_k2": ("rapo", {"alpha": 0.2, "penalty": "rkl_k2"}),
+    "rapo, rkl_k1_reward": ("rapo", {"alpha": 0.2, "penalty": "rkl_k1_reward"}),
+    "rapo, none": ("rapo", {"penalty": "none"}),
+    "reinforce_pp": ("reinforce_pp", {"kl_weight": 0.3}),
+    "reinforce_pp, group baseline, no kl": ("reinforce_pp", {"kl": "none", "baseline": "group"}),
+    "rover": ("rover", {}),
+    "rover, std, b .5, scale 2": ("rover", {"advantage": "std", "next_weight": 0.5, "scale": 2.0}),
+}
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "grpo": {"aggregation": "sequence_mean"},
+    "dr_grpo": {"advantage": "mean", "aggregation": "constant"},
+    "dapo": {"clip_high": 0.28},
+    "rloo": {"advantage": "leave_one_out", "surrogate": "plain", "aggregation": "sequence_sum"},
+    "gspo": {"ratio": "sequence", "aggregation": "sequence_mean"},
+    "cispo": {"surrogate": "cispo"},
+    "psr": {"signed": (1.0, 0.0)},
+    "nsr": {"signed": (0.0, 1.0)},
+    "w_reinforce": {"signed": (0.1, 1.0)},
+    "dash": {"aggregation": "constant", "kl": "k3", "kl_weight": 0.04, "epsilon": 1e-4},
+    "rapo": {"entropy_weight": 1e-3, "alpha": 1e-3, "phi0": 0.5, "largest_weight": 10.0, "penalty": "fkl_f"},
+    "reinforce_pp": {"kl": "k1", "kl_in": "reward", "kl_weight": 0.01},
+}
+
+
+def stated(
+    name: str, settings: dict[str, Any], old: list[Plain], new: list[Plain], rewards: list[float | None]
+) -> Tensor:
+    """The loss of one group as the methods' documentation states it, in loops over tokens."""
+    s = {"advantage": "std", "ratio": "token", "surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2, "kl": "none"}
+    s |= {"aggregation": "token_mean", "kl_in": "loss", "kl_weight": 0.0, "entropy_weight": 0.0, "dual_clip": None}
+    s |= {"overlong_buffer": 0, "overlong_weight": 1.0, "epsilon": 1e-6, "filter": "exact"}
+    s |= DEFAULTS.get(name, {}) | settings
+    if name == "rapo":
+        extra = {"rkl_k2": ("k2", "loss"), "rkl_k1_reward": ("k1", "reward"), "k3": ("k3", "loss")}.get(s["penalty"])
+        if extra:
+            s |= {"kl": extra[0], "kl_in": extra[1], "kl_weight": s["alpha"]}
+    if name == "rover":
+        return stated_rover(settings, old, new, rewards)
+    shaped = [None if r is None else r - shaping(s, o, name) for r, o in zip(rewards, old, strict=True)]
+    advantages = reinforce_pp(s, shaped, old) if name == "reinforce_pp" else group_advantages(s, shaped)
+    kept = [
+        a is not None and not (s["filter"] == "paper" and abs(float(a[0])) <= s["tau"]) for a in map(listed, advantages)
+    ]
+    total = torch.zeros((), dtype=torch.float64)
+    for o, n, a, r, keep in zip(old, new, advantages, rewards, kept, strict=True):
+        if s["filter"] == "paper" and not keep:
+            continue
+        for t in range(len(n.policy)):
+            piece = torch.zeros((), dtype=torch.float64)
+            if a is not None:
+                piece = piece - surrogate(s, o, n, t, float(listed(a)[min(t, len(listed(a)) - 1)]))
+            piece = piece + penalty(s, n, t, name, r)
+            log_all = n.policy_all[t]
+            piece = piece + s["entropy_weight"] * (log_all.exp() * log_all).sum()
+            total = total + piece / (len(n.policy) if s["aggregation"] == "sequence_mean" else 1)
+    tokens, rows = sum(len(o.policy) for o in old), len(old)
+    if s.get("denominator") == "kept":
+        tokens = sum(
+            len(o.policy) for o, a in zip(old, advantages, strict=True) if a is not None and float(listed(a)[0])
+        )
+    if s["filter"] == "paper":
+        rows = sum(kept)
+    below = {"token_mean": tokens, "sequence_mean": rows, "sequence_sum": rows, "constant": rows * MAX_TOKENS}
+    return total / max(below[s["aggregation"]], 1)
+
+
+def listed(value: Any) -> Any:
+    return value if value is None or isinstance(value, list) else [value]
+
+
+def shaping(s: dict[str, Any], o: Plain, name: str) -> float:
+    over = 0.0
+    if s["overlong_buffer"]:
+        over = min(max((len(o.policy) - (MAX_TOKENS - s["overlong_buffer"])) / s["overlong_buffer"], 0), 1)
+    in_reward = s["kl_in"] == "reward" and s["kl"] == "k1" and name != "reinforce_pp"
+    return s["overlong_weight"] * over + (s["kl_weight"] * float((o.policy - o.reference).sum()) if in_reward else 0.0)
+
+
+def group_advantages(s: dict[str, Any], shaped: list[float | None]) -> list[float | None]:
+    known = [r for r in shaped if r is not None]
+    if "signed" in s:
+        right, wrong = s["signed"]
+        return [None if r is None else right if r > 0.5 else -wrong for r in shaped]
+    mean = sum(known) / max(len(known), 1)
+    if len(known) < 2:
+        return [None if r is None else 0.0 for r in shaped]
+    if s["advantage"] == "leave_one_out":
+        return [None if r is None else r - (sum(known) - r) / (len(known) - 1) for r in shaped]
+    deviation = math.sqrt(sum((r - mean) ** 2 for r in known) / (len(known) - 1))
+    below = deviation + s["epsilon"] if s["advantage"] == "std" else 1.0
+    return [None if r is None else (r - mean) / below for r in shaped]
+
+
+def reinforce_pp(s: dict[str, Any], rewards: list[float | None], old: list[Plain]) -> list[Any]:
+    known = [r for r in rewards if r is not None]
+    base = sum(known) / max(len(known), 1) if s.get("baseline") == "group" else 0.0
+    returns: list[Any] = []
+    for r, o in zip(rewards, old, strict=True):
+        kl = s["kl_weight"] * (o.policy - o.reference) if s["kl"] == "k1" else 0 * o.policy
+        returns.append(None if r is None else [r - base - float(kl[t:].sum()) for t in range(len(kl))])
+    flat = [value for row in returns if row is not None for value in row]
+    mean = sum(flat) / len(flat)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in flat) / max(len(flat) - 1, 1))
+    return [None if row is None else [(v - mean) / (deviation + 1e-8) for v in row] for row in returns]
+
+
+def surrogate(s: dict[str, Any], o: Plain, n: Plain, t: int, a: float) -> Tensor:
+    if s["surrogate"] == "plain":
+        return a * n.policy[t]
+    rho = (n.policy[t] - o.policy[t]).exp()
+    if s["surrogate"] == "cispo":
+        return min(float(rho.detach()), 1 + s["clip_high"]) * a * n.policy[t]
+    if s["ratio"] == "sequence":
+        mean = float((n.policy - o.policy).detach().mean().exp())
+        rho = mean * (n.policy[t] - n.policy[t].detach()).exp()
+    value = torch.minimum(rho * a, rho.clamp(1 - s["clip_low"], 1 + s["clip_high"]) * a)
+    if s["dual_clip"] and a < 0:
+        value = torch.maximum(value, torch.tensor(s["dual_clip"] * a, dtype=value.dtype))
+    return value
+
+
+def penalty(s: dict[str, Any], n: Plain, t: int, name: str, reward: float | None) -> Tensor:
+    if s["kl_in"] == "loss" and s["kl"] in ("k2", "k3"):
+        d = n.reference[t] - n.policy[t]
+        return s["kl_weight"] * (0.5 * d * d if s["kl"] == "k2" else d.exp() - d - 1)
+    if s["kl"] == "exact":
+        p, r = n.policy_all[t], n.reference_all[t]
+        return s["kl_weight"] * (p.exp() * (p - r)).sum()
+    if name == "rapo" and s["penalty"].startswith("fkl"):
+        power = s["phi0"] if reward is not None and reward <= 0.5 else 1.0
+        target = power * n.reference_all[t] - torch.logsumexp(power * n.reference_all[t], -1)
+        if s["penalty"] == "fkl_full":
+            return s["alpha"] * (target.exp() * (target - n.policy_all[t])).sum()
+        chosen = int((n.policy_all[t] == n.policy[t]).nonzero()[0, 0])
+        d = (target[chosen] - n.policy[t]).clamp(-20, math.log(s["largest_weight"]))
+        if s["penalty"] == "fkl_iw":
+            return -s["alpha"] * float(d.detach().exp()) * n.policy[t]
+        return s["alpha"] * (d.exp() * d - d.exp() + 1)
+    return torch.zeros((), dtype=torch.float64)
+
+
+def stated_rover(settings: dict[str, Any], old: list[Plain], new: list[Plain], rewards: list[float | None]) -> Tensor:
+    s = {"scale": 1.0, "next_weight": 1.0, "advantage": "mean", "epsilon": 1e-6} | settings
+    total = torch.zeros((), dtype=torch.float64)
+    for o, n, a in zip(old, new, group_advantages(s, rewards), strict=True):
+        for t in range(len(n.policy) if a is not None else 0):
+            following = 0.0
+            if t + 1 < len(n.policy):
+                following = float((n.policy_all[t + 1] - o.policy_all[t + 1]).mean().detach())
+            value = s["scale"] * (n.policy[t] - o.policy[t])
+            total = total + (value - a - s["next_weight"] * s["scale"] * following) ** 2
+    return total / sum(len(o.policy) for o in old)
+
+
+GROUPS = [
+    [((0, 1), 1.0), ((2,), 0.0), ((1, 0), 0.0)],
+    [((0, 2), 1.0), ((0, 2), 1.0), ((1, 1), 0.0), ((2,), 1.0)],
+    [((1, 2), 0.0), ((0, 1), None), ((0, 0), 1.0)],
+    [((2,), 1.0), ((1, 1), 1.0)],
+]
+
+
+@pytest.mark.parametrize("case", FAMILY)
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_gradient_is_that_of_the_stated_loss(case: str, moved: bool) -> None:
+    name, settings = FAMILY[case]
+    for number, members in enumerate(GROUPS):
+        run = make_run(name, seed=number, **({"resample": False} if name == "dapo" else {}) | settings)
+        torch.manual_seed(number)
+        before = world.get_weights(run)
+        drift = 0.1 * torch.randn_like(before) if moved else None
+        rollouts = [response(run, ids, reward, i) for i, (ids, reward) in enumerate(members)]
+        old = [detached(plain(run, ids)) for ids, _ in members]
+        found, _ = world.production_gradient(run, rollouts, drift)
+        world.set_weights(run, before if drift is None else before + drift)
+        loss = stated(name, settings, old, [plain(run, ids) for ids, _ in members], [r for _, r in members])
+        expected = world.gradient_of(run, loss) if loss.requires_grad else torch.zeros_like(found)
+        world.set_weights(run, before)
+        assert float((found - expected).norm()) <= 1e-9 * max(float(expected.norm()), 1e-3), f"group {number}"
+
+
+def detached(p: Plain) -> Plain:
+    return Plain(p.policy.detach(), p.policy_all.detach(), p.reference, p.reference_all)
+
+
+def expectation(run: Run, length: int, group: int, reward: Callable[[tuple[int, ...]], float]) -> Tensor:
+    """The production gradient, weighted by the probability of every group of responses of one length."""
+    traces = world.fixed_traces(length)
+    chances = [math.exp(float(plain(run, ids).policy.sum())) for ids in traces]
+    assert sum(chances) == pytest.approx(1.0, abs=1e-12)
+    total = torch.zeros_like(world.get_weights(run))
+    for members in product(range(len(traces)), repeat=group):
+        chance = math.prod(chances[i] for i in members)
+        rollouts = [response(run, traces[i], reward(traces[i]), k) for k, i in enumerate(members)]
+        total += chance * world.production_gradient(run, rollouts)[0]
+    return total
+
+
+def enumerated(run: Run, length: int, value: Callable[[tuple[int, ...], Plain], Tensor | float]) -> Tensor:
+    """∇ Σ_z π(z)·value(z), by autograd over the whole world."""
+    total = torch.zeros((), dtype=torch.float64)
+    for ids in world.fixed_traces(length):
+        p = plain(run, ids)
+        total = total + p.policy.sum().exp() * value(ids, p)
+    return world.gradient_of(run, total)
+
+
+def test_rloo_is_unbiased() -> None:
+    run = make_run("rloo")
+    expected = -enumerated(run, 2, lambda ids, _: REWARDS[ids])
+    assert world.relative(expectation(run, 2, 2, REWARDS.__getitem__), expected) < 1e-9
+
+
+def test_rloo_with_k1_in_the_reward_has_the_gradient_of_the_regularised_reward() -> None:
+    run = make_run("rloo", kl="k1", kl_in="reward", kl_weight=0.3)
+    value = lambda ids, p: REWARDS[ids] - 0.3 * (p.policy.sum() - p.reference.sum())  # noqa: E731
+    assert world.relative(expectation(run, 2, 2, REWARDS.__getitem__), -enumerated(run, 2, value)) < 1e-9
+
+
+def test_dr_grpo_has_the_documented_share_of_the_gradient() -> None:
+    """(G−1)/G for the own reward in the mean, 1/L for the constant length."""
+    run = make_run("dr_grpo")
+    expected = -0.5 / MAX_TOKENS * enumerated(run, 2, lambda ids, _: REWARDS[ids])
+    assert world.relative(expectation(run, 2, 2, REWARDS.__getitem__), expected) < 1e-9
+
+
+def test_w_reinforce_with_equal_weights_is_reinforce_on_plus_and_minus_one() -> None:
+    run = make_run("w_reinforce", right_weight=1.0, aggregation="sequence_sum")
+    sign = lambda ids: 1.0 if REWARDS[ids] > 0.5 else -1.0  # noqa: E731
+    expected = -enumerated(run, 2, lambda ids, _: sign(ids))
+    assert world.relative(expectation(run, 2, 1, REWARDS.__getitem__), expected) < 1e-9
+
+
+def one_token_penalty(name: str, **settings: Any) -> tuple[Run, Tensor]:
+    """Expected gradient of the penalty alone: all rewards equal, one token."""
+    run = make_run(name, **settings)
+    return run, expectation(run, 1, 1, lambda _: 1.0)
+
+
+def divergence(run: Run, forward: bool) -> Tensor:
+    """∇KL(π‖p) or ∇KL(p‖π) at the first token."""
+    first = plain(run, (0,))
+    p, r = first.policy_all[0], first.reference_all[0]
+    return world.gradient_of(run, ((r.exp() * (r - p)) if forward else (p.exp() * (p - r))).sum())
+
+
+@pytest.mark.parametrize(
+    ("settings", "forward"),
+    [
+        ({"kl": "k2"}, False),
+        ({"kl": "exact"}, False),
+        ({"kl": "k3"}, True),
+    ],
+)
+def test_which_divergence_a_kl_loss_really_descends(settings: dict[str, Any], forward: bool) -> None:
+    """k3, which GRPO code calls a reverse KL, has the gradient of the forward one."""
+    run, found = one_token_penalty("rloo", surrogate="clip", kl_weight=1.0, **settings)
+    assert world.relative(found, divergence(run, forward)) < 1e-9
+    assert world.relative(found, divergence(run, not forward)) > 1e-2
+
+
+@pytest.mark.parametrize("penalty", ["fkl_iw", "fkl_full"])
+def test_rapo_without_tempering_is_the_plain_forward_kl(penalty: str) -> None:
+    run, found = one_token_penalty("rapo", penalty=penalty, alpha=1.0, phi0=1.0, entropy_weight=0.0, largest_weight=1e6)
+    assert world.relative(found, divergence(run, forward=True)) < 1e-9
+
+
+def test_rapos_formula_has_the_gradient_of_the_squared_log_ratio() -> None:
+    run, found = one_token_penalty("rapo", alpha=1.0, phi0=1.0, entropy_weight=0.0, largest_weight=1e6)
+    first = plain(run, (0,))
+    r, p = first.reference_all[0], first.policy_all[0]
+    expected = world.gradient_of(run, (0.5 * r.exp() * (r - p).square()).sum())
+    assert world.relative(found, expected) < 1e-9
+    assert world.relative(found, divergence(run, forward=True)) > 1e-2
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_rapo_stands_still_at_its_closed_form_optimum(beta: float) -> None:
+    """A three-armed bandit: with the model at the optimum of E[r] − α·KL(p‖π) + β·H(π) nothing moves (spec A.1)."""
+    alpha = 0.4
+    run = make_run(
+        "rapo",
+        advantage="leave_one_out",
+        aggregation="sequence_sum",
+        penalty="fkl_iw",
+        alpha=alpha,
+        phi0=1.0,
+        entropy_weight=beta,
+        largest_weight=1e9,
+    )
+    reward = lambda ids: float(ids[0] == 1)  # noqa: E731
+    base = plain(run, (0,)).reference_all[0].exp()
+    optimum = bandit_optimum(base, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), alpha, beta)
+    assert float(optimum.sum()) == pytest.approx(1.0, abs=1e-10)
+    fit(run, optimum)
+    found = expectation(run, 1, 2, reward)
+    away = world.gradient_of(run, plain(run, (1,)).policy[0])
+    assert float(found.norm()) < 1e-7 * float(away.norm())
+
+
+def bandit_optimum(base: Tensor, rewards: Tensor, alpha: float, beta: float) -> Tensor:
+    """q* of spec A.1: α·p/(λ−r) without entropy, c/W(c·exp((λ+β−r)/β)) with it; λ by bisection."""
+
+    def at(level: float) -> Tensor:
+        if beta == 0:
+            return alpha * base / (level - rewards)
+        c = alpha * base / beta
+        return c / lambert(c * ((level + beta - rewards) / beta).exp())
+
+    low, high = (float(rewards.max()) + 1e-12 if beta == 0 else -20.0), 50.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(at(middle).sum()) > 1 else (low, middle)
+    return at(high)
+
+
+def lambert(x: Tensor) -> Tensor:
+    """The principal branch of Lambert's W for positive arguments, by Newton's method on w + log w = log x."""
+    log_x = x.log()
+    w = torch.where(log_x > 1, log_x, x.clamp_max(1.0))
+    for _ in range(100):
+        w = w * (1 + log_x - w.log()) / (1 + w)
+    return w
+
+
+def fit(run: Run, target: Tensor) -> None:
+    """Move the model until its first token has the distribution ``target``."""
+    optimizer = torch.optim.LBFGS(
+        run.parameters, max_iter=400, tolerance_grad=1e-14, tolerance_change=1e-18, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (target * (target.log() - plain(run, (0,)).policy_all[0])).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.allclose(plain(run, (0,)).policy_all[0].exp(), target, atol=1e-8)
+
+
+def test_the_first_rover_step_is_twice_mean_centred_reinforce() -> None:
+    rover, dr_grpo = make_run("rover"), make_run("dr_grpo", aggregation="token_mean")
+    members = [((0, 1), 1.0), ((1, 0), 0.0), ((2,), 0.0)]
+    found, expected = (
+        world.production_gradient(run, [response(run, ids, r, i) for i, (ids, r) in enumerate(members)])[0]
+        for run in (rover, dr_grpo)
+    )
+    assert world.relative(found, 2 * expected) < 1e-12
+
+
+def test_gspo_with_one_update_is_grpo() -> None:
+    members = [((0, 1), 1.0), ((1, 0), 0.0), ((2,), 0.0)]
+    found, expected = (
+        world.production_gradient(run, [response(run, ids, r, i) for i, (ids, r) in enumerate(members)])[0]
+        for run in (make_run("gspo"), make_run("grpo"))
+    )
+    assert world.relative(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("kl", ["none", "k3"])
+def test_dash_drops_rows_exactly(kl: str) -> None:
+    """Rows without any weight are not read; with a KL every row has one, and its gradient is not lost."""
+    settings = {"kl": kl, "kl_weight": 0.3 if kl != "none" else 0.0}
+    run = make_run("dash", **settings)
+    alike = [response(run, ids, 1.0, i) for i, ids in enumerate([(0, 1), (1, 0), (2,)])]
+    gradient, report = world.production_gradient(run, alike)
+    assert report.rows == (0 if kl == "none" else 3)
+    assert bool(gradient.any()) == (kl != "none")
+    paper = make_run("dash", filter="paper", **settings)
+    assert not world.production_gradient(paper, alike)[0].any()

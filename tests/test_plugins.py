@@ -1,0 +1,282 @@
+"""Code that is not ours: reward functions and methods by entry point, by ``module:object``, and from Python."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from models import character_tokenizer, tiny
+
+import covrl as covrl_package
+from covrl.algorithms import find_algorithm
+from covrl.algorithms.covrl import CoVRL
+from covrl.cli import main
+from covrl.errors import UserError
+from covrl.records import Problem
+from covrl.rewards.functions import find_reward, reward_of
+
+PACKAGE = '''
+from typing import ClassVar
+
+import torch
+
+from covrl.algorithms.base import Algorithm, Stream
+from covrl.config import Settings
+from covrl.objectives import trace_tokens
+from covrl.records import Credit, Output, Request
+from covrl.scoring.head import log_prob
+from covrl.scoring.pack import Context, Reading
+
+P = Output("trace", "prior")
+
+
+class EchoConfig(Settings):
+    strength: float = 1.0
+
+
+class Echo(Algorithm):
+    """Makes its own traces likelier, the shorter the more: a method that nobody needs."""
+
+    name: ClassVar[str] = "echo"
+    paper: ClassVar[str] = "none"
+    evidence: ClassVar[str] = "a test"
+    Config: ClassVar[type[Settings]] = EchoConfig
+
+    def __init__(self, config, setup):
+        self.config, self.prompts, self.size = config, setup.prompts, setup.rollouts_per_problem
+        self.contexts = (Context("prior", self.prompts.prior_row),)
+        self.scoring = self.training = (Reading("trace", ("prior",), log_prob, ("prior",)),)
+        self.streams = (Stream("policy", "trace", config.strength, trace_tokens),)
+
+    def plan(self, problem, history, draw):
+        prompt = self.prompts.prior(problem)
+        return [] if history else [Request(problem.id, i, prompt, "prior") for i in range(self.size)]
+
+    def credit(self, groups):
+        return [[Credit({"policy": torch.ones_like(s[P])}, reward=r.reward) for r, s in zip(g.rollouts, g.scores)]
+                for g in groups]
+
+    def loss(self, tokens):
+        return {"policy": -tokens.new[P]}
+
+
+def shortness(problem, text):
+    return -float(len(text))
+
+
+def broken(problem, text):
+    raise KeyError("colour")
+
+
+NOT_A_METHOD = 3
+'''
+
+ENTRY_POINTS = """
+[covrl.algorithms]
+echo = echo_method:Echo
+number = echo_method:NOT_A_METHOD
+gone = echo_method:Nowhere
+
+[covrl.rewards]
+shortness = echo_method:shortness
+broken = echo_method:broken
+number = echo_method:NOT_A_METHOD
+"""
+
+Covrl = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A distribution with entry points, installed in a folder of its own that is on the path."""
+    site = tmp_path / "site"
+    info = site / "echo_method-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "echo_method.py").write_text(PACKAGE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-method\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "echo_method", raising=False)
+    return site
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    tokenizer = character_tokenizer()
+    tiny("llama", len(tokenizer), max_position_embeddings=128).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "train.jsonl").write_text("".join(f'{{"question": "{i}+{i}", "answer": "{2 * i}"}}\n' for i in range(4)))
+    (folder / "run.toml").write_text(
+        """
+[model]
+path = "model"
+device = "cpu"
+[problems]
+train = "train.jsonl"
+[prompts]
+user = "{question}"
+prior_open = " "
+posterior_open = "({hint}) "
+close = "e"
+answer_prefix = ":"
+answer_suffix = ";"
+[generation]
+max_trace_tokens = 12
+max_answer_tokens = 4
+[training]
+steps = 2
+problems_per_step = 4
+rollouts_per_problem = 4
+warmup_steps = 0
+learning_rate = 1e-3
+[evaluation]
+every = 0
+"""
+    )
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def covrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Covrl:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+def in_file(project: Path, text: str) -> None:
+    """Put ``text`` behind the file's other settings."""
+    with (project / "run.toml").open("a") as file:
+        file.write(text)
+
+
+def test_a_file_may_name_an_installed_method_and_reward(package: Path, project: Path, covrl: Covrl) -> None:
+    in_file(project, '[algorithm]\nname = "echo"\nstrength = 0.5\n[rewards]\nfunction = "shortness"\n')
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run")
+    assert code == 0, err
+    assert "reward/prior" in (project / "run" / "metrics.jsonl").read_text()
+    code, out, _ = covrl("train", "--resume", "run")
+    assert "nothing left" in out
+
+
+def test_the_settings_of_an_installed_method_are_checked(package: Path, project: Path, covrl: Covrl) -> None:
+    in_file(project, '[algorithm]\nname = "echo"\nstrenght = 0.5\n')
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run")
+    assert code == 2
+    assert "did you mean strength?" in err
+    assert not (project / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[algorithm]\nname = "echo_method:Echo"\n', "--algorithm echo_method:Echo"),
+        ('[rewards]\nfunction = "os:system"\n', "--reward os:system"),
+        ('[algorithm]\nname = "ehco"\n', "unknown method 'ehco': did you mean echo?"),
+        ('[rewards]\nfunction = "shortnes"\n', "unknown reward function 'shortnes': did you mean shortness?"),
+        ('[algorithm]\nname = "number"\n', "is not a subclass of"),
+        ('[algorithm]\nname = "gone"\n', "cannot be loaded"),
+        ('[rewards]\nfunction = "number"\n', "is of type int, not a function"),
+    ],
+)
+def test_what_a_file_may_not_name(package: Path, project: Path, covrl: Covrl, text: str, said: str) -> None:
+    in_file(project, text)
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run")
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (project / "run").exists()
+
+
+def test_the_command_line_may_name_module_and_object(package: Path, project: Path, covrl: Covrl) -> None:
+    named = ["--algorithm", "echo_method:Echo", "--reward", "echo_method:shortness"]
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run", "--set", "training.steps=1", *named)
+    assert code == 0, err
+    config = project / "run" / "config.toml"
+    config.write_text(config.read_text().replace("steps = 1", "steps = 2"))
+    code, _, err = covrl("train", "--resume", "run")
+    assert code == 2
+    assert "--algorithm echo_method:Echo" in err
+    code, _, err = covrl("train", "--resume", "run", *named)
+    assert code == 0, err
+    assert len((project / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    code, _, err = covrl("eval", "--model", "run", "--problems", "train.jsonl", "--json")
+    assert code == 0, err
+
+
+def test_a_reward_that_fails_names_function_and_problem(package: Path, project: Path, covrl: Covrl) -> None:
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run", "--reward", "broken")
+    assert code == 2
+    assert "reward function echo_method:broken: problem " in err
+    assert "KeyError: 'colour'" in err
+
+
+def test_python_takes_functions_and_classes(package: Path, project: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def reward(problem: Problem, text: str) -> float:
+        seen.append((problem.question, text))
+        return 1.0
+
+    problems = [Problem(str(i), f"{i}+{i}", str(2 * i)) for i in range(4)]
+    settings = {
+        "model": {"path": "model", "device": "cpu"},
+        "prompts": {
+            "user": "{question}",
+            "prior_open": " ",
+            "posterior_open": "({hint}) ",
+            "close": "e",
+            "answer_prefix": ":",
+            "answer_suffix": ";",
+        },
+        "generation": {"max_trace_tokens": 12, "max_answer_tokens": 4},
+        "training": {"steps": 1, "problems_per_step": 4, "rollouts_per_problem": 4, "warmup_steps": 0},
+    }
+    trained = covrl_package.train(settings, problems, out="with-function", reward=reward, algorithm=CoVRL)
+    assert len(seen) == 16
+    assert all(s.reward == 1.0 for s in [r for g in trained.run.sample(problems[:1], _draw()) for r in g.rollouts])
+    assert "test_python_takes_functions_and_classes.<locals>.reward" in (trained.folder / "config.toml").read_text()
+    named = covrl_package.train(settings, problems, out="named", reward="shortness", algorithm="echo")
+    assert named.run.algorithm.name == "echo"
+
+
+def _draw() -> object:
+    from covrl.generation.base import Draw
+
+    return Draw(0, 0)
+
+
+def test_rewards_are_finite_numbers() -> None:
+    for value in (float("nan"), float("inf"), "1", None, True):
+        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a finite number"):
+            reward_of(lambda problem, text, value=value: value, Problem("p", "", ""), "")
+    assert reward_of(lambda problem, text: 2, Problem("p", "", ""), "") == 2.0
+
+
+def test_no_name_is_no_reward() -> None:
+    assert find_reward("") is None
+
+
+def test_what_cannot_be_imported_is_said() -> None:
+    with pytest.raises(UserError, match="cannot import 'no_such_module:f'"):
+        find_reward("no_such_module:f")
+    with pytest.raises(UserError, match="cannot import 'covrl:nothing_here'"):
+        find_algorithm("covrl:nothing_here")
+
+
+def test_importing_the_settings_imports_no_torch() -> None:
+    code = "import covrl.config, covrl.plugins, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

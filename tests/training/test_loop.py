@@ -1,0 +1,298 @@
+"""What the loop does for methods: verdicts, user's rewards, resampling, reuse of rollouts, models that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import character_tokenizer, tiny
+from torch import Tensor
+
+from covrl.algorithms.base import ModelSpec
+from covrl.api import build, build_algorithm
+from covrl.config import RunConfig
+from covrl.errors import UserError
+from covrl.generation.base import Draw
+from covrl.prompts import Prompts
+from covrl.records import Problem, Verdict
+from covrl.training.checkpoint import load_checkpoint, save_checkpoint
+from covrl.training.loop import Run
+from covrl.training.models import follow, frozen_copy
+
+PROMPTS = {
+    "user": "{question}",
+    "prior_open": " ",
+    "posterior_open": "({hint}) ",
+    "close": "e",
+    "answer_prefix": "",
+    "answer_suffix": "t",
+}
+PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
+
+
+def table(name: str, training: dict[str, Any] | None = None, **algorithm: Any) -> dict[str, Any]:
+    return {
+        "model": {"path": "model", "device": "cpu", "dtype": "float64"},
+        "prompts": PROMPTS,
+        "generation": {"max_trace_tokens": 40, "max_answer_tokens": 40},
+        "training": {
+            "rollouts_per_problem": 4,
+            "problems_per_step": 3,
+            "steps": 4,
+            "warmup_steps": 0,
+            "learning_rate": 1e-3,
+        }
+        | (training or {}),
+        "evaluation": {"every": 0, "verifier": "none"},
+        "algorithm": {"name": name, **algorithm},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tokenizer = character_tokenizer()
+    tiny("gpt2", len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_run(name: str, training: dict[str, Any] | None = None, **algorithm: Any) -> Run:
+    return build(RunConfig.model_validate(table(name, training, **algorithm)), PROBLEMS)
+
+
+def parity(rows: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    """A verifier with all three verdicts: by the length of what was said."""
+    return [("right", "wrong", "unknown")[len(said) % 3] for _, said in rows]
+
+
+def weights(run: Run) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in run.parameters])
+
+
+def test_a_response_is_read_between_the_tags_and_one_without_answer_is_wrong(folder: Path) -> None:
+    run = make_run("grpo")
+    asked: list[str] = []
+
+    def note(rows: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        asked.extend(said for _, said in rows)
+        return parity(rows)
+
+    run.verify = note
+    (group,) = run.sample(PROBLEMS[:1], Draw(0, 0))
+    texts = {"abe12t": "12", "abe 345t": " 345", "abe12": None, "ab12t": None, "abe12345t": "12345"}
+    rollouts = [replace(group.rollouts[0], text=text, correct=None) for text in texts]
+    asked.clear()
+    (judged,) = run._judged([replace(group, rollouts=tuple(rollouts))], Draw(0, 0))
+    assert asked == [said for said in texts.values() if said is not None]
+    assert [r.correct for r in judged.rollouts] == ["unknown", "wrong", "wrong", "wrong", "unknown"]
+
+
+def test_unknown_responses_are_in_no_statistics_and_have_no_weight(folder: Path) -> None:
+    run = make_run("dr_grpo")
+    run.verify = parity
+    kept = run.score(run.sample(PROBLEMS, Draw(0, 0)))
+    for group, credits in zip(kept, run.algorithm.credit(kept), strict=True):
+        outcomes = [{"right": 1.0, "wrong": 0.0}[r.correct] for r in group.rollouts if r.correct in ("right", "wrong")]
+        mean = sum(outcomes) / max(len(outcomes), 1)
+        for rollout, credit in zip(group.rollouts, credits, strict=True):
+            expected = 0.0 if rollout.correct == "unknown" else float(rollout.correct == "right") - mean
+            assert torch.allclose(credit.weights["policy"], torch.full_like(credit.weights["policy"], expected))
+
+
+def test_the_posterior_control_verifies_answers_of_the_prior_prompt(folder: Path) -> None:
+    run = make_run("grpo", posterior_share=0.5)
+    run.verify = parity
+    groups = run.sample(PROBLEMS, Draw(0, 0))
+    assert [r.source for r in groups[0].rollouts] == ["prior", "prior", "posterior", "posterior"]
+    assert all(r.text.endswith("e") for g in groups for r in g.rollouts if r.valid)
+    assert {r.correct for g in groups for r in g.rollouts if not r.valid} <= {"wrong"}
+    kept = run.score(groups)
+    for group, credits in zip(kept, run.algorithm.credit(kept), strict=True):
+        for rollout, scores, credit in zip(group.rollouts, group.scores, credits, strict=True):
+            if rollout.source == "posterior" and credit.advantage:
+                capped = (scores["trace", "prior"] - scores["trace", "posterior"]).exp().clamp_max(2.0)
+                expected = capped * credit.advantage / len(capped)
+                assert torch.allclose(credit.weights["policy"], expected)
+    run.step()
+
+
+def test_dapo_keeps_groups_with_both_outcomes_and_samples_others(folder: Path) -> None:
+    run = make_run("dapo", {"problems_per_step": 2})
+    run.reward = lambda problem, text: float(problem.id in ("p1", "p4") and len(text) % 2)
+    rounds: list[int] = []
+    sample = run.sample
+    run.sample = lambda problems, draw: rounds.append(len(problems)) or sample(problems, draw)  # ty: ignore
+    report = run.step()
+    assert report.metrics["groups/kept"] == 2
+    assert len(rounds) > 1
+    assert report.metrics["groups/sampled"] == sum(rounds)
+
+
+def test_dapo_gives_up_after_its_rounds_and_takes_no_step(folder: Path) -> None:
+    run = make_run("dapo")
+    run.reward = lambda problem, text: 1.0
+    before = weights(run)
+    report = run.step()
+    assert report.metrics["groups/kept"] == 0
+    assert report.metrics["optim/updates"] == 0
+    assert torch.equal(before, weights(run))
+
+
+@pytest.mark.parametrize("calls", [2, 3, 5])
+def test_how_often_the_generator_is_called_changes_nothing(folder: Path, calls: int) -> None:
+    one, many = make_run("dr_grpo"), make_run("dr_grpo", {"sampling_batches": calls})
+    for run in (one, many):
+        run.reward = lambda problem, text: float(len(text) % 3)
+        run.step()
+    assert torch.allclose(weights(one), weights(many), rtol=0, atol=1e-12)
+
+
+def test_epochs_and_mini_batches_are_updates_on_the_same_rollouts(folder: Path) -> None:
+    run = make_run("grpo", {"mini_batches": 3, "epochs": 2})
+    run.reward = lambda problem, text: float(len(text) % 3)
+    report = run.step()
+    assert report.metrics["optim/updates"] == 6
+    once = make_run("grpo", {"mini_batches": 3})
+    once.reward = run.reward
+    first = once.step()
+    assert report.metrics["tokens/trained"] == 2 * first.metrics["tokens/trained"]
+    assert report.metrics["tokens/generated"] == first.metrics["tokens/generated"]
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "rewards", "said"),
+    [
+        ("rloo", {"mini_batches": 2}, {}, "rloo takes one update a batch, because its loss has no importance ratio"),
+        ("rover", {}, {}, "rover needs at least 2 updates a batch"),
+        ("grpo", {}, {"verifier": "none"}, "grpo takes its reward from a verifier"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(
+    name: str, training: dict[str, Any], rewards: dict[str, Any], said: str
+) -> None:
+    config = RunConfig.model_validate(table(name, training) | {"rewards": rewards})
+    with pytest.raises(UserError, match=said):
+        build_algorithm(config, Prompts(character_tokenizer(), config.prompts), None, rewarded=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("grpo", {"kl": "k1", "kl_weight": 1.0}, "expected gradient of zero"),
+        ("grpo", {"kl": "exact", "kl_in": "reward", "kl_weight": 1.0}, "'exact' is a loss"),
+        ("grpo", {"kl": "k3"}, "kl_weight = 0"),
+        ("gspo", {"surrogate": "cispo"}, "surrogate = 'clip' only"),
+        ("reinforce_pp", {"kl_in": "loss"}, "kl_in = 'loss'|expected gradient of zero"),
+        ("rapo", {"kl": "k3"}, "set penalty and alpha"),
+        ("rover", {"clip_low": 0.2}, "unknown setting clip_low"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name: str, settings: dict[str, Any], said: str) -> None:
+    config = RunConfig.model_validate(table(name, **settings))
+    with pytest.raises(UserError, match=said):
+        build_algorithm(config, Prompts(character_tokenizer(), config.prompts), None, rewarded=True)
+
+
+def test_a_users_reward_shapes_the_likelihood_reward(folder: Path) -> None:
+    plain, shaped = make_run("covrl"), make_run("covrl")
+    shaped.reward = lambda problem, text: 0.25 * len(text)
+    groups, marked = (run.score(run.sample(PROBLEMS, Draw(0, 0))) for run in (plain, shaped))
+    kept = [i for i, g in enumerate(groups) if any(r.valid for r in g.rollouts)]
+    assert kept
+    for i in kept:
+        before = plain.algorithm.credit([groups[i]])[0]
+        after = shaped.algorithm.credit([marked[i]])[0]
+        for rollout, a, b in zip(marked[i].rollouts, before, after, strict=True):
+            if rollout.valid:
+                assert b.reward == pytest.approx(a.reward + 0.25 * len(rollout.text))
+
+
+def test_models_that_follow() -> None:
+    policy = _language_model(1)
+    models = {"policy": policy, "copied": frozen_copy(policy), "mean": frozen_copy(policy), "base": frozen_copy(policy)}
+    specs = (ModelSpec("copied", "copy", every=2), ModelSpec("mean", "average", keep=0.75), ModelSpec("base"))
+    start = next(policy.model.parameters()).detach().clone()
+    with torch.no_grad():
+        for p in policy.model.parameters():
+            p.add_(1.0)
+    moved = [next(models[name].model.parameters()) for name in ("copied", "mean", "base")]
+    follow(specs, models, done=1)
+    assert torch.allclose(moved[0], start)
+    assert torch.allclose(moved[1], start + 0.25)
+    follow(specs, models, done=2)
+    assert torch.allclose(moved[0], start + 1)
+    assert torch.allclose(moved[1], start + 1 - 0.75**2)
+    assert torch.equal(moved[2], start)
+    assert all(not p.requires_grad for name in ("copied", "mean", "base") for p in models[name].model.parameters())
+
+
+def _language_model(seed: int) -> Any:
+    from covrl.scoring.model import LanguageModel
+
+    return LanguageModel(tiny("gpt2", seed=seed).double())
+
+
+@pytest.mark.parametrize("name", ["rapo", "reinforce_pp"])
+def test_a_resumed_run_reads_the_base_and_goes_on_bit_for_bit(folder: Path, name: str) -> None:
+    whole = make_run(name)
+    parts = make_run(name)
+    for run in (whole, parts):
+        run.reward = lambda problem, text: float(len(text) % 3)
+    for _ in range(4):
+        whole.step()
+    for _ in range(2):
+        parts.step()
+    saved = save_checkpoint(parts, folder / "checkpoints", keep=1)
+    config = RunConfig.model_validate(table(name))
+    resumed = build(config, PROBLEMS, policy_path=saved / "model")
+    load_checkpoint(resumed, saved)
+    resumed.reward = whole.reward
+    for _ in range(2):
+        resumed.step()
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_followers_are_in_the_checkpoint(folder: Path) -> None:
+    run = make_run("rapo")
+    run.algorithm.models = (replace_spec(run.algorithm.models[0]),)
+    run.reward = lambda problem, text: float(len(text) % 3)
+    run.step()
+    saved = save_checkpoint(run, folder / "checkpoints", keep=1)
+    other = make_run("rapo")
+    other.algorithm.models = run.algorithm.models
+    load_checkpoint(other, saved)
+    for a, b in zip(
+        run.models["reference"].model.parameters(), other.models["reference"].model.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def replace_spec(spec: ModelSpec) -> ModelSpec:
+    return spec._replace(follows="average", keep=0.5)
+
+
+def test_tokens_are_counted(folder: Path) -> None:
+    run = make_run("covrl")
+    groups = run.sample(PROBLEMS[:3], Draw(0, 0))
+    scored = run.score(groups)
+    prompts = run.prompts
+    for group, back in zip(groups, scored, strict=True):
+        for rollout, scores in zip(group.rollouts, back.scores, strict=True):
+            rows = (prompts.prior_row(group.problem, rollout), prompts.posterior_row(group.problem, rollout))
+            assert scores.tokens == sum(len(row.ids) for row in rows)
+    metrics = run.step().metrics
+    assert metrics["tokens/generated"] > 0
+    assert metrics["tokens/scored"] > metrics["tokens/generated"]
+    assert 0 < metrics["tokens/trained"] <= metrics["tokens/scored"]
+
+
+def test_groups_are_not_changed_by_replace() -> None:
+    """Rollouts are records: judging makes new ones."""
+    problem = PROBLEMS[0]
+    assert replace(problem, answer="x").answer == "x"
+    assert problem.answer == "0"
