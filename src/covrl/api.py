@@ -37,7 +37,11 @@ from covrl.training.models import frozen_copy
 from covrl.training.signals import StopRequest
 from covrl.training.warm_format import WarmFormat
 
-SHIPPED_RECIPES = {"covrl:digits": "quickstart.toml", "covrl:animals": "animals.toml"}
+SHIPPED_RECIPES = {
+    "covrl:digits": "quickstart.toml",
+    "covrl:digits-common": "quickstart.toml",
+    "covrl:animals": "animals.toml",
+}
 
 
 def build(

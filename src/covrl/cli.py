@@ -279,6 +279,28 @@ def grade(
 
 
 @app.command()
+def algorithms(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the methods: paper, evidence, what they read, whether they need a verifier."""
+    _cpu_defaults()
+    from covrl.algorithms.listing import list_algorithms
+
+    found = list_algorithms()
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(method) for method in found], ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from covrl.reporting.show import show_algorithms
+
+    show_algorithms(Console(), found)
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, which device is used, and what is missing."""
     _cpu_defaults()
@@ -288,6 +310,38 @@ def doctor() -> None:
     from covrl.reporting.show import show_findings
 
     show_findings(Console(), examine())
+
+
+@app.command()
+def compare(
+    algorithms: Annotated[str, typer.Option(metavar="A,B,…", help="Methods or their named variants.")],
+    seeds: Annotated[str, typer.Option(metavar="0,1,…", help="Seeds of the runs.")] = "0,1,2",
+    at: Annotated[str, typer.Option("--settings", metavar="A,B", help="common, rare: which base.")] = "common,rare",
+    rates: Annotated[str, typer.Option(metavar="R,…", help="Learning rates. [each method's own]")] = "",
+    budget: Annotated[str, typer.Option(help="steps or tokens (generated): what is the same for all.")] = "steps",
+    steps: Annotated[int, typer.Option(min=1, help="With --budget steps.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="With --budget tokens.")] = 300_000,
+    split: Annotated[str, typer.Option(help="What the trained models are measured on: dev or test.")] = "test",
+    n: Annotated[int, typer.Option("--n", "-n", min=0, help="Samples per problem (avg@n, pass@k).")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure on the first problems only.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of table and page; results go to its folder raw.")] = Path(
+        "docs/results"
+    ),
+    name: Annotated[str, typer.Option(help="Name of the table and the page.")] = "compare",
+    commit: Annotated[
+        str | None, typer.Option(help="Count results of this commit only; HEAD: the present one.")
+    ] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Say what is there and what is missing; run nothing.")
+    ] = False,
+) -> None:
+    """Train methods from the same base, two at a time, and compare them; only what is missing is run."""
+    _cpu_defaults()
+    from covrl.comparison.compare import ask_for, compare_and_show
+
+    asked = ask_for(algorithms, at, seeds, rates, budget, steps, tokens, split, n, limit, out, commit)
+    if not compare_and_show(asked, name, only_list):
+        raise typer.Exit(1)
 
 
 def _cpu_defaults() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
 import pytest
 from models import character_tokenizer
+from rich.console import Console
 
 from covrl.config import PromptConfig
 from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.evaluate import evaluate
 from covrl.evaluation.leak import leak_rates, states_early
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
+from covrl.reporting.show import show_figures
 from covrl.rewards.graders import make_grader
 
 PROMPTS = Prompts(character_tokenizer(), PromptConfig())
@@ -93,3 +97,42 @@ def test_leaks_are_early_and_held_against_another_problems_answer() -> None:
 
 def test_without_two_answers_there_is_no_rate() -> None:
     assert all(math.isnan(rate) for rate in leak_rates([("x", "1"), ("y", "1")]))
+
+
+class Sampling3(Scripted):
+    """Greedy is always right at p0 alone; of three samples p0 is right in all, p1 in one, p2 in none."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        self.answers = ["2", "4" if draw.step == 2 else "no", None if draw.step == 3 else "no"]
+        return super().generate(requests, sampling, draw)
+
+
+def test_avg_and_pass_at_k_are_over_problems_and_samples() -> None:
+    evaluator = Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text"))
+    figures = evaluate(evaluator, PROBLEMS, 3, 1.0, 0).record()
+    assert figures["greedy"] == pytest.approx(1 / 3)
+    assert figures["n"] == 3
+    assert figures["avg@n"] == figures["pass@1"] == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert figures["pass@2"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert "pass@4" not in figures
+    assert set(figures["intervals"]) == {"greedy", "avg@n", "pass@1", "pass@2"}
+    low, high = figures["intervals"]["avg@n"]
+    assert (low, high) == (0.0, 1.0), "three problems: some resamples hold one problem alone"
+    assert "sound" not in figures
+
+
+def test_without_samples_there_is_greedy_alone() -> None:
+    figures = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 0, 1.0, 0).record()
+    assert set(figures["intervals"]) == {"greedy"}
+    assert not {"n", "avg@n", "pass@1"} & figures.keys()
+
+
+def test_the_table_shows_intervals_beside_their_figures() -> None:
+    report = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 3, 1.0, 0)
+    out = io.StringIO()
+    show_figures(Console(file=out, width=80), "title", report.record())
+    rows = {line.split("  ")[1].strip(): line for line in out.getvalue().splitlines() if "%" in line}
+    assert "44.4\u00a0%" in rows["avg@n"]
+    assert "95 %: 0.0\u00a0% to 100.0\u00a0%" in rows["avg@n"]
+    assert "95 %" not in rows["truncated"]
+    assert "intervals" not in out.getvalue()

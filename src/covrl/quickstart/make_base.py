@@ -4,6 +4,8 @@ It builds a tokenizer and trains a Llama model of 0.34 M parameters, supervised,
 split. The result is a plain Hugging Face folder. The base follows all eight procedures without false steps, but
 under the prior prompt it takes the right one in about 0.5 % of its traces: that share is what reinforcement
 learning has to raise. Under the posterior prompt it has learnt to prefer a procedure that ends in the hint.
+``--right-share 0.2 --rival-share 0.3`` makes the base of the setting in which the right procedure is common
+(``base_common``): without a rival it would be the most likely one, and greedy decoding right from the start.
 
 The same seed gives the same bytes on the same machine.
 """
@@ -13,9 +15,10 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,8 +32,22 @@ from covrl.quickstart import task
 BASE_FOLDER = Path(__file__).parent / "base"
 
 RIGHT_SHARE = 0.005
-PRIOR_WEIGHTS = {h: RIGHT_SHARE if h is RIGHT else (1 - RIGHT_SHARE) / (len(Habit) - 1) for h in Habit}
-"""How often each procedure is shown under the prior prompt: the right one rarely, the others alike."""
+
+
+RIVAL = Habit.LOW
+
+
+def prior_weights(right_share: float, rival_share: float | None = None) -> dict[Habit, float]:
+    """How often each procedure is shown under the prior prompt: the right one and the rival so often, others alike.
+
+    ``None`` counts the rival among the others.
+    """
+    given = {RIGHT: right_share} | ({} if rival_share is None else {RIVAL: rival_share})
+    rest = (1 - sum(given.values())) / (len(Habit) - len(given))
+    return {h: given.get(h, rest) for h in Habit}
+
+
+PRIOR_WEIGHTS = prior_weights(RIGHT_SHARE)
 
 TRUE_HINTS = 0.8
 """Share of posterior rows whose hint is the trace's own result, with all procedures alike. The others show the result
@@ -59,10 +76,10 @@ class Example:
     target: str
 
 
-def prior_example(rng: random.Random, pool: Sequence[str]) -> Example:
+def prior_example(rng: random.Random, pool: Sequence[str], weights: Mapping[Habit, float] = PRIOR_WEIGHTS) -> Example:
     """A row under the prior prompt: trace, then (mostly) the trace's own result as the answer, be it right or wrong."""
     question = rng.choice(pool)
-    habit = _prior_habit(rng)
+    habit = _draw(rng, weights)
     said = _stray_result(rng, pool) if rng.random() < STRAY_ANSWERS else result(habit, question)
     answer = f"{task.ANSWER_OPEN}{said}{task.ANSWER_CLOSE}{task.EOS}"
     return Example(
@@ -74,14 +91,16 @@ def prior_example(rng: random.Random, pool: Sequence[str]) -> Example:
     )
 
 
-def posterior_example(rng: random.Random, pool: Sequence[str]) -> Example:
+def posterior_example(
+    rng: random.Random, pool: Sequence[str], weights: Mapping[Habit, float] = PRIOR_WEIGHTS
+) -> Example:
     """A row under the posterior prompt; it stops at the closing tag, so no answer is learnt with a hint in sight."""
     question = rng.choice(pool)
     if rng.random() < TRUE_HINTS:
         habit = rng.choice(list(Habit))
         hint = result(habit, question)
     else:
-        habit, hint = _prior_habit(rng), _stray_result(rng, pool)
+        habit, hint = _draw(rng, weights), _stray_result(rng, pool)
     return Example(
         question=question,
         habit=habit,
@@ -91,18 +110,20 @@ def posterior_example(rng: random.Random, pool: Sequence[str]) -> Example:
     )
 
 
-def _prior_habit(rng: random.Random) -> Habit:
-    return rng.choices(list(PRIOR_WEIGHTS), list(PRIOR_WEIGHTS.values()))[0]
+def _draw(rng: random.Random, weights: Mapping[Habit, float]) -> Habit:
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def _stray_result(rng: random.Random, pool: Sequence[str]) -> str:
     return result(rng.choice(list(Habit)), rng.choice(pool))
 
 
-def supervised_rows(rng: random.Random, pool: Sequence[str]) -> list[Example]:
+def supervised_rows(
+    rng: random.Random, pool: Sequence[str], weights: Mapping[Habit, float] = PRIOR_WEIGHTS
+) -> list[Example]:
     """One batch: rows under the prior prompt, then rows under the posterior prompt, questions drawn from ``pool``."""
-    prior = [prior_example(rng, pool) for _ in range(PRIOR_ROWS)]
-    return prior + [posterior_example(rng, pool) for _ in range(POSTERIOR_ROWS)]
+    prior = [prior_example(rng, pool, weights) for _ in range(PRIOR_ROWS)]
+    return prior + [posterior_example(rng, pool, weights) for _ in range(POSTERIOR_ROWS)]
 
 
 def build_tokenizer(vocabulary: Sequence[str] = task.VOCABULARY) -> PreTrainedTokenizerFast:
@@ -162,9 +183,9 @@ def collate(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Example]) -> dict
     return {"input_ids": ids, "labels": labels}
 
 
-def digit_rows(rng: random.Random) -> list[Example]:
+def digit_rows(rng: random.Random, weights: Mapping[Habit, float] = PRIOR_WEIGHTS) -> list[Example]:
     """One batch of the digits task, from all questions of its ``base`` split."""
-    return supervised_rows(rng, questions("base"))
+    return supervised_rows(rng, questions("base"), weights)
 
 
 def train(
@@ -198,9 +219,15 @@ def make(
     steps: int,
     run: Callable[[int, int], Iterator[tuple[int, float, PreTrainedTokenizerFast, LlamaForCausalLM]]],
     arguments: Sequence[str] | None,
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> None:
-    """The command ``name``: trains a base by ``run(seed, steps)`` and writes its folder."""
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description="Makes the base model of an embedded task.")
+    """The command ``name``: trains a base by ``run(seed, steps)`` and writes its folder.
+
+    ``parents`` are parsers of further options, which the caller has read.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {name}", description="Makes the base model of an embedded task.", parents=parents
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=folder, help="the folder to write (default: the shipped one)")
     parser.add_argument("--steps", type=int, default=steps)
@@ -218,7 +245,33 @@ def make(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: trains the base of the digits task and writes its folder."""
-    make("covrl.quickstart.make_base", BASE_FOLDER, STEPS, train, arguments)
+    parser = argparse.ArgumentParser("python -m covrl.quickstart.make_base", add_help=False)
+    parser.add_argument(
+        "--right-share",
+        type=_share,
+        default=RIGHT_SHARE,
+        metavar="SHARE",
+        help=f"share of the right procedure under the prior prompt (default: {RIGHT_SHARE})",
+    )
+    parser.add_argument(
+        "--rival-share",
+        type=_share,
+        metavar="SHARE",
+        help=f"share of the procedure {RIVAL} (default: that of the other wrong ones)",
+    )
+    shares = parser.parse_known_args(arguments)[0]
+    weights = prior_weights(shares.right_share, shares.rival_share)
+    if min(weights.values()) < 0:
+        parser.error("the right procedure and its rival have shares of more than 1 together")
+    run = partial(train, batch=partial(digit_rows, weights=weights))
+    make("covrl.quickstart.make_base", BASE_FOLDER, STEPS, run, arguments, [parser])
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
+    return value
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ CHARTS = (
         ("eval/log_prob",),
     ),
     ChartSpec(
-        LEARNING, "Reward by source", "nats",
-        "log p(answer | question, trace); 0 is certainty. Both lines rise and the shaded gap narrows.",
+        LEARNING, "Reward by source", "",
+        "In a likelihood method nats of log p(answer | question, trace), where 0 is certainty, and the shaded gap "
+        "narrows; with a verifier the share of right responses. Rises.",
         ("reward/prior", "reward/posterior"), shade=True,
     ),
     ChartSpec(
@@ -71,6 +72,12 @@ CHARTS = (
         LEARNING, "Reward gap", "nats",
         "Posterior minus prior: what seeing the answer is worth. Shrinks towards 0 from above.",
         ("reward/gap",), zero=True,
+    ),
+    ChartSpec(
+        LEARNING, "Verdicts", "share",
+        "Of the training responses: right rises, unknown stays near 0. Groups in which all or none are right teach a "
+        "group method nothing.",
+        ("verdict/right_share", "verdict/*"), zero=True,
     ),
     ChartSpec(
         TRACES, "Trace length", "tokens",
@@ -130,11 +137,21 @@ CHARTS = (
         ("kl/nats_per_token",), zero=True,
     ),
     ChartSpec(
-        UPDATES, "Groups kept", "",
-        "Groups that the method admitted to the step. At 0 there was nothing to learn from.",
-        ("groups/kept",), zero=True,
+        UPDATES, "Groups", "",
+        "Groups that were sampled, and that the method admitted to the step. At 0 kept there was nothing to learn from.",
+        ("groups/kept", "groups/sampled"), zero=True,
+    ),
+    ChartSpec(
+        UPDATES, "Groups without signal", "share",
+        "Admitted groups in which no response has any weight, as all rewards are equal.",
+        ("groups/without_signal_share",), zero=True,
     ),
     ChartSpec(UPDATES, "Learning rate", "", "As the schedule says.", ("optim/lr",), zero=True),
+    ChartSpec(
+        TIME, "Tokens per step", "tokens",
+        "Sampled; read once for scores; read forward and backward. What the seconds buy.",
+        ("tokens/generated", "tokens/scored", "tokens/trained"), zero=True,
+    ),
     ChartSpec(
         TIME, "Time per step", "seconds",
         "Flat, and most of it spent on sampling. Growth without longer traces is a leak.",

@@ -16,6 +16,7 @@ from covrl.reporting.format import duration, number
 from covrl.reporting.text import visible
 
 if TYPE_CHECKING:
+    from covrl.algorithms.listing import Listed
     from covrl.doctor import Finding
     from covrl.evaluation.ask import Reply
     from covrl.prompts import Prompts
@@ -49,6 +50,8 @@ def show_dry_run(console: Console, found: DryRun, prompts: Prompts) -> None:
         head = f"{rollout.source:9} {rollout.finish:6} {len(rollout.trace_ids):4} tokens  "
         console.print(Text.assemble((head, "dim"), visible(rollout.text)))
     console.print(Text(f"valid {found.valid:.0%}, truncated {found.truncated:.0%}", "bold"))
+    for note in found.notes:
+        console.print(Text(f"note: {visible(note)}", "dark_orange"))
     console.print(_cost_table(found.cost))
 
 
@@ -70,11 +73,12 @@ def _cost_table(cost: Cost) -> Table:
         "weights": cost.weights,
         "gradients": cost.gradients,
         "optimizer": cost.optimizer,
-        "logits at once": cost.logits,
+        "activations, one pass": cost.activations,
+        "logits at once, at most": cost.logits,
     }
     for name, size in sizes.items():
         table.add_row(name, mebibytes(size))
-    table.add_row("memory without activations", mebibytes(sum(sizes.values())))
+    table.add_row("memory in a training pass", mebibytes(cost.memory))
     table.add_row("disk", mebibytes(cost.disk))
     table.add_row("time, all steps", duration(cost.seconds))
     return table
@@ -93,24 +97,45 @@ def show_replies(console: Console, replies: Sequence[Reply]) -> None:
     table.add_column("log p(answer)", justify="right")
     table.add_column("trace", overflow="fold", ratio=1)
     for reply in replies:
-        value = "" if reply.answer_log_prob is None else number(reply.answer_log_prob, "nats")
+        missing = "" if reply.rollout.valid else "no closing tag"
+        value = missing if reply.answer_log_prob is None else number(reply.answer_log_prob, "nats")
         style = "blue" if reply.source == "prior" else "dark_orange"
         table.add_row(Text(reply.model), Text(reply.source, style), value, Text(visible(reply.rollout.text)))
     console.print(table)
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The doctor's findings, with advice where something is missing."""
+    """The doctor's findings, with advice where something is missing, and in the last line what it comes to."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for what, found, well, advice in findings:
         table.add_row(Text(what), Text(found, "" if well else "bold red"), Text(advice, "dim"))
     console.print(table)
+    wrong = [finding.what for finding in findings if not finding.well]
+    console.print(Text(f"to be looked at: {', '.join(wrong)}" if wrong else "all that covrl needs is there", "bold"))
 
 
 def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
-    """Figures of an evaluation, one a line; shares in per cent."""
+    """Figures of an evaluation, one a line; shares in per cent, 95 % intervals over problems beside them."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(title, "bold"), title_justify="left", show_header=False)
+    spread: Mapping[str, Sequence[float]] = figures.get("intervals", {})
     for name, value in figures.items():
+        if name == "intervals":
+            continue
         shown = f"{value:,}" if isinstance(value, int) else number(value, "" if name == "trace_tokens" else "share")
-        table.add_row(Text(name.replace("_", " ")), Text(shown))
+        low, high = spread.get(name, (0.0, 0.0))  # without width where all problems are alike: that tells nothing
+        ends = f"95 %: {number(low, 'share')} to {number(high, 'share')}" if low < high else ""
+        table.add_row(Text(name.replace("_", " ")), Text(shown), Text(ends, "dim"))
     console.print(table)
+
+
+def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:
+    """One line a method: what it is, where it comes from, what it reads, and whether it needs a verifier."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("name", "method", "paper", "reads", "verifier"):
+        table.add_column(title, overflow="fold")
+    for method in methods:
+        needs = "yes" if method.needs_verifier else "no"
+        cells = (method.summary, method.paper, ", ".join(method.contexts), needs)
+        table.add_row(Text(method.name, "bold"), *(Text(visible(cell)) for cell in cells))
+    console.print(table)
+    console.print(Text("evidence and choices: docs/methods/NAME.md; a place to start: recipes/NAME.toml", "dim"))

@@ -111,6 +111,8 @@ def measured_activations(run: Run, groups: Sequence[Group]) -> int:
     pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
     units = [make_unit(i, algorithm.contexts, algorithm.training, *pair) for i, pair in enumerate(pairs)]
     unit = max(units, key=lambda u: u.longest * len(u.rows))
+    if not unit.rows:  # the method reads none of the sampled traces, so no pass would be made
+        return 0
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:

@@ -132,6 +132,8 @@ class Run:
             with clock("eval"):
                 metrics |= self._evaluate()
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
+        counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))
+        metrics["time/other"] = clock.seconds["step"] - counted
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
         return StepReport(number, metrics, warnings, self._shown(kept, credits))
 

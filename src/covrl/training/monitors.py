@@ -88,11 +88,13 @@ def label_metrics(
             mine = [found == name for rollout, _, _, found in rows if rollout.source == source]
             metrics[f"label/{source}_{name.replace(' ', '_')}_share"] = _mean(mine)
     posterior = [(r, p, found) for r, p, _, found in rows if r.source == "posterior"]
-    metrics["leak/unsound_ends_in_hint_share"] = _mean(
-        [f != SOUND and r.text.removesuffix(close).strip().endswith(p.shown.strip()) for r, p, f in posterior]
-    )
+    if posterior:
+        empty = [f != SOUND and r.text.removesuffix(close).strip().endswith(p.shown.strip()) for r, p, f in posterior]
+        metrics["leak/unsound_ends_in_hint_share"] = _mean(empty)
     trained = [found != SOUND for _, _, credit, found in rows if "nll" in credit.weights]
-    return metrics | {"nll/selected_unsound_share": _mean(trained) if len(trained) >= FEWEST_SELECTED else float("nan")}
+    if len(trained) >= FEWEST_SELECTED:
+        metrics["nll/selected_unsound_share"] = _mean(trained)
+    return metrics
 
 
 def thought_only(rollout: Rollout, close: str) -> Rollout:

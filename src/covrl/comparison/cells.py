@@ -1,0 +1,189 @@
+"""A cell of a comparison: one training and its evaluation. Its result is one small JSON file.
+
+    docs/results/raw/covrl__rare__lr0.00015__100steps__test-n8__seed0__48e46e0d11.json
+
+The name holds everything that identifies the result, the commit of the code included, so a comparison knows from the
+folder alone what is there and what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import covrl
+from covrl.comparison.methods import BASE, default_rate
+from covrl.errors import UserError
+
+SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long a cell trains: a number of steps, or of generated tokens (then the steps follow from it)."""
+
+    kind: Literal["steps", "tokens"]
+    amount: int
+
+    def __str__(self) -> str:
+        return f"{self.amount}{self.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """What a trained model is measured on: a split, ``samples`` traces a problem beside the greedy one.
+
+    ``problems`` keeps only the first so many, ``None`` all.
+    """
+
+    split: Literal["dev", "test"]
+    samples: int = SAMPLES
+    problems: int | None = None
+
+    def __str__(self) -> str:
+        first = "" if self.problems is None else f"-first{self.problems}"
+        return f"{self.split}{first}-n{self.samples}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training and its evaluation; ``rate`` is the learning rate.
+
+    Example:
+        >>> Cell("covrl", "rare", 1.5e-4, 0, Budget("steps", 100), Exam("test"))
+    """
+
+    method: str
+    setting: str
+    rate: float
+    seed: int
+    budget: Budget
+    exam: Exam
+
+    def __str__(self) -> str:
+        return f"{self.method}__{self.setting}__lr{self.rate!r}__{self.budget}__{self.exam}__seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """The cell as a person reads it."""
+        if self.method == BASE:
+            return f"{BASE}, {self.setting}"
+        return f"{self.method}, {self.setting}, rate {self.rate:g}, seed {self.seed}"
+
+    def file(self, commit: str) -> str:
+        """The name of the result's file."""
+        return f"{self}__{commit}.json"
+
+    def record(self) -> dict[str, Any]:
+        """The cell as it stands in its JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def read(record: Mapping[str, Any]) -> Cell:
+        """The cell of a record; raises KeyError or TypeError where it is none."""
+        plain = {name: record[name] for name in ("method", "setting", "rate", "seed")}
+        return Cell(**plain, budget=Budget(**record["budget"]), exam=Exam(**record["exam"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a cell: its figures, and the commit of the code that made them."""
+
+    cell: Cell
+    commit: str
+    figures: Mapping[str, Any]
+
+
+def grid(
+    methods: Sequence[str],
+    settings: Sequence[str],
+    seeds: Sequence[int],
+    budget: Budget,
+    exam: Exam,
+    rates: Sequence[float] = (),
+) -> list[Cell]:
+    """All cells of a comparison: the base once a setting, then seed by seed, so that every method has its first soon.
+
+    Without ``rates`` each method has its own.
+    """
+    bases = [Cell(BASE, setting, 0.0, 0, Budget("steps", 0), exam) for setting in settings]
+    return bases + [
+        Cell(method, setting, rate, seed, budget, exam)
+        for seed in seeds
+        for setting in settings
+        for method in methods
+        if method != BASE
+        for rate in rates or [default_rate(method, setting)]
+    ]
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder; none where there is no folder.
+
+    Raises:
+        UserError: a file there is not the result of a cell.
+    """
+    return [_read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _read(path: Path) -> Result:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Result(Cell.read(record["cell"]), record["commit"], record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the result of a comparison: {type(error).__name__}: {error}") from None
+
+
+def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, Any]) -> Path:
+    """Write a result's file; it is there whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / cell.file(commit)
+    draft = folder / f".{target.name}.{os.getpid()}.tmp"
+    text = json.dumps({"cell": cell.record(), "commit": commit, **figures}, indent=1, allow_nan=False)
+    try:
+        draft.write_text(text + "\n", encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def found(cells: Iterable[Cell], results: Iterable[Result], commit: str | None = None) -> dict[Cell, Result]:
+    """The result of each cell that has one; of several the newest. With a ``commit`` only its results count."""
+    wanted = set(cells)
+    chosen: dict[Cell, Result] = {}
+    for result in sorted(results, key=lambda r: str(r.figures.get("finished", ""))):
+        if result.cell in wanted and commit in (None, result.commit):
+            chosen[result.cell] = result
+    return chosen
+
+
+def missing(cells: Iterable[Cell], results: Mapping[Cell, Result]) -> list[Cell]:
+    """The cells without a result, in order, each once."""
+    return [cell for cell in dict.fromkeys(cells) if cell not in results]
+
+
+def present_commit() -> str:
+    """The commit of the code that runs: ten digits, ``-dirty`` where the package's files differ from it.
+
+    Outside a checkout it is the package's version.
+    """
+    folder = Path(covrl.__file__).parent
+    head = _git(folder, "rev-parse", "--short=10", "HEAD")
+    # A package that is installed inside another project's checkout is not of that project's commit.
+    if not head or not _git(folder, "ls-files", "__init__.py"):
+        return f"v{covrl.__version__}"
+    return f"{head}-dirty" if _git(folder, "status", "--porcelain", "--", ".") else head
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+    except OSError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,95 @@
+"""What can be compared, as data: the settings, and every method with its controls and ablations."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+import covrl.quickstart
+from covrl.config import RunConfig, check, override, read_toml
+from covrl.errors import UserError
+
+RECIPE = Path(covrl.quickstart.__file__).with_name("quickstart.toml")
+
+BASE = "base"
+"""The untrained model: a row of every table, evaluated once a setting."""
+
+
+class Setting(NamedTuple):
+    """A base that all methods start from, and what a table says of it."""
+
+    model: str
+    about: str
+
+
+SETTINGS = {
+    "rare": Setting("covrl:digits", "the right procedure in about 0.5 % of the base's traces"),
+    "common": Setting("covrl:digits-common", "the right procedure in about 20 % of the base's traces"),
+}
+
+SHARED = ("training.stream_norms_every=0", "report.traces_every=1000000", "evaluation.every=5")
+"""Settings of every cell besides the recipe's: no extra backward passes, no traces for a report, finer curves."""
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    # a method that is refused with a single update a batch
+    "rover": ("algorithm.name=rover", "training.mini_batches=2"),
+    # controls of the claim that the answer guides the posterior
+    "covrl-shuffled": ("algorithm.name=covrl", "problems.shuffle_hints=true"),
+    "grpo-posterior": ("algorithm.name=grpo", "algorithm.posterior_share=0.5"),
+    # ablations
+    "covrl-beta-0": ("algorithm.name=covrl", "algorithm.beta=0.0"),
+    "covrl-beta-0.1": ("algorithm.name=covrl", "algorithm.beta=0.1"),
+    "covrl-beta-3": ("algorithm.name=covrl", "algorithm.beta=3.0"),
+    "covrl-alpha-0.1": ("algorithm.name=covrl", "algorithm.alpha=0.1"),
+    "covrl-alpha-0.9": ("algorithm.name=covrl", "algorithm.alpha=0.9"),
+    "covrl-nll-0": ("algorithm.name=covrl", "algorithm.nll_weight=0.0"),
+    "covrl-nll-0.1": ("algorithm.name=covrl", "algorithm.nll_weight=0.1"),
+    "covrl-reward-mean": ("algorithm.name=covrl", "algorithm.reward=mean"),
+    "covrl-reward-prob": ("algorithm.name=covrl", "algorithm.reward=prob"),
+    "covrl-reward-mean_prob": ("algorithm.name=covrl", "algorithm.reward=mean_prob"),
+    "covrl-mixture": ("algorithm.name=covrl", "algorithm.ratio=mixture"),
+    "covrl-detached": ("algorithm.name=covrl", "algorithm.kl_reference=detached"),
+}
+"""Settings behind a name: variants of methods, and methods that the recipe alone does not suit. Any other name is the
+method of that name with its own defaults."""
+
+RATES: dict[tuple[str, str], float] = {}
+"""Learning rates that were tuned on dev, by (method, setting); the recipe's where there is none."""
+
+
+def settings_of(method: str) -> tuple[str, ...]:
+    """The ``section.key=value`` settings that make a run one of this method."""
+    return VARIANTS.get(method, (f"algorithm.name={method}",))
+
+
+def default_rate(method: str, setting: str) -> float:
+    """The learning rate that a method is run with where none is given: the tuned one, else the recipe's."""
+    recipe = read_toml(RECIPE)["training"]["learning_rate"]
+    return RATES.get((method, setting), recipe)
+
+
+def recipe_config(settings: tuple[str, ...]) -> RunConfig:
+    """The shipped recipe of the digits task with settings applied; raises UserError like every config."""
+    return check(RunConfig, override(read_toml(RECIPE), [*SHARED, *settings]))
+
+
+def check_names(methods: tuple[str, ...], settings: tuple[str, ...]) -> None:
+    """Every name must be known, and the variants' settings must be the method's, before anything is trained.
+
+    Raises:
+        UserError: names the first that is not, and the nearest that is.
+    """
+    from covrl.algorithms import find_algorithm
+
+    for name in settings:
+        if name not in SETTINGS:
+            raise UserError(f"--settings: unknown setting {name!r}; there are {', '.join(SETTINGS)}")
+    for name in methods:
+        if name == BASE:
+            continue
+        near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.8)
+        if near and name not in VARIANTS and "-" in name:
+            raise UserError(f"--algorithms: unknown variant {name!r}: did you mean {near[0]}?")
+        table = recipe_config(settings_of(name)).algorithm
+        check(find_algorithm(table.name).Config, table.settings, where=f"--algorithms {name}: ")

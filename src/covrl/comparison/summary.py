@@ -1,0 +1,183 @@
+"""From results to the figures of a table: means, intervals, every seed, accuracy at equal tokens, what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, Literal
+
+from covrl.comparison.cells import Cell, Result
+from covrl.evaluation.statistics import Interval, t_interval
+
+Axis = Literal["generated", "passed"]
+
+AXES: dict[Axis, str] = {"generated": "generated tokens", "passed": "forward + backward tokens"}
+"""Two measures of what a training cost. ``passed`` counts a token once for each forward and each backward pass that it
+goes through: scored tokens once, trained ones twice. Sampling is not in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measure of one method: its mean, its 95 % interval and the value of every seed.
+
+    The interval is Student's over seeds; that of a single run is the bootstrap over problems (``over``). There is
+    none where all seeds or all problems are alike, which tells nothing of others.
+    """
+
+    mean: float
+    points: tuple[float, ...]
+    interval: Interval | None
+    over: Literal["seeds", "problems"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A method at one setting and learning rate: its results by seed, and the seeds that are missing."""
+
+    method: str
+    setting: str
+    rate: float
+    results: tuple[Result, ...]
+    missing: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What tells it from other lines."""
+        return self.method, self.setting, self.rate
+
+    def figure(self, measure: str) -> Figure | None:
+        """A share from the evaluation (``greedy``, ``avg@n``, ``pass@8``, ``sound``), where the results have it."""
+        values = [value for r in self.results if (value := _measure(r.figures["exam"], measure)) is not None]
+        if not values:
+            return None
+        if len(values) > 1:
+            return _over_seeds(values)
+        low, high = self.results[0].figures["exam"]["intervals"].get(measure, (0.0, 0.0))
+        return Figure(values[0], tuple(values), Interval(low, high) if low < high else None, "problems")
+
+    def at(self, axis: Axis, tokens: float) -> Figure | None:
+        """Held-out accuracy after so many tokens, between evaluations by the straight line; without seeds that
+        ended before."""
+        values = [value_at(course(r, axis), tokens) for r in self.results]
+        known = [value for value in values if value is not None]
+        return _over_seeds(known) if known else None
+
+    def cost(self, part: str, name: str) -> float | None:
+        """Mean over seeds of ``figures[part][name]``, None where no result counts it."""
+        values = [r.figures[part].get(name) for r in self.results]
+        counted = [value for value in values if value is not None]
+        return fmean(counted) if counted else None
+
+
+def _over_seeds(values: Sequence[float], least: float = 0.0) -> Figure:
+    """Student's interval, cut to ``least`` and 1."""
+    ends = t_interval(values, within=(least, 1.0)) if len(set(values)) > 1 else None
+    return Figure(fmean(values), tuple(values), ends, "seeds")
+
+
+def lead(first: Line, other: Line, value: Callable[[Result], float | None]) -> Figure | None:
+    """How far ``first`` is ahead of ``other`` in a share, seed by seed over the seeds that both have."""
+    theirs = {r.cell.seed: value(r) for r in other.results}
+    pairs = [(value(r), theirs.get(r.cell.seed)) for r in first.results]
+    gaps = [mine - yours for mine, yours in pairs if mine is not None and yours is not None]
+    return _over_seeds(gaps, least=-1.0) if gaps else None
+
+
+def lead_in(first: Line, other: Line, measure: str) -> Figure | None:
+    """:func:`lead` in a measure of the evaluation."""
+    return lead(first, other, lambda r: _measure(r.figures["exam"], measure))
+
+
+def lead_at(first: Line, other: Line, axis: Axis) -> Figure | None:
+    """:func:`lead` in held-out accuracy after the most tokens that all trainings of the two reached."""
+    tokens = common_tokens([first, other], axis)
+    return None if tokens is None else lead(first, other, lambda r: value_at(course(r, axis), tokens))
+
+
+def verdict(leads: Sequence[Figure | None]) -> str:
+    """``ahead`` or ``behind`` where every interval says so, else ``undecided``."""
+    ends = [figure.interval for figure in leads if figure and figure.interval]
+    if not leads or len(ends) < len(leads):
+        return "undecided"
+    if all(low > 0 for low, _ in ends):
+        return "ahead"
+    return "behind" if all(high < 0 for _, high in ends) else "undecided"
+
+
+def _measure(exam: Mapping[str, Any], measure: str) -> float | None:
+    if measure == "sound":
+        return exam.get("sound_sampled", exam.get("sound"))
+    return exam.get(measure)
+
+
+def lines(cells: Sequence[Cell], results: Mapping[Cell, Result]) -> list[Line]:
+    """The cells by method, setting and rate, in their order."""
+    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    for cell in dict.fromkeys(cells):
+        groups.setdefault((cell.method, cell.setting, cell.rate), []).append(cell)
+    return [
+        Line(
+            *key,
+            tuple(results[cell] for cell in members if cell in results),
+            tuple(cell.seed for cell in members if cell not in results),
+        )
+        for key, members in groups.items()
+    ]
+
+
+def measures(results: Sequence[Result]) -> dict[str, str]:
+    """The measures of a table and how they are headed: pass@k for the largest k that every result has."""
+    samples = min((r.figures["exam"].get("n", 0) for r in results), default=0)
+    shown = {"greedy": "greedy"}
+    if samples:
+        most = 1 << (samples.bit_length() - 1)
+        shown |= {"avg@n": f"avg@{samples}"} | ({f"pass@{most}": f"pass@{most}"} if most > 1 else {})
+    return shown | {"sound": "sound"}
+
+
+def course(result: Result, axis: Axis) -> list[tuple[float, float]]:
+    """Held-out accuracy over the tokens of ``axis``, as it went in training; empty where tokens were not counted."""
+    found = [(_tokens(point, axis), point["accuracy"]) for point in result.figures["curve"]]
+    return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def _tokens(point: Mapping[str, float | None], axis: Axis) -> float | None:
+    if axis == "generated":
+        return point["generated"]
+    scored, trained = point["scored"], point["trained"]
+    return None if scored is None or trained is None else scored + 2 * trained
+
+
+def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """The value at ``x`` on the straight lines between points (x rising); None outside them."""
+    for (a, before), (b, after) in pairwise(points):
+        if a <= x <= b:
+            return after if b == a else before + (x - a) / (b - a) * (after - before)
+    return points[0][1] if len(points) == 1 and points[0][0] == x else None
+
+
+def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:
+    """The most tokens that every finished training reached; None where none counted them."""
+    ends = [points[-1][0] for line in every for r in line.results if (points := course(r, axis)) and points[-1][0] > 0]
+    return min(ends, default=None)
+
+
+def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
+    """What a reader has to know beside the figures: what is missing, failed or was stopped, and of which code."""
+    said = []
+    for line in every:
+        if line.missing:
+            seeds = ", ".join(map(str, line.missing))
+            said.append(f"Missing: {line.method}, {line.setting}, rate {line.rate:g}, seeds {seeds}.")
+    said += [f"Failed: {cell.title}: {reason}" for cell, reason in failures.items()]
+    results = [r for line in every for r in line.results]
+    said += [f"Stopped: {r.cell.title}: {r.figures['stopped']}" for r in results if r.figures["stopped"]]
+    commits = Counter(r.commit for r in results)
+    if commits:
+        said.append("Commits (results): " + ", ".join(f"{commit} ({count})" for commit, count in commits.items()) + ".")
+    if any(commit.endswith("-dirty") for commit in commits):
+        said.append("Results marked -dirty come from code that was not committed, and cannot be made again.")
+    return said

@@ -1,0 +1,196 @@
+"""The table of a comparison, as Markdown and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from covrl.comparison.cells import Cell, Result
+from covrl.comparison.methods import BASE, SETTINGS
+from covrl.comparison.summary import (
+    AXES,
+    Figure,
+    Line,
+    common_tokens,
+    lead_at,
+    lead_in,
+    measures,
+    remarks,
+    verdict,
+)
+from covrl.reporting.format import ABSENT, duration
+from covrl.reporting.text import visible
+
+WIDE = 150  # columns from which a terminal gets the whole table
+PHASES = ("generate", "score", "train")
+ABOUT = (
+    "Shares in %, under the prior prompt. In brackets 95 % intervals: Student's over seeds, or, marked †, a bootstrap "
+    "over problems where there is one run. Then every seed."
+)
+
+
+class Grid(NamedTuple):
+    """A table as text: its heading, what stands above it, its head and its rows."""
+
+    title: str
+    about: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def grids(every: Sequence[Line]) -> dict[str, list[Grid]]:
+    """The tables of each setting: what was reached, the first method against each other one, and the cost."""
+    found: dict[str, list[Grid]] = {}
+    for setting in dict.fromkeys(line.setting for line in every):
+        here = [line for line in every if line.setting == setting]
+        found[setting] = [_reached(setting, here), *_against(setting, here), _cost(setting, here)]
+    return found
+
+
+def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
+    """The first method's lead over each other one; nothing where it has several rates, as none is its own then."""
+    trained = [line for line in here if line.method != BASE]
+    first = [line for line in trained if line.method == trained[0].method]
+    if len(first) != 1 or len(trained) < 2:
+        return []
+    shown = measures([r for line in here for r in line.results])
+    head = ["against", "rate", "seeds", *shown.values(), *(f"at equal {name}" for name in AXES.values()), "verdict"]
+    rows = []
+    for other in trained[1:]:
+        at = [lead_at(first[0], other, axis) for axis in AXES]
+        figures = [*(lead_in(first[0], other, measure) for measure in shown), *at]
+        both = {r.cell.seed for r in first[0].results} & {r.cell.seed for r in other.results}
+        rows.append([other.method, f"{other.rate:g}", str(len(both)), *map(figure_text, figures), verdict(at)])
+    about = (
+        f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
+        "held-out (dev) accuracy after the most tokens that all trainings of the two reached. The verdict is ahead or "
+        "behind only where the intervals of both axes say so."
+    )
+    return [Grid(f"{setting}: {first[0].method} against the others", about, head, rows)]
+
+
+def _reached(setting: str, here: Sequence[Line]) -> Grid:
+    results = [r for line in here for r in line.results]
+    shown = measures(results)
+    equal = {axis: tokens for axis in AXES if (tokens := common_tokens(here, axis))}
+    about = f"{SETTINGS[setting].about}. Chance: {_chance(results)}."
+    if results:
+        exam = results[0].figures["exam"]
+        about += f" {exam['problems']:,} {results[0].cell.exam.split} problems."
+    if equal:
+        places = " and ".join(f"{count_text(tokens)} {AXES[axis]}" for axis, tokens in equal.items())
+        about += f" The last columns: held-out (dev) accuracy after {places}, which all trainings reached."
+    head = ["method", "rate", "seeds", *shown.values(), *(f"at {count_text(t)} {AXES[a]}" for a, t in equal.items())]
+    # A guess has no chance of its own at pass@k, and no trace that could be sound.
+    guess = [_chance(results) if name in ("greedy", "avg@n") else "" for name in shown]
+    rows = [["chance", "", "", *guess, *([_chance(results)] * len(equal))]]
+    for line in here:
+        figures = [line.figure(measure) for measure in shown]
+        figures += [line.at(axis, tokens) for axis, tokens in equal.items()]
+        rows.append([*_names(line), *map(figure_text, figures)])
+    return Grid(f"{setting}: accuracy", about[:1].upper() + about[1:], head, rows)
+
+
+def _cost(setting: str, here: Sequence[Line]) -> Grid:
+    head = ["method", "rate", "steps", "generated", "scored", "trained", *(f"{phase} time" for phase in PHASES)]
+    rows = []
+    for line in here:
+        if line.method == BASE:
+            continue
+        steps = [r.figures["steps"] for r in line.results]
+        counts = [line.cost("tokens", name) for name in ("generated", "scored", "trained")]
+        seconds = [line.cost("seconds", phase) for phase in PHASES]
+        whole = sum(s for s in seconds if s is not None)
+        times = [ABSENT if s is None else f"{duration(s)} ({s / whole:.0%})" if whole else "0s" for s in seconds]
+        shown = "–".join(map(str, sorted({min(steps), max(steps)}))) if steps else ABSENT
+        rows.append([*_names(line)[:2], shown, *map(count_text, counts), *times])
+    about = (
+        "Tokens and time of one training, mean over seeds. Generated: sampled; scored: gone forward without gradient; "
+        "trained: gone forward and backward. Time by phase on one thread."
+    )
+    return Grid(f"{setting}: cost", about, head, rows)
+
+
+def _names(line: Line) -> list[str]:
+    whole = len(line.results) + len(line.missing)
+    return [line.method, "" if line.method == BASE else f"{line.rate:g}", f"{len(line.results)}/{whole}"]
+
+
+def _chance(results: Sequence[Result]) -> str:
+    chances = {r.figures["chance"] for r in results}
+    return percent(min(chances)) if chances else ABSENT
+
+
+def figure_text(figure: Figure | None) -> str:
+    """A figure with its interval and, on a second line, every seed: ``83.1 [80.2, 86.0]``, ``82.0, 84.2``."""
+    if figure is None:
+        return ABSENT
+    text = percent(figure.mean)
+    if figure.interval:
+        mark = "" if figure.over == "seeds" else " †"
+        text += f" [{percent(figure.interval.low)}, {percent(figure.interval.high)}]{mark}"
+    return text + (f"\n{', '.join(map(percent, figure.points))}" if len(figure.points) > 1 else "")
+
+
+def percent(share: float) -> str:
+    """A share in per cent with one digit behind the point, without the sign."""
+    return f"{100 * share:.1f}"
+
+
+def count_text(tokens: float | None) -> str:
+    """A number of tokens with three digits, such as ``1.41 M``."""
+    if tokens is None:
+        return ABSENT
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g} {letter}"
+    return f"{tokens:.0f}"
+
+
+def markdown(every: Sequence[Line], failures: Mapping[Cell, str], command: str) -> str:
+    """The whole comparison as Markdown; ``command`` is what made it."""
+    parts = [f"Made by `{command}`.", ABOUT]
+    for grid in (grid for tables in grids(every).values() for grid in tables):
+        rule = ["---", *["---:"] * (len(grid.head) - 1)]
+        table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (grid.head, rule, *grid.rows))
+        parts += [f"## {grid.title[:1].upper()}{grid.title[1:]}", grid.about, table]
+    said = remarks(every, failures)
+    parts += ["## Remarks", "\n".join(f"- {_cell(text)}" for text in said)] if said else []
+    return "\n\n".join(["# Comparison", *parts]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return visible(text).replace("\n", ": ").replace("|", "\\|")
+
+
+def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str]) -> None:
+    """The same for a terminal; a narrow one gets less, since figures torn apart cannot be read."""
+    wide = console.width >= WIDE
+    for grid in (grid for tables in grids(every).values() for grid in tables):
+        kept = [i for i, name in enumerate(grid.head) if wide or not _beside(name)]
+        table = Table(box=box.SIMPLE_HEAD, title=Text(grid.title, "bold"), title_justify="left", padding=(0, 1, 0, 0))
+        for i in kept:
+            table.add_column(grid.head[i], justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+        for row in grid.rows:
+            style = "dim" if row[0] in ("chance", BASE) else ""
+            table.add_row(*(Text(visible(row[i] if wide else _short(row[i])), style) for i in kept))
+        console.print(table)
+        console.print(Text(grid.about if wide else grid.about.partition(" The last columns")[0], "dim"))
+    console.print(Text(ABOUT if wide else ABOUT.replace("Then every seed.", "The files show every seed."), "dim"))
+    for text in remarks(every, failures):
+        console.print(Text(visible(text), "yellow" if text.startswith(("Missing", "Failed", "Stopped")) else "dim"))
+
+
+def _short(text: str) -> str:
+    """A figure with its interval below it, without the seeds."""
+    return text.partition("\n")[0].replace(" [", "\n[")
+
+
+def _beside(column: str) -> bool:
+    """Whether a narrow terminal can do without the column; the files have it."""
+    return column in ("rate", "scored") or column.startswith("at ")
