@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TOKENIZERS
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
-from covrl.prompts import Prompts
+from covrl.prompts import Prompts, check_tokens
 from covrl.records import Problem, Request, Rollout
 
 TEXT = st.text(alphabet="ab 42+<>/{}\\nxé数\n", min_size=1, max_size=25)
@@ -141,3 +143,61 @@ def test_a_template_that_writes_the_beginning_of_sequence_gets_no_second_one() -
     tokenizer.chat_template = "{{ bos_token }}" + CHAT
     ids = Prompts(tokenizer, PromptConfig()).prior(Problem("p", "q", "a"))
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+# What a tokenizer cannot write
+
+
+def words(known: str, unknown: str | None = "<unk>", drops: str = "") -> PreTrainedTokenizerFast:
+    """One token a character of ``known``; anything else is ``unknown`` (or nothing), ``drops`` is normalised away."""
+    special = [unknown] if unknown else []
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate([*special, *known])}, [], unk_token=unknown))
+    if drops:
+        inner.normalizer = normalizers.Replace(drops, "")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=unknown, clean_up_tokenization_spaces=False)
+
+
+TAGS = "</think>\n<answer>"
+
+
+@BY_TOKENIZER
+@pytest.mark.parametrize("tag", ["</think>", " </t>", "\n\nAnswer: ", ">\n", "\n", " ."])
+def test_tags_survive_every_usual_tokenizer(name: str, tag: str) -> None:
+    assert MADE[name].reads_back(tag) == tag
+    check_tokens(MADE[name], [Problem("p", "q", "42 > 41, a b")])
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        (words("answer<>\n"), "prompts.close: the tokenizer .* cannot write '</think>': its tokens read '<<unk>"),
+        (words("answer<>\n", None), "prompts.close: .* cannot write '</think>': its tokens read '<n>'"),
+        (words("/x", None), "prompts.close: .* cannot write '</think>': its tokens read '/'"),
+        (words("xy", None), "prompts.close: .* has no tokens for '</think>'; are its files in the model's folder"),
+        (words(TAGS, drops="\n"), r"prompts.answer_prefix: .* cannot write '\\n<answer>': its tokens read '<answer>'"),
+        (words(TAGS, drops="er>"), r"prompts.answer_prefix: .* cannot write '\\n<answer>': its tokens read '\\n<answ'"),
+    ],
+)
+def test_a_tag_that_the_tokenizer_loses_is_named_with_its_setting(
+    tokenizer: PreTrainedTokenizerFast, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        check_tokens(Prompts(tokenizer, PromptConfig()), [Problem("p", "q", "42")])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_an_answer_without_tokens_is_named_with_what_is_lost(unknown: str | None) -> None:
+    prompts = Prompts(words(TAGS + "42 ", unknown), PromptConfig())
+    check_tokens(prompts, [Problem("p", "questions are not looked at: é", "4 2")])
+    with pytest.raises(UserError, match=r"problem law/7: the tokenizer .* has no token for '7é' of the answer '4 7é'"):
+        check_tokens(prompts, [Problem("a", "q", "4"), Problem("law/7", "q", "4 7é")])
+    with pytest.raises(UserError, match="problem law/8: the answer is empty"):
+        check_tokens(prompts, [Problem("a", "q", "4"), Problem("law/8", "q", " ")])
+
+
+def test_a_tokenizer_may_change_letter_case_and_unicode_form() -> None:
+    tokenizer = words("</think>\n<answer>ab1/2⁄")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    check_tokens(Prompts(tokenizer, PromptConfig()), [Problem("p", "q", "AB½")])

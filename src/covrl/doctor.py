@@ -51,22 +51,36 @@ def _device() -> list[Finding]:
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    found = [Finding("device", str(accelerator or "cpu"))]
+    build = f"torch {torch.__version__} sees no accelerator; if there is one, see its driver and torch build"
+    found = [Finding("device", str(accelerator or "cpu"), True, "" if accelerator else build)]
     if accelerator is not None and accelerator.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         found.append(Finding("accelerator", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"))
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    found.append(
-        Finding("cores and threads", f"{cores} cores, torch uses {threads}", threads <= cores, "OMP_NUM_THREADS")
-    )
-    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
-    found.append(
+    return [
+        *found,
+        *_threads(torch.get_num_threads(), os.cpu_count() or 1, os.environ.get("OMP_WAIT_POLICY")),
+        Finding("CPU instructions", torch.backends.cpu.get_cpu_capability()),
+    ]
+
+
+def _threads(threads: int, cores: int, policy: str | None) -> list[Finding]:
+    """How many threads torch takes, and what they do while they wait."""
+    few, passive = threads <= cores, (policy or "").lower() == "passive"
+    return [
         Finding(
-            "OMP_WAIT_POLICY", policy, policy.lower() == "passive", "export OMP_WAIT_POLICY=passive: idle threads spin"
-        )
-    )
-    return [*found, Finding("CPU instructions", torch.backends.cpu.get_cpu_capability())]
+            "cores and threads",
+            f"{cores} cores, torch uses {threads}",
+            few,
+            "" if few else f"export OMP_NUM_THREADS={cores}: more threads than cores are slower",
+        ),
+        Finding(
+            "OMP_WAIT_POLICY",
+            policy or "not set",
+            passive,
+            "" if passive else "export OMP_WAIT_POLICY=passive: idle threads spin",
+        ),
+    ]
 
 
 def _version(name: str) -> str | None:

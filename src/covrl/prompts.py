@@ -193,7 +193,7 @@ def check_tokens(prompts: Prompts, problems: Sequence[Problem]) -> None:
     for setting in ("close", "answer_prefix", "answer_suffix"):
         tag = getattr(prompts.config, setting)
         back = prompts.reads_back(tag)
-        if not back:
+        if tag and not back:
             raise UserError(
                 f"prompts.{setting}: the tokenizer {name} has no tokens for {tag!r}; are its files in the model's "
                 "folder? if they are, choose a text that it can write"

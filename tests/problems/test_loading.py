@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from covrl.errors import UserError
 from covrl.problems import digits
 from covrl.problems.loading import Extract, Fields, load_problems
+from covrl.problems.tasks import find_task
 from covrl.records import Problem
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -378,8 +379,8 @@ def test_an_unknown_form_of_source_lists_the_forms(source: str) -> None:
 
 
 def test_an_unknown_task_or_split() -> None:
-    assert "did you mean digits? (a source is a file" in error_of("digit:train")
-    assert "no split 'tset'; there are base, train" in error_of("digits:tset")
+    assert error_of("digit:train").startswith("digit:train: unknown task 'digit': did you mean digits? (a source is ")
+    assert error_of("digits:tset").startswith("digits:tset: task digits has no split 'tset'; there are base, train")
     assert "no split ''" in error_of("digits:")
 
 
@@ -427,6 +428,11 @@ def test_parquet(parquet: Callable[[list[dict[str, Any]]], str]) -> None:
     assert error_of(path, Fields()).endswith("(question): the row has m.q, x.y, more, n, price, blob")
 
 
+def test_the_solution_is_read_from_a_column_of_its_own(parquet: Callable[[list[dict[str, Any]]], str]) -> None:
+    path = parquet([row(work="add them", other="x")])
+    assert load_problems(path, Fields(solution="work")) == [Problem("train/0", "1+1?", "2", solution="add them")]
+
+
 def test_parquet_that_cannot_be_used(parquet: Callable[[list[dict[str, Any]]], str], write: Write) -> None:
     path = parquet([row(), row(answer=None)])
     assert error_of(path) == (
@@ -452,7 +458,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, module: str, 
     monkeypatch.setitem(sys.modules, module, None)
     message = error_of(source)
     assert f"{source.split('/')[-1]}: this source needs the package {module} (" in message
-    assert message.endswith("pip install covrl[data]")
+    assert message.endswith("pip install 'covrl[data]'")  # quoted: brackets are a pattern in some shells
 
 
 class FakeTable:
@@ -615,6 +621,39 @@ def test_extracted_answers_of_math500_are_the_given_ones() -> None:
 def test_gsm8k_with_the_wrong_setting_says_so() -> None:
     message = error_of(real("gsm8k/train.jsonl"), Fields(extract="boxed"))
     assert message.startswith("train.jsonl:1: problem 'train/0': answer (field 'answer'): there is no \\boxed{}")
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ("1,200", "1200"),
+        ("-12,345,678.50", "-12345678.50"),
+        ("$1,200", "$1200"),
+        ("3,4", "3,4"),
+        ("1,2000", "1,2000"),
+        ("1234,567", "1234,567"),
+        ("1,200,30", "1,200,30"),
+        ("0.125,300", "0.125,300"),
+        ("1,200 or 3", "1200 or 3"),
+    ],
+)
+def test_behind_hashes_numbers_lose_their_thousands_separators(write: Write, given: str, answer: str) -> None:
+    path = write([row(answer=f"so it is 1,200\n#### {given}")])
+    (problem,) = load_problems(path, Fields(extract="hash"))
+    assert (problem.answer, problem.solution) == (answer, "so it is 1,200")
+    (plain,) = load_problems(write([row(answer=given)]), Fields())
+    assert plain.answer == given, "answers that are taken as they are keep theirs"
+
+
+def test_no_answer_of_gsm8k_keeps_a_comma() -> None:
+    problems = load_problems(real("gsm8k/train.jsonl"), Fields(extract="hash"))
+    assert sum("," in p.answer for p in problems) == 0
+    assert sum(p.answer == "1200" for p in problems) > 0
+
+
+def test_a_task_by_name_names_the_option_that_was_typed() -> None:
+    with pytest.raises(UserError, match=r"^--task: unknown task 'animal': did you mean animals\?$"):
+        find_task("animal")
 
 
 def test_a_field_that_the_answer_is_taken_from_is_the_worked_solution(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ FIELDS_LISTED = 20
 _HUB_SOURCE = re.compile(r"hf:(?P<name>[^/:\s]+/[^/:\s]+)(?:/(?P<config>[^:\s]+))?:(?P<split>.+)")
 _TASK_SOURCE = re.compile(r"(?P<task>[A-Za-z][\w-]*):(?P<split>[\w-]*)")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_GROUPED_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _NOTHING_FOUND = {"hash": "#### with an answer behind it", "boxed": r"\boxed{} with an answer in it"}
 
 
@@ -54,8 +55,9 @@ class Fields:
     A dotted name reaches into objects (``meta.answer``) and lists (``prompt.0.content``). ``answer`` is text, a
     number, or a list of them: the first is scored, all are accepted. ``accepted`` names a list of further accepted
     answers, taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as
-    it is, behind the last ``####``, or out of the last ``\boxed{}``. ``solution`` names a field with a worked
-    solution; without one, a field that the answer was extracted from is the solution (up to the last ``####``).
+    it is, behind the last ``####`` (there a number loses its thousands separators: 1,200 is 1200), or out of the last
+    ``\boxed{}``. ``solution`` names a field with a worked solution; without one, a field that the answer was
+    extracted from is the solution (up to the last ``####``).
 
     Example:
         >>> Fields(question="problem", answer="solution", extract="boxed")
@@ -97,7 +99,7 @@ def load_problems(source: str, fields: Fields = Fields()) -> list[Problem]:
         return _problems(rows, source, path.name[: -len(suffix)], fields)
     if task := _TASK_SOURCE.fullmatch(source):
         try:
-            return find_task(task["task"]).problems(task["split"])
+            return find_task(task["task"], where="").problems(task["split"])
         except UserError as error:
             raise _error(source, f"{error} ({FORMS})") from None
     raise _error(source or "problems", f"not a source of problems: {FORMS}")
@@ -196,7 +198,7 @@ def _extracted(text: str, spot: str, extract: Extract) -> str:
             f"there is no {_NOTHING_FOUND[extract]} in {shown!r}; correct the row, "
             'or set extract = "none" if the field holds the answer alone',
         )
-    return found
+    return _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), found) if extract == "hash" else found
 
 
 def _number_text(value: Any) -> str | None:
@@ -328,7 +330,8 @@ def _parquet_rows(path: Path, fields: Fields) -> Iterator[_Row]:
 
 def _columns(columns: Sequence[str], fields: Fields) -> tuple[list[str], list[str]]:
     """The columns that the fields reach into, and the others, which may be large and are not decoded."""
-    names = [name for name in (fields.question, fields.answer, fields.accepted, fields.id) if name is not None]
+    wanted = (fields.question, fields.answer, fields.accepted, fields.id, fields.solution)
+    names = [name for name in wanted if name is not None]
     used = {name if name in columns else name.partition(".")[0] for name in names}
     if used.isdisjoint(columns):  # a table without columns has no rows either
         return list(columns), []
@@ -394,7 +397,7 @@ def _extra(module: str, source: str | Path) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise _error(source, f"this source needs the package {module} ({error}): pip install covrl[data]") from None
+        raise _error(source, f"this source needs the package {module} ({error}): pip install 'covrl[data]'") from None
 
 
 def _error(where: str | Path, what: str) -> UserError:

@@ -81,7 +81,7 @@ class AnimalsTask:
 
 def _no_split(task: Task, split: str) -> UserError:
     known = ", ".join([*get_args(digits.Split), "longer"])
-    return UserError(f"problems: task {task.name} has no split {split!r}; there are {known}")
+    return UserError(f"task {task.name} has no split {split!r}; there are {known}")
 
 
 def _label(found: digits.TraceCheck | animals.TraceCheck) -> str:
@@ -96,16 +96,14 @@ def task_of(source: str) -> Task | None:
     return TASKS.get(source.partition(":")[0])
 
 
-def find_task(name: str) -> Task:
-    """The embedded task of that name.
+def find_task(name: str, where: str = "--task: ") -> Task:
+    """The embedded task of that name; an error begins with ``where``, the place in which the name was given.
 
     Raises:
         UserError: no such task; names the nearest.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
-        raise UserError(
-            f"problems.task: unknown task {name!r}: "
-            + (f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}")
-        )
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}"
+        raise UserError(f"{where}unknown task {name!r}: {hint}")
     return TASKS[name]

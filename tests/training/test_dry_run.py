@@ -1,0 +1,129 @@
+"""The dry run's figures: what a pass keeps for its backward, and notes on the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import character_tokenizer, tiny
+
+from covrl.api import build
+from covrl.config import RunConfig, check
+from covrl.generation.base import Draw
+from covrl.records import Group
+from covrl.scoring.model import LanguageModel
+from covrl.training.dry_run import dry_run, measured_activations
+from covrl.training.loop import Run
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("dry")
+    tokenizer = character_tokenizer()
+    tiny("qwen2", len(tokenizer), max_position_embeddings=128).save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    rows = [{"question": f"{i}+{i}", "answer": "x" * i + str(2 * i)} for i in range(7)]
+    (place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+@pytest.fixture
+def make(folder: Path) -> Make:
+    def make(tokens_per_pass: int = 4096, answer_tokens: int = 9, steps_problems: int = 7, **training: Any) -> Run:
+        table: dict[str, Any] = {
+            "model": {"path": str(folder / "model"), "device": "cpu"},
+            "problems": {"train": str(folder / "train.jsonl")},
+            "generation": {"max_trace_tokens": 24, "max_answer_tokens": answer_tokens},
+            "prompts": {
+                "user": "{question}",
+                "prior_open": "=",
+                "posterior_open": "({hint})=",
+                "close": "e",
+                "answer_prefix": ":",
+                "answer_suffix": ";",
+            },
+            "training": {
+                "problems_per_step": steps_problems,
+                "rollouts_per_problem": 4,
+                "tokens_per_pass": tokens_per_pass,
+                **training,
+            },
+        }
+        return build(check(RunConfig, table))
+
+    return make
+
+
+def sampled(run: Run) -> tuple[Sequence[Group], int]:
+    """Groups, and the padded tokens of the longest trace's rows."""
+    groups = run.sample(run.source.take(2), Draw(0, 0))
+    rows = [[c.render(g.problem, r) for c in run.algorithm.contexts] for g in groups for r in g.rollouts]
+    return groups, max(len(part) * max(len(row.ids) for row in part) for part in rows)
+
+
+def deeper(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    """Adds layers to the trunk of which each keeps its output, 32 floats a token, and nothing else."""
+    hidden = LanguageModel.hidden
+
+    def with_layers(model: LanguageModel, rows: Any) -> torch.Tensor:
+        states = hidden(model, rows)
+        for _ in range(layers):
+            states = torch.tanh(states)
+        return states
+
+    monkeypatch.setattr(LanguageModel, "hidden", with_layers)
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 1000, 2000, 10**6])
+def test_what_a_layer_keeps_is_counted_once_and_scaled_to_the_largest_pass(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tokens_per_pass: int
+) -> None:
+    run = make(tokens_per_pass)
+    groups, trace = sampled(run)
+    with monkeypatch.context() as patch:
+        deeper(patch, 1)
+        one = measured_activations(run, groups)
+    with monkeypatch.context() as patch:
+        deeper(patch, 4)
+        four = measured_activations(run, groups)
+    step = trace * 7 * 4
+    tokens = {1: trace, 1000: 1000, 2000: 2000, 10**6: step}[tokens_per_pass]
+    assert trace < 1000 < 2000 < step
+    assert four - one == pytest.approx(3 * 32 * 4 * tokens, abs=1)
+
+
+def test_what_is_kept_follows_what_is_trained_and_not_the_callers_mode(make: Make) -> None:
+    run = make(1)
+    groups, trace = sampled(run)
+    small = measured_activations(run, groups)
+    assert small > trace * 2 * 4 * 32 * 4, "two layers keep more than four states of 32 floats each"
+    with torch.no_grad():
+        assert measured_activations(run, groups) == small
+    for parameter in run.parameters:
+        parameter.requires_grad_(False)
+    assert measured_activations(run, groups) < small / 10, "nothing is kept where nothing is trained"
+
+
+def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) -> None:
+    run = make()
+    found = dry_run(run)
+    assert all(p.grad is None for p in run.parameters)
+    assert run.done == 0
+    cost = found.cost
+    assert cost.activations > 0
+    assert cost.memory == cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.logits
+    vocabulary = len(run.prompts.tokenizer)
+    assert cost.logits == 2 * 3 * 4 * vocabulary * 4096, "a small vocabulary does not fill the bound"
+
+
+def test_answers_that_are_too_long_to_be_written_are_noted(make: Make) -> None:
+    (note,) = dry_run(make(answer_tokens=5)).notes  # "xxx6;" has five tokens, "xxxx8;" six, "xxxxx10;" eight
+    assert note.startswith("3 of 7 reference answers, closing tag included, are longer than")
+    assert "generation.max_answer_tokens = 5 (the longest, of problem train/6, has 9)" in note
+    assert dry_run(make(answer_tokens=9)).notes == ()
