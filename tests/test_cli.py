@@ -56,7 +56,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
         (["--set", "training.steps=-1"], "setting training.steps"),
         (["--set", "problems.train=digit:train"], "digit:train"),
         (["--set", "problems.train=digits:tests"], "no split 'tests'"),
-        (["--set", "model.path=/nowhere/at/all"], "cannot load '/nowhere/at/all'"),
+        (["--set", "model.path=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
         (["--set", "model.path=covrl:digit"], "'covrl:digit' is not shipped; there is covrl:digits"),
         (["--set", "model.device=gpu"], "model.device: gpu"),
         (["--set", "nonsense"], "expected section.key=value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from models import character_tokenizer
 
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
-from covrl.config import AlgorithmTable, PromptConfig, RunConfig, check, override, read_toml, to_toml
+from covrl.config import AlgorithmTable, PromptConfig, RunConfig, check, config_from, override, read_toml, to_toml
 from covrl.errors import UserError
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPES
@@ -140,3 +141,16 @@ def test_settings_records_and_command_line_do_not_import_torch() -> None:
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_wrong_setting_says_whether_the_file_or_the_command_line_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\npath = "m"\n[training]\nsteps = 3\n')
+    assert config_from(file, ["training.steps=4"]).training.steps == 4
+    with pytest.raises(UserError, match=r"^--set: setting training.steps"):
+        config_from(file, ["training.steps=no"])
+    with pytest.raises(UserError, match=r"^--set: setting generation.temperature: Input should be a finite number"):
+        config_from(file, ["generation.temperature=inf"])
+    file.write_text("[training]\nsteps = 0\n")
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))}: "):
+        config_from(file, ["training.seed=1"])

@@ -235,7 +235,7 @@ def test_doctor_names_what_is_there(covrl: Covrl) -> None:
     [  # what follows "train" has --config run.toml where it begins with --set
         (["train"], "give either --config FILE or --resume RUN"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
-        (["--set", "trainig.steps=1"], "run.toml: unknown setting trainig: did you mean training?"),
+        (["--set", "trainig.steps=1"], "--set: unknown setting trainig: did you mean training?"),
         (["--set", "problems.train=no.jsonl"], "no.jsonl"),
         (["--set", "problems.question_field=question"], "'question'"),
         (["--set", "problems.extract=boxed"], "boxed"),

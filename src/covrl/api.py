@@ -15,7 +15,7 @@ from typing import Any
 from covrl.algorithms import find_algorithm, make_algorithm
 from covrl.algorithms.base import Algorithm, Setup
 from covrl.config import ProblemsConfig, RunConfig, Settings, check, override, read_settings, read_toml, to_toml
-from covrl.errors import RunInterruptedError, UserError
+from covrl.errors import RunBusyError, RunInterruptedError, UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
@@ -86,7 +86,7 @@ def build(
     policy, tokenizer = load_model(moved, config.generation.temperature)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
-    check_lengths(prompts, policy.context_length, config, problems)
+    check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])
     generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass)
     notes = (*policy.given_up, *generator.prove())
     limits = config.generation
@@ -367,8 +367,17 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
 
 
 def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: Path | None = None) -> list[Reply]:
-    """Traces of a model for one question; of a run, its base's first."""
+    """Traces of a model for one question; of a run, its base's first.
+
+    Raises:
+        UserError: the question or the answer is empty or too long, or the model cannot be used.
+    """
+    if not question.strip():
+        raise UserError("the question is empty")
+    if answer is not None and not answer.strip():
+        raise UserError("--answer is empty; leave it out to sample from the prior prompt alone")
     config = config_for(model, file)
+    problem = Problem("of the command line", question, answer or "-")
     chosen = {"model": config.model}
     if (Path(model) / "config.toml").is_file():
         base = check(RunConfig, read_toml(Path(model) / "config.toml")).model
@@ -377,7 +386,9 @@ def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: 
     replies: list[Reply] = []
     for name, where in chosen.items():
         loaded, tokenizer = load_model(where, config.generation.temperature)
-        replies += ask_model(name, loaded, Prompts(tokenizer, config.prompts), question, answer, sampling, n, seed)
+        prompts = Prompts(tokenizer, config.prompts)
+        check_lengths(prompts, loaded.context_length, config, [problem])
+        replies += ask_model(name, loaded, prompts, question, answer, sampling, n, seed)
     return replies
 
 
@@ -403,13 +414,13 @@ def alone_in(folder: Path) -> Generator[None]:
     """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it.
+        RunBusyError: another process holds it.
     """
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
+            raise RunBusyError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
         yield
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
+from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError, UserError
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -88,7 +88,7 @@ def _show(outcome: Outcome) -> None:
     console.print()
     console.print(comparison_table(outcome.summary.results, title=f"{len(outcome.base.greedy.graded):,} test problems"))
     console.print(trace_panel(outcome.summary.examples[:4]))
-    console.print(f"trained model  {outcome.training.last}", highlight=False, soft_wrap=True)
+    console.print(f"trained model  {outcome.training.last.resolve()}", highlight=False, soft_wrap=True)
     console.print(f"report         {outcome.report}", highlight=False, soft_wrap=True)
 
 
@@ -116,12 +116,12 @@ def train(
     if resume is not None and (settings or out or dry_run):
         raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
     _cpu_defaults()
-    from covrl.config import RunConfig, check, override, read_settings
+    from covrl.config import config_from
 
     checked = None
     if config is not None:
         named = [f"algorithm.name={algorithm}"] * bool(algorithm) + [f"rewards.function={reward}"] * bool(reward)
-        checked = check(RunConfig, override(read_settings(config), [*named, *(settings or [])]), where=f"{config}: ")
+        checked = config_from(config, [*named, *(settings or [])])
     from rich.console import Console
 
     from covrl import api
@@ -129,7 +129,7 @@ def train(
     from covrl.reporting.html import write_report
     from covrl.reporting.show import show_dry_run, show_model_path
     from covrl.reporting.terminal import Progress
-    from covrl.reporting.trackers import make_trackers
+    from covrl.reporting.trackers import check_trackers, make_trackers
 
     if resume is not None:
         run = api.resume(resume, reward=reward, algorithm=algorithm)
@@ -145,22 +145,30 @@ def train(
         if complaint:
             raise UserError(complaint)
         return
+    check_trackers(run.config.report.trackers)
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume is None:
         api.new_run_folder(folder)
     elif run.done >= run.config.training.steps:
         print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
         return
+    else:
+        with api.alone_in(folder):  # before a word of progress is printed
+            pass
     progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
     trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
     try:
         with progress:
             trained = api.train_run(run, folder, [progress, *trackers], progress.note)
-    except TrainingStoppedError as error:
-        raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
-    finally:
+    except RunBusyError:
+        raise
+    except BaseException as error:
         if (folder / "metrics.jsonl").exists():
             write_report(folder / "report.html", summary_of(folder))
+        if isinstance(error, TrainingStoppedError):
+            raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
+        raise
+    write_report(folder / "report.html", summary_of(folder))
     console = Console()
     console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
     show_model_path(console, trained.best or trained.last)
@@ -179,11 +187,13 @@ def warm_format(
     """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
     _cpu_defaults()
     from covrl import api
-    from covrl.config import RunConfig, check, override, read_settings
+    from covrl.config import config_from
     from covrl.reporting.show import show_model_path
+    from covrl.training.warm_format import solved_problems
     from covrl.training.warm_format import warm_format as lessons
 
-    run = api.build(check(RunConfig, override(read_settings(config), settings or []), where=f"{config}: "))
+    run = api.build(config_from(config, settings or []))
+    solved_problems(run)
     api.new_run_folder(out)
     valid = 0.0
     for lesson in lessons(run, steps, rate, until, every):
@@ -220,9 +230,11 @@ def evaluate(
 
     from covrl import api
     from covrl.evaluation.evaluate import evaluate as run_evaluation
-    from covrl.evaluation.evaluate import write_traces
+    from covrl.evaluation.evaluate import check_writable, write_traces
     from covrl.reporting.show import show_figures
 
+    if traces:
+        check_writable(traces)
     checked = api.config_for(model, config, settings or [])
     run = api.build_evaluation(checked, problems)
     assert run.evaluator is not None
@@ -357,7 +369,15 @@ def _cpu_defaults() -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:  # a wrong option or argument
+        said = error.format_message()
+        if said:  # without arguments the help was printed and there is nothing to add
+            print(f"covrl: {said} (covrl --help)".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        print("covrl: interrupted", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"covrl: {error}", file=sys.stderr)
         sys.exit(2)

@@ -21,7 +21,7 @@ from covrl.plugins import refuse_code_in_file
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after they were checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Settings):
@@ -299,6 +299,29 @@ def read_settings(path: Path) -> dict[str, Any]:
     table = read_toml(path)
     refuse_code_in_file(table, path)
     return table
+
+
+def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
+    """The settings of a file with ``section.key=value`` assignments applied.
+
+    Raises:
+        UserError: as :func:`read_settings`, or a setting is wrong; says whether the file or ``--set`` has it.
+    """
+    table = read_settings(file)
+    changed = override(table, assignments)
+    try:
+        return check(RunConfig, changed)
+    except UserError as error:
+        where = str(file) if _is_wrong(table) else "--set"
+        raise UserError(f"{where}: {error}") from None
+
+
+def _is_wrong(table: Mapping[str, Any]) -> bool:
+    try:
+        check(RunConfig, table)
+    except UserError:
+        return True
+    return False
 
 
 def to_toml(config: BaseModel) -> str:

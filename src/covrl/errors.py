@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class RunBusyError(UserError):
+    """Another process is training in the run's folder; nothing of it may be touched."""
+
+
 class TrainingStoppedError(Exception):
     """Training was ended because going on makes no sense; the message says why and what to change."""
 

@@ -46,8 +46,8 @@ def tiny_model(seed: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).double().eval()
 
 
-def make_run(seed: int = 0, **settings: Any) -> Run:
-    """A run with the tiny model and CoVRL under ``settings``."""
+def make_run(seed: int = 0, name: str = "covrl", group: int = 2, **settings: Any) -> Run:
+    """A run with the tiny model and a method under ``settings``; models beside the policy have weights of their own."""
     config = RunConfig.model_validate(
         {
             "model": {"path": "unused", "dtype": "float64"},
@@ -59,24 +59,32 @@ def make_run(seed: int = 0, **settings: Any) -> Run:
                 "answer_prefix": "",
                 "answer_suffix": ".",
             },
-            "training": {"rollouts_per_problem": 2, "problems_per_step": 1},
-            "algorithm": {"name": "covrl", **settings},
+            "training": {"rollouts_per_problem": group, "problems_per_step": 1},
+            "algorithm": {"name": name, **settings},
         }
     )
     prompts = Prompts(tokenizer(), config.prompts)
-    algorithm = make_algorithm(config.algorithm, Setup(prompts, 2))
+    algorithm = make_algorithm(config.algorithm, Setup(prompts, group))
     models = {"policy": LanguageModel(tiny_model(seed))}
+    beside = {spec.name: tiny_model(seed + 100 + i) for i, spec in enumerate(algorithm.models)}
+    models |= {key: LanguageModel(model.requires_grad_(False)) for key, model in beside.items()}
     return Run(config, algorithm, models, generator=None, prompts=prompts, source=ProblemSource([PROBLEM], 0))  # ty: ignore
 
 
-def rollout(run: Run, ids: Sequence[int], source: str, appended: bool) -> Rollout:
-    """A trace as the engine would return it: closed by its own last token, or appended, or cut at the limit."""
-    requests = run.algorithm.plan(PROBLEM, [], Draw(0, 0))
-    prompt = next(r.prompt_ids for r in requests if r.source == source)
-    closed = appended or ids[-1] == CLOSE
+def rollout(
+    run: Run, ids: Sequence[int], source: str, appended: bool, problem: Problem = PROBLEM, index: int = 0
+) -> Rollout:
+    """A trace as the engine would return it: closed by its own last token, or appended, or cut at the limit.
+
+    Where the method samples whole responses, the second closing token ends one.
+    """
+    requests = run.algorithm.plan(problem, [], Draw(0, 0))
+    planned = next(r for r in requests if r.source == source)
+    ends = 2 if run.algorithm.samples == "response" else 1
+    closed = appended or (ids[-1] == CLOSE and ids.count(CLOSE) == ends)
     closing = "appended" if appended else "sampled" if closed else "none"
     text = "".join("ab."[i] for i in ids)
-    request = Request(PROBLEM.id, 0, prompt, source)
+    request = Request(problem.id, index, planned.prompt_ids, source, trains=planned.trains)
     return Rollout(request, tuple(ids), (0.0,) * len(ids), "closed" if closed else "length", closing, text)
 
 
@@ -84,6 +92,13 @@ def stopping_traces(length: int) -> list[tuple[int, ...]]:
     """All traces that sampling can return: closed early, or cut at ``length``."""
     closed = [(*head, CLOSE) for n in range(length) for head in product((A, B), repeat=n)]
     return closed + list(product((A, B), repeat=length))
+
+
+def responses(length: int) -> list[tuple[int, ...]]:
+    """All whole responses that sampling can return: ended by the second closing token, or cut at ``length``."""
+    every = [ids for n in range(1, length + 1) for ids in product(range(3), repeat=n)]
+    ended = [ids for ids in every if ids[-1] == CLOSE and ids.count(CLOSE) == 2]
+    return ended + [ids for ids in every if len(ids) == length and ids.count(CLOSE) < 2]
 
 
 def fixed_traces(length: int) -> list[tuple[int, ...]]:
@@ -125,8 +140,15 @@ def plain_reading(run: Run, ids: Sequence[int], appended: bool) -> Reading:
     return Reading(prior[steps, targets], posterior[steps, targets], kl, kl_detached, answer)
 
 
+def plain_log_probs(run: Run, prompt: Sequence[int], ids: Sequence[int], model: str = "policy") -> Tensor:
+    """``[n]`` log-probs of ``ids`` behind a prompt, one row through the model's own forward."""
+    logits = run.models[model].model(torch.tensor([[*prompt, *ids]])).logits[0]
+    logs = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+    return logs.gather(-1, torch.tensor([[i] for i in ids]))[:, 0]
+
+
 def production_gradient(
-    run: Run, rollouts: Sequence[Rollout], drift: Tensor | None = None
+    run: Run, rollouts: Sequence[Rollout], drift: Tensor | None = None, problem: Problem = PROBLEM
 ) -> tuple[Tensor, GradientReport]:
     """The gradient of one step on one group, through score, admit, credit, pack, loss and backward.
 
@@ -134,7 +156,7 @@ def production_gradient(
     """
     for parameter in run.parameters:
         parameter.grad = None
-    kept = run.algorithm.admit(run.score([Group(PROBLEM, tuple(rollouts))])).kept
+    kept = run.algorithm.admit(run.score([Group(problem, tuple(rollouts))])).kept
     credits = run.algorithm.credit(kept)
     before = get_weights(run)
     if drift is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluation, Evaluator
 from covrl.evaluation.statistics import avg_at_n, bootstrap_intervals, pass_at_k, powers_of_two
 from covrl.generation.base import Draw
@@ -71,6 +72,21 @@ def evaluate(
     greedy = evaluator(problems, 0.0, Draw(seed, 0))
     sampled = [evaluator(problems, temperature, replace(Draw(seed, 0), step=i + 1)) for i in range(n)]
     return EvaluationReport(greedy, tuple(sampled))
+
+
+def check_writable(path: Path) -> None:
+    """Before an evaluation: its file of traces can be written.
+
+    Raises:
+        UserError: it cannot; says why.
+    """
+    there = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror}") from None
+    if not there:
+        path.unlink()
 
 
 def write_traces(path: Path, report: EvaluationReport) -> None:

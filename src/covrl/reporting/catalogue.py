@@ -138,7 +138,7 @@ CHARTS = (
     ),
     ChartSpec(
         UPDATES, "Groups", "",
-        "Groups that were sampled, and that the method admitted to the step. At 0 kept there was nothing to learn from.",
+        "Groups that were sampled, and those that the method admitted. At 0 kept there was nothing to learn from.",
         ("groups/kept", "groups/sampled"), zero=True,
     ),
     ChartSpec(

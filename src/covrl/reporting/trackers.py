@@ -13,6 +13,23 @@ from covrl.records import StepReport
 from covrl.reporting.sinks import Sink
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Before anything is written: the packages of all trackers are there.
+
+    Raises:
+        UserError: one is not installed; names the extra.
+    """
+    for name in names:
+        _package(name)
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+    except ImportError:
+        raise UserError(f"report.trackers: {name} is not installed: pip install 'covrl[{name}]'") from None
+
+
 def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Sink]:
     """The trackers of those names, logging the run of ``folder``.
 
@@ -21,11 +38,7 @@ def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any])
     """
     made: list[Sink] = []
     for name in names:
-        package = "torch.utils.tensorboard" if name == "tensorboard" else name
-        try:
-            module = import_module(package)
-        except ImportError:
-            raise UserError(f"report.trackers: {name} is not installed: pip install 'covrl[{name}]'") from None
+        module = _package(name)
         if name == "tensorboard":
             made.append(TensorBoard(module.SummaryWriter(str(folder / "tensorboard"))))
         else:

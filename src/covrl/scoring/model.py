@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -147,17 +148,25 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
         UserError: no such folder or model, no weights, or logits that are not finite.
     """
     source = str(resolve_path(config.path))
+    if not Path(source).is_dir() and _is_local(source):
+        raise UserError(f"model.path: there is no folder {source}")
     if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
         raise UserError(f"model.path: {source} holds no *.safetensors weights")
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     try:
         tokenizer = load_tokenizer(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model.path: cannot load {source!r}: {str(error).splitlines()[0]}") from error
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
     language_model.given_up = language_model.prove()
     return language_model, tokenizer
+
+
+def _is_local(source: str) -> bool:
+    """Whether a name can only mean a folder: a hub id is NAME or OWNER/NAME, and its owner is not a folder here."""
+    outer = Path(source).parent
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or (str(outer) != "." and outer.is_dir())
 
 
 def load_tokenizer(source: str) -> Any:

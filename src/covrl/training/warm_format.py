@@ -104,7 +104,7 @@ def warm_format(run: Run, steps: int, rate: float, until: float, every: int) -> 
     """
     training = run.config.training
     lessons = WarmFormat(Settings(), Setup(run.prompts, 1))
-    solved = _solved(run)
+    solved = solved_problems(run)
     source = ProblemSource(solved, training.seed)
     optimizer = make_optimizer(run.parameters, training.model_copy(update={"learning_rate": rate}))
     for step in range(1, steps + 1):
@@ -133,8 +133,12 @@ def valid_share(run: Run, problems: Sequence[Problem], step: int) -> float:
     return sum(r.valid for r in rollouts) / len(rollouts)
 
 
-def _solved(run: Run) -> list[Problem]:
-    """Problems with a solution that fits the trace limit."""
+def solved_problems(run: Run) -> list[Problem]:
+    """Problems with a solution that fits the trace limit.
+
+    Raises:
+        UserError: the problems carry no solutions, or none is short enough.
+    """
     solved = [p for p in run.source.problems if p.solution]
     if not solved:
         raise UserError("the problems carry no worked solutions: set problems.solution_field (or extract) to have them")

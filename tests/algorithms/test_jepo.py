@@ -1,0 +1,62 @@
+"""JEPO's golden values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from algorithms.scored import credits, group_of, method, trace, weights
+
+
+def test_the_single_sample_bound() -> None:
+    found = credits("jepo", trace([0.5]), trace([0.25]), trace(None))
+    values = [math.log(0.5), math.log(0.25), math.log(0.25) - 1]
+    assert [c.reward for c in found] == pytest.approx(values)
+    assert weights(found, "policy") == pytest.approx([v - (sum(values) - v) / 2 for v in values])
+    assert weights(found, "nll") == [1.0, 1.0, None]
+
+
+def test_the_two_sample_bound() -> None:
+    found = credits("jepo", trace([0.5]), trace([0.25]), bound="multi")
+    assert weights(found, "policy") == pytest.approx([math.log(0.375 / 0.25), math.log(0.375 / 0.5)])
+    assert weights(found, "nll") == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_a_cut_trace_has_no_share_of_the_answers_gradient() -> None:
+    found = credits("jepo", trace([0.5]), trace([0.25]), trace(None), bound="multi", invalid_penalty=0.0)
+    assert weights(found, "nll")[:2] == pytest.approx([2 / 3, 1 / 3])
+    assert weights(found, "policy")[2] == pytest.approx(math.log((1 / 3) / 0.375))
+
+
+def test_a_users_reward_adds_to_both_bounds() -> None:
+    plain, shaped = (credits("jepo", trace([0.5], reward=r), trace([0.25])) for r in (None, 2.0))
+    assert weights(shaped, "policy")[0] == pytest.approx(weights(plain, "policy")[0] + 2.0)  # ty: ignore
+    plain, shaped = (credits("jepo", trace([0.5], reward=r), trace([0.25]), bound="multi") for r in (None, 2.0))
+    assert weights(shaped, "policy")[0] == pytest.approx(weights(plain, "policy")[0] + 1.0)  # ty: ignore
+
+
+def test_an_answer_at_the_floor_counts_as_the_floor() -> None:
+    found = credits("jepo", trace([1e-20]), trace([0.5]))
+    assert found[0].reward == -30.0
+
+
+def test_there_is_a_reference_model_only_with_a_kl() -> None:
+    assert method("jepo").models == ()
+    assert [m.name for m in method("jepo", kl_weight=0.1).models] == ["reference"]
+
+
+def test_a_group_without_an_answer_is_not_admitted_and_a_denominator_counts_questions() -> None:
+    algorithm = method("jepo", bound="multi")
+    good, bad = group_of(trace([0.5]), trace(None)), group_of(trace(None), trace(None))
+    assert algorithm.admit([good, bad]).kept == [good]
+    assert [s.denominator([good, good]) for s in algorithm.streams] == [2, 2]
+
+
+def test_answers_at_the_floor_are_named() -> None:
+    algorithm = method("jepo")
+    groups = [group_of(trace([1e-20]), trace([1e-30]))]
+    metrics = algorithm.monitors(groups, algorithm.credit(groups))
+    assert metrics["reward/floored_share"] == 1.0
+    assert metrics["groups/without_signal_share"] == 1.0
+    assert "floored rewards" in algorithm.warnings(metrics)[0]
+    assert method("nover").warnings(metrics) == []

@@ -1,0 +1,129 @@
+"""Invariances of every method's gradient: packing, chunking, order, dropped rows. METHODS takes further names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from training.test_step import PROBLEMS, gradient, make_run
+
+from covrl.generation.base import Draw
+from covrl.records import Credit, Group, Rollout, ScoredGroup
+from covrl.training.loop import Run
+from covrl.training.models import frozen_copy
+from covrl.training.step import PassLimits
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "verifree": ("verifree", {}),
+    "jepo": ("jepo", {}),
+    "jepo, multi, kl": ("jepo", {"bound": "multi", "kl_weight": 0.1}),
+    "latro": ("latro", {}),
+    "latro, sft": ("latro", {"sft_penalty": 1.0, "unfinished": "worst"}),
+    "rationalise": ("rationalise", {}),
+    "ravr": ("ravr", {}),
+    "rlpr": ("rlpr", {}),
+    "nover": ("nover", {}),
+}
+
+
+def method_run(case: str) -> Run:
+    """A run of the method in float64; models beside the policy are copies that have moved away from it."""
+    name, settings = METHODS[case]
+    run = make_run(name=name, **settings)
+    for i, spec in enumerate(run.algorithm.models):
+        beside = frozen_copy(run.models["policy"])
+        generator = torch.Generator().manual_seed(i)
+        for p in beside.model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+        run.models[spec.name] = beside
+    return run
+
+
+def sampled(run: Run) -> list[Group]:
+    groups = run.sample(PROBLEMS, Draw(0, 0))
+    if run.algorithm.samples == "response":
+        return [replace(g, rollouts=tuple(_answered(run, r) for r in g.rollouts)) for g in groups]
+    return groups
+
+
+def _answered(run: Run, rollout: Rollout) -> Rollout:
+    """An untrained model hardly ever ends a response: where the thought was closed, every other one gets an answer."""
+    thought = run.prompts.thought(rollout)
+    if thought is None or rollout.request.index % 2:
+        return rollout
+    said = ":" + str(8 * rollout.request.index) + ";"
+    ids = thought.trace_ids + run.prompts.encode(said)
+    log_probs = (-1.0,) * len(ids)
+    return replace(rollout, trace_ids=ids, log_probs=log_probs, finish="closed", text=thought.text + said)
+
+
+def credited(run: Run) -> tuple[list[ScoredGroup], list[list[Credit]]]:
+    kept = run.algorithm.admit(run.score(sampled(run))).kept
+    assert len(kept) >= 2
+    finishes = {r.finish for g in kept for r in g.rollouts}
+    assert "closed" in finishes
+    assert len(finishes) > 1
+    return kept, run.algorithm.credit(kept)
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_packs_chunks_and_order_do_not_change_the_gradient(case: str) -> None:
+    run = method_run(case)
+    groups, credits = credited(run)
+    whole = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
+    assert float(whole.norm()) > 0
+    for limits in (PassLimits(1, 1), PassLimits(150, 4 * 97 * 3), PassLimits(700, 1 << 20)):
+        other = gradient(run, limits, groups, credits)
+        assert float((other - whole).norm() / whole.norm()) < 1e-10
+    turned = gradient(run, PassLimits(200, 1 << 20), groups[::-1], credits[::-1])
+    assert float((turned - whole).norm() / whole.norm()) < 1e-10
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_the_order_of_a_groups_traces_does_not_change_the_gradient(case: str) -> None:
+    run = method_run(case)
+    limits, groups = PassLimits(1 << 20, 1 << 30), run.score(sampled(run))
+    turned = [ScoredGroup(g.problem, g.rollouts[::-1], g.scores[::-1]) for g in groups]
+    found = []
+    for scored in (groups, turned):
+        algorithm = method_run(case).algorithm  # a fresh one: a filter may remember the batch before
+        kept = algorithm.admit(scored).kept
+        found.append(gradient(run, limits, kept, algorithm.credit(kept)))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-10
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_scores_do_not_depend_on_packing(case: str) -> None:
+    run = method_run(case)
+    groups = sampled(run)
+    wide = run.score(groups)
+    run.limits = PassLimits(1, 1)
+    for a, b in zip(wide, run.score(groups), strict=True):
+        for x, y in zip(a.scores, b.scores, strict=True):
+            assert x.values.keys() == y.values.keys()
+            assert all(torch.allclose(x.values[k], y.values[k], rtol=1e-10, atol=1e-12) for k in x.values)
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_rows_without_weight_change_nothing_but_the_denominators(case: str) -> None:
+    run = method_run(case)
+    groups, credits = credited(run)
+    idle = [[c if i % 2 else Credit() for i, c in enumerate(row)] for row in credits]
+    zeros = [
+        [c if i % 2 else Credit({k: torch.zeros_like(v) for k, v in c.weights.items()}) for i, c in enumerate(row)]
+        for row in credits
+    ]
+    limits = PassLimits(1 << 20, 1 << 30)
+    assert torch.equal(gradient(run, limits, groups, idle), gradient(run, limits, groups, zeros))
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_step_reports_finite_metrics(case: str) -> None:
+    run = method_run(case)
+    report = run.step()
+    assert report.metrics["groups/sampled"] == len(PROBLEMS)
+    assert report.metrics["grad_norm/total"] >= 0
+    shares = {k: v for k, v in report.metrics.items() if k.endswith("_share") and v == v}
+    assert all(0 <= v <= 1 for v in shares.values())
