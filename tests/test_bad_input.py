@@ -161,9 +161,9 @@ def test_a_setting_that_cannot_be_used(refused: Refused, setting: str, said: str
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[model]\npath = "model"\n[trainin]\nsteps = 1', "--set: unknown setting trainin: did you mean training?"),
-        ('[model]\npath = "model"\n[training]\nsteps = "1 000"', "--set: setting training.steps: "),
-        ("[training]\nsteps = 1", "--set: setting model is missing"),
+        ('[model]\npath = "model"\n[trainin]\nsteps = 1', "run.toml: unknown setting trainin: did you mean training?"),
+        ('[model]\npath = "model"\n[training]\nsteps = "1 000"', "run.toml: setting training.steps: "),
+        ("[training]\nsteps = 1", "run.toml: setting model is missing"),
         ("[model\n", "run.toml: not a TOML file: "),
     ],
 )

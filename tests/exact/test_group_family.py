@@ -273,7 +273,7 @@ def detached(p: Plain) -> Plain:
 def expectation(run: Run, length: int, group: int, reward: Callable[[tuple[int, ...]], float]) -> Tensor:
     """The production gradient, weighted by the probability of every group of responses of one length."""
     traces = world.fixed_traces(length)
-    chances = [math.exp(float(plain(run, ids).policy.sum())) for ids in traces]
+    chances = [math.exp(float(plain(run, ids).policy.sum().detach())) for ids in traces]
     assert sum(chances) == pytest.approx(1.0, abs=1e-12)
     total = torch.zeros_like(world.get_weights(run))
     for members in product(range(len(traces)), repeat=group):
@@ -344,6 +344,22 @@ def test_which_divergence_a_kl_loss_really_descends(settings: dict[str, Any], fo
     run, found = one_token_penalty("rloo", surrogate="clip", kl_weight=1.0, **settings)
     assert world.relative(found, divergence(run, forward)) < 1e-9
     assert world.relative(found, divergence(run, not forward)) > 1e-2
+
+
+@pytest.mark.parametrize("form", ["k2", "k3"])
+def test_k2_and_k3_in_the_reward_are_no_kl(form: str) -> None:
+    """The score function of their values: the reverse KL's gradient is subtracted from, not added to, another one."""
+    run = make_run("rloo", kl=form, kl_in="reward", kl_weight=1.0)
+    found = expectation(run, 1, 2, lambda _: 1.0)
+    reverse = divergence(run, forward=False)
+    if form == "k3":  # E_π[(e^d − d − 1) ∇log π] = −∇KL(p‖π) + ∇KL(π‖p)
+        expected = reverse - divergence(run, forward=True)
+    else:  # E_π[½d² ∇log π] = ∇E_π[½d²] + E_π[d ∇log π], and the latter is −∇KL(π‖p)
+        first = plain(run, (0,))
+        p, r = first.policy_all[0], first.reference_all[0]
+        expected = world.gradient_of(run, 0.5 * (p.exp() * (r - p).square()).sum()) - reverse
+    assert world.relative(found, expected) < 1e-9
+    assert world.relative(found, reverse) > 1e-2
 
 
 @pytest.mark.parametrize("penalty", ["fkl_iw", "fkl_full"])

@@ -57,7 +57,7 @@ def make_run(
     model = tiny(family, len(tokenizer)).to(getattr(torch, dtype))
     return Run(
         config,
-        make_algorithm(config.algorithm, Setup(prompts, 4)),
+        make_algorithm(config.algorithm, Setup(prompts, 4, 5)),
         {"policy": LanguageModel(model)},
         TorchGenerator(model, tokenizer, 64),
         prompts,

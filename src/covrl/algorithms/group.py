@@ -89,7 +89,7 @@ class GroupConfig(Settings):
                 "or take k2 or k3"
             )
         if self.kl == "exact" and self.kl_in == "reward":
-            raise ValueError("kl = 'exact' is a loss; in the reward take k1, k2 or k3")
+            raise ValueError("kl = 'exact' is a loss; in the reward take k1 (docs/kl.md says what k2 and k3 do there)")
         if self.ratio == "sequence" and self.surrogate != "clip":
             raise ValueError("ratio = 'sequence' is defined for surrogate = 'clip' only")
         if self.kl != "none" and self.kl_weight == 0:

@@ -31,6 +31,7 @@ from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.objectives import next_in_sequence, trace_tokens
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
+from covrl.scoring.head import log_prob_entropy
 from covrl.scoring.pack import Context, Reading
 
 P, MEAN = Output("trace", "prior"), Output("trace", "mean_log_prob")
@@ -62,7 +63,9 @@ class ROVER(Algorithm):
         self.group_size = setup.rollouts_per_problem
         self.samples = "response"
         self.contexts = (Context("prior", self.prompts.response_row),)
-        self.scoring = self.training = (Reading("trace", ("prior",), with_vocabulary_mean, ("prior", "mean_log_prob")),)
+        names = ("prior", "mean_log_prob")
+        self.training = (Reading("trace", ("prior",), with_vocabulary_mean, names),)
+        self.scoring = (Reading("trace", ("prior",), with_mean_and_entropy, (*names, "entropy")),)
         self.streams = (Stream("value", "trace", 1.0, trace_tokens),)
 
     def plan(self, problem: Problem, history: Sequence[Rollout], draw: Draw) -> list[Request]:
@@ -87,12 +90,23 @@ class ROVER(Algorithm):
             credits.append(Credit({"value": everywhere}, {RETURN: own * everywhere}, reward=value, advantage=own))
         return credits
 
+    def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
+        """Entropy, which the method claims to keep."""
+        del credits
+        entropies = [s["trace", "entropy"] for group in groups for s in group.scores]
+        return {"entropy/prior": float(torch.cat(entropies).double().mean())} if entropies else {}
+
     def loss(self, tokens: LossTokens) -> dict[str, Tensor]:
         new, old, scale = tokens.new, tokens.old, self.config.scale
         value = scale * (new[P] - old[P])
         following = next_in_sequence(scale * (new[MEAN] - old[MEAN]), tokens.owner["trace"])
         target = (old[RETURN] + self.config.next_weight * following).detach()
         return {"value": (value - target).square()}
+
+
+def with_mean_and_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`with_vocabulary_mean` gives, and the entropy in nats: three outputs ``[n]``."""
+    return *with_vocabulary_mean(logits, targets), log_prob_entropy(logits, targets)[1]
 
 
 def with_vocabulary_mean(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
