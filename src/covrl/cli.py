@@ -229,8 +229,8 @@ def evaluate(
     from rich.console import Console
 
     from covrl import api
-    from covrl.evaluation.evaluate import evaluate as run_evaluation
     from covrl.evaluation.evaluate import check_writable, write_traces
+    from covrl.evaluation.evaluate import evaluate as run_evaluation
     from covrl.reporting.show import show_figures
 
     if traces:
