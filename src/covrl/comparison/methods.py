@@ -37,6 +37,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # controls of the claim that the answer guides the posterior
     "covrl-shuffled": ("algorithm.name=covrl", "problems.shuffle_hints=true"),
     "grpo-posterior": ("algorithm.name=grpo", "algorithm.posterior_share=0.5"),
+    # its default of 1 lets q fall onto p here
+    "ravr-beta-0.3": ("algorithm.name=ravr", "algorithm.beta=0.3"),
     # ablations
     "covrl-beta-0": ("algorithm.name=covrl", "algorithm.beta=0.0"),
     "covrl-beta-0.1": ("algorithm.name=covrl", "algorithm.beta=0.1"),
