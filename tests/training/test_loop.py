@@ -190,6 +190,13 @@ def test_combinations_that_make_no_sense_are_refused(
         ("reinforce_pp", {"kl_in": "loss"}, "kl_in = 'loss'|expected gradient of zero"),
         ("rapo", {"kl": "k3"}, "set penalty and alpha"),
         ("rover", {"clip_low": 0.2}, "unknown setting clip_low"),
+        ("nsr", {"advantage": "std"}, "weighed by its own verdict"),
+        ("reinforce_pp", {"advantage": "mean"}, "normalises over the batch"),
+        ("rloo", {"clip_low": 0.1}, "clip_low does nothing with surrogate = 'plain'"),
+        ("cispo", {"clip_low": 0.1}, "clip_low does nothing with surrogate = 'cispo'"),
+        ("grpo", {"kl_weight": 0.1}, "kl_weight does nothing with kl = 'none'"),
+        ("grpo", {"overlong_weight": 0.5}, "overlong_weight does nothing with overlong_buffer = 0"),
+        ("grpo", {"source_cap": 3.0}, "source_cap does nothing with posterior_share = 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, settings: dict[str, Any], said: str) -> None:

@@ -61,6 +61,8 @@ class DASH(GroupMethod):
             self.streams = tuple(s._replace(denominator=self._kept) for s in self.streams)
 
     def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
+        if self.config.advantage != "std":
+            return super().advantages(marked)
         known = [m.reward for m in marked if m.outcome is not None]
         values = iter(standardised(known, epsilon=1e-4))
         return [None if m.outcome is None else next(values) for m in marked]

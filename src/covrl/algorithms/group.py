@@ -94,7 +94,20 @@ class GroupConfig(Settings):
             raise ValueError("ratio = 'sequence' is defined for surrogate = 'clip' only")
         if self.kl != "none" and self.kl_weight == 0:
             raise ValueError(f"kl = {self.kl!r} with kl_weight = 0 would cost a reference model and do nothing")
+        self._idle("kl_weight", self.kl == "none" and self.kl_weight > 0, "kl = 'none'")
+        self._idle("kl_in", self.kl == "none", "kl = 'none'")
+        for name in ("clip_low", "clip_high", "dual_clip"):
+            self._idle(name, self.surrogate == "plain", "surrogate = 'plain'")
+        for name in ("clip_low", "dual_clip"):
+            self._idle(name, self.surrogate == "cispo", "surrogate = 'cispo'")
+        self._idle("overlong_weight", self.overlong_buffer == 0, "overlong_buffer = 0")
+        self._idle("source_cap", self.posterior_share == 0, "posterior_share = 0")
         return self
+
+    def _idle(self, name: str, idle: bool, because: str) -> None:
+        """Refuse a setting that was given and would do nothing."""
+        if idle and name in self.model_fields_set:
+            raise ValueError(f"{name} does nothing with {because}; leave it out, or change that")
 
 
 class Marked(NamedTuple):

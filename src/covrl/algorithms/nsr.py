@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from covrl.algorithms.base import Setup
 from covrl.algorithms.group import GroupConfig, GroupMethod, Marked, outcome
@@ -32,6 +32,12 @@ class SignedConfig(GroupConfig):
     denominator: Literal["all", "kept"] = Field(
         "all", description="tokens that the sum is divided by: all, or (the authors' code) those of rows with weight"
     )
+
+    @model_validator(mode="after")
+    def _no_comparison(self) -> SignedConfig:
+        if "advantage" in self.model_fields_set:
+            raise ValueError("advantage: a response is weighed by its own verdict here and compared with no group")
+        return self
 
 
 class PSRConfig(SignedConfig):

@@ -38,6 +38,10 @@ class ReinforcePPConfig(GroupConfig):
     def _kl_in_reward(self) -> ReinforcePPConfig:
         if self.kl != "none" and self.kl_in == "loss":
             raise ValueError("kl_in = 'loss': REINFORCE++ has its KL in the reward; set kl = 'none' to have none")
+        if "advantage" in self.model_fields_set:
+            raise ValueError(
+                "advantage: REINFORCE++ normalises over the batch; baseline = 'group' subtracts means first"
+            )
         return self
 
 
