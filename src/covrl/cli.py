@@ -224,7 +224,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
     traces: Annotated[Path | None, typer.Option(help="Write every trace and answer to this JSONL file.")] = None,
 ) -> None:
-    """Grade a model's answers to held-out problems, with the prior prompt: greedy and avg@n."""
+    """Grade a model's answers to held-out problems, with the prior prompt: greedy, avg@n and pass@k with intervals."""
     _cpu_defaults()
     from rich.console import Console
 

@@ -9,16 +9,16 @@ is not known to us, ε_high = 0.28 is INFERRED.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from covrl.algorithms.group import GroupConfig, GroupMethod
+from covrl.algorithms.group import GroupConfig, GroupMethod, Surrogate
 from covrl.config import Settings
 
 
 class CISPOConfig(GroupConfig):
     """CISPO's defaults."""
 
-    surrogate: Literal["clip", "cispo", "plain"] = "cispo"
+    surrogate: Surrogate = "cispo"
     clip_high: float = 0.28
 
 

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from covrl.algorithms.base import Setup
-from covrl.algorithms.group import GroupConfig, GroupMethod, Marked
+from covrl.algorithms.group import Aggregation, Divergence, GroupConfig, GroupMethod, Marked
 from covrl.config import Settings
 from covrl.objectives import standardised
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
@@ -39,8 +39,8 @@ from covrl.records import Credit, Rollout, ScoredGroup, Scores
 class DASHConfig(GroupConfig):
     """DASH's defaults (CONFIRMED-code)."""
 
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "constant"
-    kl: Literal["none", "k1", "k2", "k3", "exact"] = "k3"
+    aggregation: Aggregation = "constant"
+    kl: Divergence = "k3"
     kl_weight: float = 0.04
     filter: Literal["exact", "paper"] = Field("exact", description="see the module's docstring; paper is biased")
     tau: float = Field(0.1, ge=0, description="τ of filter = 'paper'")

@@ -10,17 +10,17 @@ leave-one-out the expected gradient carries (G−1)/G.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from covrl.algorithms.group import GroupConfig, GroupMethod
+from covrl.algorithms.group import Advantage, Aggregation, GroupConfig, GroupMethod
 from covrl.config import Settings
 
 
 class DrGRPOConfig(GroupConfig):
     """Dr.GRPO's defaults."""
 
-    advantage: Literal["std", "mean", "leave_one_out"] = "mean"
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "constant"
+    advantage: Advantage = "mean"
+    aggregation: Aggregation = "constant"
 
 
 class DrGRPO(GroupMethod):

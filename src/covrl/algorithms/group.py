@@ -46,24 +46,25 @@ from covrl.scoring.pack import Context, Reading
 P, Q, REFERENCE = Output("trace", "prior"), Output("trace", "posterior"), Output("trace", "reference")
 ENTROPY, KL = Output("trace", "entropy"), Output("trace", "kl")
 
+Advantage = Literal["std", "mean", "leave_one_out"]
+Surrogate = Literal["clip", "cispo", "plain"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
+Divergence = Literal["none", "k1", "k2", "k3", "exact"]
+
 ADVANTAGES = {"std": standardised, "mean": centred, "leave_one_out": leave_one_out}
 
 
 class GroupConfig(Settings):
     """The switches of the family; each method sets its own defaults."""
 
-    advantage: Literal["std", "mean", "leave_one_out"] = Field("std", description="how a group's rewards are compared")
+    advantage: Advantage = Field("std", description="how a group's rewards are compared")
     ratio: Literal["token", "sequence"] = Field("token", description="importance ratio per token or per sequence")
-    surrogate: Literal["clip", "cispo", "plain"] = Field(
-        "clip", description="PPO's clip, CISPO's clipped weight, or no ratio"
-    )
+    surrogate: Surrogate = Field("clip", description="PPO's clip, CISPO's clipped weight, or no ratio")
     clip_low: float = Field(0.2, ge=0, description="ε below 1")
     clip_high: float = Field(0.2, ge=0, description="ε above 1")
     dual_clip: float | None = Field(None, gt=1, description="bound on the ratio of negative advantages")
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = Field(
-        "token_mean", description="what the sum over tokens is divided by"
-    )
-    kl: Literal["none", "k1", "k2", "k3", "exact"] = Field("none", description="penalty towards the frozen base")
+    aggregation: Aggregation = Field("token_mean", description="what the sum over tokens is divided by")
+    kl: Divergence = Field("none", description="penalty towards the frozen base")
     kl_in: Literal["loss", "reward"] = Field("loss", description="whether the KL is a loss or part of the reward")
     kl_weight: float = Field(0.0, ge=0, description="β")
     entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats per token")

@@ -11,16 +11,16 @@ over responses of token means is the paper's; verl's default is the mean over al
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from covrl.algorithms.group import GroupConfig, GroupMethod
+from covrl.algorithms.group import Aggregation, GroupConfig, GroupMethod
 from covrl.config import Settings
 
 
 class GRPOConfig(GroupConfig):
     """GRPO's defaults."""
 
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "sequence_mean"
+    aggregation: Aggregation = "sequence_mean"
 
 
 class GRPO(GroupMethod):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from covrl.algorithms.group import GroupConfig, GroupMethod
+from covrl.algorithms.group import Aggregation, GroupConfig, GroupMethod
 from covrl.config import Settings
 
 
@@ -22,7 +22,7 @@ class GSPOConfig(GroupConfig):
     ratio: Literal["token", "sequence"] = "sequence"
     clip_low: float = 3e-4
     clip_high: float = 4e-4
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "sequence_mean"
+    aggregation: Aggregation = "sequence_mean"
 
 
 class GSPO(GroupMethod):

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Setup
-from covrl.algorithms.group import GroupConfig, GroupMethod, Marked, outcome
+from covrl.algorithms.group import Divergence, GroupConfig, GroupMethod, Marked, outcome
 from covrl.config import Settings
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 
@@ -29,7 +29,7 @@ Row = tuple[Rollout, Scores, Marked, Tensor]
 class ReinforcePPConfig(GroupConfig):
     """REINFORCE++'s defaults."""
 
-    kl: Literal["none", "k1", "k2", "k3", "exact"] = "k1"
+    kl: Divergence = "k1"
     kl_in: Literal["loss", "reward"] = "reward"
     kl_weight: float = 0.01
     baseline: Literal["none", "group"] = Field("none", description="what is subtracted from the reward first")

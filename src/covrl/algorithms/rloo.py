@@ -11,18 +11,18 @@ allows more).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from covrl.algorithms.group import GroupConfig, GroupMethod
+from covrl.algorithms.group import Advantage, Aggregation, GroupConfig, GroupMethod, Surrogate
 from covrl.config import Settings
 
 
 class RLOOConfig(GroupConfig):
     """RLOO's defaults."""
 
-    advantage: Literal["std", "mean", "leave_one_out"] = "leave_one_out"
-    surrogate: Literal["clip", "cispo", "plain"] = "plain"
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "sequence_sum"
+    advantage: Advantage = "leave_one_out"
+    surrogate: Surrogate = "plain"
+    aggregation: Aggregation = "sequence_sum"
 
 
 class RLOO(GroupMethod):
