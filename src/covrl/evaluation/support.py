@@ -1,0 +1,149 @@
+"""What training gave and took: which problems base and trained model can still solve, and how varied answers are.
+
+The support metrics of "The Invisible Leash" (Wu et al., arXiv 2507.14843; CONFIRMED-text): a model *has* a problem at
+budget n if at least one of n samples is right. Over problems, P are solved by both models, S by the base alone
+(shrinkage), E by the trained model alone (expansion), and neither solves the rest:
+
+    SRR = P/(P+S)    NDR = E/(P+E)    SDS = 2·SRR·NDR/(SRR+NDR)    NSCR = (E−S)/(P+E+S)        (0/0 counts as 0)
+
+Use the same n, temperature, prompt, token limit and grader for both. S and E are small counts that borderline problems
+dominate: a problem with success rate p is missed by n samples with probability (1−p)^n. So compare with
+:func:`split_half_null`, in which the base plays both parts.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from covrl.evaluation.statistics import Interval, quantile
+
+Answer = str | None
+"""What a sample answered, in one spelling; None for a sample without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Counts of problems: ``kept`` P, ``gained`` E, ``lost`` S, ``neither``; means over draws may be fractions.
+
+    Example:
+        >>> Support(kept=2388, gained=48, lost=175, neither=0).nscr
+        -0.0486...
+    """
+
+    kept: float
+    gained: float
+    lost: float
+    neither: float
+
+    @property
+    def srr(self) -> float:
+        """Support retention rate: of what the base solves, the share that the trained model solves."""
+        return _share(self.kept, self.kept + self.lost)
+
+    @property
+    def ndr(self) -> float:
+        """Net discovery rate: of what the trained model solves, the share that the base does not."""
+        return _share(self.gained, self.kept + self.gained)
+
+    @property
+    def sds(self) -> float:
+        """Support dynamic score: the harmonic mean of the two rates."""
+        return _share(2 * self.srr * self.ndr, self.srr + self.ndr)
+
+    @property
+    def nscr(self) -> float:
+        """Net support change rate: below 0 the trained model has lost more problems than it has gained."""
+        return _share(self.gained - self.lost, self.kept + self.gained + self.lost)
+
+
+def support(base: Sequence[int], trained: Sequence[int]) -> Support:
+    """The counts from the right samples of each problem: ``base[i]`` and ``trained[i]`` of equally many.
+
+    Raises:
+        ValueError: the two are of different lengths.
+    """
+    pairs = Counter((b > 0, t > 0) for b, t in zip(base, trained, strict=True))
+    return Support(pairs[True, True], pairs[False, True], pairs[True, False], pairs[False, False])
+
+
+def split_half_null(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200) -> Support:
+    """What chance alone gives: the base's own samples against each other, half and half.
+
+    ``marks[i]`` says of each sample of problem ``i`` whether it is right. Each draw deals a problem's samples to two
+    halves; the counts are means over draws, so that gained and lost are equal in expectation.
+
+    Raises:
+        ValueError: a problem has fewer than two samples.
+    """
+    if any(len(row) < 2 for row in marks):
+        raise ValueError("halves need at least two samples of each problem")
+    rng = random.Random(f"halves/{seed}")
+    found = []
+    for _ in range(draws):
+        dealt = [rng.sample(list(row), len(row)) for row in marks]
+        halves = [(sum(row[: len(row) // 2]), sum(row[len(row) // 2 : 2 * (len(row) // 2)])) for row in dealt]
+        found.append(support([a for a, _ in halves], [b for _, b in halves]))
+    names = ("kept", "gained", "lost", "neither")
+    return Support(*(fmean(getattr(part, name) for part in found) for name in names))
+
+
+def nscr_interval(base: Sequence[int], trained: Sequence[int], seed: int = 0, resamples: int = 2000) -> Interval:
+    """The 95 % interval of NSCR over problems, by the percentile bootstrap: a ratio, so counts are drawn together."""
+    rng = random.Random(f"support/{seed}")
+    pairs = list(zip(base, trained, strict=True))
+    values = []
+    for _ in range(resamples):
+        drawn = rng.choices(pairs, k=len(pairs))
+        values.append(support([b for b, _ in drawn], [t for _, t in drawn]).nscr)
+    return Interval(quantile(values, 0.025), quantile(values, 0.975))
+
+
+def detectable(n: int, miss: float = 0.05) -> float:
+    """The success rate that n samples find with probability 1 − ``miss``: −ln(miss)/n (for rates well below 1)."""
+    return -math.log(miss) / n
+
+
+def answer_entropy(answers: Sequence[Answer]) -> float:
+    """Entropy in nats of a problem's answers as they were counted; no answer is a class of its own.
+
+    It can fall while the entropy of tokens rises: more ways of saying, fewer things said.
+    """
+    shares = [count / len(answers) for count in Counter(answers).values()]
+    return -sum(p * math.log(p) for p in shares)
+
+
+def maj_at_k(answers: Sequence[Answer], right: Sequence[bool], k: int, seed: int = 0, draws: int = 200) -> float:
+    """How often the most frequent answer of ``k`` samples is right; answers that tie for it share.
+
+    ``right[i]`` is the verdict on ``answers[i]``. Samples without an answer have no vote. The mean over ``draws``
+    seeded draws of ``k`` samples without replacement; where ``k`` is their number it is exact.
+
+    Raises:
+        ValueError: not 1 ≤ k ≤ number of samples.
+    """
+    samples = list(zip(answers, right, strict=True))
+    if not 1 <= k <= len(samples):
+        raise ValueError(f"maj@k needs 1 <= k <= {len(samples)} samples, found k={k}")
+    if k == len(samples):
+        return _majority(samples)
+    rng = random.Random(f"majority/{seed}")
+    return fmean(_majority(rng.sample(samples, k)) for _ in range(draws))
+
+
+def _majority(samples: Sequence[tuple[Answer, bool]]) -> float:
+    votes = Counter(answer for answer, _ in samples if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    leaders = {answer for answer, count in votes.items() if count == most}
+    verdicts = {answer: mark for answer, mark in samples if answer in leaders}
+    return sum(verdicts.values()) / len(leaders)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
