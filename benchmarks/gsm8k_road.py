@@ -47,7 +47,7 @@ stream_norms_every = 5
 
 [evaluation]
 every = 10
-problems = 64
+problems = 256
 
 [report]
 traces_every = 10
@@ -117,11 +117,16 @@ def main() -> None:
     )  # fmt: skip
     covrl("train", "--config", str(out / "train.toml"), "--out", str(out / "run"))
     rows = [json.loads(line)["metrics"] for line in (out / "run/metrics.jsonl").read_text().splitlines()]
-    seen = [row["eval/log_prob"] for row in rows if "eval/log_prob" in row]
+    looked = [row for row in rows if "eval/log_prob" in row]
     norms = {s: [r[f"grad_norm/{s}"] for r in rows if f"grad_norm/{s}" in r] for s in ("policy", "kl", "nll")}
     print(f"groups kept: {min(r['groups/kept'] for r in rows):.0f} at least of 16")
     print("gradient norms at least: " + ", ".join(f"{name} {min(values):.2g}" for name, values in norms.items()))
-    print("held-out log p(y|x,z), nats: " + " ".join(f"{value:.2f}" for value in seen))
+    for name, text in (
+        ("eval/log_prob", "held-out log p(y|x,z), nats, traces without an end at the floor"),
+        ("eval/log_prob_closed", "the same behind traces with an end alone"),
+        ("eval/closed_share", "share of held-out traces with an end"),
+    ):
+        print(f"{text}: " + " ".join(f"{row[name]:.2f}" for row in looked))
 
 
 if __name__ == "__main__":

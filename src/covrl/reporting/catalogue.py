@@ -53,8 +53,9 @@ CHARTS = (
     ),
     ChartSpec(
         LEARNING, "Held-out likelihood", "nats",
-        "Mean log p(answer | question, trace) behind sampled prior traces of held-out problems. Rises towards 0.",
-        ("eval/log_prob",),
+        "Mean log p(answer | question, trace) behind sampled prior traces of held-out problems, a trace without an end "
+        "at the floor; and behind those with an end alone. Rises towards 0.",
+        ("eval/log_prob", "eval/log_prob_closed"),
     ),
     ChartSpec(
         LEARNING, "Reward by source", "",
@@ -94,6 +95,11 @@ CHARTS = (
         TRACES, "Broken traces", "share",
         "All near 0: cut off at the limit, without a closing tag, or with a reward that hit the floor.",
         ("trace/truncated_share", "trace/invalid_share", "reward/floored_share", "trace/invalid_*"), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "Held-out traces with an end", "share",
+        "Sampled prior traces of held-out problems that were closed, so that an answer can follow. Near 100 %.",
+        ("eval/closed_share",), zero=True,
     ),
     ChartSpec(
         TRACES, "What prior traces do", "share",

@@ -250,15 +250,18 @@ class Run:
         if self.evaluator is None or not self.held_out:
             return {}
         problems = self.held_out[: self.config.evaluation.problems]
-        metrics = {"eval/log_prob": self._held_out_log_prob(problems)}
+        metrics = self._held_out_log_prob(problems)
         if self.evaluator.grade is not None:
             found = self.evaluator(problems, 0.0, Draw(self.config.training.seed, 0))
             metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
             metrics |= {} if found.sound is None else {"eval/sound": found.sound}
         return metrics
 
-    def _held_out_log_prob(self, problems: Sequence[Problem]) -> float:
-        """Mean log p(y|x,z) over one sampled prior trace a problem, nats; one without an end counts as the floor."""
+    def _held_out_log_prob(self, problems: Sequence[Problem]) -> dict[str, float]:
+        """log p(y|x,z) behind one sampled prior trace a problem, nats, and the share of traces that were closed.
+
+        ``eval/log_prob`` takes one that was not closed at the reward's floor; ``eval/log_prob_closed`` leaves it out.
+        """
         prompts = self.prompts
         asked = [Request(p.id, 0, prompts.prior(p), "prior") for p in problems]
         draw = Draw(self.config.training.seed, 0, "held-out likelihood")
@@ -270,7 +273,9 @@ class Run:
             float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
             for (p, r), s in zip(pairs, scores, strict=True)
         ]
-        return sum(values) / len(values)
+        closed = [value for value, (_, rollout) in zip(values, pairs, strict=True) if rollout.valid]
+        metrics = {"eval/log_prob": sum(values) / len(values), "eval/closed_share": len(closed) / len(pairs)}
+        return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
 
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""
