@@ -123,7 +123,7 @@ def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) 
 
 
 def test_answers_that_are_too_long_to_be_written_are_noted(make: Make) -> None:
-    (note,) = dry_run(make(answer_tokens=5)).notes  # "xxx6;" has five tokens, "xxxx8;" six, "xxxxx10;" eight
-    assert note.startswith("3 of 7 reference answers, closing tag included, are longer than")
-    assert "generation.max_answer_tokens = 5 (the longest, of problem train/6, has 9)" in note
-    assert dry_run(make(answer_tokens=9)).notes == ()
+    (note,) = dry_run(make(answer_tokens=4)).notes  # "xxx6" has four tokens, "xxxx8" five, "xxxxx10" seven
+    assert note.startswith("3 of 7 reference answers are longer than")
+    assert "generation.max_answer_tokens = 4 (the longest, of problem train/6, has 8)" in note
+    assert dry_run(make(answer_tokens=8)).notes == ()
