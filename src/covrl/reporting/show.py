@@ -128,6 +128,17 @@ def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> No
     console.print(table)
 
 
+def show_table(console: Console, title: str, about: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column holds names, with a sentence under its title."""
+    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), "bold"), title_justify="left", caption_justify="left")
+    table.caption = Text(visible(about), "dim")
+    for place, name in enumerate(head):
+        table.add_column(Text(visible(name)), justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    console.print(table)
+
+
 def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:
     """One line a method: what it is, where it comes from, what it reads, and whether it needs a verifier."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
