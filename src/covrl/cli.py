@@ -270,6 +270,42 @@ def evaluate(
 
 
 @app.command()
+def leak(
+    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file for prompts and fields.")] = None,
+    settings: Settings = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per problem and prompt.")] = 4,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first problems.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    traces: Annotated[Path | None, typer.Option(help="Write every trace and what was found to this JSONL.")] = None,
+) -> None:
+    """Say how often posterior traces give away the answer that they were shown, against shuffled answers."""
+    _cpu_defaults()
+    from covrl.evaluation.command import TraceRequest, run_leak
+
+    run_leak(TraceRequest(model, problems, config, settings or [], n, limit, as_json), traces)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file for prompts and fields.")] = None,
+    settings: Settings = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=2, help="Traces per problem.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first problems.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for calibration.json and calibration.html.")] = None,
+) -> None:
+    """Say before training whether log p(answer) knows right traces from wrong ones on these problems."""
+    _cpu_defaults()
+    from covrl.evaluation.command import TraceRequest, run_calibrate
+
+    run_calibrate(TraceRequest(model, problems, config, settings or [], n, limit, as_json), out)
+
+
+@app.command()
 def ask(
     model: Annotated[str, typer.Argument(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
     question: Annotated[str, typer.Argument(help="The question.")],
