@@ -124,7 +124,8 @@ def test_what_is_there_is_not_asked_again(copied: Path) -> None:
     assert any(
         s.trace.startswith("kept ") for rows in outcome.solved.values() for r in rows for s in (r.greedy, *r.samples)
     )
-    assert said == [f"{model}: all problems were answered before" for model in PAIR]
+    assert said[0].startswith("finished problems go to ")
+    assert said[1:] == [f"{model}: all problems were answered before" for model in PAIR]
 
 
 def test_more_problems_are_added_to_those_that_are_there(copied: Path) -> None:
@@ -286,6 +287,28 @@ def test_unusable_input_is_one_line(
     assert said in found.err
     assert not (project / "o").exists()
     assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["leak", "calibrate"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--problems", "no.jsonl"], "no.jsonl: no such file"),
+        (["--problems", "digits:tests"], "no split 'tests'"),
+        (["--problems", "empty.jsonl"], "empty.jsonl:1: problem 'empty/0': answer"),
+        (["--problems", "p.jsonl", "--set", "problems.answer_field=reply"], "no field 'reply' (answer)"),
+        (["--problems", "p.jsonl", "--set", "generation.max_trace_tokens=2000"], "exceed the model's context of 1024"),
+        (["--problems", "p.jsonl", "-n", "0"], "Invalid value for '--n'"),
+    ],
+)
+def test_leak_and_calibrate_refuse_alike(
+    project: Path, covrl: Callable[..., Found], command: str, arguments: list[str], said: str
+) -> None:
+    (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
+    found = covrl(command, *COMMON[1:], *arguments)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert found.err.startswith("covrl: ")
+    assert said in found.err
 
 
 def test_a_file_of_something_else_is_refused(copied: Path) -> None:

@@ -9,6 +9,10 @@ are not closed have neither, and answers without a verdict are left out; both sh
 What decides is the AUC *within* questions: of two traces of one question, one right and one wrong, how often the right
 one has the greater likelihood. That is the comparison that a group's advantages make. The AUC over all traces also
 counts that some questions are easier, which no advantage sees.
+
+What this cannot show: both sides come from one model, so it finds traces that make no difference to the answer, and
+references whose wording the model would not choose (the two ways in which the likelihood fails as a reward), but not
+a wrong derivation that ends in the right answer. That is wrong for a verifier too.
 """
 
 from __future__ import annotations
@@ -159,7 +163,7 @@ def sentence(record: dict[str, Any]) -> str:
     low, high = record["auc_within_interval"]
     measured = (
         f"of a right and a wrong trace of one question, the right one has the greater likelihood in "
-        f"{record['auc_within']:.0%} of cases (95 %: {low:.0%} to {high:.0%}; a coin has 50 %), on {count} questions"
+        f"{record['auc_within']:.1%} of cases (95 %: {low:.1%} to {high:.1%}; a coin: 50 %), on {count} questions"
     )
     if low > TRUSTED:
         return f"Likelihood rewards can be trusted here: {measured}."

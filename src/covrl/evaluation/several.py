@@ -105,6 +105,7 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
             for exam in exams:
                 path = out / "samples" / slug(exam.name) / f"{slug(candidate.name)}.jsonl"
                 candidate.stores[exam.name] = open_store(path, _header(candidate, exam, seed))
+        say(f"finished problems go to {out / 'samples'}; the same command with --out {out} goes on where it was left")
         for exam in exams:
             for note in exam.notes:
                 say(note)
