@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from covrl.errors import UserError
+from covrl.evaluation.benchmarks import Suite
 from covrl.evaluation.exam import Exam, Sample, Solved, from_json, spelling, to_json
-from covrl.evaluation.metrics import check_ks, diversity, figures, supports
+from covrl.evaluation.metrics import check_ks, diversity, figures, overall, supports
 from covrl.records import Problem
 
 
@@ -92,6 +93,13 @@ def test_support_at_equal_budget_is_the_null_where_nothing_changed() -> None:
     gain = supports(draw(), better)
     assert gain is not None
     assert gain["halves"]["nscr"] > gain["null"]["nscr"] + 0.1
+
+
+def test_a_suite_gives_each_benchmark_one_vote() -> None:
+    found = {"a": {"m": {"avg@n": 0.2, "greedy": 0.9, "problems": 1000}}, "b": {"m": {"greedy": 0.6, "problems": 1}}}
+    record = overall(Suite("s", ("a", "b"), "note"), "m", found)
+    assert record["value"] == pytest.approx(0.4)
+    assert record["members"] == {"a": 0.2, "b": 0.6}
 
 
 def test_records_come_back_from_their_line() -> None:

@@ -318,3 +318,31 @@ def test_a_file_of_something_else_is_refused(copied: Path) -> None:
     stored(copied).write_bytes(b'{"covrl_eval": 1}\n{"problem": "\n')
     with pytest.raises(UserError, match="not a file of `covrl eval`"):
         evaluate_several(order(), copied)
+
+
+def test_a_suite_is_the_mean_of_its_members(
+    project: Path, covrl: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CoVRL's overall from local files of one row each: every member has one vote, and the gap is said."""
+    from covrl.evaluation.benchmarks import COVRL_OVERALL, PROTOCOLS
+    from covrl.evaluation.choices import Options
+
+    for name in COVRL_OVERALL.members:
+        fields = PROTOCOLS[name].fields
+        row: dict[str, Any] = {}
+        if isinstance(fields, Options):
+            row = {fields.question: "q", fields.right: "A", "options": ["A", "B"]} | dict.fromkeys(fields.wrong, "no")
+            row |= {fields.right: 0} if fields.right == "answer_index" else {}
+        else:
+            row = {fields.question: "1+1", fields.answer: "2"}
+        file = project / "sets" / PROTOCOLS[name].file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(row) + "\n")
+    asked = ["--benchmark", "CoVRL-overall", "--data", "sets", "-n", "1", "--max-tokens", "4", "--out", "o", "--json"]
+    found = covrl(*COMMON, *asked)
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    (overall,) = record["overall"]
+    assert set(overall["members"]) == set(COVRL_OVERALL.members) == {e["name"] for e in record["exams"]}
+    assert overall["value"] == pytest.approx(sum(overall["members"].values()) / 8)
+    assert "the published overall has a ninth that is not known" in (project / "o/results.md").read_text()

@@ -80,8 +80,6 @@ def run_eval(asked: EvalRequest) -> None:
     console = Console()
     for table in tables(outcome.record):
         show_table(console, table.title, table.about, table.head, table.rows)
-    for note in outcome.record["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False)
     for path in paths:
         print(path)
 

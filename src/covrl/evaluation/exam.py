@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from heapq import nlargest
 from typing import Any
 
 from covrl.errors import UserError
@@ -20,6 +21,9 @@ from covrl.records import Finish, Problem, Verdict
 from covrl.rewards.extract import extract_answer
 from covrl.rewards.graders import make_grader
 from covrl.rewards.normalise import normalise, plain_number
+
+LOOKED_AT = 64
+"""Of the questions with the most characters, how many are tokenized to find the longest prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +142,8 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
     if context is None:
         return
     after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
-    longest = max(exam.problems, key=lambda p: len(p.question))
-    prompt = len(prompts.prior(longest))
+    candidates = nlargest(LOOKED_AT, exam.problems, key=lambda p: len(p.question))
+    prompt, longest = max(((len(prompts.prior(p)), p) for p in candidates), key=lambda pair: pair[0])
     room = context - prompt - after
     if exam.trace_tokens > room:
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"

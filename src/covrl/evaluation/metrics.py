@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import SOUND
+from covrl.evaluation.benchmarks import Suite
 from covrl.evaluation.exam import Sample, Solved
 from covrl.evaluation.statistics import bootstrap_intervals, pass_at_k, powers_of_two
 from covrl.evaluation.support import (
@@ -161,3 +162,12 @@ def _halves(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]], se
         dealt = [[sum(rng.sample(list(row), half)) for row in rows] for rows in (ours, theirs)]
         found.append(support(*dealt))
     return Support(*(fmean(getattr(part, name) for part in found) for name in ("kept", "gained", "lost", "neither")))
+
+
+def overall(suite: Suite, model: str, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The mean of a suite's benchmarks, one vote each: avg@n, or greedy accuracy where nothing was sampled.
+
+    ``found[benchmark][model]`` are :func:`figures`.
+    """
+    values = {name: found[name][model].get("avg@n", found[name][model]["greedy"]) for name in suite.members}
+    return {"suite": suite.name, "note": suite.note, "model": model, "value": fmean(values.values()), "members": values}

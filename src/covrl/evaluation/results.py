@@ -51,7 +51,8 @@ def tables(record: Mapping[str, Any]) -> Iterator[Table]:
         names = list(mine[0]["members"])
         rows = [[name, *(number(row["members"][name], "share") for row in mine)] for name in names]
         rows.append(["mean", *(number(row["value"], "share") for row in mine)])
-        yield Table(suite, "avg@n of each benchmark, and their mean", ["", *(row["model"] for row in mine)], rows)
+        about = f"avg@n of each benchmark; {mine[0]['note']}"
+        yield Table(suite, about, ["", *(row["model"] for row in mine)], rows)
 
 
 def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> Table:

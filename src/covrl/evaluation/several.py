@@ -17,7 +17,7 @@ from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
 from covrl.evaluation.choices import Options
 from covrl.evaluation.exam import Exam, Solved, check_room, sit
-from covrl.evaluation.metrics import check_ks, figures, supports
+from covrl.evaluation.metrics import check_ks, figures, overall, supports
 from covrl.evaluation.store import Store, fingerprint, open_store, slug
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
@@ -244,7 +244,7 @@ def _record(
         ],
         "figures": found,
         "support": [r for e in exams for m in names[1:] if (r := compare(e.name, names[0], m))],
-        "overall": [_overall(suite, model, found) for suite in suites for model in names],
+        "overall": [overall(suite, model, found) for suite in suites for model in names],
         "notes": [note for e in exams for note in e.notes] + [f"{s.name}: {s.note}" for s in suites],
     }
 
@@ -252,9 +252,3 @@ def _record(
 def _support(solved: dict[tuple[str, str], list[Solved]], exam: str, base: str, other: str) -> dict[str, Any] | None:
     found = supports(solved[exam, base], solved[exam, other])
     return found and {"exam": exam, "base": base, "other": other} | found
-
-
-def _overall(suite: Suite, model: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The mean of the suite's benchmarks: avg@n, or greedy accuracy where nothing was sampled."""
-    values = {name: found[name][model].get("avg@n", found[name][model]["greedy"]) for name in suite.members}
-    return {"suite": suite.name, "model": model, "value": sum(values.values()) / len(values), "members": values}
