@@ -213,41 +213,96 @@ def warm_format(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
-    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    model: Annotated[
+        list[str], typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits; may be repeated.")
+    ],
+    problems: Annotated[
+        list[str] | None, typer.Option(help="File, hf:NAME:SPLIT, or digits:test; may be repeated.")
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="A benchmark by name, such as MATH-500; may be repeated.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER|NAME=FILE", help="Local files of benchmarks; may be repeated.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
     ] = None,
     settings: Settings = None,
-    n: Annotated[int, typer.Option("--n", "-n", min=0, help="Samples per problem beside the greedy one (avg@n).")] = 1,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", "-n", min=0, help="Samples per problem beside the greedy one. [the benchmark's, else 1]"),
+    ] = None,
+    k: Annotated[str, typer.Option(metavar="1,4,…", help="Report pass@k and maj@k for these. [1, 2, 4, … n]")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Of the samples. [the benchmark's]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a trace. [the benchmark's]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for traces and results; goes on where it was left. [runs/eval-DATE-TIME]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
-    traces: Annotated[Path | None, typer.Option(help="Write every trace and answer to this JSONL file.")] = None,
+    traces: Annotated[
+        Path | None, typer.Option(help="One model, one --problems: write traces to this JSONL file.")
+    ] = None,
 ) -> None:
-    """Grade a model's answers to held-out problems, with the prior prompt: greedy, avg@n and pass@k with intervals."""
+    """Grade answers under the prior prompt: greedy, avg@n, pass@k, maj@k, entropies, and two models side by side."""
     _cpu_defaults()
-    from rich.console import Console
+    from covrl.evaluation.command import EvalRequest, run_eval
 
-    from covrl import api
-    from covrl.evaluation.evaluate import check_writable, write_traces
-    from covrl.evaluation.evaluate import evaluate as run_evaluation
-    from covrl.reporting.show import show_figures
+    asked = EvalRequest(
+        models=model,
+        problems=problems or [],
+        benchmarks=benchmark or [],
+        data=data or [],
+        n=n,
+        k=k,
+        limit=limit,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        config=config,
+        settings=settings or [],
+        out=out,
+        as_json=as_json,
+        traces=traces,
+    )
+    run_eval(asked)
 
-    if traces:
-        check_writable(traces)
-    checked = api.config_for(model, config, settings or [])
-    run = api.build_evaluation(checked, problems)
-    assert run.evaluator is not None
-    chosen = run.held_out[:limit]
-    report = run_evaluation(run.evaluator, chosen, n, checked.generation.temperature, checked.training.seed)
-    if traces:
-        write_traces(traces, report)
-    if as_json:
-        import json
 
-        print(json.dumps({"model": model, "problem_source": problems, **report.record()}))
-    else:
-        show_figures(Console(), f"{model} on {problems}", report.record())
+@app.command()
+def leak(
+    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file for prompts and fields.")] = None,
+    settings: Settings = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per problem and prompt.")] = 4,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first problems.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    traces: Annotated[Path | None, typer.Option(help="Write every trace and what was found to this JSONL.")] = None,
+) -> None:
+    """Say how often posterior traces give away the answer that they were shown, against shuffled answers."""
+    _cpu_defaults()
+    from covrl.evaluation.command import TraceRequest, run_leak
+
+    run_leak(TraceRequest(model, problems, config, settings or [], n, limit, as_json), traces)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file for prompts and fields.")] = None,
+    settings: Settings = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=2, help="Traces per problem.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first problems.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for calibration.json and calibration.html.")] = None,
+) -> None:
+    """Say before training whether log p(answer) knows right traces from wrong ones on these problems."""
+    _cpu_defaults()
+    from covrl.evaluation.command import TraceRequest, run_calibrate
+
+    run_calibrate(TraceRequest(model, problems, config, settings or [], n, limit, as_json), out)
 
 
 @app.command()

@@ -20,13 +20,17 @@ SOUND = "sound"
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One held-out problem: the trace, the answer that followed it, and what the grader said."""
+    """One held-out problem: the trace, the answer that followed it, and what the grader said.
+
+    ``reply`` is the answer as it was sampled; None where no answer could follow the trace.
+    """
 
     problem: Problem
     rollout: Rollout
     answer: str
     verdict: Verdict
     label: str | None = None
+    reply: Rollout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +71,32 @@ class Evaluator:
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
         """One trace and one answer per problem; ``temperature`` 0 is greedy."""
+        return Evaluation(tuple(self.examine([(problem, 0) for problem in problems], temperature, draw)))
+
+    def examine(self, asked: Sequence[tuple[Problem, int]], temperature: float, draw: Draw) -> list[Graded]:
+        """One trace and one answer for each (problem, index of the sample), in order; a problem may come often."""
         close, suffix = self.prompts.config.close, self.prompts.config.answer_suffix
-        ask = [Request(p.id, 0, self.prompts.prior(p), "prior") for p in problems]
+        ask = [Request(p.id, index, self.prompts.prior(p), "prior") for p, index in asked]
         thinking = Sampling(self.max_trace_tokens, close, temperature)
         traces = self.generator.generate(ask, thinking, replace(draw, purpose="evaluation"))
-        reply = [
-            replace(r, prompt_ids=self.prompts.answer_prompt(p, t))
-            for p, r, t in zip(problems, ask, traces, strict=True)
-            if t.valid
-        ]
+        closed = [i for i, trace in enumerate(traces) if trace.valid]
+        reply = [replace(ask[i], prompt_ids=self.prompts.answer_prompt(asked[i][0], traces[i])) for i in closed]
         answering = Sampling(self.max_answer_tokens, suffix, temperature)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
-        said = {r.request.problem_id: r.text.removesuffix(suffix) for r in replies}
-        verdicts = self._verdicts([(p, said[p.id]) for p in problems if p.id in said])
-        return Evaluation(
-            tuple(
-                Graded(p, t, said.get(p.id, ""), verdicts.get(p.id, "wrong"), self.label(p, t) if self.label else None)
-                for p, t in zip(problems, traces, strict=True)
+        said = {i: r.text.removesuffix(suffix) for i, r in zip(closed, replies, strict=True)}
+        verdicts = dict(zip(closed, self._verdicts([(asked[i][0], said[i]) for i in closed]), strict=True))
+        answers = dict(zip(closed, replies, strict=True))
+        return [
+            Graded(
+                p,
+                t,
+                said.get(i, ""),
+                verdicts.get(i, "wrong"),
+                self.label(p, t) if self.label else None,
+                answers.get(i),
             )
-        )
+            for i, ((p, _), t) in enumerate(zip(asked, traces, strict=True))
+        ]
 
-    def _verdicts(self, answered: Sequence[tuple[Problem, str]]) -> dict[str, Verdict]:
-        verdicts: Sequence[Verdict] = ["unknown"] * len(answered) if self.grade is None else self.grade(answered)
-        return {problem.id: verdict for (problem, _), verdict in zip(answered, verdicts, strict=True)}
+    def _verdicts(self, answered: Sequence[tuple[Problem, str]]) -> Sequence[Verdict]:
+        return ["unknown"] * len(answered) if self.grade is None else self.grade(answered)

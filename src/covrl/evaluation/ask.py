@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from covrl.evaluation.likelihood import answer_log_probs
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.prompts import Prompts
-from covrl.records import Output, Problem, Request, Rollout
-from covrl.scoring.head import log_prob
+from covrl.records import Problem, Request, Rollout
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Context, Reading, score
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +42,5 @@ def ask(
     ]
     engine = TorchGenerator(model.model, prompts.tokenizer, len(requests))
     rollouts = engine.generate(requests, sampling, Draw(seed, 0))
-    likelihoods = _answer_log_probs(model, prompts, problem, rollouts) if answer else [None] * len(rollouts)
-    return [Reply(name, r.source, r, value) for r, value in zip(rollouts, likelihoods, strict=True)]
-
-
-def _answer_log_probs(
-    model: LanguageModel, prompts: Prompts, problem: Problem, rollouts: Sequence[Rollout]
-) -> list[float | None]:
-    context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-    pairs = [(problem, rollout) for rollout in rollouts]
-    scores = score({"policy": model}, (context,), (reading,), pairs, 16384, 64 << 20)
-    key = Output("answer", "prior")
-    return [float(s[key].sum()) if key in s else None for s in scores]
+    found = answer_log_probs(model, prompts, [(problem, r) for r in rollouts]) if answer else [None] * len(rollouts)
+    return [Reply(name, r.source, r, None if f is None else f.total) for r, f in zip(rollouts, found, strict=True)]

@@ -26,10 +26,15 @@ def leak_rates(traces: Sequence[tuple[str, str]]) -> tuple[float, float]:
     if len(set(answers)) < 2:
         return float("nan"), float("nan")
     own = [states_early(text, answer) for text, answer in traces]
-    other = [states_early(text, _next_other(answers, i)) for i, (text, _) in enumerate(traces)]
+    other = [states_early(text, o) for (text, _), o in zip(traces, other_answers(answers), strict=True)]
     return sum(own) / len(own), sum(other) / len(other)
 
 
-def _next_other(answers: Sequence[str], index: int) -> str:
-    ring = [*answers[index + 1 :], *answers[:index]]
-    return next(answer for answer in ring if answer != answers[index])
+def other_answers(answers: Sequence[str]) -> list[str]:
+    """For each answer the next different one in the list, which goes round; there must be two different ones."""
+    found, following = list(answers), next((a for a in answers if a != answers[-1]), answers[0])
+    for i in range(len(answers) - 1, -1, -1):
+        if i + 1 < len(answers) and answers[i + 1] != answers[i]:
+            following = answers[i + 1]
+        found[i] = following
+    return found

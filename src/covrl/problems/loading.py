@@ -70,6 +70,12 @@ class Fields:
     extract: Extract = "none"
     solution: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that are read, as they are named."""
+        every = (self.question, self.answer, self.accepted, self.id, self.solution)
+        return tuple(name for name in every if name is not None)
+
 
 class _Row(NamedTuple):
     where: str
@@ -90,19 +96,57 @@ def load_problems(source: str, fields: Fields = Fields()) -> list[Problem]:
     """
     if fields.extract not in get_args(Extract):
         raise UserError(f"extract: expected one of {', '.join(get_args(Extract))}, found {fields.extract!r}")
-    suffix = _suffix(source)
-    if source.startswith("hf:"):
-        return _problems(_hub_rows(source, fields), source, source.removeprefix("hf:").replace(":", "/"), fields)
-    if suffix:
-        path = Path(source).expanduser()
-        rows = _parquet_rows(path, fields) if suffix == ".parquet" else _json_rows(path, suffix)
-        return _problems(rows, source, path.name[: -len(suffix)], fields)
+    if rows := _rows(source, fields.names):
+        return _problems(rows, source, stem_of(source), fields)
     if task := _TASK_SOURCE.fullmatch(source):
         try:
             return find_task(task["task"], where="").problems(task["split"])
         except UserError as error:
             raise _error(source, f"{error} ({FORMS})") from None
     raise _error(source or "problems", f"not a source of problems: {FORMS}")
+
+
+def read_rows(source: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a file or data set as they are, each with its place, which an error about it should begin with.
+
+    ``names`` are the fields that will be asked for; see :func:`field_of`.
+
+    Raises:
+        UserError: the source cannot be read, or a row is no object.
+    """
+    rows = _rows(source, names)
+    if rows is None:
+        raise _error(source or "problems", f"not a file or data set: {FORMS}")
+    for row in rows:
+        if not isinstance(row.value, Mapping):
+            raise _error(row.where, f"expected an object with fields, found {_kind(row.value)}")
+        yield row.where, row.value
+
+
+def field_of(where: str, row: Mapping[str, Any], role: str, name: str) -> Any:
+    """The value of a field (dotted names reach inside).
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    return _field(_Row(where, row), role, name)
+
+
+def stem_of(source: str) -> str:
+    """What the ids of a source's problems begin with: the file's name, or the data set's."""
+    suffix = _suffix(source)
+    return Path(source).name[: -len(suffix)] if suffix else source.removeprefix("hf:").replace(":", "/")
+
+
+def _rows(source: str, names: Sequence[str]) -> Iterator[_Row] | None:
+    """The rows of a data set or file; None for any other source."""
+    if source.startswith("hf:"):
+        return _hub_rows(source, names)
+    suffix = _suffix(source)
+    if suffix is None:
+        return None
+    path = Path(source).expanduser()
+    return _parquet_rows(path, names) if suffix == ".parquet" else _json_rows(path, suffix)
 
 
 def _suffix(source: str) -> str | None:
@@ -314,13 +358,13 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
     raise _error(f"{path}:{line}", f"not JSON: {what}; {array}each line holds one whole object")
 
 
-def _parquet_rows(path: Path, fields: Fields) -> Iterator[_Row]:
+def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[_Row]:
     arrow = _extra("pyarrow", path)
     parquet = _extra("pyarrow.parquet", path)
     try:
         with _reading(path), path.open("rb") as file:
             table = parquet.ParquetFile(file)
-            needed, unread = _columns(table.schema_arrow.names, fields)
+            needed, unread = _columns(table.schema_arrow.names, names)
             rows = (row for batch in table.iter_batches(columns=needed) for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield _Row(f"{path}: row {number}", row, unread)
@@ -328,10 +372,8 @@ def _parquet_rows(path: Path, fields: Fields) -> Iterator[_Row]:
         raise _error(path, f"not a Parquet file that can be read: {error}") from None
 
 
-def _columns(columns: Sequence[str], fields: Fields) -> tuple[list[str], list[str]]:
+def _columns(columns: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The columns that the fields reach into, and the others, which may be large and are not decoded."""
-    wanted = (fields.question, fields.answer, fields.accepted, fields.id, fields.solution)
-    names = [name for name in wanted if name is not None]
     used = {name if name in columns else name.partition(".")[0] for name in names}
     if used.isdisjoint(columns):  # a table without columns has no rows either
         return list(columns), []
@@ -355,14 +397,14 @@ def _reading(path: Path) -> Generator[None, None, None]:
 # Data sets by name
 
 
-def _hub_rows(source: str, fields: Fields) -> Iterator[_Row]:
+def _hub_rows(source: str, names: Sequence[str]) -> Iterator[_Row]:
     form = _HUB_SOURCE.fullmatch(source)
     if form is None:
         raise _error(source, "expected hf:owner/name[/config]:split, such as hf:openai/gsm8k/main:train")
     datasets = _extra("datasets", source)
     try:
         table = datasets.load_dataset(form["name"], form["config"], split=form["split"])
-        needed, unread = _columns(table.column_names, fields)
+        needed, unread = _columns(table.column_names, names)
         for number, row in enumerate(table.select_columns(needed), 1):
             yield _Row(f"{source}: row {number}", row, unread)
     except Exception as error:  # the hub client, the network and every file format raise their own

@@ -48,7 +48,7 @@ def examples(pairs: Sequence[Example]) -> str:
     blocks = "".join(
         f"<article class='example'><h3>{escape(one_line(pair.question, 300))}</h3>"
         f"<p class='answer'>Answer <code>{escape(one_line(pair.answer, 300))}</code></p>"
-        f"<div class='pair'>{_attempt('Before', pair.before)}{_attempt('After', pair.after)}</div></article>"
+        f"<div class='pair'>{attempt('Before', pair.before)}{attempt('After', pair.after)}</div></article>"
         for pair in pairs
     )
     return f"<section id='examples'><h2>Before and after</h2>{blocks}</section>"
@@ -168,5 +168,6 @@ def _token(token: TokenView) -> str:
     return f"<span{tint} title='{told}'>{escape(token.text)}</span>"
 
 
-def _attempt(when: str, attempt: Attempt) -> str:
-    return f"<div class='attempt'><h4>{when} {verdict(attempt.verdict)}</h4>{_text(attempt.text)}</div>"
+def attempt(when: str, found: Attempt) -> str:
+    """What a model wrote and how it was judged, headed by ``when`` (HTML)."""
+    return f"<div class='attempt'><h4>{when} {verdict(found.verdict)}</h4>{_text(found.text)}</div>"

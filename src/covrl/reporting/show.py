@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covrl.reporting.format import duration, number
-from covrl.reporting.text import visible
+from covrl.reporting.text import one_line, visible
 
 if TYPE_CHECKING:
     from covrl.algorithms.listing import Listed
@@ -126,6 +126,39 @@ def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> No
         ends = f"95 %: {number(low, 'share')} to {number(high, 'share')}" if low < high else ""
         table.add_row(Text(name.replace("_", " ")), Text(shown), Text(ends, "dim"))
     console.print(table)
+
+
+def show_table(console: Console, title: str, about: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column holds names, with a sentence under its title."""
+    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), "bold"), title_justify="left", caption_justify="left")
+    table.caption = Text(visible(about), "dim")
+    for place, name in enumerate(head):
+        table.add_column(Text(visible(name)), justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    console.print(table)
+
+
+def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
+    """The rates of `covrl leak` by prompt, its sentence, and examples of each kind."""
+    names = ("own_early", "shown_early", "other_early", "admits")
+    heads = ["prompt", "states own answer early", "the shown one", "another problem's", "admits"]
+    rows = []
+    for source, found in record["rates"].items():
+        cells = []
+        for name in names:
+            low, high = found["intervals"].get(name, (0.0, 0.0))
+            spread = f" ({100 * low:.1f} to {100 * high:.1f})" if low < high else ""
+            cells.append(number(found.get(name), "share") + spread)
+        rows.append([source, *cells])
+    about = f"{record['problems']:,} problems, {record['n']} traces each and prompt; 95 % intervals over problems"
+    show_table(console, f"{record['model']} on {record['problem_source']}", about, heads, rows)
+    for example in record["examples"]:
+        kind = f"admits: {example['admits']}" if example["admits"] else "early" if example["early"] else "clean"
+        head = f"{one_line(example['question'], 60)}  (answer {one_line(example['shown'], 30)}; {one_line(kind, 50)})"
+        console.print(Text(head, "dim"))
+        console.print(Text(f"  {one_line(example['trace'], 300)}"))
+    console.print(Text(record["sentence"], "bold"))
 
 
 def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:

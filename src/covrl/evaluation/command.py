@@ -1,0 +1,202 @@
+"""What `covrl eval`, `leak` and `calibrate` do once their options are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from covrl import api
+from covrl.errors import UserError
+from covrl.evaluation.calibration import calibration, mark
+from covrl.evaluation.evaluate import check_writable, evaluate, write_traces
+from covrl.evaluation.leaking import measure_leaks
+from covrl.evaluation.results import tables, write_results
+from covrl.evaluation.several import Order, evaluate_several
+from covrl.generation.base import Sampling
+from covrl.reporting.reliability import grids, render_reliability
+from covrl.reporting.show import show_figures, show_leaks, show_table
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """The options of `covrl eval`."""
+
+    models: Sequence[str]
+    problems: Sequence[str]
+    benchmarks: Sequence[str]
+    data: Sequence[str]
+    n: int | None
+    k: str
+    limit: int | None
+    temperature: float | None
+    max_tokens: int | None
+    config: Path | None
+    settings: Sequence[str]
+    out: Path | None
+    as_json: bool
+    traces: Path | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether one model is asked one set of problems and nothing is to be kept."""
+        given = (self.benchmarks, self.data, self.k)
+        kept = (self.temperature, self.max_tokens, self.out)
+        return len(self.models) == len(self.problems) == 1 and not any(given) and all(x is None for x in kept)
+
+
+def run_eval(asked: EvalRequest) -> None:
+    """One model on one set of problems: its figures. Else all of :func:`evaluate_several`, in a folder."""
+    if asked.plain:
+        _plain(asked)
+        return
+    if asked.traces:
+        raise UserError("--traces is for one model and one --problems: else every trace is under --out, in samples/")
+    order = Order(
+        asked.models,
+        asked.problems,
+        asked.benchmarks,
+        asked.data,
+        asked.n,
+        _numbers(asked.k),
+        asked.limit,
+        asked.temperature,
+        asked.max_tokens,
+        asked.config,
+        asked.settings,
+    )
+    out = asked.out or Path("runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
+    outcome = evaluate_several(order, out, _say)
+    paths = write_results(out, outcome)
+    if asked.as_json:
+        print(json.dumps(outcome.record))
+        return
+    console = Console()
+    for table in tables(outcome.record):
+        show_table(console, table.title, table.about, table.head, table.rows)
+    for path in paths:
+        print(path)
+
+
+def _plain(asked: EvalRequest) -> None:
+    if asked.traces:
+        check_writable(asked.traces)
+    (model,), (problems,) = asked.models, asked.problems
+    checked = api.config_for(model, asked.config, asked.settings)
+    run = api.build_evaluation(checked, problems)
+    assert run.evaluator is not None
+    n = 1 if asked.n is None else asked.n
+    chosen = run.held_out[: asked.limit]
+    report = evaluate(run.evaluator, chosen, n, checked.generation.temperature, checked.training.seed)
+    if asked.traces:
+        write_traces(asked.traces, report)
+    if asked.as_json:
+        print(json.dumps({"model": model, "problem_source": problems, **report.record()}))
+    else:
+        show_figures(Console(), f"{model} on {problems}", report.record())
+
+
+def _numbers(text: str) -> list[int]:
+    """``1,4,8`` as numbers.
+
+    Raises:
+        UserError: one of them is none.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    for part in parts:
+        if not part.isdecimal():
+            raise UserError(
+                f"--k {text}: expected whole numbers with commas between them, such as 1,4,16; found {part!r}"
+            )
+    return [int(part) for part in parts]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """The options that `covrl leak` and `covrl calibrate` share."""
+
+    model: str
+    problems: str
+    config: Path | None
+    settings: Sequence[str]
+    n: int
+    limit: int
+    as_json: bool
+
+
+def run_leak(asked: TraceRequest, traces: Path | None) -> None:
+    """Sample and read traces, print the rates, the sentence and examples.
+
+    Raises:
+        UserError: the model or the problems cannot be used.
+    """
+    if traces:
+        check_writable(traces)
+    checked = api.config_for(asked.model, asked.config, asked.settings)
+    run = api.build_evaluation(checked, asked.problems)
+    generation = checked.generation
+    sampling = Sampling(generation.max_trace_tokens, checked.prompts.close, generation.temperature)
+    problems = run.held_out[: asked.limit]
+    seed, rows = checked.training.seed, generation.rows_per_pass
+    report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows)
+    record = {"model": asked.model, "problem_source": asked.problems} | report.record()
+    if traces:
+        with traces.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for r in report.reads:
+                row: dict[str, Any] = {
+                    "problem": r.problem.id,
+                    "source": r.source,
+                    "shown": r.problem.shown,
+                    "trace": r.text,
+                }
+                row |= {"own": r.own, "shown_early": r.shown, "other": r.other, "admits": r.admits}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if asked.as_json:
+        print(json.dumps(record))
+        return
+    show_leaks(Console(), record)
+
+
+def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
+    """Score and grade prior traces, print the table and the sentence, write JSON and page.
+
+    Raises:
+        UserError: the model or the problems cannot be used, or there is no grader.
+    """
+    checked = api.config_for(asked.model, asked.config, asked.settings)
+    if checked.evaluation.verifier == "none":
+        raise UserError(
+            "calibrate compares likelihoods with verified answers, and evaluation.verifier is none: "
+            "--set evaluation.verifier=text (or exact, math)"
+        )
+    if out is not None:
+        api.new_run_folder(out)
+    run = api.build_evaluation(checked, asked.problems)
+    assert run.evaluator is not None
+    problems, seed = run.held_out[: asked.limit], checked.training.seed
+    rows, temperature = checked.generation.rows_per_pass, checked.generation.temperature
+    marked, traces = mark(run.evaluator, run.models["policy"], problems, asked.n, temperature, seed, rows)
+    record: dict[str, Any] = {"model": asked.model, "problem_source": asked.problems, "n": asked.n}
+    record |= calibration(marked, traces, seed)
+    if out is not None:
+        (out / "calibration.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (out / "calibration.html").write_text(render_reliability(record), encoding="utf-8")
+    if asked.as_json:
+        print(json.dumps(record))
+        return
+    console = Console()
+    for grid in grids(record):
+        show_table(console, grid.title, grid.about, grid.head, grid.rows)
+    console.print(record["sentence"], markup=False, highlight=False, style="bold")
+    if out is not None:
+        print(out / "calibration.html")

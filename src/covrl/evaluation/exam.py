@@ -1,0 +1,195 @@
+"""One exam of one model: greedy and sampled traces of every problem, made once, kept as plain records.
+
+All figures come from these records (:mod:`covrl.evaluation.metrics`), so nothing is generated twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from heapq import nlargest
+from typing import Any
+
+from covrl.errors import UserError
+from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
+from covrl.evaluation.choices import letter_of
+from covrl.generation.base import Draw
+from covrl.prompts import Prompts
+from covrl.records import Finish, Problem, Verdict
+from covrl.rewards.extract import extract_answer
+from covrl.rewards.graders import make_grader
+from covrl.rewards.normalise import normalise, plain_number
+
+LOOKED_AT = 64
+"""Of the questions with the most characters, how many are tokenized to find the longest prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """Problems and how they are asked and graded.
+
+    ``extraction`` are the extractors that read what stands between the answer tags; ``choice`` says that answers are
+    letters of options. ``prompts`` are settings of ``[prompts]`` for models that have none of their own, ``notes``
+    what a reader of the results must know. ``protocol`` is the benchmark's record, where it is one.
+    """
+
+    name: str
+    source: str
+    problems: tuple[Problem, ...]
+    samples: int
+    temperature: float
+    trace_tokens: int
+    answer_tokens: int
+    verifier: str
+    extraction: tuple[str, ...] = ("none",)
+    choice: bool = False
+    chance: float | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    protocol: Mapping[str, Any] | None = None
+    label: TraceLabel | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What must stay as it is for records to belong together."""
+        names = ("samples", "temperature", "trace_tokens", "answer_tokens", "verifier", "extraction", "choice")
+        return {name: getattr(self, name) for name in names} | {"extraction": list(self.extraction)}
+
+    def answer(self, said: str) -> str:
+        """The answer in what stood between the tags; empty if there is none."""
+        found = extract_answer(said, self.extraction)
+        text = found.text if found else ""
+        return letter_of(text) if self.choice else text
+
+    def grader(self) -> Grader | None:
+        """Judges what stood between the tags."""
+        grade = make_grader(self.verifier)
+        return None if grade is None else lambda rows: grade([(p, self.answer(said)) for p, said in rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One trace with its answer.
+
+    ``answer`` is what it says in one spelling (None: nothing), ``nats`` the sum of −log p over the trace's tokens as
+    sampled, ``answer_cut`` whether the answer ran into its token limit.
+    """
+
+    trace: str
+    said: str
+    answer: str | None
+    verdict: Verdict
+    finish: Finish
+    trace_tokens: int
+    answer_tokens: int
+    answer_cut: bool
+    nats: float
+    label: str | None = None
+
+    @property
+    def right(self) -> bool:
+        return self.verdict == "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A problem with its greedy and its sampled traces."""
+
+    problem: str
+    question: str
+    reference: str
+    digest: str
+    greedy: Sample
+    samples: tuple[Sample, ...]
+
+    @property
+    def marks(self) -> list[bool]:
+        return [sample.right for sample in self.samples]
+
+
+def to_json(solved: Solved) -> str:
+    """One line."""
+    return json.dumps(asdict(solved), ensure_ascii=True)
+
+
+def from_json(line: str) -> Solved:
+    """The record of a line of :func:`to_json`."""
+    row = json.loads(line)
+    samples = tuple(Sample(**sample) for sample in row.pop("samples"))
+    return Solved(**row | {"greedy": Sample(**row["greedy"]), "samples": samples})
+
+
+def digest(problem: Problem) -> str:
+    """What tells whether a problem is still the one that was asked."""
+    text = "\x00".join((problem.question, problem.answer, *problem.accepted))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def spelling(answer: str) -> str | None:
+    """One spelling for answers that are equal as text or as plain numbers; None for an empty one."""
+    text = normalise(answer)
+    value = plain_number(text)
+    return (str(value) if value is not None else text) or None
+
+
+def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) -> None:
+    """Every prompt, a whole trace and a whole answer must fit the model's context (None: it has no limit).
+
+    Raises:
+        UserError: the longest problem does not fit; names it, with the arithmetic.
+    """
+    if context is None:
+        return
+    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
+    candidates = nlargest(LOOKED_AT, exam.problems, key=lambda p: len(p.question))
+    prompt, longest = max(((len(prompts.prior(p)), p) for p in candidates), key=lambda pair: pair[0])
+    room = context - prompt - after
+    if exam.trace_tokens > room:
+        advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"
+        raise UserError(
+            f"{exam.name}: problem {longest.id}: {prompt} prompt tokens + {exam.trace_tokens} trace tokens + {after} "
+            f"answer tokens exceed the context of {model}, {context}; use {advice}"
+        )
+
+
+def sit(
+    exam: Exam, evaluator: Evaluator, problems: Sequence[Problem], seed: int, rows_per_pass: int
+) -> Iterator[list[Solved]]:
+    """Ask ``problems`` of the exam, a few at a time, and yield them as they are finished.
+
+    A sample's random numbers hang on (seed, problem, its number) alone, so what is asked together changes nothing.
+    """
+    together = max(rows_per_pass // max(exam.samples, 1), 1)
+    for start in range(0, len(problems), together):
+        part = problems[start : start + together]
+        greedy = evaluator.examine([(p, 0) for p in part], 0.0, Draw(seed, 0))
+        every = [(p, index) for p in part for index in range(exam.samples)]
+        sampled = iter(evaluator.examine(every, exam.temperature, Draw(seed, 1)) if every else [])
+        yield [
+            Solved(
+                p.id,
+                p.question,
+                p.answer,
+                digest(p),
+                _sample(exam, g),
+                tuple(_sample(exam, next(sampled)) for _ in range(exam.samples)),
+            )
+            for p, g in zip(part, greedy, strict=True)
+        ]
+
+
+def _sample(exam: Exam, graded: Graded) -> Sample:
+    reply = graded.reply
+    return Sample(
+        trace=graded.rollout.text,
+        said=graded.answer,
+        answer=spelling(exam.answer(graded.answer)) if reply else None,
+        verdict=graded.verdict,
+        finish=graded.rollout.finish,
+        trace_tokens=len(graded.rollout.trace_ids),
+        answer_tokens=len(reply.trace_ids) if reply else 0,
+        answer_cut=reply is not None and reply.finish == "length",
+        nats=-sum(graded.rollout.log_probs),
+        label=graded.label,
+    )

@@ -1,0 +1,173 @@
+"""All figures of an exam from its records, and what one model can solve that another cannot."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+from covrl.errors import UserError
+from covrl.evaluation.accuracy import SOUND
+from covrl.evaluation.benchmarks import Suite
+from covrl.evaluation.exam import Sample, Solved
+from covrl.evaluation.statistics import bootstrap_intervals, pass_at_k, powers_of_two
+from covrl.evaluation.support import (
+    Support,
+    answer_entropy,
+    maj_at_k,
+    nscr_interval,
+    split_half_null,
+    support,
+)
+
+MOST_COMPARED = 8
+"""Right traces of one problem that are compared with each other; more would cost a square."""
+
+
+def check_ks(ks: Sequence[int], n: int, where: str) -> list[int]:
+    """The k to report: those asked for, or 1, 2, 4, … ≤ n.
+
+    Raises:
+        UserError: a k that n samples cannot give.
+    """
+    for k in ks:
+        if not 1 <= k <= n:
+            raise UserError(f"--k {k}: {where}: pass@{k} and maj@{k} need at least {k} samples a problem, and n is {n}")
+    return sorted(set(ks)) if ks else powers_of_two(n) if n else []
+
+
+def figures(solved: Sequence[Solved], ks: Sequence[int], chance: float | None = None) -> dict[str, Any]:
+    """The figures of one model on one exam.
+
+    ``avg@n``, ``pass@k`` (unbiased) and ``maj@k`` are over the sampled traces; ``intervals`` are 95 % over problems.
+    ``answer_entropy`` (nats) is of what the samples of a problem answer, ``token_entropy`` the mean of −log p over
+    sampled tokens: an unbiased estimate of the entropy of a token (nats). ``diversity_right``: how different the right
+    traces of a problem are (:func:`diversity`). ``unknown``, ``truncated``, ``no_closing_tag`` and
+    ``answers_at_limit`` (of tokens) are shares of all traces, the greedy ones included. What has no verdict counts as
+    not right.
+    """
+    n = len(solved[0].samples)
+    columns = columns_of(solved, ks)
+    everything = [s for row in solved for s in (row.greedy, *row.samples)]
+    found: dict[str, Any] = {"problems": len(solved), "n": n} | ({} if chance is None else {"chance": chance})
+    found |= {name: fmean(values) for name, values in columns.items()}
+    if n:
+        found["answer_entropy"] = fmean(answer_entropy([s.answer for s in row.samples]) for row in solved)
+        tokens = sum(s.trace_tokens for row in solved for s in row.samples)
+        found["token_entropy"] = sum(s.nats for row in solved for s in row.samples) / tokens if tokens else None
+        found["diversity_right"] = diversity(solved)
+    found |= {name: fmean(map(test, everything)) for name, test in SHARES.items()}
+    found["trace_tokens"] = fmean(s.trace_tokens for s in everything)
+    found |= _lengths(solved)
+    if solved[0].greedy.label is not None:
+        found["sound"] = fmean(row.greedy.label == SOUND for row in solved)
+        if n:
+            found["sound_sampled"] = fmean(s.label == SOUND for row in solved for s in row.samples)
+    found["pass_curve"] = [fmean(pass_at_k(n, sum(row.marks), k) for row in solved) for k in range(1, n + 1)]
+    found["intervals"] = {name: list(ends) for name, ends in bootstrap_intervals(columns).items()}
+    return found
+
+
+SHARES: dict[str, Callable[[Sample], bool]] = {
+    "unknown": lambda s: s.verdict == "unknown",
+    "truncated": lambda s: s.finish == "length",
+    "no_closing_tag": lambda s: s.finish != "closed",
+    "answers_at_limit": lambda s: s.answer_cut,
+}
+
+
+def columns_of(solved: Sequence[Solved], ks: Sequence[int]) -> dict[str, list[float]]:
+    """The figures whose mean over problems is reported, problem by problem."""
+    columns = {"greedy": [float(row.greedy.right) for row in solved]}
+    n = len(solved[0].samples)
+    if n:
+        right = [sum(row.marks) for row in solved]
+        columns["avg@n"] = [c / n for c in right]
+        columns |= {f"pass@{k}": [pass_at_k(n, c, k) for c in right] for k in ks}
+        answers = [[s.answer for s in row.samples] for row in solved]
+        for k in ks:
+            if k > 1:  # the majority of one is that one
+                found = (maj_at_k(a, row.marks, k) for a, row in zip(answers, solved, strict=True))
+                columns[f"maj@{k}"] = list(found)
+    return columns
+
+
+def diversity(solved: Sequence[Solved]) -> float | None:
+    """How different the right traces of a problem are: the mean of 1 − J over pairs, then over problems.
+
+    J is the share of common word triples (Jaccard). Only problems with two right samples count; None without any.
+    """
+    found = []
+    for row in solved:
+        right = [_triples(s.trace) for s in row.samples if s.right][:MOST_COMPARED]
+        if len(right) > 1:
+            found.append(fmean(1 - len(a & b) / len(a | b) for a, b in combinations(right, 2)))
+    return fmean(found) if found else None
+
+
+def _triples(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+|[^\w\s]", text)
+    return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+
+
+def _lengths(solved: Sequence[Solved]) -> dict[str, float | None]:
+    """Mean trace tokens of right and of wrong answers, and answer tokens where there is an answer."""
+    everything = [s for row in solved for s in (row.greedy, *row.samples)]
+
+    def mean(values: list[int]) -> float | None:
+        return fmean(values) if values else None
+
+    return {
+        "trace_tokens_right": mean([s.trace_tokens for s in everything if s.right]),
+        "trace_tokens_wrong": mean([s.trace_tokens for s in everything if s.verdict == "wrong"]),
+        "answer_tokens": mean([s.answer_tokens for s in everything if s.answer_tokens]),
+    }
+
+
+def supports(base: Sequence[Solved], other: Sequence[Solved], seed: int = 0, draws: int = 200) -> dict[str, Any] | None:
+    """Which problems ``base`` and ``other`` solve with their n samples; None without samples.
+
+    ``at_n`` compares all n samples. ``null`` is the base against itself, half its samples each, and ``halves`` the two
+    models at that same budget: ``halves`` against ``null`` is what training did, as ``at_n`` has no null of its own.
+    ``detectable`` is the success rate of a problem that n samples find with probability 0.95.
+    """
+    n = len(base[0].samples)
+    if not n:
+        return None
+    ours, theirs = [row.marks for row in base], [row.marks for row in other]
+    right = [sum(marks) for marks in ours], [sum(marks) for marks in theirs]
+    record: dict[str, Any] = {"n": n, "detectable": 1 - 0.05 ** (1 / n), "at_n": rates(support(*right))}
+    record["at_n"]["nscr_interval"] = list(nscr_interval(*right, seed=seed))
+    if n > 1:
+        record["halves"] = rates(_halves(ours, theirs, seed, draws))
+        record["null"] = rates(split_half_null(ours, seed, draws))
+    return record
+
+
+def rates(found: Support) -> dict[str, Any]:
+    """The counts and the four rates."""
+    names = ("kept", "gained", "lost", "neither", "srr", "ndr", "sds", "nscr")
+    return {name: getattr(found, name) for name in names}
+
+
+def _halves(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]], seed: int, draws: int) -> Support:
+    """Half of each model's samples against each other; means over draws."""
+    rng = random.Random(f"both halves/{seed}")
+    half = len(ours[0]) // 2
+    found = []
+    for _ in range(draws):
+        dealt = [[sum(rng.sample(list(row), half)) for row in rows] for rows in (ours, theirs)]
+        found.append(support(*dealt))
+    return Support(*(fmean(getattr(part, name) for part in found) for name in ("kept", "gained", "lost", "neither")))
+
+
+def overall(suite: Suite, model: str, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The mean of a suite's benchmarks, one vote each: avg@n, or greedy accuracy where nothing was sampled.
+
+    ``found[benchmark][model]`` are :func:`figures`.
+    """
+    values = {name: found[name][model].get("avg@n", found[name][model]["greedy"]) for name in suite.members}
+    return {"suite": suite.name, "note": suite.note, "model": model, "value": fmean(values.values()), "members": values}

@@ -1,0 +1,137 @@
+"""The results of `covrl eval` as tables, Markdown and files; the page is made in :mod:`covrl.reporting.exams`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from covrl.evaluation.several import Outcome
+from covrl.reporting.exams import render_exams
+from covrl.reporting.format import number
+from covrl.reporting.text import one_line
+
+UNITS = {
+    "answer_entropy": "nats",
+    "token_entropy": "nats",
+    "diversity_right": "",
+    "trace_tokens": "tokens",
+    "trace_tokens_right": "tokens",
+    "trace_tokens_wrong": "tokens",
+    "answer_tokens": "tokens",
+}
+"""Figures that are no shares, with their units."""
+
+ABOUT = {
+    "answer_entropy": "of what the samples answer, nats",
+    "token_entropy": "mean of −log p a sampled token, nats",
+    "diversity_right": "1 − common word triples between right traces",
+}
+
+NOT_SHOWN = ("problems", "n", "pass_curve", "intervals", "chance")
+
+
+class Table(NamedTuple):
+    """A titled table; the first column holds names."""
+
+    title: str
+    about: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(record: Mapping[str, Any]) -> Iterator[Table]:
+    """The figures of each exam with its models side by side, what was gained and lost, and the suites."""
+    for exam in record["exams"]:
+        yield _figures(exam, record["figures"][exam["name"]])
+        yield from (_support(row) for row in record["support"] if row["exam"] == exam["name"])
+    for suite in dict.fromkeys(row["suite"] for row in record["overall"]):
+        mine = [row for row in record["overall"] if row["suite"] == suite]
+        names = list(mine[0]["members"])
+        rows = [[name, *(number(row["members"][name], "share") for row in mine)] for name in names]
+        rows.append(["mean", *(number(row["value"], "share") for row in mine)])
+        about = f"avg@n of each benchmark; {mine[0]['note']}"
+        yield Table(suite, about, ["", *(row["model"] for row in mine)], rows)
+
+
+def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> Table:
+    models = list(found)
+    names = [name for name in found[models[0]] if name not in NOT_SHOWN]
+    rows = [[_label(name, exam), *(_value(found[m], name) for m in models)] for name in names]
+    if exam["chance"] is not None:
+        rows.insert(0, ["chance", *([number(exam["chance"], "share")] * len(models))])
+    about = (
+        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {exam['temperature']:g} and top-p 1, up "
+        f"to {exam['trace_tokens']:,} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
+    )
+    return Table(exam["name"], about, ["", *models], rows)
+
+
+def _label(name: str, exam: Mapping[str, Any]) -> str:
+    label = name.replace("@n", f"@{exam['samples']}").replace("_", " ")
+    return f"{label} ({ABOUT[name]})" if name in ABOUT else label
+
+
+def _value(figures: Mapping[str, Any], name: str) -> str:
+    value = figures.get(name)
+    text = number(value, UNITS.get(name, "share"))
+    low, high = figures["intervals"].get(name, (0.0, 0.0))
+    return f"{text} ({100 * low:.1f} to {100 * high:.1f})" if low < high else text
+
+
+def _support(row: Mapping[str, Any]) -> Table:
+    half, base, other = row["n"] // 2, row["base"], row["other"]
+    named = [(f"all {row['n']} samples", row["at_n"])]
+    if "null" in row:
+        named += [(f"{half} against {half}", row["halves"]), (f"null, {half} against {half}", row["null"])]
+    rows = []
+    for name, found in named:
+        counts = [f"{found[key]:.6g}" if found is row["at_n"] else f"{found[key]:.1f}" for key in COUNTS]
+        shares = [number(found[key]) for key in ("srr", "ndr", "sds", "nscr")]
+        if "nscr_interval" in found:
+            low, high = found["nscr_interval"]
+            shares[-1] += f" ({low:.2f} to {high:.2f})"
+        rows.append([name, *counts, *shares])
+    about = (
+        f"Problems that {other} solves (one sample is right) against {base}. The null is {base} against itself: "
+        f"compare the two lines of equal budget. {row['n']} samples find a problem of success rate "
+        f"{number(row['detectable'], 'share')} with 95 %."
+    )
+    head = ["", "kept", "gained", "lost", "neither", "SRR", "NDR", "SDS", "NSCR"]
+    return Table(f"{row['exam']}: {other} against {base}", about, head, rows)
+
+
+COUNTS = ("kept", "gained", "lost", "neither")
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The tables and notes as Markdown."""
+    parts = ["# covrl eval"]
+    for table in tables(record):
+        lines = [f"## {_cell(table.title)}", "", _cell(table.about), "", _row(table.head)]
+        lines += [_row(["---", *(["---:"] * (len(table.head) - 1))]), *map(_row, table.rows)]
+        parts.append("\n".join(lines))
+    if record["notes"]:
+        parts.append("## Notes\n\n" + "\n".join(f"- {_cell(note)}" for note in record["notes"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def write_results(out: Path, outcome: Outcome) -> list[Path]:
+    """``results.json``, ``results.md`` and ``report.html``; returns their paths."""
+    contents = {
+        "results.json": json.dumps(outcome.record, indent=1, ensure_ascii=False),
+        "results.md": markdown(outcome.record),
+        "report.html": render_exams(list(tables(outcome.record)), outcome.record["notes"], outcome.solved),
+    }
+    for name, text in contents.items():
+        (out / name).write_bytes(text.encode("utf-8", "backslashreplace"))
+    return [out / name for name in contents]

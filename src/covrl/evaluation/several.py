@@ -1,0 +1,254 @@
+"""`covrl eval` for several models and benchmarks: everything is checked first, then each model is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from covrl import api
+from covrl.config import PromptConfig, RunConfig
+from covrl.errors import UserError
+from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
+from covrl.evaluation.choices import Options
+from covrl.evaluation.exam import Exam, Solved, check_room, sit
+from covrl.evaluation.metrics import check_ks, figures, overall, supports
+from covrl.evaluation.store import Store, fingerprint, open_store, slug
+from covrl.generation.engine import TorchGenerator
+from covrl.problems.loading import load_problems
+from covrl.problems.tasks import task_of
+from covrl.prompts import Prompts, check_tokens
+from covrl.scoring.model import load_model, load_tokenizer, resolve_path
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for; None leaves it to the benchmark's protocol or the first model's settings.
+
+    ``problems`` are sources as ``covrl train`` takes them, ``benchmarks`` names, ``data`` where their files are.
+    The first model's settings give the fields, the grader, the seed and, for ``problems``, temperature and token
+    limits; each model has its own prompts.
+    """
+
+    models: Sequence[str]
+    problems: Sequence[str] = ()
+    benchmarks: Sequence[str] = ()
+    data: Sequence[str] = ()
+    n: int | None = None
+    ks: Sequence[int] = ()
+    limit: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    config: Path | None = None
+    settings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All results, as :mod:`covrl.evaluation.results` shows them, and the records that they come from."""
+
+    record: dict[str, Any]
+    solved: dict[tuple[str, str], list[Solved]]
+    """(exam, model) -> records."""
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A model that is to be examined, before its weights are loaded."""
+
+    name: str
+    config: RunConfig
+    tokenizer: Any
+    context: int | None
+    weights: str
+    stores: dict[str, Store] = field(default_factory=dict)
+
+    def prompts(self, exam: Exam) -> Prompts:
+        """The model's own prompts; what they leave at the package's default is the benchmark's to set."""
+        default, own = PromptConfig(), self.config.prompts
+        changed = {k: v for k, v in exam.prompts.items() if getattr(own, k) == getattr(default, k)}
+        return Prompts(self.tokenizer, own.model_copy(update=changed))
+
+
+def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outcome:
+    """Examine every model with every set of problems; finished problems in ``out`` are not asked again.
+
+    Writes ``out/samples/EXAM/MODEL.jsonl`` while it goes.
+
+    Raises:
+        UserError: anything that cannot be used; all of it is checked before the first trace.
+    """
+    if not order.models:
+        raise UserError("--model is missing: name at least one model")
+    if len(set(order.models)) < len(order.models):
+        raise UserError("--model: the same model is named twice")
+    if not order.problems and not order.benchmarks:
+        raise UserError("nothing to evaluate on: give --problems or --benchmark")
+    configs = {name: api.config_for(name, order.config, order.settings) for name in order.models}
+    exams, suites = _exams(order, next(iter(configs.values())))
+    ks = {exam.name: check_ks(order.ks, exam.samples, exam.name) for exam in exams}
+    candidates = [_candidate(name, config, exams) for name, config in configs.items()]
+    seed = candidates[0].config.training.seed
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there: {error.strerror}") from None
+    with api.alone_in(out):
+        for candidate in candidates:
+            for exam in exams:
+                path = out / "samples" / slug(exam.name) / f"{slug(candidate.name)}.jsonl"
+                candidate.stores[exam.name] = open_store(path, _header(candidate, exam, seed))
+        say(f"finished problems go to {out / 'samples'}; the same command with --out {out} goes on where it was left")
+        for exam in exams:
+            for note in exam.notes:
+                say(note)
+        for candidate in candidates:
+            _examine(candidate, exams, seed, say)
+    solved = {
+        (exam.name, c.name): [c.stores[exam.name].solved[p.id] for p in exam.problems]
+        for exam in exams
+        for c in candidates
+    }
+    return Outcome(_record(exams, suites, candidates, solved, ks, seed), solved)
+
+
+def _exams(order: Order, config: RunConfig) -> tuple[list[Exam], list[Suite]]:
+    protocols, suites = find_benchmarks(order.benchmarks)
+    places = data_places(order.data)
+    exams = [_source_exam(source, order, config) for source in order.problems]
+    exams += [_benchmark_exam(protocol, places, order, config) for protocol in protocols]
+    names = [exam.name for exam in exams]
+    if len(set(names)) < len(names):
+        raise UserError("--problems: the same source is named twice")
+    return exams, suites
+
+
+def _source_exam(source: str, order: Order, config: RunConfig) -> Exam:
+    task = task_of(source)
+    problems = load_problems(source, api.problem_fields(config.problems))[: order.limit]
+    generation = config.generation
+    return Exam(
+        name=source,
+        source=source,
+        problems=tuple(problems),
+        samples=1 if order.n is None else order.n,
+        temperature=generation.temperature if order.temperature is None else order.temperature,
+        trace_tokens=order.max_tokens or generation.max_trace_tokens,
+        answer_tokens=generation.max_answer_tokens,
+        verifier=config.evaluation.verifier,
+        chance=task.chance() if task else None,
+        label=task.label if task else None,
+    )
+
+
+def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, config: RunConfig) -> Exam:
+    loaded = load_benchmark(protocol, places, config.training.seed)
+    samples = protocol.samples if order.n is None else order.n
+    temperature = protocol.temperature if order.temperature is None else order.temperature
+    tokens = order.max_tokens or protocol.trace_tokens
+    notes = protocol.notes()
+    asked = (("n", protocol.samples, samples), ("temperature", protocol.temperature, temperature))
+    for what, own, now in (*asked, ("token limit", protocol.trace_tokens, tokens)):
+        if own != now:
+            notes.append(f"{protocol.name}: {what} {now:g}, where the protocol has {own:g}")
+    if order.limit is not None and order.limit < len(loaded.problems):
+        notes.append(f"{protocol.name}: only the first {order.limit} of {len(loaded.problems)} problems")
+    return Exam(
+        name=protocol.name,
+        source=loaded.source,
+        problems=loaded.problems[: order.limit],
+        samples=samples,
+        temperature=temperature,
+        trace_tokens=tokens,
+        answer_tokens=protocol.answer_tokens,
+        verifier=protocol.verifier,
+        extraction=protocol.extraction,
+        choice=isinstance(protocol.fields, Options),
+        chance=loaded.chance,
+        prompts=protocol.prompts,
+        notes=tuple(notes),
+        protocol=protocol.record(),
+    )
+
+
+def _candidate(name: str, config: RunConfig, exams: Sequence[Exam]) -> _Candidate:
+    """Everything about a model that can be checked without its weights."""
+    source = str(resolve_path(config.model.path))
+    try:
+        tokenizer = load_tokenizer(source)
+        context = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name}: cannot load {source!r}: {str(error).splitlines()[0]}") from None
+    candidate = _Candidate(name, config, tokenizer, context, fingerprint(Path(source)))
+    for exam in exams:
+        prompts = candidate.prompts(exam)
+        check_tokens(prompts, [])
+        check_room(exam, prompts, context, name)
+    return candidate
+
+
+def _header(candidate: _Candidate, exam: Exam, seed: int) -> dict[str, Any]:
+    prompts = candidate.prompts(exam).config.model_dump(mode="json")
+    made = {"model": candidate.name, "weights": candidate.weights, "dtype": candidate.config.model.dtype}
+    return {"covrl_eval": 1} | made | {"seed": seed, "exam": exam.settings(), "prompts": prompts}
+
+
+def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) -> None:
+    """Ask what is left of every exam; the weights are loaded only if there is anything."""
+    left = {exam.name: candidate.stores[exam.name].left(exam.problems) for exam in exams}
+    if not any(left.values()):
+        say(f"{candidate.name}: all problems were answered before")
+        return
+    model, tokenizer = load_model(candidate.config.model)
+    rows = candidate.config.generation.rows_per_pass
+    generator = TorchGenerator(model.model, tokenizer, rows)
+    for note in (*model.given_up, *generator.prove()):
+        say(note)
+    for exam in exams:
+        evaluator = Evaluator(
+            generator, candidate.prompts(exam), exam.trace_tokens, exam.answer_tokens, exam.grader(), exam.label
+        )
+        store = candidate.stores[exam.name]
+        for finished in sit(exam, evaluator, left[exam.name], seed, rows):
+            store.add(finished)
+            done = sum(problem.id in store.solved for problem in exam.problems)
+            say(f"{candidate.name} on {exam.name}: {done} of {len(exam.problems)} problems")
+
+
+def _record(
+    exams: Sequence[Exam],
+    suites: Sequence[Suite],
+    candidates: Sequence[_Candidate],
+    solved: dict[tuple[str, str], list[Solved]],
+    ks: dict[str, list[int]],
+    seed: int,
+) -> dict[str, Any]:
+    names = [c.name for c in candidates]
+    found = {e.name: {m: figures(solved[e.name, m], ks[e.name], e.chance) for m in names} for e in exams}
+    compare = partial(_support, solved)
+    return {
+        "models": [{"name": c.name, "path": c.config.model.path, "weights": c.weights} for c in candidates],
+        "seed": seed,
+        "exams": [
+            {"name": e.name, "source": e.source, "problems": len(e.problems), "chance": e.chance, "k": ks[e.name]}
+            | e.settings()
+            | {"top_p": 1.0, "protocol": e.protocol, "notes": list(e.notes)}
+            for e in exams
+        ],
+        "figures": found,
+        "support": [r for e in exams for m in names[1:] if (r := compare(e.name, names[0], m))],
+        "overall": [overall(suite, model, found) for suite in suites for model in names],
+        "notes": [note for e in exams for note in e.notes] + [f"{s.name}: {s.note}" for s in suites],
+    }
+
+
+def _support(solved: dict[tuple[str, str], list[Solved]], exam: str, base: str, other: str) -> dict[str, Any] | None:
+    found = supports(solved[exam, base], solved[exam, other])
+    return found and {"exam": exam, "base": base, "other": other} | found

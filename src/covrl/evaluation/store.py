@@ -1,0 +1,119 @@
+"""Finished problems on disk: one JSON-lines file for each model and exam, appended to as problems are finished.
+
+The first line says with which settings the records were made; a run that goes on with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from covrl.errors import UserError
+from covrl.evaluation.exam import Solved, digest, from_json, to_json
+from covrl.records import Problem
+
+PROBED_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Store:
+    """The file of one model and exam, and what is in it."""
+
+    path: Path
+    solved: dict[str, Solved]
+
+    def add(self, finished: Iterable[Solved]) -> None:
+        """Append records; they are on disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for record in finished:
+                file.write(to_json(record) + "\n")
+                self.solved[record.problem] = record
+
+    def left(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems that have no record yet.
+
+        Raises:
+            UserError: a problem with a record has changed since.
+        """
+        missing = []
+        for problem in problems:
+            known = self.solved.get(problem.id)
+            if known is None:
+                missing.append(problem)
+            elif known.digest != digest(problem):
+                raise UserError(
+                    f"{self.path}: problem {problem.id} is not what it was when it was answered; choose another --out"
+                )
+        return missing
+
+
+def open_store(path: Path, header: Mapping[str, Any]) -> Store:
+    """The records of a file that was made with the same settings, or of a new one.
+
+    A last line that was not written whole is dropped; its problem is asked again.
+
+    Raises:
+        UserError: the file cannot be used, or was made with other settings; names the first that differs.
+    """
+    try:
+        raw = path.read_bytes() if path.exists() else b""
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if not whole:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(dict(header)) + "\n", encoding="utf-8")
+            return Store(path, {})
+        if whole != raw:
+            path.write_bytes(whole)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror}") from None
+    first, *lines = whole.decode("utf-8").splitlines()
+    try:
+        then = json.loads(first)
+        records = [from_json(line) for line in lines]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: not a file of `covrl eval`; move it away or choose another --out") from None
+    _same(path, then, json.loads(json.dumps(dict(header))))
+    return Store(path, {record.problem: record for record in records})
+
+
+def _same(path: Path, then: Any, now: Mapping[str, Any], prefix: str = "") -> None:
+    if not isinstance(then, Mapping):
+        raise UserError(f"{path}: not a file of `covrl eval`; move it away or choose another --out")
+    for key in dict.fromkeys([*now, *then]):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            _same(path, old, new, f"{prefix}{key}.")
+        elif old != new:
+            raise UserError(
+                f"{path}: was made with {prefix}{key} = {old!r}, and now it is {new!r}; "
+                "give the same again, or choose another --out"
+            )
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name; different names stay different."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells one model's weights from another's: a hash of size, first and last MiB of each weights file.
+
+    Empty for a hub id, which is its own name.
+    """
+    if not folder.is_dir():
+        return ""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        found.update(f"{path.name}/{size}/".encode())
+        with path.open("rb") as file:
+            found.update(file.read(PROBED_BYTES))
+            file.seek(max(size - PROBED_BYTES, 0))
+            found.update(file.read(PROBED_BYTES))
+    return found.hexdigest()[:16]

@@ -1,0 +1,132 @@
+"""`covrl leak`: what counts as giving an answer away, against other answers and other prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import byte_tokenizer
+
+from covrl.cli import main
+from covrl.config import PromptConfig
+from covrl.errors import UserError
+from covrl.evaluation.leak import other_answers
+from covrl.evaluation.leaking import SOURCES, LeakReport, measure_leaks, read
+from covrl.generation.base import Draw, Sampling
+from covrl.prompts import Prompts
+from covrl.records import Problem, Request, Rollout
+
+PROMPTS = Prompts(byte_tokenizer(), PromptConfig())
+PROBLEMS = [Problem(f"p{i}", f"what is {i} + 100 exactly?", str(100 + i)) for i in range(8)]
+LONG = "first we look at the question, then we add the numbers, and so on and on and on"
+
+
+class Telling:
+    """A generator whose traces follow from the source and from what the prompt shows."""
+
+    def __init__(self, trace: Callable[[str, str], str]) -> None:
+        self.trace = trace
+
+    def publish(self, version: int) -> None: ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        found = []
+        for r in requests:
+            prompt = str(PROMPTS.tokenizer.decode(list(r.prompt_ids)))
+            shown = prompt.partition("answer is ")[2].partition(".")[0]
+            found.append(Rollout(r, (1,), (0.0,), "closed", "sampled", self.trace(r.source, shown) + "</think>"))
+        assert len({(r.problem_id, r.index) for r in requests}) == len(requests), "random numbers must differ"
+        return found
+
+
+def measured(trace: Callable[[str, str], str]) -> LeakReport:
+    return measure_leaks(Telling(trace), PROMPTS, PROBLEMS, Sampling(50, "</think>"), 2, seed=0)
+
+
+def test_a_posterior_that_begins_with_its_answer_leaks() -> None:
+    record = measured(lambda source, shown: f"{shown} {LONG}").record()
+    rates = record["rates"]
+    assert list(rates) == list(SOURCES)
+    assert (rates["posterior"]["own_early"], rates["posterior"]["other_early"]) == (1.0, 0.0)
+    assert rates["posterior"]["excess"] == 1.0
+    assert (rates["prior"]["own_early"], rates["prior"]["admits"]) == (0.0, 0.0)
+    assert (rates["shuffled"]["shown_early"], rates["shuffled"]["own_early"]) == (1.0, 0.0)
+    assert "shown_early" not in rates["prior"]
+    assert "They leak: 100.0 to 100.0 points" in record["sentence"]
+    assert record["problems"] == 8
+    assert all(e["early"] and e["source"] == "posterior" for e in record["examples"])
+
+
+def test_an_answer_at_the_end_is_no_leak() -> None:
+    record = measured(lambda source, shown: f"{LONG} {shown}").record()
+    assert record["rates"]["posterior"]["own_early"] == 0.0
+    assert record["sentence"].endswith("No leak is seen by these two signs.")
+
+
+def test_what_the_prior_says_as_often_is_no_leak() -> None:
+    """Every trace counts up through all answers: the early statements are chance."""
+    every = " ".join(str(100 + i) for i in range(8))
+    record = measured(lambda source, shown: f"{every} {LONG * 4}").record()
+    assert record["rates"]["posterior"]["own_early"] == record["rates"]["posterior"]["other_early"] == 1.0
+    assert record["sentence"].endswith("No leak is seen by these two signs.")
+
+
+def test_an_admission_is_a_leak_in_words() -> None:
+    def trace(source: str, shown: str) -> str:
+        return LONG + (", which matches the given answer" if source != "prior" else "")
+
+    report = measured(trace)
+    record = report.record()
+    assert (record["rates"]["posterior"]["admits"], record["rates"]["prior"]["admits"]) == (1.0, 0.0)
+    assert record["sentence"].endswith("They leak in words: they say that an answer was given.")
+    assert report.examples()[0].admits == "matches the given answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "admits"),
+    [
+        ("The reference answer is 4, so", True),
+        ("We know that the answer is 4.", True),
+        ("the answer is already given", True),
+        ("According to the HINT we add", True),
+        ("Working backwards from the answer", True),
+        ("so we arrive at the answer", False),
+        ("the solution is given by x = 2", False),
+        ("the answer is given by the sum", False),
+        ("the answer is 4", False),
+        ("given the numbers 1 and 2, we add", False),
+    ],
+)
+def test_phrases(text: str, admits: bool) -> None:
+    assert (read(PROBLEMS[0], "posterior", text, "107").admits is not None) == admits
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=8).filter(lambda found: len(set(found)) > 1))
+def test_the_other_answer_is_the_next_different_one(answers: list[str]) -> None:
+    expected = [next(a for a in answers[i + 1 :] + answers[:i] if a != answers[i]) for i in range(len(answers))]
+    assert other_answers(answers) == expected
+
+
+def test_one_answer_alone_is_refused() -> None:
+    with pytest.raises(UserError, match="all problems have the same answer"):
+        measure_leaks(Telling(lambda s, a: a), PROMPTS, PROBLEMS[:1], Sampling(5, "</think>"), 1, 0)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["leak", "--model", "covrl:digits", "--problems", "digits:test", "--limit", "6", "-n", "2"]
+    monkeypatch.setattr(sys, "argv", ["covrl", *asked, "--json", "--traces", str(tmp_path / "t.jsonl")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    record = json.loads(capsys.readouterr().out)
+    assert record["problems"] == 6
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 6 * 2 * 3
+    monkeypatch.setattr(sys, "argv", ["covrl", *asked])
+    with pytest.raises(SystemExit):
+        main()
+    assert "posterior" in capsys.readouterr().out

@@ -1,0 +1,348 @@
+"""`covrl eval` for several models and benchmarks: files, going on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from models import character_tokenizer, tiny
+
+from covrl.cli import main
+from covrl.errors import UserError
+from covrl.evaluation.exam import Solved, from_json
+from covrl.evaluation.results import markdown, write_results
+from covrl.evaluation.several import Order, evaluate_several
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+PAIR = ["covrl:digits", "covrl:digits-common"]
+CONFIG = """
+[model]
+path = "model"
+device = "cpu"
+[prompts]
+user = "{question}"
+prior_open = "="
+posterior_open = "({hint})="
+close = "e"
+answer_prefix = ":"
+answer_suffix = ";"
+[generation]
+max_trace_tokens = 24
+max_answer_tokens = 4
+"""
+
+
+def order(**changed: Any) -> Order:
+    return replace(Order(PAIR, ["digits:test"], n=4, limit=12), **changed)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    write_results(out, evaluate_several(order(), out))
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def stored(out: Path, model: str = "digits-common") -> Path:
+    (found,) = [
+        p
+        for p in out.glob("samples/*/*.jsonl")
+        if p.name.startswith(f"covrl-{model}-") and p.name.count("-") == model.count("-") + 2
+    ]
+    return found
+
+
+def test_what_is_written(finished: Path) -> None:
+    record = json.loads((finished / "results.json").read_text())
+    figures = record["figures"]["digits:test"]
+    assert list(figures) == PAIR
+    for model in PAIR:
+        assert {
+            "greedy",
+            "avg@n",
+            "pass@4",
+            "maj@4",
+            "answer_entropy",
+            "token_entropy",
+            "unknown",
+            "chance",
+        } <= figures[model].keys()
+        lines = [json.loads(line) for line in stored(finished, model.removeprefix("covrl:")).read_text().splitlines()]
+        assert lines[0]["exam"]["samples"] == 4
+        assert [len(line["samples"]) for line in lines[1:]] == [4] * 12
+        right = [sample["verdict"] == "right" for line in lines[1:] for sample in line["samples"]]
+        assert figures[model]["avg@n"] == pytest.approx(sum(right) / 48)
+    assert {"at_n", "halves", "null"} <= record["support"][0].keys()
+    assert "| greedy |" in (finished / "results.md").read_text()
+    page = (finished / "report.html").read_text()
+    assert "✓ right" in page
+    assert "✗ wrong" in page
+    assert "<script" not in page
+
+
+def test_it_goes_on_and_ends_in_the_same_results(copied: Path) -> None:
+    before = json.loads((copied / "results.json").read_text())
+    path = stored(copied)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:6]) + lines[6][:40])  # killed in the middle of a line
+    outcome = evaluate_several(order(), copied)
+    now = path.read_bytes().splitlines(keepends=True)
+    assert now[:6] == lines[:6]
+    # Batches of another size round differently in the last digits of a log-prob; what is sampled is the same.
+    assert [without_nats(from_json(n.decode())) for n in now[1:]] == [
+        without_nats(from_json(n.decode())) for n in lines[1:]
+    ]
+    figures = outcome.record["figures"]["digits:test"][PAIR[1]]
+    assert figures["token_entropy"] == pytest.approx(
+        before["figures"]["digits:test"][PAIR[1]]["token_entropy"], rel=1e-4
+    )
+    assert outcome.record["support"] == before["support"]
+
+
+def without_nats(row: Solved) -> Solved:
+    return replace(row, greedy=replace(row.greedy, nats=0.0), samples=tuple(replace(s, nats=0.0) for s in row.samples))
+
+
+def test_what_is_there_is_not_asked_again(copied: Path) -> None:
+    path = stored(copied)
+    path.write_text(path.read_text().replace('"trace": "', '"trace": "kept ', 1))
+    said: list[str] = []
+    outcome = evaluate_several(order(), copied, said.append)
+    assert any(
+        s.trace.startswith("kept ") for rows in outcome.solved.values() for r in rows for s in (r.greedy, *r.samples)
+    )
+    assert said[0].startswith("finished problems go to ")
+    assert said[1:] == [f"{model}: all problems were answered before" for model in PAIR]
+
+
+def test_more_problems_are_added_to_those_that_are_there(copied: Path) -> None:
+    lines = stored(copied).read_text().splitlines()
+    evaluate_several(order(limit=14), copied)
+    assert stored(copied).read_text().splitlines()[:13] == lines
+    assert len(stored(copied).read_text().splitlines()) == 15
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"n": 5}, "exam.samples = 4, and now it is 5"),
+        ({"temperature": 0.5}, "exam.temperature = 1.0, and now it is 0.5"),
+        ({"settings": ["training.seed=1"]}, "seed = 0, and now it is 1"),
+        ({"settings": ['prompts.user="{question}"']}, "prompts.user = '<user>{question}', and now it is '{question}'"),
+    ],
+)
+def test_a_changed_setting_is_refused(finished: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match="was made with") as error:
+        evaluate_several(order(**changed), finished)
+    assert said in str(error.value)
+
+
+def test_changed_weights_and_problems_are_refused(tmp_path: Path) -> None:
+    from covrl.scoring.model import resolve_path
+
+    shutil.copytree(resolve_path("covrl:digits"), tmp_path / "m")
+    config = tmp_path / "c.toml"
+    config.write_text(CONFIG.replace('path = "model"', 'path = "m"'))
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"question": "12345", "answer": "234", "id": "one"}\n')
+    tags = ['prompts.close="</think>"', 'prompts.prior_open="<think>"', 'prompts.posterior_open="{hint}<think>"']
+    tags += ['prompts.user="{question}"', 'prompts.answer_prefix="<answer>"', 'prompts.answer_suffix="</answer>"']
+    asked = Order([str(tmp_path / "m")], [str(file)], config=config, settings=tags)
+    evaluate_several(asked, tmp_path / "out")
+    file.write_text('{"question": "12354", "answer": "234", "id": "one"}\n')
+    with pytest.raises(UserError, match="problem p/0 is not what it was"):
+        evaluate_several(asked, tmp_path / "out")
+    weights = tmp_path / "m" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(UserError, match="was made with weights = "):
+        evaluate_several(asked, tmp_path / "out")
+
+
+def test_model_text_is_escaped(copied: Path) -> None:
+    outcome = evaluate_several(order(), copied)
+    rows = outcome.solved["digits:test", PAIR[1]]
+    evil = "<script>alert(1)</script>|x"
+    rows[:] = [
+        replace(r, question=evil, reference=evil, samples=tuple(replace(s, trace=evil, said=evil) for s in r.samples))
+        for r in rows
+    ]
+    outcome.record["notes"].append(evil)
+    write_results(copied, outcome)
+    assert "<script" not in (copied / "report.html").read_text()
+    assert "&lt;script" in (copied / "report.html").read_text()
+    assert "<script" not in markdown(outcome.record)
+
+
+# Benchmarks and the command line
+
+
+class Found(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = character_tokenizer()
+    tiny("qwen2", len(tokenizer), max_position_embeddings=1024).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "run.toml").write_text(CONFIG)
+    (tmp_path / "p.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    return tmp_path
+
+
+@pytest.fixture
+def covrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Found]:
+    def call(*arguments: str) -> Found:
+        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return Found(int(stop.value.code or 0), *capfd.readouterr())
+
+    return call
+
+
+COMMON = ["eval", "--model", "model", "--config", "run.toml"]
+
+
+def test_local_benchmarks_from_the_command_line(project: Path, covrl: Callable[..., Found]) -> None:
+    if not (DATA / "amc23" / "test.jsonl").is_file():
+        pytest.skip(f"{DATA / 'amc23' / 'test.jsonl'} is not there")
+    asked = ["--benchmark", "aime24", "--benchmark", "AMC23", "--data", str(DATA), "-n", "2", "--limit", "2"]
+    found = covrl(*COMMON, *asked, "--max-tokens", "8", "--out", "out", "--json")
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    assert [e["name"] for e in record["exams"]] == ["AIME24", "AMC23"]
+    assert "AIME24: n 2, where the protocol has 32" in record["notes"]
+    assert "AMC23: token limit 8, where the protocol has 2048" in record["notes"]
+    assert "AMC23: only the first 2 of 40 problems" in record["notes"]
+    assert record["exams"][0]["protocol"]["metric"] == "avg@32"
+    assert 0 < record["figures"]["AMC23"]["model"]["trace_tokens"] <= 8
+
+
+def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Callable[..., Found]) -> None:
+    row = {"Question": "q", "Correct Answer": "y"} | {f"Incorrect Answer {i}": f"n{i}" for i in (1, 2, 3)}
+    (project / "g.jsonl").write_text(json.dumps(row) + "\n")
+    asked = ["--benchmark", "GPQA-Diamond", "--data", "GPQA-Diamond=g.jsonl", "-n", "2", "--max-tokens", "8"]
+    found = covrl(*COMMON, *asked, "--out", "out")
+    assert found.code == 0, found.err
+    assert "GPQA-Diamond: no test of this package has read this set" in found.err
+    assert "| chance | 25.0 % |" in (project / "out/results.md").read_text().replace("\u00a0", " ")
+
+
+def test_the_plain_form_keeps_its_keys(project: Path, covrl: Callable[..., Found]) -> None:
+    found = covrl(*COMMON, "--problems", "p.jsonl", "--json")
+    keys = ["model", "problem_source", "problems", "greedy", "n", "avg@n", "pass@1", "unknown", "truncated"]
+    assert list(json.loads(found.out)) == [*keys, "no_closing_tag", "trace_tokens", "intervals"]
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--benchmark", "MATH500"], "unknown benchmark 'MATH500': did you mean MATH-500?"),
+        (["--benchmark", "MATH-500", "--data", "MATH-500=no.jsonl"], "MATH-500: no.jsonl: no such file"),
+        (["--benchmark", "MATH-500", "--data", "MATH-500=p.jsonl"], "no field 'problem' (question)"),
+        (["--benchmark", "MATH-500", "--data", "nowhere"], "--data nowhere: expected a folder or NAME=FILE"),
+        (["--benchmark", "SAT-Math"], "give a file with --data SAT-Math=FILE"),
+        (["--problems", "p.jsonl", "--problems", "empty.jsonl"], "empty.jsonl:1: problem 'empty/0': answer"),
+        (["--problems", "digits:tests", "--out", "o"], "no split 'tests'"),
+        (["--problems", "p.jsonl", "-n", "2", "--k", "1,4"], "pass@4 and maj@4 need at least 4 samples"),
+        (["--problems", "p.jsonl", "--k", "1,x"], "expected whole numbers with commas"),
+        (["--problems", "p.jsonl", "--max-tokens", "1100"], "exceed the context of model, 1024; use --max-tokens 10"),
+        (["--problems", "p.jsonl", "--model", "model"], "the same model is named twice"),
+        (["--problems", "p.jsonl", "--problems", "p.jsonl"], "the same source is named twice"),
+        (["--problems", "p.jsonl", "--model", "./none"], "none"),
+        (["--problems", "p.jsonl", "--out", "p.jsonl"], "p.jsonl: cannot write there"),
+        (["--problems", "p.jsonl", "--out", "o", "--traces", "t"], "every trace is under --out"),
+        ([], "give --problems or --benchmark"),
+    ],
+)
+def test_unusable_input_is_one_line(
+    project: Path, covrl: Callable[..., Found], arguments: list[str], said: str
+) -> None:
+    (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
+    found = covrl(*COMMON, *arguments)
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith("covrl: ")
+    assert found.err.count("\n") == 1
+    assert said in found.err
+    assert not (project / "o").exists()
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["leak", "calibrate"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--problems", "no.jsonl"], "no.jsonl: no such file"),
+        (["--problems", "digits:tests"], "no split 'tests'"),
+        (["--problems", "empty.jsonl"], "empty.jsonl:1: problem 'empty/0': answer"),
+        (["--problems", "p.jsonl", "--set", "problems.answer_field=reply"], "no field 'reply' (answer)"),
+        (["--problems", "p.jsonl", "--set", "generation.max_trace_tokens=2000"], "exceed the model's context of 1024"),
+        (["--problems", "p.jsonl", "-n", "0"], "Invalid value for '--n'"),
+    ],
+)
+def test_leak_and_calibrate_refuse_alike(
+    project: Path, covrl: Callable[..., Found], command: str, arguments: list[str], said: str
+) -> None:
+    (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
+    found = covrl(command, *COMMON[1:], *arguments)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert found.err.startswith("covrl: ")
+    assert said in found.err
+
+
+def test_a_file_of_something_else_is_refused(copied: Path) -> None:
+    stored(copied).write_text("[1]\n")
+    with pytest.raises(UserError, match="not a file of `covrl eval`"):
+        evaluate_several(order(), copied)
+    stored(copied).write_bytes(b'{"covrl_eval": 1}\n{"problem": "\n')
+    with pytest.raises(UserError, match="not a file of `covrl eval`"):
+        evaluate_several(order(), copied)
+
+
+def test_a_suite_is_the_mean_of_its_members(
+    project: Path, covrl: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CoVRL's overall from local files of one row each: every member has one vote, and the gap is said."""
+    from covrl.evaluation.benchmarks import COVRL_OVERALL, PROTOCOLS
+    from covrl.evaluation.choices import Options
+
+    for name in COVRL_OVERALL.members:
+        fields = PROTOCOLS[name].fields
+        row: dict[str, Any] = {}
+        if isinstance(fields, Options):
+            row = {fields.question: "q", fields.right: "A", "options": ["A", "B"]} | dict.fromkeys(fields.wrong, "no")
+            row |= {fields.right: 0} if fields.right == "answer_index" else {}
+        else:
+            row = {fields.question: "1+1", fields.answer: "2"}
+        file = project / "sets" / PROTOCOLS[name].file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(row) + "\n")
+    asked = ["--benchmark", "CoVRL-overall", "--data", "sets", "-n", "1", "--max-tokens", "4", "--out", "o", "--json"]
+    found = covrl(*COMMON, *asked)
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    (overall,) = record["overall"]
+    assert set(overall["members"]) == set(COVRL_OVERALL.members) == {e["name"] for e in record["exams"]}
+    assert overall["value"] == pytest.approx(sum(overall["members"].values()) / 8)
+    assert "the published overall has a ninth that is not known" in (project / "o/results.md").read_text()
