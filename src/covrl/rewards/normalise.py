@@ -18,6 +18,7 @@ MAX_CHARS = 1000
 _SPELLINGS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)\s*(?=[()\[\]|]|\\[{}])"), ""),
+    (re.compile(r"\\[bB]igg?[lrm]?\s*(?=[()\[\]|]|\\[{}])"), ""),
     (re.compile(r"\\displaystyle(?![A-Za-z])"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))|,\\!\s*"), ","),
@@ -116,13 +117,15 @@ class Expression:
     """An answer as math-verify gets it.
 
     ``unit`` is what stood behind it ("cm", "dollar", …; empty if nothing), ``base`` the base of a numeral like
-    ``4210_5``, ``number`` the exact value where the text is a plain number.
+    ``4210_5``, ``number`` the exact value where the text is a plain number, ``percent`` whether a per cent sign stood
+    behind it: ``latex`` and ``number`` are a hundredth of what stood before the sign.
     """
 
     latex: str
     unit: str = ""
     base: int | None = None
     number: Fraction | None = None
+    percent: bool = False
 
     @property
     def letters(self) -> frozenset[str]:
@@ -156,7 +159,9 @@ _DOUBTS = [
     (re.compile(r"\d[eE][-+]?\d"), "an exponent written with e inside a formula"),
     (re.compile(r"\d ?_"), "a base inside a formula"),
     (re.compile(r"\\circ|\\degree|°"), "degrees inside a formula"),
-    (re.compile(r"\\(?:text\w*|mbox) ?\{ ?(?!(?:and|or)\b)[^{}]*[A-Za-z]{2}"), "words inside a formula"),
+    (re.compile(r"\\(?:text\w*|mbox) ?\{(?! ?(?:and|or) ?\})[^{}]*[A-Za-z]{2}"), "words inside a formula"),
+    (re.compile(r"\\infty ?(?:\\[}]|\])|\[ ?-? ?\\infty"), "a closed end at infinity"),
+    (re.compile(r"%"), "per cent of a formula"),
     (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
 ]
 
@@ -174,6 +179,10 @@ def expression(text: str) -> Expression:
     number = plain_number(text)
     if number is not None:
         return Expression(_decimal(text, number), "dollar" if money else unit, number=number)
+    percent = plain_number(text.removesuffix("%").rstrip()) if text.endswith("%") else None
+    if percent is not None:
+        value = percent / 100
+        return Expression(rf"\frac{{{value.numerator}}}{{{value.denominator}}}", unit, number=value, percent=True)
     based = _BASED.fullmatch(text)
     if based:
         return _numeral(based.group(1), int(based.group(2)))
