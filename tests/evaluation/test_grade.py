@@ -47,6 +47,8 @@ def test_one_line_out_a_line_in_and_nothing_hidden() -> None:
     assert "7 rows  right 4 (57.1%)  wrong 2 (28.6%)  unknown 1 (14.3%)" in text
     assert "unknown: no answer found  1" in text
     assert "rows a second" in text
+    assert "warning: more than 10% of the rows cannot be graded" in text
+    assert "warning" not in summary_text(GradeSummary({"right": 9, "wrong": 0, "unknown": 1}))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,7 @@ def test_what_does_not_pass(program: str, why: str, verify: CodeVerifier) -> Non
 def test_what_honest_programs_use_works(verify: CodeVerifier) -> None:
     program = (
         "import asyncio, collections, functools, heapq, itertools, math, random, re, tempfile, threading\n"
+        "with open('/dev/null', 'w') as file:\n    file.write('4')\n"
         "with open('notes', 'w') as file:\n    file.write('4')\n"
         "with tempfile.TemporaryDirectory() as folder:\n    pass\n"
         "async def g(x):\n    return x * x\n"
@@ -115,6 +118,35 @@ def test_files_of_the_user_are_not_changed_and_the_environment_is_empty(
     assert kept.read_text() == "mine"
     assert judged(verify, SQUARE, "import os\nassert 'COVRL_SECRET' not in os.environ").verdict == "right"
     assert judged(verify, SQUARE, "import os\nassert os.listdir() == []").verdict == "right"
+
+
+def _kernel_grants(what: str) -> bool:
+    """Whether this machine's kernel gives the sandbox what ``what`` asks it for."""
+    program = f"import os; from covrl.rewards import code_sandbox as s; raise SystemExit(not s.{what})"
+    return subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_kernel_keeps_files_that_the_audit_hook_does_not_see(verify: CodeVerifier, tmp_path: Path) -> None:
+    if not _kernel_grants("_keep_files(os.getcwd())"):
+        pytest.skip("no Landlock here")
+    program = (
+        f"import os\nfolder = os.open({str(tmp_path)!r}, os.O_RDONLY)\n"
+        "os.open('made', os.O_CREAT | os.O_WRONLY, dir_fd=folder)"
+    )
+    assert judged(verify, program).why == "tests failed: program ended with PermissionError"
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_kernel_has_no_network_for_it() -> None:
+    if not _kernel_grants("_leave_the_network()"):
+        pytest.skip("no namespaces for users here")
+    program = (
+        "import socket\nfrom covrl.rewards import code_sandbox as s\n"
+        "listening = socket.create_server(('127.0.0.1', 0))\n"
+        "s._leave_the_network()\nsocket.create_connection(listening.getsockname(), 1)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert "unreachable" in said.stderr
 
 
 def test_a_program_that_does_not_end_is_ended(verify: CodeVerifier) -> None:

@@ -20,6 +20,9 @@ from covrl.rewards.registry import open_verifier
 
 ROWS_AT_ONCE = 256
 CHARS_AT_ONCE = 4_000_000
+MANY_UNKNOWN = 0.1
+"""Share of unknown verdicts above which the others say little (INFERRED, as in training)."""
+
 VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "unknown")
 
 
@@ -123,6 +126,8 @@ def summary_text(summary: GradeSummary) -> str:
     shares = "  ".join(f"{v} {summary.counts.get(v, 0):,} ({summary.share(v):.1%})" for v in VERDICTS)
     lines = [f"{summary.rows:,} rows  {shares}"]
     lines += [f"  unknown: {reason}  {count:,}" for reason, count in summary.unknown_reasons.items()]
+    if summary.share("unknown") > MANY_UNKNOWN:
+        lines.append(f"warning: more than {MANY_UNKNOWN:.0%} of the rows cannot be graded; see the reasons above")
     lines.append(f"{summary.seconds:.1f} s, {summary.rows_per_second:,.0f} rows a second")
     return "\n".join(lines)
 
