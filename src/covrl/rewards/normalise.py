@@ -15,6 +15,9 @@ from fractions import Fraction
 MAX_CHARS = 1000
 """Longer answers are compared as they stand only: no answer that a person writes down is longer."""
 
+MAX_DEPTH = 40
+"""Brackets inside one another, beyond which no answer is meant to be read."""
+
 _SPELLINGS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)\s*(?=[()\[\]|]|\\[{}])"), ""),
@@ -161,6 +164,7 @@ _DOUBTS = [
     (re.compile(r"\\circ|\\degree|°"), "degrees inside a formula"),
     (re.compile(r"\\(?:text\w*|mbox) ?\{(?! ?(?:and|or) ?\})[^{}]*[A-Za-z]{2}"), "words inside a formula"),
     (re.compile(r"\\infty ?(?:\\[}]|\])|\[ ?-? ?\\infty"), "a closed end at infinity"),
+    (re.compile(r"(?:\^ ?(?:\{ ?\w{1,10}|\w) ?){3}"), "a power of a power of a power"),
     (re.compile(r"%"), "per cent of a formula"),
     (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
 ]
@@ -249,6 +253,8 @@ def _refuse_doubtful(text: str, unit: str) -> None:
         raise NotMathematicsError(f"the word {word[:40]!r}")
     if _thousands_outside_brackets(text):
         raise NotMathematicsError("a comma that may separate thousands")
+    if _depth(text) > MAX_DEPTH:
+        raise NotMathematicsError("brackets nested too deeply")
     if not _balanced(text):
         raise NotMathematicsError("braces that do not balance")
     if unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
@@ -262,6 +268,14 @@ def _thousands_outside_brackets(text: str) -> bool:
         if len(mark) > 1 and depth == 0:
             return True
     return False
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for c in re.findall(r"[(\[{}\])]", text):
+        depth += 1 if c in "([{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _balanced(text: str) -> bool:

@@ -173,17 +173,18 @@ def _as_mathematics(reference: str, answer: str) -> tuple[Reply | None, str]:
 
 
 _CLAIM_BREAKS = re.compile(r",|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|\\(?:text\w*|mbox)|\\lor|\\vee")
+_INDEX = re.compile(r"_ ?\{[^{}]*\}")  # the i = 1 under a sum
 _NAME = re.compile(r"[\s{}$&\\]*(?:\\?[A-Za-z]{1,7}|[A-Za-z] ?_ ?\{? ?\w{1,3} ?\}?)(?: ?\( ?[A-Za-z] ?\))?\s*")
 
 
 def _claims(latex: str) -> bool:
     """Whether a formula says that things are equal, rather than name a value: 8 = 1, or x = 8 = 1, but not x = 1."""
-    parts = [p.split("=") for p in _CLAIM_BREAKS.split(latex) if "=" in p]
+    parts = [p.split("=") for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)) if "=" in p]
     return any(len(sides) > 2 or not any(map(_NAME.fullmatch, sides)) for sides in parts)
 
 
 def _chained(latex: str) -> bool:
-    return any(p.count("=") > 1 for p in _CLAIM_BREAKS.split(latex))
+    return any(p.count("=") > 1 for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)))
 
 
 def _doubt(expected: Expression, said: Expression) -> Reply | None:
