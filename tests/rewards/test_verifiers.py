@@ -216,6 +216,8 @@ UNKNOWN = [
     ("5", "5%", "per cent on one side only"),
     (r"\frac{1}{4}", r"\frac{1}{4}\%", "per cent of a formula"),
     ("1", "8 = 1", "an equation where a value is due"),
+    (r"\pi", r"997 = \pi", "an equation where a value is due"),
+    ("k", "997 = k", "an equation where a value is due"),
     ("1", "1 = 8", "an equation where a value is due"),
     ("1", "x = 8 = 1", "an equation where a value is due"),
     ("y = 2x + 3", "997 = y = 2x + 3", "an equation where a value is due"),

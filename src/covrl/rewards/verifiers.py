@@ -177,10 +177,14 @@ _INDEX = re.compile(r"_ ?\{[^{}]*\}")  # the i = 1 under a sum
 _NAME = re.compile(r"[\s{}$&\\]*(?:\\?[A-Za-z]{1,7}|[A-Za-z] ?_ ?\{? ?\w{1,3} ?\}?)(?: ?\( ?[A-Za-z] ?\))?\s*")
 
 
-def _claims(latex: str) -> bool:
-    """Whether a formula says that things are equal, rather than name a value: 8 = 1, or x = 8 = 1, but not x = 1."""
+def _claims(latex: str, turned: bool) -> bool:
+    """Whether a formula says that things are equal, rather than name a value: 8 = 1, or x = 8 = 1, but not x = 1.
+
+    ``turned``: 1 = x names a value too. Only for references that are equations: of the others math-verify would
+    compare the last side, so that 997 = k would be k.
+    """
     parts = [p.split("=") for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)) if "=" in p]
-    return any(len(sides) > 2 or not any(map(_NAME.fullmatch, sides)) for sides in parts)
+    return any(len(sides) > 2 or not any(map(_NAME.fullmatch, sides if turned else sides[:1])) for sides in parts)
 
 
 def _chained(latex: str) -> bool:
@@ -191,7 +195,8 @@ def _doubt(expected: Expression, said: Expression) -> Reply | None:
     """What math-verify would pass over: units, ratios, bases, the case of letters."""
     if expected.unit and said.unit and expected.unit != said.unit:
         return Reply("unknown", f"different units: {expected.unit} and {said.unit}")
-    if _chained(said.latex) or (_claims(said.latex) and not _claims(expected.latex)):
+    turned = "=" in expected.latex
+    if _chained(said.latex) or (_claims(said.latex, turned) and not _claims(expected.latex, True)):
         return Reply("unknown", "an equation where a value is due")
     if may_mean_percent(expected, said):
         return Reply("unknown", "per cent on one side only")
