@@ -143,7 +143,7 @@ def build_algorithm(
         )
     if method.verified and not rewarded and config.rewards.verifier == "none":
         raise UserError(
-            f"{method.name} takes its reward from a verifier: set rewards.verifier (exact, text, math) or "
+            f"{method.name} takes its reward from a verifier: set rewards.verifier (text, math, choice, code, …) or "
             "rewards.function, or choose a likelihood method such as covrl"
         )
     return method

@@ -337,7 +337,13 @@ def view(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
 @app.command()
 def grade(
     file: Annotated[str, typer.Argument(help="JSONL of answer and response; - for standard input.")] = "-",
-    verifier: Annotated[str, typer.Option(help="exact, text or math.")] = "math",
+    verifier: Annotated[
+        str,
+        typer.Option(
+            help="exact, text, math, numeric, choice, code, reasoning-gym (parameters after a comma: "
+            "numeric,relative=0.001), an entry point of the group covrl.verifiers, or module:function."
+        ),
+    ] = "math",
 ) -> None:
     """Grade responses against answers: one JSON line out per line in, a summary on standard error."""
     from covrl.evaluation.grade import grade_file, summary_text

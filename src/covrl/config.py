@@ -12,16 +12,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from covrl.errors import UserError
 from covrl.plugins import refuse_code_in_file
+from covrl.rewards.names import parse_name
 
 
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after they were checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _known_verifier(name: str) -> str:
+    if name != "none":
+        try:
+            parse_name(name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    return name
 
 
 class ModelConfig(Settings):
@@ -106,14 +116,19 @@ class RewardsConfig(Settings):
     and 0 for wrong. In a likelihood method the function's value is added to the reward (shaping).
     """
 
-    verifier: Literal["none", "exact", "text", "math"] = Field(
-        "text", description="who marks training responses right, wrong or unknown, for the methods that need it"
+    verifier: str = Field(
+        "text",
+        description="who marks training responses right, wrong or unknown, for the methods that need it: none, exact, "
+        "text, math, numeric, choice, code, reasoning-gym (docs/verifiers.md), or an installed entry point of the "
+        "group covrl.verifiers",
     )
     function: str = Field(
         "",
         description="name of an installed entry point of the group covrl.rewards: (Problem, text) -> float. "
         "module:function is taken from the command line or Python only",
     )
+
+    _verifier = field_validator("verifier")(_known_verifier)
 
 
 class GenerationConfig(Settings):
@@ -156,9 +171,13 @@ class EvaluationConfig(Settings):
 
     every: int = Field(10, ge=0, description="steps between evaluations, 0 for never")
     problems: int = Field(256, ge=1)
-    verifier: Literal["none", "exact", "text", "math"] = Field(
-        "text", description="who grades held-out answers; with none, log p(y|x,z) alone says how training goes"
+    verifier: str = Field(
+        "text",
+        description="who grades held-out answers, named as in rewards.verifier; with none, log p(y|x,z) alone says "
+        "how training goes",
     )
+
+    _verifier = field_validator("verifier")(_known_verifier)
 
 
 class CheckpointConfig(Settings):

@@ -11,7 +11,8 @@ import pytest
 from covrl.errors import UserError
 from covrl.evaluation.grade import ROWS_AT_ONCE, GradeSummary, grade_file, grade_stream, summary_text
 from covrl.records import Problem
-from covrl.rewards.verifiers import Judgement, exact_text, normalised_text
+from covrl.rewards.judgement import Judgement
+from covrl.rewards.verifiers import exact_text, normalised_text
 
 
 def rows(*records: dict[str, Any]) -> list[str]:
@@ -46,6 +47,8 @@ def test_one_line_out_a_line_in_and_nothing_hidden() -> None:
     assert "7 rows  right 4 (57.1%)  wrong 2 (28.6%)  unknown 1 (14.3%)" in text
     assert "unknown: no answer found  1" in text
     assert "rows a second" in text
+    assert "warning: more than 10% of the rows cannot be graded" in text
+    assert "warning" not in summary_text(GradeSummary({"right": 9, "wrong": 0, "unknown": 1}))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +125,8 @@ def test_a_file_and_standard_input(
 def test_what_cannot_be_opened_is_said() -> None:
     with pytest.raises(UserError, match=r"nowhere\.jsonl: No such file"):
         grade_file("nowhere.jsonl", io.StringIO(), "exact")
-    with pytest.raises(UserError, match="unknown verifier nice: known are exact, text, math"):
-        grade_file("-", io.StringIO(), "nice")
+    with pytest.raises(UserError, match="unknown verifier nuneric: did you mean numeric"):
+        grade_file("-", io.StringIO(), "nuneric")
     with pytest.raises(UserError, match="unknown extractor last"):
         grade_file("-", io.StringIO(), "exact", order=("last",))
 

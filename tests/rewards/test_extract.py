@@ -146,3 +146,17 @@ def test_every_worked_solution_of_math_gives_its_answer() -> None:
         pytest.skip(f"{path} is missing")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [r["answer"] for r in rows] == [EXTRACTORS["boxed"](r["solution"]) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So the **final answer is: 42**", "42"),
+        ("the **answer is 42**.", "42"),
+        ("the answer is **42**", "42"),
+        ("the answer is 2**3", "2**3"),
+        ("the answer is 2*", "2*"),
+    ],
+)
+def test_emphasis_that_began_before_the_answer_is_taken_off(text: str, answer: str) -> None:
+    assert EXTRACTORS["answer_is"](text) == answer

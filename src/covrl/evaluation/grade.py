@@ -15,10 +15,14 @@ from typing import Any, BinaryIO, TextIO
 from covrl.errors import UserError
 from covrl.records import Problem, Verdict
 from covrl.rewards.extract import DEFAULT_ORDER
-from covrl.rewards.verifiers import TIME_LIMIT_S, Judgement, Verifier, judge_all, open_verifier
+from covrl.rewards.judgement import Judgement, Verifier, judge_all
+from covrl.rewards.registry import open_verifier
 
 ROWS_AT_ONCE = 256
 CHARS_AT_ONCE = 4_000_000
+MANY_UNKNOWN = 0.1
+"""Share of unknown verdicts above which the others say little (INFERRED, as in training)."""
+
 VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "unknown")
 
 
@@ -49,14 +53,16 @@ def grade_file(
     verifier: str = "math",
     *,
     order: Sequence[str] = DEFAULT_ORDER,
-    time_limit_s: float = TIME_LIMIT_S,
+    time_limit_s: float | None = None,
 ) -> GradeSummary:
     """Grade the file at ``path``, or standard input for ``-``, with the verifier of that name.
+
+    The name is one of ours, an installed entry point, or ``module:function`` (:mod:`covrl.rewards.registry`).
 
     Raises:
         UserError: no such file or verifier, or a line that cannot be graded (:func:`grade_stream`).
     """
-    with open_verifier(verifier, order, time_limit_s) as judge:
+    with open_verifier(verifier, order, time_limit_s, code=True) as judge:
         if path == "-":
             return grade_stream(sys.stdin.buffer, out, judge, "standard input")
         with _opened(path) as lines:
@@ -73,8 +79,10 @@ def _opened(path: str) -> BinaryIO:
 def grade_stream(lines: Iterable[str | bytes], out: TextIO, verifier: Verifier, name: str = "input") -> GradeSummary:
     """Write one JSON line for each line of ``lines``; return the summary.
 
-    In: ``{"answer": …, "response": "…"}``; ``answer`` is text or a number, ``accepted`` (a list of further answers)
-    and ``id`` may follow, other fields are ignored. Out: ``verdict``, ``extracted`` (null if the response has no
+    In: ``{"answer": …, "response": "…"}``; ``answer`` is text or a number; ``accepted`` (a list of further answers, of
+    tests for ``code``), ``question`` (for ``choice``) and ``id`` may follow, other fields are ignored.
+
+    Out: ``verdict``, ``extracted`` (null if the response has no
     answer), ``how`` it was extracted, ``why``; ``id`` first if there was one.
 
     Lines are read a few hundred at a time, at most 4 MB together and never fewer than one. The first line that cannot
@@ -118,6 +126,8 @@ def summary_text(summary: GradeSummary) -> str:
     shares = "  ".join(f"{v} {summary.counts.get(v, 0):,} ({summary.share(v):.1%})" for v in VERDICTS)
     lines = [f"{summary.rows:,} rows  {shares}"]
     lines += [f"  unknown: {reason}  {count:,}" for reason, count in summary.unknown_reasons.items()]
+    if summary.share("unknown") > MANY_UNKNOWN:
+        lines.append(f"warning: more than {MANY_UNKNOWN:.0%} of the rows cannot be graded; see the reasons above")
     lines.append(f"{summary.seconds:.1f} s, {summary.rows_per_second:,.0f} rows a second")
     return "\n".join(lines)
 
@@ -143,7 +153,9 @@ def _line_in(line: str | bytes, where: str) -> tuple[Mapping[str, Any], Problem,
     if not isinstance(accepted, list):
         raise UserError(f"{where}: accepted is {_kind(accepted)}, not a list of answers")
     texts = [_answer_text(a, where) for a in (record["answer"], *accepted)]
-    return record, Problem(id=where, question="", answer=texts[0], accepted=tuple(texts[1:])), response
+    question = record.get("question")
+    asked = question if isinstance(question, str) else ""
+    return record, Problem(id=where, question=asked, answer=texts[0], accepted=tuple(texts[1:])), response
 
 
 def _answer_text(answer: object, where: str) -> str:

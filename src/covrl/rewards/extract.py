@@ -126,6 +126,8 @@ def _bare(sentence: str) -> str:
             inside = text[len(mark) : -len(mark)]
             if text.startswith(mark) and text.endswith(mark) and inside and mark not in inside:
                 text = inside.strip()
+        if text.endswith("**") and text.count("**") == 1:  # the emphasis began before: "the **answer is 5**"
+            text = text.removesuffix("**").rstrip()
     return text
 
 

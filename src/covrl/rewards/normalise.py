@@ -15,9 +15,13 @@ from fractions import Fraction
 MAX_CHARS = 1000
 """Longer answers are compared as they stand only: no answer that a person writes down is longer."""
 
+MAX_DEPTH = 40
+"""Brackets inside one another, beyond which no answer is meant to be read."""
+
 _SPELLINGS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)\s*(?=[()\[\]|]|\\[{}])"), ""),
+    (re.compile(r"\\[bB]igg?[lrm]?\s*(?=[()\[\]|]|\\[{}])"), ""),
     (re.compile(r"\\displaystyle(?![A-Za-z])"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))|,\\!\s*"), ","),
@@ -116,13 +120,15 @@ class Expression:
     """An answer as math-verify gets it.
 
     ``unit`` is what stood behind it ("cm", "dollar", …; empty if nothing), ``base`` the base of a numeral like
-    ``4210_5``, ``number`` the exact value where the text is a plain number.
+    ``4210_5``, ``number`` the exact value where the text is a plain number, ``percent`` whether a per cent sign stood
+    behind it: ``latex`` and ``number`` are a hundredth of what stood before the sign.
     """
 
     latex: str
     unit: str = ""
     base: int | None = None
     number: Fraction | None = None
+    percent: bool = False
 
     @property
     def letters(self) -> frozenset[str]:
@@ -156,7 +162,10 @@ _DOUBTS = [
     (re.compile(r"\d[eE][-+]?\d"), "an exponent written with e inside a formula"),
     (re.compile(r"\d ?_"), "a base inside a formula"),
     (re.compile(r"\\circ|\\degree|°"), "degrees inside a formula"),
-    (re.compile(r"\\(?:text\w*|mbox) ?\{ ?(?!(?:and|or)\b)[^{}]*[A-Za-z]{2}"), "words inside a formula"),
+    (re.compile(r"\\(?:text\w*|mbox) ?\{(?! ?(?:and|or) ?\})[^{}]*[A-Za-z]{2}"), "words inside a formula"),
+    (re.compile(r"\\infty ?(?:\\[}]|\])|\[ ?-? ?\\infty"), "a closed end at infinity"),
+    (re.compile(r"(?:\^ ?(?:\{ ?\w{1,10}|\w) ?){3}"), "a power of a power of a power"),
+    (re.compile(r"%"), "per cent of a formula"),
     (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
 ]
 
@@ -174,6 +183,10 @@ def expression(text: str) -> Expression:
     number = plain_number(text)
     if number is not None:
         return Expression(_decimal(text, number), "dollar" if money else unit, number=number)
+    percent = plain_number(text.removesuffix("%").rstrip()) if text.endswith("%") else None
+    if percent is not None:
+        value = percent / 100
+        return Expression(rf"\frac{{{value.numerator}}}{{{value.denominator}}}", unit, number=value, percent=True)
     based = _BASED.fullmatch(text)
     if based:
         return _numeral(based.group(1), int(based.group(2)))
@@ -240,6 +253,8 @@ def _refuse_doubtful(text: str, unit: str) -> None:
         raise NotMathematicsError(f"the word {word[:40]!r}")
     if _thousands_outside_brackets(text):
         raise NotMathematicsError("a comma that may separate thousands")
+    if _depth(text) > MAX_DEPTH:
+        raise NotMathematicsError("brackets nested too deeply")
     if not _balanced(text):
         raise NotMathematicsError("braces that do not balance")
     if unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
@@ -253,6 +268,14 @@ def _thousands_outside_brackets(text: str) -> bool:
         if len(mark) > 1 and depth == 0:
             return True
     return False
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for c in re.findall(r"[(\[{}\])]", text):
+        depth += 1 if c in "([{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _balanced(text: str) -> bool:

@@ -1,24 +1,19 @@
-"""Right, wrong or unknown: what a response's answer is worth against the reference answer.
+"""Comparison of answers: to the character, as text, and as mathematics.
 
-``unknown`` is a verdict of its own and always says why: no answer in the response, an answer or a reference that
-cannot be read, a comparison that took too long. It is never turned into wrong or right on the quiet; who needs a
-number decides what unknown counts as, and shows how often it came up.
+What the three have in common with the others, and what a verdict is: :mod:`covrl.rewards.judgement`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
 
-from covrl.errors import UserError
-from covrl.records import Problem, Verdict
-from covrl.rewards.extract import DEFAULT_ORDER, Extracted, extract_answer
-from covrl.rewards.math_worker import MathWorkers, Question, Reply
+from covrl.records import Problem
+from covrl.rewards.extract import DEFAULT_ORDER, extract_answer
+from covrl.rewards.judgement import TIME_LIMIT_S, Judgement, combine, judgement, nothing, references
+from covrl.rewards.math_worker import Question, math_workers
 from covrl.rewards.normalise import (
     MAX_CHARS,
     Expression,
@@ -28,60 +23,26 @@ from covrl.rewards.normalise import (
     normalise,
     plain_number,
 )
-
-VERIFIERS = ("exact", "text", "math")
+from covrl.rewards.numeric import may_mean_percent
+from covrl.rewards.workers import Reply
 
 _MAYBE_UNIT = re.compile(r"[\d})] ?[A-Za-z]{1,2}$")
-
-TIME_LIMIT_S = 5.0
-"""Seconds that one comparison may take before it is unknown; ordinary ones take a few milliseconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict, the answer it is about, and why.
-
-    Example:
-        >>> Judgement("right", extracted="42", why="equal as text", how="boxed")
-
-    ``extracted`` is None where the response has no answer; ``how`` names the extractor. The part of ``why`` before
-    its first colon is one of a few fixed phrases, so that reasons can be counted.
-    """
-
-    verdict: Verdict
-    extracted: str | None
-    why: str
-    how: str | None = None
-
-
-@runtime_checkable
-class Verifier(Protocol):
-    """Judges a whole response; ``problem.answer`` and each of ``problem.accepted`` are right."""
-
-    def __call__(self, problem: Problem, response: str) -> Judgement: ...
-
-
-def judge_all(verifier: Verifier, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
-    """One judgement a row, in order; all at once where the verifier can (:meth:`MathVerifier.judge_all`)."""
-    if isinstance(verifier, MathVerifier):
-        return verifier.judge_all(rows)
-    return [verifier(problem, response) for problem, response in rows]
 
 
 def exact_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
     """Right if the answer is the reference or an accepted one to the character, spaces at the ends aside."""
     found = extract_answer(response, order)
     if found is None:
-        return _nothing(order)
-    return _judgement(found, _combine([_exact(r, found.text) for r in _references(problem)]))
+        return nothing(order)
+    return judgement(found, combine([_exact(r, found.text) for r in references(problem)]))
 
 
 def normalised_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
     """Right if the two are equal in one spelling (:func:`covrl.rewards.normalise.normalise`) or as plain numbers."""
     found = extract_answer(response, order)
     if found is None:
-        return _nothing(order)
-    return _judgement(found, _combine([_text(r, found.text) for r in _references(problem)]))
+        return nothing(order)
+    return judgement(found, combine([_text(r, found.text) for r in references(problem)]))
 
 
 class MathVerifier:
@@ -105,7 +66,7 @@ class MathVerifier:
     ) -> None:
         count = min(2, os.cpu_count() or 1) if workers is None else workers
         self.order = tuple(order)
-        self.workers = MathWorkers(count, time_limit_s)
+        self.workers = math_workers(count, time_limit_s)
 
     def __call__(self, problem: Problem, response: str) -> Judgement:
         return self.judge_all([(problem, response)])[0]
@@ -117,13 +78,13 @@ class MathVerifier:
         replies: dict[int, list[Reply]] = {}
         for row, ((problem, _), answer) in enumerate(zip(rows, found, strict=True)):
             if answer is not None:
-                replies[row], question = _screen(_references(problem), answer.text)
+                replies[row], question = _screen(references(problem), answer.text)
                 if question is not None:
                     asked[row] = question
-        for row, reply in zip(asked, self.workers.ask(list(asked.values())), strict=True):
+        for row, reply in zip(asked, self.workers.ask(list(asked.values()), _dear), strict=True):
             replies[row].append(reply)
         return [
-            _nothing(self.order) if answer is None else _judgement(answer, _combine(replies[row]))
+            nothing(self.order) if answer is None else judgement(answer, combine(replies[row]))
             for row, answer in enumerate(found)
         ]
 
@@ -138,42 +99,12 @@ class MathVerifier:
         self.close()
 
 
-@contextmanager
-def open_verifier(
-    name: str, order: Sequence[str] = DEFAULT_ORDER, time_limit_s: float = TIME_LIMIT_S
-) -> Generator[Verifier]:
-    """The verifier of that name: ``exact``, ``text`` or ``math``; its processes end with the context.
-
-    Raises:
-        UserError: there is no verifier or extractor of that name.
-    """
-    extract_answer("", order)
-    if name == "math":
-        with MathVerifier(order, time_limit_s) as verifier:
-            yield verifier
-    elif name in VERIFIERS:
-        judge = exact_text if name == "exact" else normalised_text
-        yield lambda problem, response: judge(problem, response, order)
-    else:
-        raise UserError(f"unknown verifier {name}: known are {', '.join(VERIFIERS)}")
+_DEAR = re.compile(r"\^ ?\{?[^{}^]{0,40}\^|\^ ?\{? ?-?\d{3}|!|\\(?:prod|sum|int|lim|binom)(?![A-Za-z])")
 
 
-def _references(problem: Problem) -> tuple[str, ...]:
-    return (problem.answer, *problem.accepted)
-
-
-def _nothing(order: Sequence[str]) -> Judgement:
-    return Judgement("unknown", None, f"no answer found: looked for {', '.join(order)}")
-
-
-def _judgement(found: Extracted, reply: Reply) -> Judgement:
-    return Judgement(reply.verdict, found.text, reply.why, found.how)
-
-
-def _combine(replies: Sequence[Reply]) -> Reply:
-    """Right if any reference is met; else unknown if any could not be compared; else wrong."""
-    verdicts: tuple[Verdict, ...] = ("right", "unknown", "wrong")
-    return next(r for v in verdicts for r in replies if r.verdict == v)
+def _dear(question: Question) -> float:
+    """What a comparison may cost, roughly: powers of powers and the like are what hangs math-verify."""
+    return len(question.answer) + (1000.0 if _DEAR.search(question.answer) else 0.0)
 
 
 def _exact(reference: str, answer: str) -> Reply:
@@ -241,10 +172,34 @@ def _as_mathematics(reference: str, answer: str) -> tuple[Reply | None, str]:
     return _doubt(expected, said) or _numbers(expected, said), said.latex
 
 
+_CLAIM_BREAKS = re.compile(r",|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|\\(?:text\w*|mbox)|\\lor|\\vee")
+_INDEX = re.compile(r"_ ?\{[^{}]*\}")  # the i = 1 under a sum
+_NAME = re.compile(r"[\s{}$&\\]*(?:\\?[A-Za-z]{1,7}|[A-Za-z] ?_ ?\{? ?\w{1,3} ?\}?)(?: ?\( ?[A-Za-z] ?\))?\s*")
+
+
+def _claims(latex: str, turned: bool) -> bool:
+    """Whether a formula says that things are equal, rather than name a value: 8 = 1, or x = 8 = 1, but not x = 1.
+
+    ``turned``: 1 = x names a value too. Only for references that are equations: of the others math-verify would
+    compare the last side, so that 997 = k would be k.
+    """
+    parts = [p.split("=") for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)) if "=" in p]
+    return any(len(sides) > 2 or not any(map(_NAME.fullmatch, sides if turned else sides[:1])) for sides in parts)
+
+
+def _chained(latex: str) -> bool:
+    return any(p.count("=") > 1 for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)))
+
+
 def _doubt(expected: Expression, said: Expression) -> Reply | None:
     """What math-verify would pass over: units, ratios, bases, the case of letters."""
     if expected.unit and said.unit and expected.unit != said.unit:
         return Reply("unknown", f"different units: {expected.unit} and {said.unit}")
+    turned = "=" in expected.latex
+    if _chained(said.latex) or (_claims(said.latex, turned) and not _claims(expected.latex, True)):
+        return Reply("unknown", "an equation where a value is due")
+    if may_mean_percent(expected, said):
+        return Reply("unknown", "per cent on one side only")
     if any(a.unit and not b.unit and _MAYBE_UNIT.search(b.latex) for a, b in ((expected, said), (said, expected))):
         return Reply("unknown", "a letter that may be a unit")
     if said.base is not None and expected.base is None:

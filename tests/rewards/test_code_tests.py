@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from covrl.records import Problem
+from covrl.rewards.code_tests import (
+    HANGS_PER_CALL,
+    CodeVerifier,
+    clock_limit,
+    last_python_block,
+    run_program,
+)
+from covrl.rewards.judgement import Judgement
+
+TESTS = ("assert f(2) == 4", "assert f(3) == 9\nassert f(-1) == 1")
+SQUARE = "def f(x):\n    return x * x"
+
+
+@pytest.fixture(scope="module")
+def verify() -> CodeVerifier:
+    return CodeVerifier(seconds=2.0)
+
+
+def row(program: str, *tests: str) -> tuple[Problem, str]:
+    return Problem("p", "Square it.", "", tests or TESTS), f"Here:\n```python\n{program}\n```\nDone."
+
+
+def judged(verify: CodeVerifier, program: str, *tests: str) -> Judgement:
+    return verify(*row(program, *tests))
+
+
+def test_the_last_closed_python_block() -> None:
+    assert last_python_block("```python\na\n```\n```py\nb\n```\n```\nc\n```\n```python\nd") == "b\n"
+    assert last_python_block("```python\na\n```python\nb\n```") == "b\n"
+    assert last_python_block("```\na\n```") is None
+    assert last_python_block("``` python \n\n```") is None
+    assert last_python_block("```python\n" * 100_000) is None
+
+
+def test_all_tests_have_to_run_through(verify: CodeVerifier) -> None:
+    right = judged(verify, SQUARE)
+    assert (right.verdict, right.extracted, right.how) == ("right", SQUARE + "\n", "python_block")
+    wrong = judged(verify, "def f(x):\n    return 4")
+    assert (wrong.verdict, wrong.why) == ("wrong", "tests failed: test 2 ended with AssertionError")
+    assert verify(Problem("p", "", "assert f(2) == 4"), row(SQUARE)[1]).verdict == "right"  # tests in the answer
+    assert verify(Problem("p", "", "", TESTS), "f squares").why.startswith("no answer found")
+
+
+@pytest.mark.parametrize(
+    ("tests", "why"), [(("",), "nothing to run"), (("# f",), "nothing"), (("assert f(",), "not Python")]
+)
+def test_tests_that_are_none_are_unknown_and_nothing_runs(tests: tuple[str, ...], why: str) -> None:
+    verify = CodeVerifier()
+    said = judged(verify, SQUARE, *tests)
+    assert said.verdict == "unknown"
+    assert why in said.why
+    assert verify.work.ran == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import sys; sys.exit(0)", "program ended with SystemExit"),
+        ("import os; os._exit(0)", "the program ended before them"),
+        ("print('passed')", "test 1 ended with NameError"),
+        ("f = (", "program ended with SyntaxError"),
+        ("(" * 50_000, "program ended with"),
+        ("x = '" + "9" * 90_000, "program ended with SyntaxError"),
+        ("def f(x): return f(x)", "test 1 ended with RecursionError"),
+        ("x = bytearray(10**10)", "program ended with MemoryError"),
+        ("open('big', 'wb').write(b'0' * 5_000_000)", "program ended with OSError"),
+        ("import os; os.fork()", "program ended with PermissionError"),
+        ("import os; os.system('true')", "program ended with PermissionError"),
+        ("import subprocess; subprocess.run(['true'])", "program ended with PermissionError"),
+        ("import socket; socket.socket()", "program ended with PermissionError"),
+        ("import ctypes; ctypes.CDLL(None)", "program ended with PermissionError"),
+        ("import os; os.kill(os.getppid(), 9)", "program ended with PermissionError"),
+        ("import builtins\nbuiltins.abs = lambda _: 4\ndef f(x): return 5", "test 1 ended with AssertionError"),
+    ],
+)
+def test_what_does_not_pass(program: str, why: str, verify: CodeVerifier) -> None:
+    tests = ("assert abs(f(2) - 4) == 0",)
+    said = judged(verify, program, *tests)
+    assert said.verdict == "wrong"
+    assert why in said.why
+
+
+def test_what_honest_programs_use_works(verify: CodeVerifier) -> None:
+    program = (
+        "import asyncio, collections, functools, heapq, itertools, math, random, re, tempfile, threading\n"
+        "with open('/dev/null', 'w') as file:\n    file.write('4')\n"
+        "with open('notes', 'w') as file:\n    file.write('4')\n"
+        "with tempfile.TemporaryDirectory() as folder:\n    pass\n"
+        "async def g(x):\n    return x * x\n"
+        "def f(x):\n    return asyncio.run(g(x))\n"
+    )
+    assert judged(verify, program).why == "all tests passed"
+
+
+def test_files_of_the_user_are_not_changed_and_the_environment_is_empty(
+    verify: CodeVerifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    monkeypatch.setenv("COVRL_SECRET", "1")
+    for attack in (
+        f"import os; os.remove({str(kept)!r})",
+        f"open({str(kept)!r}, 'w')",
+        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
+    ):
+        assert judged(verify, attack).verdict == "wrong"
+    assert kept.read_text() == "mine"
+    assert judged(verify, SQUARE, "import os\nassert 'COVRL_SECRET' not in os.environ").verdict == "right"
+    assert judged(verify, SQUARE, "import os\nassert os.listdir() == []").verdict == "right"
+
+
+def _kernel_grants(what: str) -> bool:
+    """Whether this machine's kernel gives the sandbox what ``what`` asks it for."""
+    program = f"import os; from covrl.rewards import code_sandbox as s; raise SystemExit(not s.{what})"
+    return subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_kernel_keeps_files_that_the_audit_hook_does_not_see(verify: CodeVerifier, tmp_path: Path) -> None:
+    if not _kernel_grants("_keep_files(os.getcwd())"):
+        pytest.skip("no Landlock here")
+    program = (
+        f"import os\nfolder = os.open({str(tmp_path)!r}, os.O_RDONLY)\n"
+        "os.open('made', os.O_CREAT | os.O_WRONLY, dir_fd=folder)"
+    )
+    assert judged(verify, program).why == "tests failed: program ended with PermissionError"
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_kernel_has_no_network_for_it() -> None:
+    if not _kernel_grants("_leave_the_network()"):
+        pytest.skip("no namespaces for users here")
+    program = (
+        "import socket\nfrom covrl.rewards import code_sandbox as s\n"
+        "listening = socket.create_server(('127.0.0.1', 0))\n"
+        "s._leave_the_network()\nsocket.create_connection(listening.getsockname(), 1)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert "unreachable" in said.stderr
+
+
+def test_a_program_that_does_not_end_is_ended(verify: CodeVerifier) -> None:
+    busy = CodeVerifier(seconds=0.1)
+    assert judged(busy, "while True: pass").verdict in {
+        "wrong",
+        "unknown",
+    }  # unknown where the machine gives it no time
+    assert (
+        judged(busy, "import time; time.sleep(1000)").why
+        == f"time limit: not finished after {clock_limit(0.1):g} s on the clock"
+    )
+    assert busy.work.hung == 2
+
+
+def test_a_burst_of_endless_programs_gets_less_and_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def endless(program: str, tests: object, seconds: float, memory: int) -> tuple[int, dict[str, object], str]:
+        given.append(seconds)
+        return -signal.SIGXCPU, {}, "token"
+
+    monkeypatch.setattr("covrl.rewards.code_tests.run_program", endless)
+    verify = CodeVerifier(seconds=4.0, workers=1)
+    said = verify.judge_all([row(f"{n}\nwhile True: pass") for n in range(50)] + [row("while 1: pass")] * 50)
+    assert given == [4.0] * HANGS_PER_CALL + [1.0] * (51 - HANGS_PER_CALL)  # equal programs run once
+    assert [j.verdict for j in said] == ["wrong"] * HANGS_PER_CALL + ["unknown"] * (100 - HANGS_PER_CALL)
+    assert verify.work.hurried == 51 - HANGS_PER_CALL
+    given.clear()
+    verify(*row("while 2: pass"))
+    assert given == [4.0]  # the next call begins anew
+
+
+def test_a_forged_reply_lacks_the_token() -> None:
+    forged = (
+        'import os\nfor n in range(3, 20):\n    try: os.write(n, b\'{"passed": ""}\')\n    except OSError: pass\n'
+        "os._exit(0)"
+    )
+    code, said, token = run_program(forged, TESTS, 2.0, 1 << 30)
+    assert code == 0
+    assert said == {"passed": ""}
+    assert len(token) == 32
+
+
+def test_nothing_is_left_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert judged(CodeVerifier(), "open('notes', 'w').write('x')\n" + SQUARE).verdict == "right"
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,101 @@
+"""The measurement of the verifiers (benchmarks/verifier_confusion.py) on a small seeded part: nothing falsely right."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GOLD = {
+    "written": [
+        *(
+            "7",
+            "-4",
+            "42",
+            "1250",
+            "58500",
+            "204",
+            "3.75",
+            r"\frac{3}{8}",
+            r"-\frac{35}{9}",
+            r"\dfrac{17}{50}",
+            "90^\\circ",
+        ),
+        *(r"\$32", "52_8", r"5.4 \text{ cents}", r"\text{(C)}", r"\text{east}", "(3,4]", "(2,\\infty)", "(15,-29)"),
+        *("(6,31,-1)", r"(2,12) \cup (12,102)", "1,-2", "3, 5, 7", r"1 \pm \sqrt{19}", "x^3+3x-6", r"3\sqrt{13}"),
+        *(r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}", "6 - 5i", "y = 2x + 3", "x=5", r"18+2\pi", "2k+2"),
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    spec = spec_from_file_location("verifier_confusion", ROOT / "benchmarks" / "verifier_confusion.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pairs_are_seeded_and_their_labels_are_arithmetic(bench: Any) -> None:
+    pairs = bench.build_pairs(GOLD, seed=3, per_set=5)
+    assert pairs == bench.build_pairs(GOLD, seed=3, per_set=5)
+    assert pairs != bench.build_pairs(GOLD, seed=4, per_set=5)
+    assert len(pairs) == len(set(pairs))
+    both = {(p.reference, p.response) for p in pairs if p.same} & {
+        (p.reference, p.response) for p in pairs if not p.same
+    }
+    assert not both
+    assert {p.kind for p in pairs} >= {
+        *("LaTeX spacing", "bases", "commas", "decimals", "equations", "formulas", "fractions", "intervals", "letters"),
+        *("lists", "matrices", "mixed numbers", "percent", "plus or minus", "points", "text around", "tricks", "units"),
+    }
+
+
+def test_no_unequal_answer_is_right_and_nearly_all_equal_ones_are(bench: Any) -> None:
+    pairs = random.Random(0).sample(bench.build_pairs(GOLD, seed=0, per_set=3), 240)
+    judged = bench.verdicts(pairs, "math")
+    assert bench.false_right(pairs, judged) == []
+    found = Counter((p.same, j.verdict) for p, j in zip(pairs, judged, strict=True))
+    same = sum(n for (label, _), n in found.items() if label)
+    assert found[True, "right"] >= 0.98 * same > 50
+    assert found[True, "wrong"] == 0
+    table = bench.table(pairs, judged)
+    assert f"| **all** | {found[True, 'right']:,} | 0 |" in table
+    assert bench.misses(pairs, judged).count("| equal | wrong |") == 0
+
+
+@pytest.mark.parametrize("verifier", ["text", "numeric,relative=0", "choice"])
+def test_the_other_verifiers_are_never_right_about_unequal_answers(verifier: str, bench: Any) -> None:
+    pairs = bench.build_pairs(GOLD, seed=1, per_set=3)
+    assert bench.false_right(pairs, bench.verdicts(pairs, verifier)) == []
+
+
+def test_solutions_are_paired_with_other_answers_only(bench: Any) -> None:
+    rows = [{"answer": a, "solution": f"\\boxed{{{a}}}"} for a in ("5", "x=5", r"\frac12", r"\frac{1}{2}", "7")]
+    pairs = bench.solution_pairs(rows, seed=0)
+    assert sum(p.same for p in pairs) == 5
+    crossed = {(p.reference, p.response) for p in pairs if not p.same}
+    assert ("5", "\\boxed{x=5}") not in crossed
+    assert (r"\frac12", r"\boxed{\frac{1}{2}}") not in crossed
+    assert ("7", "\\boxed{5}") in crossed
+
+
+def test_a_false_right_is_found(bench: Any) -> None:
+    pairs = [
+        bench.Pair("k", False, "5", "#### 5"),
+        bench.Pair("k", True, "5", "#### 5"),
+        bench.Pair("k", True, "5", "#### 6"),
+    ]
+    judged = bench.verdicts(pairs, "text")
+    assert bench.false_right(pairs, judged) == [pairs[0]]
+    assert "| k | 1 | 1 | 0 | 1 | 0 | 0 |" in bench.table(pairs, judged)
+    assert "| unequal | right | k | equal as text | 1 | `` 5 `` | `` 5 `` |" in bench.misses(pairs, judged)

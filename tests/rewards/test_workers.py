@@ -1,0 +1,73 @@
+"""What hostile rows cost: counted in processes, never in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from covrl.records import Problem
+from covrl.rewards.verifiers import MathVerifier
+from covrl.rewards.workers import ENDS_PER_CALL, NOT_TRIED
+
+BURST = 60
+
+
+@pytest.fixture
+def crashing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MathVerifier]:
+    """A stand-in for math-verify that crashes at once on what has a "13" in it: a burst costs no waiting."""
+    (tmp_path / "math_verify.py").write_text(
+        "import os\n"
+        "class LatexExtractionConfig:\n    def __init__(self, **_): pass\n"
+        "class grader:\n    simplify = None\n"
+        "def parse(text, *_, **__): return os.abort() if '13' in text else [text]\n"
+        "def verify(a, b, **_): return a == b\n"
+    )
+    (tmp_path / "latex2sympy2_extended.py").write_text(
+        "class NormalizationConfig:\n    def __init__(self, **_): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with MathVerifier(workers=1) as verifier:
+        yield verifier
+
+
+def row(answer: str) -> tuple[Problem, str]:
+    return Problem("p", "?", "x"), f"\\boxed{{{answer}}}"
+
+
+def test_a_burst_of_hostile_rows_ends_few_workers_and_the_others_are_graded(crashing: MathVerifier) -> None:
+    hostile = [row(f"{n}13^{{10^9}}x") for n in range(BURST)]
+    honest = [row(f"x+{n}") for n in range(20, 20 + BURST)]
+    judged = crashing.judge_all([r for pair in zip(hostile, honest, strict=True) for r in pair])
+    work = crashing.workers.work
+    assert [j.verdict for j in judged[1::2]] == ["wrong"] * BURST
+    assert {j.verdict for j in judged[::2]} == {"unknown"}
+    assert work.ended == ENDS_PER_CALL
+    assert work.started <= ENDS_PER_CALL + 1
+    assert (
+        work.not_tried == sum(j.why == NOT_TRIED.why for j in judged) == BURST - ENDS_PER_CALL // 2
+    )  # each had two tries
+
+
+def test_every_call_has_a_budget_of_its_own(crashing: MathVerifier) -> None:
+    crashing.judge_all([row(f"{n}13x") for n in range(BURST)])
+    assert crashing(*row("x+1")).verdict == "wrong"
+    assert crashing(*row("13x")).why.startswith("worker died")
+
+
+def test_a_row_that_ended_a_worker_is_not_tried_again(crashing: MathVerifier) -> None:
+    first = crashing(*row("13x"))
+    ended = crashing.workers.work.ended
+    again = crashing.judge_all([row("13x"), row("13 x"), row("x+1")])
+    assert ended == 2
+    assert again[0] == first
+    assert again[2].verdict == "wrong"
+    assert crashing.workers.work.ended == ended + 2  # the second row alone, which is another text
+
+
+def test_equal_rows_are_asked_once(crashing: MathVerifier) -> None:
+    judged = crashing.judge_all([row("x+1")] * 50 + [row("13x")] * 50)
+    assert crashing.workers.work.asked == 2
+    assert crashing.workers.work.ended == 2
+    assert [j.verdict for j in judged] == ["wrong"] * 50 + ["unknown"] * 50
