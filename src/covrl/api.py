@@ -15,7 +15,7 @@ from typing import Any
 from covrl.algorithms import find_algorithm, make_algorithm
 from covrl.algorithms.base import Algorithm, Setup
 from covrl.config import ProblemsConfig, RunConfig, Settings, check, override, read_settings, read_toml, to_toml
-from covrl.errors import RunBusyError, RunInterruptedError, UserError
+from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
@@ -32,6 +32,7 @@ from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.model import SHIPPED, LanguageModel, load_model
 from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from covrl.training.distributed import join_world
 from covrl.training.loop import Run, response_tokens
 from covrl.training.models import frozen_copy
 from covrl.training.signals import StopRequest
@@ -80,6 +81,7 @@ def build(
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(problems)} "
             "problems, and the same problem twice in a step gives the same traces twice; lower it"
         )
+    world = join_world(config.model.device)
     config = named_in_config(config, reward, algorithm)
     reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
     moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
@@ -87,7 +89,7 @@ def build(
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])
-    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass)
+    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
     notes = (*policy.given_up, *generator.prove())
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
@@ -106,6 +108,7 @@ def build(
         evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, label),
         held_out=held_out or (),
         notes=notes,
+        world=world,
     )
 
 
@@ -251,8 +254,9 @@ def train(
     if isinstance(algorithm, str):
         algorithm = find_algorithm(algorithm)
     run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm)
-    folder = Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    new_run_folder(folder)
+    folder = run.world.same(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
+    if run.world.first:
+        new_run_folder(folder)
     return train_run(run, folder, sinks)
 
 
@@ -262,7 +266,8 @@ def train_run(
     """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
     Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,
-    ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint.
+    ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint. Of several processes all call
+    it with a run built alike, and the first alone writes and reports.
 
     Raises:
         UserError: another process is training in this folder.
@@ -270,10 +275,14 @@ def train_run(
     """
     start = time.perf_counter()
     reports: list[StepReport] = []
-    all_sinks = [JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"), *sinks]
+    world = run.world
+    all_sinks: list[Sink] = []
     with ExitStack() as cleanup:
-        cleanup.enter_context(alone_in(folder))
-        (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
+        if world.first:
+            cleanup.enter_context(alone_in(folder))
+            (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
+            all_sinks = [JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"), *sinks]
+        world.distribute(run)
         stop = cleanup.enter_context(StopRequest(say))
         for note in run.notes:
             say(note)
@@ -285,12 +294,13 @@ def train_run(
                 for sink in all_sinks:
                     sink.write(report)
                 _keep(run, folder, report)
-                if stop.requested and run.done < run.config.training.steps:
+                if world.any(stop.requested) and run.done < run.config.training.steps:
                     raise RunInterruptedError(f"interrupted after step {run.done}")
         except KeyboardInterrupt:  # inside a step, where the state is not whole: what is on disk stays
             raise RunInterruptedError(f"interrupted inside step {run.done + 1}") from None
-        except Exception:
-            _last_checkpoint(run, folder)
+        except Exception as error:
+            if world.size == 1 or isinstance(error, TrainingStoppedError):  # else it is this rank's alone
+                _last_checkpoint(run, folder)
             raise
         last = _last_checkpoint(run, folder)
     best = folder / "best" if (folder / "best").is_dir() else None
@@ -430,16 +440,31 @@ def _keep(run: Run, folder: Path, report: StepReport) -> None:
         value = (report.metrics.get("eval/accuracy", 0.0), report.metrics["eval/log_prob"])
         if run.best is None or value > run.best:
             run.best = value
-            partial = folder / ".best"
-            shutil.rmtree(partial, ignore_errors=True)
-            run.save(partial)
-            shutil.rmtree(folder / "best", ignore_errors=True)
-            partial.rename(folder / "best")
+            with run.world.whole_run(run) as whole:
+                if whole is not None:
+                    _save_best(whole, folder)
     if run.done % run.config.checkpoint.every == 0:
-        save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)
+        _checkpoint(run, folder)
+
+
+def _save_best(run: Run, folder: Path) -> None:
+    partial = folder / ".best"
+    shutil.rmtree(partial, ignore_errors=True)
+    run.save(partial)
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    partial.rename(folder / "best")
+
+
+def _checkpoint(run: Run, folder: Path) -> None:
+    """Written by the first rank, from the weights of all; it knows no number of processes."""
+    with run.world.whole_run(run) as whole:
+        if whole is not None:
+            save_checkpoint(whole, folder / "checkpoints", run.config.checkpoint.keep)
 
 
 def _last_checkpoint(run: Run, folder: Path) -> Path:
     """The checkpoint of the last whole step; written if there is none yet."""
     there = folder / "checkpoints" / f"step-{run.done:06d}"
-    return there if there.is_dir() else save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)
+    if not run.world.same(there.is_dir()):
+        _checkpoint(run, folder)
+    return there

@@ -140,6 +140,8 @@ def train(
         from covrl.training.dry_run import dry_run as rehearse
 
         found = rehearse(run)
+        if not run.world.first:
+            return
         show_dry_run(Console(), found, run.prompts)
         complaint = found.complaint()
         if complaint:
@@ -147,6 +149,12 @@ def train(
         return
     check_trackers(run.config.report.trackers)
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = run.world.same(folder)
+    if not run.world.first:  # it works as the first does, and neither prints nor writes
+        if run.done < run.config.training.steps:
+            api.train_run(run, folder)
+        run.world.close()
+        return
     if resume is None:
         api.new_run_folder(folder)
     elif run.done >= run.config.training.steps:
@@ -168,6 +176,7 @@ def train(
         if isinstance(error, TrainingStoppedError):
             raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
         raise
+    run.world.close()
     write_report(folder / "report.html", summary_of(folder))
     console = Console()
     console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
@@ -366,6 +375,11 @@ def _cpu_defaults() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _who() -> str:
+    """Who speaks: under torchrun every process ends with a message of its own."""
+    return f"covrl (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "covrl"
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
@@ -379,8 +393,8 @@ def main() -> None:
         print("covrl: interrupted", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"covrl: {error}", file=sys.stderr)
+        print(f"{_who()}: {error}", file=sys.stderr)
         sys.exit(2)
     except TrainingStoppedError as error:
-        print(f"covrl: {error}", file=sys.stderr)
+        print(f"{_who()}: {error}", file=sys.stderr)
         sys.exit(130 if isinstance(error, RunInterruptedError) else 1)

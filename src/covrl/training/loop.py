@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, StepReport, TraceGroup
+from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
 from covrl.rewards.functions import RewardFunction, reward_of
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
@@ -72,7 +73,8 @@ class Run:
     ``verify`` marks what responses answered, for methods that need a verifier; CoVRL needs none. ``reward`` is the
     user's own function, called for every sampled trace or response. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
-    ``notes`` say which fast paths the model made impossible.
+    ``notes`` say which fast paths the model made impossible. ``world`` is the processes that share the work: each
+    does a part of it, and all hold every group, credit and metric.
     """
 
     config: RunConfig
@@ -87,6 +89,7 @@ class Run:
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
     reducer: Reducer = field(default_factory=Solo)
+    world: Solo = field(default_factory=Solo)
     done: int = 0
     best: tuple[float, float] | None = None
     notes: Sequence[str] = ()
@@ -134,6 +137,7 @@ class Run:
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
         counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))
         metrics["time/other"] = clock.seconds["step"] - counted
+        metrics = self.world.same(metrics)  # times differ, and a grader's may; what is decided on them must not
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
         return StepReport(number, metrics, warnings, self._shown(kept, credits))
 
@@ -185,15 +189,20 @@ class Run:
         if self.algorithm.verified and self.verify is not None:
             said = self._said(pairs, draw)
             asked = [(problem, text) for (problem, _), text in zip(pairs, said, strict=True) if text is not None]
-            verdicts = iter(self.verify(asked))
+            verdicts = iter(self.world.shared(self.verify, asked))
             pairs = [
                 (p, replace(r, correct="wrong" if text is None else next(verdicts)))
                 for (p, r), text in zip(pairs, said, strict=True)
             ]
         if self.reward is not None:
-            pairs = [(p, replace(r, reward=reward_of(self.reward, p, r.text))) for p, r in pairs]
+            rewards = iter(self.world.shared(self._rewards, pairs))
+            pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
         judged = iter(rollout for _, rollout in pairs)
         return [Group(g.problem, tuple(next(judged) for _ in g.rollouts)) for g in groups]
+
+    def _rewards(self, pairs: Sequence[tuple[Problem, Rollout]]) -> list[float]:
+        assert self.reward is not None
+        return [reward_of(self.reward, problem, rollout.text) for problem, rollout in pairs]
 
     def _said(self, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
         """What each rollout answered: read from a response; behind a thought, sampled with the prior prompt."""
@@ -210,11 +219,14 @@ class Run:
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-        algorithm, limits = self.algorithm, self.limits
-        scores = iter(
-            score(self.models, algorithm.contexts, algorithm.scoring, pairs, limits.tokens, limits.logits_bytes)
-        )
+        algorithm = self.algorithm
+        scores = iter(self.world.shared(partial(self._read, algorithm.contexts, algorithm.scoring), pairs))
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+
+    def _read(
+        self, contexts: Sequence[Context], readings: Sequence[Reading], pairs: Sequence[tuple[Problem, Rollout]]
+    ) -> list[Scores]:
+        return score(self.models, contexts, readings, pairs, self.limits.tokens, self.limits.logits_bytes)
 
     def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """One optimizer step per mini-batch of groups and epoch; returns what is logged of them."""
@@ -232,8 +244,9 @@ class Run:
                 self.limits,
                 self.reducer,
                 measure_streams=self._due(training.stream_norms_every, self.done + 1),
+                world=self.world,
             )
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
+            norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
             if not math.isfinite(norm):
                 raise NonFiniteError(f"step {self.done + 1}: the gradient's norm is {float(norm)}; no step was taken")
             self.optimizer.step()
@@ -265,7 +278,7 @@ class Run:
         thinking = Sampling(self._sampling().max_tokens, self.config.prompts.close, self.config.generation.temperature)
         pairs = list(zip(problems, self.generator.generate(asked, thinking, draw), strict=True))
         context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-        scores = score(self.models, (context,), (reading,), pairs, self.limits.tokens, self.limits.logits_bytes)
+        scores = self.world.shared(partial(self._read, (context,), (reading,)), pairs)
         values = [
             float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
             for (p, r), s in zip(pairs, scores, strict=True)

@@ -20,7 +20,7 @@ from covrl.errors import NonFiniteError
 from covrl.records import Credit, Output, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
-from covrl.training.parallel import Reducer
+from covrl.training.parallel import Reducer, Solo, deal
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,14 @@ def accumulate_gradient(
     limits: PassLimits,
     reducer: Reducer,
     measure_streams: bool = False,
+    world: Solo | None = None,
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
 
     Traces whose every weight in every stream is zero take part in the denominators only: no forward is spent on
     them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
+    In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each goes through its share
+    of the traces, and all end with the whole gradient and the same report.
 
     Raises:
         NonFiniteError: a stream's loss is NaN or infinite; ``.grad`` is then not to be used.
@@ -88,21 +91,39 @@ def accumulate_gradient(
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
     collected: dict[str, list[Tensor | None]] = {}
-    for pack in make_packs([t.unit for t in trained.values()], limits.tokens):
+    world = world or Solo()
+    trouble: NonFiniteError | None = None
+    for pack in _packs_of_rank(trained, limits, world):
         report.passes += 1
         mine = {unit.index: trained[unit.index] for unit in pack}
         terms = _terms(algorithm, models, pack, mine, streams, scale, limits)
         for name, term in terms.items():
             report.losses[name] += float(term.detach())
-        _check_finite(terms, [t.problem_id for t in mine.values()])
+        try:
+            _check_finite(terms, [t.problem_id for t in mine.values()])
+        except NonFiniteError as error:
+            trouble = trouble or world.postpone(error)
         if measure_streams:
             _collect(terms, parameters, collected)
         else:
             sum(terms.values(), torch.zeros(())).backward()
-    for name, gradient in collected.items():
+    world.settle(trouble)
+    report.losses = world.total(report.losses)
+    if not measure_streams:
+        _set_grad(parameters, world.summed([p.grad for p in parameters], parameters))
+        return report
+    for name in world.union(list(collected)):
+        gradient = world.summed(collected.get(name, [None] * len(parameters)), parameters)
         report.norms[name] = math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
         _add_to_grad(parameters, gradient)
     return report
+
+
+def _packs_of_rank(trained: Mapping[int, _Trained], limits: PassLimits, world: Solo) -> list[list[Unit]]:
+    """The packs that this rank goes through: of all units in a world of one."""
+    units = [t.unit for t in trained.values()]
+    share = deal([unit.tokens for unit in units], world.size)[world.rank]
+    return list(make_packs([units[i] for i in share], limits.tokens))
 
 
 def _with_weight(
@@ -183,6 +204,11 @@ def _collect(
             total[i] = part if before is None or part is None else before + part
             if part is None:
                 total[i] = before
+
+
+def _set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
+    for parameter, part in zip(parameters, gradient, strict=True):
+        parameter.grad = part
 
 
 def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
