@@ -146,6 +146,10 @@ class TrainingConfig(Settings):
     adam_betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    weights: Literal["sharded", "replicated"] = Field(
+        "sharded",
+        description="with several processes: weights, gradients and moments in parts (FSDP2), or whole on each",
+    )
     stream_norms_every: int = Field(
         10, ge=0, description="steps between measurements of each stream's gradient norm (a backward pass a stream)"
     )

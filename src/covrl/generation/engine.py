@@ -71,7 +71,8 @@ class TorchGenerator:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order. Rows of like length are decoded together."""
-        return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
+        with self.world.whole_weights():
+            return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         rule = self._rules.setdefault(sampling.stop, StopRule(self.tokenizer, sampling.stop))

@@ -1,10 +1,12 @@
 """Several processes under torchrun: gloo on the CPU, NCCL on GPUs (with gloo for records).
 
-    torchrun --nproc-per-node 2 -m covrl train --config run.toml
+torchrun --nproc-per-node 2 -m covrl train --config run.toml
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -15,10 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from covrl.errors import NonFiniteError, UserError
 from covrl.records import Output, Scores
+from covrl.scoring.model import LanguageModel
+from covrl.training.optimizer import make_optimizer
 from covrl.training.parallel import Solo, part_of
+from covrl.training.sharding import gathered, like_parameter, shard, whole, whole_copy, why_not
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -64,11 +71,17 @@ def _take_gpu(device: str, local_rank: int) -> None:
 
 
 class Processes(Solo):
-    """The processes of one torchrun. Every rank holds all weights; gradients are added up over ranks."""
+    """The processes of one torchrun.
+
+    Every rank starts with all weights. :meth:`distribute` shards them (``training.weights``), or leaves them; gradients
+    are added up over ranks either way.
+    """
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
+        self._policy: Any = None
+        self._whole = False
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         if not items:
@@ -102,13 +115,17 @@ class Processes(Solo):
 
     def summed(self, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """In buckets of one dtype, each a single message; a rank that has no gradient where another has one adds 0."""
+        shards = [isinstance(p, DTensor) for p in parameters]  # FSDP has added up these
         present = torch.tensor([g is not None for g in gradients], dtype=torch.int32)
         dist.all_reduce(present, dist.ReduceOp.MAX)
-        result: list[Tensor | None] = [None] * len(gradients)
-        for bucket in _buckets([p for p in range(len(parameters)) if present[p]], parameters):
+        result = [g if sharded else None for g, sharded in zip(gradients, shards, strict=True)]
+        for bucket in _buckets([i for i in range(len(parameters)) if present[i] and not shards[i]], parameters):
             parts = [gradients[i] for i in bucket]
             flat = torch.cat(
-                [torch.zeros_like(parameters[i]).flatten() if g is None else g.flatten() for i, g in zip(bucket, parts, strict=True)]
+                [
+                    torch.zeros_like(parameters[i]).flatten() if g is None else g.flatten()
+                    for i, g in zip(bucket, parts, strict=True)
+                ]
             )
             dist.all_reduce(flat)
             sums = flat.split([parameters[i].numel() for i in bucket])
@@ -131,11 +148,86 @@ class Processes(Solo):
         state = self._gathered((run.done, run.source.state_dict(), run.config.model_dump(mode="json")))
         if any(other != state[0] for other in state):
             raise UserError("the processes read different settings or checkpoints; they need one shared folder")
+        if run.config.training.weights == "replicated" or self.sharded:
+            return
+        reason = why_not(run.models["policy"])
+        if reason:
+            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
+            return
+        self._shard(run)
+
+    def _shard(self, run: Run) -> None:
+        """Shard the policy and its optimizer's state; models beside it are read only, and stay whole."""
+        self._policy = policy = run.models["policy"].model
+        moments = {name: run.optimizer.state.get(p, {}) for name, p in policy.named_parameters()}
+        shard(policy, init_device_mesh(run.models["policy"].device.type, (self.size,)))
+        self.sharded = True
+        run.parameters = [p for model in run.models.values() for p in model.parameters()]
+        run.optimizer = make_optimizer(run.parameters, run.config.training)
+        for name, parameter in policy.named_parameters():
+            if moments[name]:
+                found = {key: like_parameter(value, parameter) for key, value in moments[name].items()}
+                run.optimizer.state[parameter] = found
+
+    @contextmanager
+    def whole_weights(self) -> Generator[None]:
+        if not self.sharded or self._whole:
+            yield
+            return
+        with gathered(self._policy):
+            self._whole = True
+            try:
+                yield
+            finally:
+                self._whole = False
+
+    def norm(self, gradient: Sequence[Tensor | None]) -> float:
+        """Shards' squares are added up over ranks, those of whole gradients are the same on all."""
+        squares = {True: 0.0, False: 0.0}
+        for g in gradient:
+            if g is not None:
+                local = g.to_local() if isinstance(g, DTensor) else g
+                squares[isinstance(g, DTensor)] += float(local.double().pow(2).sum())
+        shards = self.total({"squares": squares[True]})["squares"] if self.sharded else 0.0
+        return math.sqrt(shards + squares[False])
+
+    def clip_gradient(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        if not self.sharded:
+            return super().clip_gradient(parameters, limit)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = self.norm(gradients)
+        factor = min(1.0, limit / (norm + 1e-6))  # as torch's own
+        for g in gradients:
+            (g.to_local() if isinstance(g, DTensor) else g).mul_(factor)
+        return torch.tensor(norm)
 
     @contextmanager
     def whole_run(self, run: Run) -> Generator[Run | None]:
-        yield run if self.first else None
+        found = self._gathered_run(run) if self.sharded else run
+        yield found if self.first else None
         dist.barrier()
+
+    def _gathered_run(self, run: Run) -> Run | None:
+        """A copy of the run with whole weights and moments in the first rank's memory; the policy alone is trained."""
+        policy = run.models["policy"]
+        plain = whole_copy(policy.model, keep=self.first)
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in policy.model.named_parameters():
+            for key, value in run.optimizer.state.get(parameter, {}).items():
+                full = whole(value)
+                if self.first:
+                    moments.setdefault(name, {})[key] = full.cpu()
+        if not self.first:
+            return None
+        found = copy.copy(run)
+        found.world = Solo()
+        found.models = {**run.models, "policy": LanguageModel(plain, policy.temperature)}
+        found.parameters = found.models["policy"].parameters()
+        found.optimizer = make_optimizer(found.parameters, run.config.training)
+        for name, parameter in plain.named_parameters():
+            if name in moments:
+                found.optimizer.state[parameter] = moments[name]
+        return found
 
     def close(self) -> None:
         if dist.is_initialized():

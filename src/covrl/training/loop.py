@@ -14,8 +14,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
 from covrl.algorithms.base import Algorithm
 from covrl.config import GenerationConfig, RunConfig
 from covrl.errors import NonFiniteError, TrainingStoppedError
@@ -119,12 +117,15 @@ class Run:
         draw = Draw(self.config.training.seed, self.done)
         number = self.done + 1
         with clock("step"):
-            sampled, scored, kept = self._collect(draw, clock)
+            with self.world.whole_weights():
+                sampled, scored, kept = self._collect(draw, clock)
             credits = self.algorithm.credit(kept)
             with clock("train"):
                 update = self._update(kept, credits)
             self.done = number
-            follow(self.algorithm.models, self.models, self.done)
+            if any(spec.follows != "frozen" for spec in self.algorithm.models):
+                with self.world.whole_weights():
+                    follow(self.algorithm.models, self.models, self.done)
             self.generator.publish(self.done)
         metrics = rollout_metrics(sampled) | verdict_metrics(sampled) | token_metrics(scored)
         metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
@@ -132,7 +133,7 @@ class Run:
         if self.label:
             metrics |= label_metrics(kept, credits, self.label, self.config.prompts.close)
         if self._due(self.config.evaluation.every, number):
-            with clock("eval"):
+            with clock("eval"), self.world.whole_weights():
                 metrics |= self._evaluate()
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
         counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))

@@ -9,6 +9,7 @@ ranks' gradients are added up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -42,6 +43,7 @@ class Solo:
     rank: int = 0
     size: int = 1
     sharded: bool = False
+    """Whether each rank holds a part of the policy's weights, so that all must take part in each pass of any."""
 
     @property
     def first(self) -> bool:
@@ -76,6 +78,10 @@ class Solo:
         """Gradients of ``parameters`` summed over ranks, never averaged; None where no rank has one."""
         del parameters
         return list(gradients)
+
+    def norm(self, gradient: Sequence[Tensor | None]) -> float:
+        """The norm of a whole gradient, of which each rank may hold a part; summed in float64."""
+        return math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
 
     def clip_gradient(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         """Scale ``.grad`` so that the norm of the whole gradient is at most ``limit``; the norm before."""
@@ -130,4 +136,3 @@ def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
         shares[least].append(item)
         load[least] += sizes[item]
     return [sorted(share) for share in shares]
-

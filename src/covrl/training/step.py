@@ -8,8 +8,7 @@ not depend on how rows are packed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,40 +89,93 @@ def accumulate_gradient(
     report.tokens = sum(t.unit.tokens for t in trained.values())
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
-    collected: dict[str, list[Tensor | None]] = {}
     world = world or Solo()
-    trouble: NonFiniteError | None = None
-    for pack in _packs_of_rank(trained, limits, world):
-        report.passes += 1
-        mine = {unit.index: trained[unit.index] for unit in pack}
-        terms = _terms(algorithm, models, pack, mine, streams, scale, limits)
-        for name, term in terms.items():
-            report.losses[name] += float(term.detach())
-        try:
-            _check_finite(terms, [t.problem_id for t in mine.values()])
-        except NonFiniteError as error:
-            trouble = trouble or world.postpone(error)
-        if measure_streams:
-            _collect(terms, parameters, collected)
-        else:
-            sum(terms.values(), torch.zeros(())).backward()
-    world.settle(trouble)
-    report.losses = world.total(report.losses)
+    passes = _Passes(algorithm, models, streams, scale, limits, world, trained, parameters)
+    collected: dict[str, list[Tensor | None]] = {}
     if not measure_streams:
+        passes.run(list(scale), report)
         _set_grad(parameters, world.summed([p.grad for p in parameters], parameters))
-        return report
+    elif world.sharded:  # gradients of shards come with the backward pass alone, so each stream has its own passes
+        for name in scale:
+            passes.run([name], report)
+            collected[name] = [p.grad for p in parameters]
+            _set_grad(parameters, [None] * len(parameters))
+    else:
+        passes.run(list(scale), report, collected)
+    report.losses = world.total(report.losses)
     for name in world.union(list(collected)):
         gradient = world.summed(collected.get(name, [None] * len(parameters)), parameters)
-        report.norms[name] = math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
+        report.norms[name] = world.norm(gradient)
         _add_to_grad(parameters, gradient)
     return report
 
 
-def _packs_of_rank(trained: Mapping[int, _Trained], limits: PassLimits, world: Solo) -> list[list[Unit]]:
-    """The packs that this rank goes through: of all units in a world of one."""
-    units = [t.unit for t in trained.values()]
-    share = deal([unit.tokens for unit in units], world.size)[world.rank]
-    return list(make_packs([units[i] for i in share], limits.tokens))
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The forward and backward passes of one update, on this rank."""
+
+    algorithm: Algorithm
+    models: Mapping[str, LanguageModel]
+    streams: Sequence[Stream]
+    scale: Mapping[str, float]
+    limits: PassLimits
+    world: Solo
+    trained: Mapping[int, _Trained]
+    parameters: Sequence[nn.Parameter]
+
+    def run(
+        self,
+        wanted: Sequence[str],
+        report: GradientReport,
+        collected: dict[str, list[Tensor | None]] | None = None,
+    ) -> None:
+        """Gradients of the streams ``wanted``, into ``.grad`` or, apart, into ``collected``.
+
+        An error of one rank is raised on all, after their last pass.
+        """
+        trouble: NonFiniteError | None = None
+        for pack, idle in _packs_of_rank([t.unit for t in self.trained.values()], self.limits, self.world):
+            report.passes += 1
+            mine = {unit.index: self.trained[unit.index] for unit in pack}
+            terms = {name: term for name, term in self._terms(pack, mine, idle).items() if name in wanted}
+            for name, term in terms.items():
+                report.losses[name] += float(term.detach())
+            try:
+                _check_finite(terms, [t.problem_id for t in mine.values()])
+            except NonFiniteError as error:
+                trouble = trouble or self.world.postpone(error)
+            if collected is None:
+                sum(terms.values(), torch.zeros(())).backward()
+            else:
+                _collect(terms, self.parameters, collected)
+        self.world.settle(trouble)
+
+    def _terms(self, pack: Sequence[Unit], trained: Mapping[int, _Trained], idle: bool) -> dict[str, Tensor]:
+        """Each stream's share of the loss in one pack, as a scalar with gradient; zero if the pack is idle."""
+        training = self.algorithm.training
+        tokens = read(self.models, self.algorithm.contexts, training, pack, self.limits.logits_bytes)
+        view = _loss_tokens(tokens, trained, self.streams, training)
+        losses = self.algorithm.loss(view)
+        scale = dict.fromkeys(self.scale, 0.0) if idle else self.scale
+        terms = {s.name: scale[s.name] * (view.weight[s.name] * losses[s.name]).sum() for s in self.streams}
+        if self.world.sharded:  # every backward pass then reaches every weight, as on the other ranks
+            zero = torch.stack([0.0 * values.sum() for values in tokens.values.values()]).sum()
+            terms = {name: term + zero for name, term in terms.items()}
+        return terms
+
+
+def _packs_of_rank(units: Sequence[Unit], limits: PassLimits, world: Solo) -> Iterator[tuple[list[Unit], bool]]:
+    """The packs that this rank goes through, all of them in a world of one, and whether one is idle (has no weight).
+
+    Ranks with sharded weights go through equally many, as each takes part in the passes of all. Their idle packs are
+    the shortest unit of the batch.
+    """
+    shares = deal([unit.tokens for unit in units], world.size)
+    packs = [list(make_packs([units[i] for i in share], limits.tokens)) for share in shares]
+    yield from ((pack, False) for pack in packs[world.rank])
+    if world.sharded and units:
+        spare = min(units, key=lambda u: (u.tokens, u.index))
+        yield from (([spare], True) for _ in range(max(map(len, packs)) - len(packs[world.rank])))
 
 
 def _with_weight(
@@ -144,22 +196,6 @@ def _with_weight(
             unit = make_unit(index, algorithm.contexts, algorithm.training, problem, rollout)
             trained[index] = _Trained(problem.id, unit, scores, credit)
     return trained
-
-
-def _terms(
-    algorithm: Algorithm,
-    models: Mapping[str, LanguageModel],
-    pack: Sequence[Unit],
-    trained: Mapping[int, _Trained],
-    streams: Sequence[Stream],
-    scale: Mapping[str, float],
-    limits: PassLimits,
-) -> dict[str, Tensor]:
-    """Each stream's share of the loss in one pack, as a scalar with gradient."""
-    tokens = read(models, algorithm.contexts, algorithm.training, pack, limits.logits_bytes)
-    view = _loss_tokens(tokens, trained, streams, algorithm.training)
-    losses = algorithm.loss(view)
-    return {s.name: scale[s.name] * (view.weight[s.name] * losses[s.name]).sum() for s in streams}
 
 
 def _loss_tokens(
