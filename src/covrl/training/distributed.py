@@ -199,7 +199,7 @@ class Processes(Solo):
         factor = min(1.0, limit / (norm + 1e-6))  # as torch's own
         for g in gradients:
             (g.to_local() if isinstance(g, DTensor) else g).mul_(factor)
-        return torch.tensor(norm)
+        return torch.tensor(norm, dtype=torch.float64)
 
     @contextmanager
     def whole_run(self, run: Run) -> Generator[Run | None]:
