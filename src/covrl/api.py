@@ -30,6 +30,7 @@ from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import JsonlSink, Sink, TracesSink
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
+from covrl.scoring.compute import recompute_activations
 from covrl.scoring.model import SHIPPED, LanguageModel, load_model
 from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from covrl.training.distributed import join_world
@@ -86,6 +87,8 @@ def build(
     reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
     moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
     policy, tokenizer = load_model(moved, config.generation.temperature)
+    if config.training.recompute:
+        recompute_activations(policy.model)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])

@@ -28,10 +28,11 @@ class ModelConfig(Settings):
     """Which causal language model is trained."""
 
     path: str = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+    dtype: Literal["float32", "mixed", "bfloat16", "float64"] = Field(
         "float32",
-        description="dtype of the weights that are trained. bfloat16 has no float32 master copy yet: updates below "
-        "about 1/256 of a weight are lost, so small learning rates do not train",
+        description="dtype of the weights that are trained. mixed: float32 weights, gradients and moments, with matrix "
+        "products in bfloat16. Pure bfloat16 loses updates below about 1/256 of a weight, so small learning rates do "
+        "not train",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
 
@@ -146,6 +147,7 @@ class TrainingConfig(Settings):
     adam_betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
     weights: Literal["sharded", "replicated"] = Field(
         "sharded",
         description="with several processes: weights, gradients and moments in parts (FSDP2), or whole on each",

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "covrl streams": ("covrl", "float64", {"stream_norms_every": 1}, {}),
     "covrl replicated": ("covrl", "float64", {"weights": "replicated", "stream_norms_every": 1}, {}),
     "covrl float32": ("covrl", "float32", {}, {}),
+    "covrl recompute": ("covrl", "float64", {"recompute": True}, {}),
     "grpo": ("grpo", "float64", {"mini_batches": 2}, {}),
     "grpo float32": ("grpo", "float32", {}, {}),
     "grpo idle rank": ("grpo", "float64", {"problems_per_step": 1, "rollouts_per_problem": 3}, {}),

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
 
 
@@ -36,9 +37,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
     trunk = model.base_model
     whole = set(model.get_output_embeddings().parameters())
-    lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList)]
-    blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=())
-    for block in blocks:
+    for block in blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(trunk, mesh=mesh, ignored_params=whole)
     for module in _sharded_modules(model):
