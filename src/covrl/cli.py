@@ -172,7 +172,10 @@ def train(
         raise
     except BaseException as error:
         if (folder / "metrics.jsonl").exists():
-            write_report(folder / "report.html", summary_of(folder))
+            try:
+                write_report(folder / "report.html", summary_of(folder))
+            except OSError as also:  # what ended the run is said below; a full disk takes no report either
+                print(f"covrl: no report: {also.strerror}", file=sys.stderr)
         if isinstance(error, TrainingStoppedError):
             raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
         raise

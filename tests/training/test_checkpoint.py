@@ -104,7 +104,7 @@ def test_a_torn_checkpoint_is_not_taken_for_one(tmp_path: Path) -> None:
     [
         (lambda p: (p / "state.json").write_text("{"), "the checkpoint is damaged"),
         (lambda p: (p / "optimizer.safetensors").write_bytes(b"xx"), "the checkpoint is damaged"),
-        (lambda p: (p / "state.json").write_text('{"format": 99}'), "checkpoint format 99, this version reads 1"),
+        (lambda p: (p / "state.json").write_text('{"format": 99}'), "checkpoint format 99, this version reads 1 and 2"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage, said: str) -> None:

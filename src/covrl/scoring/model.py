@@ -162,6 +162,8 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model.path: cannot load {source!r}: {str(error).splitlines()[0]}") from error
+    for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
+        parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
     if config.dtype == "mixed":
         language_model.compute_dtype = torch.bfloat16

@@ -222,6 +222,7 @@ class Processes(Solo):
         found = copy.copy(run)
         found.world = Solo()
         found.models = {**run.models, "policy": LanguageModel(plain, policy.temperature)}
+        found.models["policy"].paths = policy.paths
         found.parameters = found.models["policy"].parameters()
         found.optimizer = make_optimizer(found.parameters, run.config.training)
         for name, parameter in plain.named_parameters():
