@@ -140,6 +140,7 @@ def table(outcomes: Sequence[Outcome], command: str) -> str:
 
 
 def main() -> None:
+    """Run the sweep; exit code 1 if a run ended differently."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
