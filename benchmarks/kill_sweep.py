@@ -119,7 +119,7 @@ def table(outcomes: Sequence[Outcome], command: str) -> str:
         f"{len(strikes)} signals reached {len(outcomes)} runs, {twice} of them twice. **{same} of {len(outcomes)}** "
         "runs ended, after `covrl train --resume`, with the same bytes of every checkpoint file (weights, optimizer, "
         "copies, state), best model, `config.toml` and `traces.jsonl`, and the same lines of `metrics.jsonl` apart "
-        "from `time/*`, as a run that nothing happened to. After a SIGTERM, which leaves a checkpoint of its own, "
+        "from `time/*` and `system/*`, as a run that nothing happened to. After a SIGTERM, which leaves a checkpoint of its own, "
         "only the last checkpoint is compared.",
         "",
         "| moment | SIGKILL | SIGTERM | runs that ended the same |",
@@ -140,6 +140,7 @@ def table(outcomes: Sequence[Outcome], command: str) -> str:
 
 
 def main() -> None:
+    """Run the sweep; exit code 1 if a run ended differently."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

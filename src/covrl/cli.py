@@ -125,8 +125,6 @@ def train(
     from rich.console import Console
 
     from covrl import api
-    from covrl.reporting.folder import summary_of
-    from covrl.reporting.html import write_report
     from covrl.reporting.show import show_dry_run, show_model_path
     from covrl.reporting.terminal import Progress
     from covrl.reporting.trackers import check_trackers, make_trackers
@@ -159,6 +157,8 @@ def train(
         api.new_run_folder(folder)
     elif run.done >= run.config.training.steps:
         print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
+        if not (folder / "report.html").exists():  # killed at the very end
+            _report(folder)
         return
     else:
         with api.alone_in(folder):  # before a word of progress is printed
@@ -172,18 +172,28 @@ def train(
         raise
     except BaseException as error:
         if (folder / "metrics.jsonl").exists():
-            try:
-                write_report(folder / "report.html", summary_of(folder))
-            except OSError as also:  # what ended the run is said below; a full disk takes no report either
-                print(f"covrl: no report: {also.strerror}", file=sys.stderr)
+            _report(folder)
         if isinstance(error, TrainingStoppedError):
             raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
         raise
     run.world.close()
-    write_report(folder / "report.html", summary_of(folder))
     console = Console()
-    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    if _report(folder):
+        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
     show_model_path(console, trained.best or trained.last)
+
+
+def _report(folder: Path) -> bool:
+    """Write the run's report; where the disk does not take it, say so: the run itself is not worse for it."""
+    from covrl.reporting.folder import summary_of
+    from covrl.reporting.html import write_report
+
+    try:
+        write_report(folder / "report.html", summary_of(folder))
+    except OSError as error:
+        print(f"covrl: {folder / 'report.html'} cannot be written: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 @app.command("warm-format")

@@ -252,7 +252,7 @@ class Run:
                 raise NonFiniteError(f"step {self.done + 1}: the gradient's norm is {float(norm)}; no step was taken")
             self.optimizer.step()
             parts.append(_gradient_metrics(report, float(norm)))
-        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]} if parts else {}
+        means = _means(parts)
         totals = {name: sum(part[name] for part in parts) for name in TOTALS}
         return {"optim/lr": rate, "optim/updates": float(len(parts))} | means | totals
 
@@ -311,6 +311,13 @@ def _parts(length: int, count: int) -> list[slice]:
     """``count`` contiguous parts of almost equal size; fewer where there is less to share out."""
     edges = [round(i * length / count) for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the updates that have it: one in which no trace had weight has no stream's norm."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _gradient_metrics(report: GradientReport, norm: float) -> dict[str, float]:
