@@ -262,7 +262,7 @@ def train_run(
     """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
     Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,
-    ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint.
+    ``best/``. Ctrl-C and SIGTERM end it before the next forward, with a checkpoint of the last whole step.
 
     Raises:
         UserError: another process is training in this folder.
@@ -275,6 +275,7 @@ def train_run(
         cleanup.enter_context(alone_in(folder))
         (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
         stop = cleanup.enter_context(StopRequest(say))
+        run.folder, run.stopping = folder, lambda: stop.requested
         for note in run.notes:
             say(note)
         for sink in all_sinks:

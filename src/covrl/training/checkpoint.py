@@ -43,6 +43,7 @@ def save_checkpoint(run: Run, root: Path, keep: int) -> Path:
     save_file(_optimizer_tensors(run), partial / "optimizer.safetensors")
     state = {"format": FORMAT, "done": run.done, "problems": run.source.state_dict(), "best": run.best}
     state["algorithm"] = run.algorithm.state_dict()
+    state["guards"] = run.guard.state_dict()
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -82,6 +83,7 @@ def load_checkpoint(run: Run, folder: Path) -> None:
         model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
+    run.guard.load_state_dict(state.get("guards", {}))
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     run.generator.publish(run.done)
 
