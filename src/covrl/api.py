@@ -271,7 +271,8 @@ def train_run(
     """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
     Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,
-    ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint. After a kill at any moment
+    ``best/``. Ctrl-C and SIGTERM end it before the next forward (of several processes: before the next phase of a
+    step), with a checkpoint of the last whole step. After a kill at any moment
     :func:`resume` and this function make the same files as if there had been none. Of several processes all call it
     with a run built alike, and the first alone writes and reports.
 
@@ -288,6 +289,7 @@ def train_run(
             cleanup.enter_context(alone_in(folder))
         world.distribute(run)
         stop = cleanup.enter_context(StopRequest(say))
+        run.folder, run.stopping = folder, lambda: stop.requested
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
         for note in (*run.notes, *keeper.notes):
@@ -307,7 +309,7 @@ def train_run(
         except CannotSaveError:
             raise
         except Exception as error:
-            if world.size > 1 and not isinstance(error, TrainingStoppedError):
+            if not world.agreed(error):
                 raise  # it is this rank's alone: the others cannot take part in a checkpoint
             try:
                 keeper.last()

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from covrl.errors import UserError
 from covrl.plugins import refuse_code_in_file
+from covrl.training.divergence import parse_condition
 
 
 class Settings(BaseModel):
@@ -174,6 +175,32 @@ class CheckpointConfig(Settings):
     keep: int = Field(2, ge=1, description="how many of the newest are kept")
 
 
+class GuardsConfig(Settings):
+    """What ends a run that goes wrong (docs/guards.md)."""
+
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="on a NaN or an infinity in scores, rewards, loss or gradient: end, or leave the step out"
+    )
+    skip_at_most: int = Field(3, ge=1, description="steps that non_finite = 'skip' may leave out in the whole run")
+    stop_when: tuple[str, ...] = Field(
+        (), description="conditions on any metric that end the run: 'kl/nats_per_token > 2', 'entropy/prior < 0.01'"
+    )
+    window: int = Field(20, ge=1, description="steps over whose mean stop_when is judged")
+    step_deadline_s: float = Field(
+        0.0, ge=0, description="seconds after which a step counts as hung and the process ends; 0 for never"
+    )
+    publish_check_every: int = Field(
+        10, ge=0, description="steps between comparisons of trainer and generator on one row; 0 for never"
+    )
+
+    @field_validator("stop_when")
+    @classmethod
+    def _conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_condition(text)
+        return value
+
+
 class ReportConfig(Settings):
     """What the report shows besides the curves."""
 
@@ -209,6 +236,7 @@ class RunConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guards: GuardsConfig = GuardsConfig()
     report: ReportConfig = ReportConfig()
 
 

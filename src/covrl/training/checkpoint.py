@@ -49,6 +49,7 @@ class Boundary:
     done: int
     problems: dict[str, Any]
     algorithm: dict[str, Any]
+    guards: dict[str, Any]
     best: tuple[float, float] | None
     updates: int
 
@@ -56,7 +57,8 @@ class Boundary:
 def boundary_of(run: Run) -> Boundary:
     """The run as it is now, which must be between two steps."""
     memory = json.loads(json.dumps(run.algorithm.state_dict()))  # a copy that does not move with the method
-    return Boundary(run.done, dict(run.source.state_dict()), memory, run.best, updates_of(run))
+    guards = json.loads(json.dumps(run.guard.state_dict()))
+    return Boundary(run.done, dict(run.source.state_dict()), memory, guards, run.best, updates_of(run))
 
 
 def updates_of(run: Run) -> int:
@@ -179,6 +181,7 @@ def load_checkpoint(run: Run, folder: Path) -> None:
         model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
+    run.guard.load_state_dict(state.get("guards", {}))
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     _take_paths(run, state.get("paths", {}))
     run.generator.publish(run.done)
@@ -232,6 +235,7 @@ def _state(run: Run, at: Boundary) -> dict[str, Any]:
         "problems": at.problems,
         "best": at.best,
         "algorithm": at.algorithm,
+        "guards": at.guards,
         "paths": _paths(run),
         "fingerprint": fingerprint(run),
         "config": run.config.model_dump(mode="json"),

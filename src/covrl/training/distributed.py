@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import pickle
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from covrl.errors import NonFiniteError, UserError
+from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
 from covrl.scoring.model import LanguageModel
 from covrl.training.optimizer import make_optimizer
@@ -82,12 +83,20 @@ class Processes(Solo):
         self.size = size
         self._policy: Any = None
         self._whole = False
+        self._agreed: Exception | None = None
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         if not items:
             return []
         mine = items[part_of(len(items), self.rank, self.size)]
-        parts = self._gathered(_portable(work(mine) if mine else []))
+        own: Any = []
+        error: Exception | None = None
+        try:
+            own = _portable(work(mine) if mine else [])
+        except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
+            error = caught
+        self.settle(error)
+        parts = self._gathered(own)
         return [result for part in parts for result in _restored(part)]
 
     def _gathered(self, value: Any) -> list[Any]:
@@ -133,16 +142,17 @@ class Processes(Solo):
                 result[i] = total.view_as(parameters[i])
         return result
 
-    def postpone(self, error: NonFiniteError) -> NonFiniteError:
-        return error
+    def settle(self, error: Exception | None) -> None:
+        """The first rank that has one raises its own, the others a copy of it."""
+        found = [e for e in self._gathered(None if error is None else _sendable(error)) if e is not None]
+        if found:
+            self._agreed = error or found[0]
+            raise self._agreed
 
-    def settle(self, error: NonFiniteError | None) -> None:
-        messages = self._gathered(None if error is None else str(error))
-        if error is not None:
-            raise error
-        for rank, message in enumerate(messages):
-            if message is not None:
-                raise NonFiniteError(f"{message} (on rank {rank})")
+    def agreed(self, error: Exception) -> bool:
+        if error is self._agreed or (error.__cause__ is not None and error.__cause__ is self._agreed):
+            return True
+        return isinstance(error, TrainingStoppedError) and not isinstance(error, OutOfMemoryError)
 
     def distribute(self, run: Run) -> None:
         state = self._gathered((run.done, run.source.state_dict(), run.config.model_dump(mode="json")))
@@ -233,6 +243,15 @@ class Processes(Solo):
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a class of the user's own does when it is pickled
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _buckets(indices: Sequence[int], parameters: Sequence[nn.Parameter]) -> Generator[list[int]]:

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from covrl.errors import NonFiniteError
-
 if TYPE_CHECKING:
     from covrl.training.loop import Run
 
@@ -55,7 +53,10 @@ class Solo:
         return value
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
-        """``work`` done on this rank's share of ``items``; the results of all ranks, in the order of the items."""
+        """``work`` done on this rank's share of ``items``; the results of all ranks, in the order of the items.
+
+        An error in one rank's work is raised on all.
+        """
         return list(work(items))
 
     def same(self, value: Result) -> Result:
@@ -87,13 +88,15 @@ class Solo:
         """Scale ``.grad`` so that the norm of the whole gradient is at most ``limit``; the norm before."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-    def postpone(self, error: NonFiniteError) -> NonFiniteError:
-        """An error of one rank inside a part in which ranks must stay in step; :meth:`settle` raises it on all."""
-        raise error
+    def settle(self, error: Exception | None) -> None:
+        """Raise on every rank what was found on any; all ranks call it."""
+        if error is not None:
+            raise error
 
-    def settle(self, error: NonFiniteError | None) -> None:
-        """Raise on every rank what was postponed on any."""
-        assert error is None
+    def agreed(self, error: Exception) -> bool:
+        """Whether all ranks raise this error, so that they can still do something together."""
+        del error
+        return True
 
     def distribute(self, run: Run) -> None:
         """Make a run that was built and loaded as that of one process this world's; called once, before its steps."""
