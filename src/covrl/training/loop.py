@@ -80,7 +80,7 @@ class Run:
     user's own function, called for every sampled trace or response. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
     ``notes`` say which fast paths the model made impossible. ``folder`` is where guards leave what they found, and
-    ``stopping`` says whether the run has been asked to end; it is looked at before each forward.
+    ``stopping`` says whether the run has been asked to end; it is looked at before each forward and backward pass.
     """
 
     config: RunConfig
@@ -139,8 +139,11 @@ class Run:
         return self.guard.divergence.check(report.metrics) or self.algorithm.stop_reason(report.metrics)
 
     def leave_if_asked(self) -> None:
-        """Raises RunInterruptedError if the run was asked to end and the step in progress can be taken back."""
-        if self.stopping is not None and self.stopping() and self._can_undo():
+        """Raises RunInterruptedError if the run was asked to end and the step in progress can be taken back.
+
+        Several processes would have to leave it at the same place: they do so between phases only.
+        """
+        if self.stopping is not None and self.alone and self.stopping() and self._can_undo():
             self._leave_step()
 
     def _leave_step(self) -> None:
@@ -344,7 +347,8 @@ class Run:
 
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
-            return accumulate_gradient(self.algorithm, self.models, groups, credits, limits, self.reducer, measure)
+            made_of = (self.algorithm, self.models, groups, credits, limits, self.reducer)
+            return accumulate_gradient(*made_of, measure_streams=measure, between=self.leave_if_asked)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 

@@ -9,7 +9,7 @@ not depend on how rows are packed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,11 +66,13 @@ def accumulate_gradient(
     limits: PassLimits,
     reducer: Reducer,
     measure_streams: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
 
     Traces whose every weight in every stream is zero take part in the denominators only: no forward is spent on
     them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
+    ``between`` is called before each backward pass and may raise to end it all.
 
     Raises:
         NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
@@ -93,8 +95,9 @@ def accumulate_gradient(
         for name, term in terms.items():
             report.losses[name] += float(term.detach())
         wrong = wrong or _check_finite(terms, losses, owner, streams, mine)
+        between()
         if measure_streams:
-            _collect(terms, parameters, collected)
+            _collect(terms, parameters, collected, between)
         else:
             sum(terms.values(), torch.zeros(())).backward()
     if reducer.sum(float(wrong is not None)):
@@ -242,12 +245,16 @@ def _check_finite(
 
 
 def _collect(
-    terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], collected: dict[str, list[Tensor | None]]
+    terms: Mapping[str, Tensor],
+    parameters: Sequence[nn.Parameter],
+    collected: dict[str, list[Tensor | None]],
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Each stream's gradient by a backward pass of its own, added up over packs."""
     for name, term in terms.items():
         if not term.requires_grad:
             continue
+        between()
         gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
         total = collected.setdefault(name, [None] * len(parameters))
         for i, part in enumerate(gradient):
