@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def by_length(problem: Problem, text: str) -> float:
+    return float(len(text) % 3)
+
+
 def make_run(
     name: str = "covrl",
     training: dict[str, Any] | None = None,
@@ -76,8 +81,7 @@ def make_run(
         "guards": guards or {},
         "algorithm": {"name": name, **algorithm},
     }
-    run = api.build(RunConfig.model_validate(table), PROBLEMS, PROBLEMS[:2])
-    run.reward = lambda problem, text: float(len(text) % 3)
+    run = api.build(RunConfig.model_validate(table), PROBLEMS, PROBLEMS[:2], reward=by_length)
     run.folder = Path("run")
     return run
 
@@ -413,7 +417,7 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
 
 
 class StopAfter:
-    """Says stop from its ``count``-th question on; it is asked before each forward."""
+    """Says stop from its ``count``-th question on."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -424,7 +428,7 @@ class StopAfter:
 
 
 def forwards(run: Run, step: int) -> int:
-    """How many forwards the trunk makes until ``step`` is whole."""
+    """How often it is asked (before each forward and backward pass) until ``step`` is whole."""
     run.stopping = lambda: bool(count.append(1))  # ty: ignore[invalid-assignment]
     count: list[int] = []
     for report in run.steps():
@@ -433,15 +437,28 @@ def forwards(run: Run, step: int) -> int:
     raise AssertionError
 
 
-@pytest.mark.parametrize(("name", "training"), [("rlpr", {}), ("covrl", {"mini_batches": 3}), ("rapo", {"epochs": 2})])
-def test_a_step_that_is_interrupted_at_any_forward_never_happened(name: str, training: dict[str, Any]) -> None:
-    """At forwards spread over the second step (sampling, scoring, updates, evaluation); then the run goes on."""
+@pytest.mark.parametrize(
+    ("name", "training", "settings"),
+    [
+        ("rlpr", {}, {}),
+        ("covrl", {"mini_batches": 3}, {}),
+        ("nover", {"epochs": 2}, {"sync_every": 1}),  # its reference moves after each step
+    ],
+)
+def test_a_step_that_is_interrupted_anywhere_never_happened(
+    name: str, training: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """At places spread over the second step (sampling, scoring, updates, evaluation); then the run goes on."""
     training = training | {"tokens_per_pass": 300, "steps": 2, "problems_per_step": 2}
-    whole = make_run(name, training, every=1)
-    first, both = forwards(make_run(name, training, every=1), 1), forwards(whole, 2)
+
+    def fresh() -> Run:
+        return make_run(name, training, every=1, **settings)
+
+    whole = fresh()
+    first, both = forwards(fresh(), 1), forwards(whole, 2)
     end = state(whole)
     for at in sorted({*range(first + 1, both, max(1, (both - first) // 2)), both - 1}):
-        run = make_run(name, training, every=1)
+        run = fresh()
         run.stopping = StopAfter(at)
         steps = run.steps()
         next(steps)
@@ -452,6 +469,18 @@ def test_a_step_that_is_interrupted_at_any_forward_never_happened(name: str, tra
         run.stopping = None
         run.step()
         assert state(run) == end
+
+
+def test_it_is_asked_before_each_backward_pass_of_each_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one large pack, which is most of a step, would have to be gone through."""
+    run = make_run(training={"steps": 1, "stream_norms_every": 1})
+    grad, events = torch.autograd.grad, [""]
+    run.stopping = lambda: bool(events.append("asked"))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (events.append("backward"), grad(*a, **k))[1])
+    report = next(run.steps())
+    streams = sum(norm > 0 for name, norm in report.metrics.items() if name in ("grad_norm/policy", "grad_norm/kl"))
+    before = [a for a, b in pairwise(events) if b == "backward"]
+    assert before.count("asked") >= streams == 2
 
 
 def test_without_a_copy_of_the_weights_an_update_that_was_made_is_kept() -> None:
@@ -474,11 +503,11 @@ def test_sigterm_inside_a_step_leaves_a_checkpoint_that_resumes_bit_for_bit(
     settings = {"mini_batches": 2}
     calls: list[int] = []
 
-    def accumulate(*args: Any) -> Any:
+    def accumulate(*args: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate_gradient(*args)
+        return accumulate_gradient(*args, **named)
 
     whole, parts = make_run("rlpr", settings, every=2), make_run("rlpr", settings, every=2)
     for name in ("whole", "parts"):

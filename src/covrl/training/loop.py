@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -78,8 +78,8 @@ class Run:
     user's own function, called for every sampled trace or response. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
     ``notes`` say which fast paths the model made impossible. ``folder`` is where guards leave what they found, and
-    ``stopping`` says whether the run has been asked to end; it is looked at before each forward. ``world`` is the
-    processes that share the work: each does a part of it, and all hold every group, credit and metric.
+    ``stopping`` says whether the run has been asked to end; it is looked at before each forward and backward pass.
+    ``world`` is the processes that share the work: each does a part of it, and all hold every group, credit and metric.
     """
 
     config: RunConfig
@@ -145,8 +145,11 @@ class Run:
         return gap
 
     def leave_if_asked(self) -> None:
-        """Raises RunInterruptedError if the run was asked to end and the step in progress can be taken back."""
-        if self.stopping is not None and self.stopping() and self._can_undo():
+        """Raises RunInterruptedError if the run was asked to end and the step in progress can be taken back.
+
+        Several processes would have to leave it at the same place: they do so between phases only.
+        """
+        if self.stopping is not None and self.alone and self.stopping() and self._can_undo():
             self._leave_step()
 
     def _leave_step(self) -> None:
@@ -189,9 +192,9 @@ class Run:
         with clock("step"):
             sampled, scored, kept, credits, update = self._learn(draw, clock)
             self.done = number
-            if any(spec.follows != "frozen" for spec in self.algorithm.models):
-                with self.world.whole_weights():
-                    follow(self.algorithm.models, self.models, self.done)
+            followed = any(spec.follows != "frozen" for spec in self.algorithm.models)
+            with self.world.whole_weights() if followed else nullcontext():
+                follow(self.algorithm.models, self.models, self.done)
             self.generator.publish(self.done)
             if self._due(self.config.guards.publish_check_every, number):
                 update["guard/publish_gap"] = self._look_at_generator()
@@ -369,8 +372,8 @@ class Run:
 
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
-            batch = (groups, credits, limits, self.reducer)
-            return accumulate_gradient(self.algorithm, self.models, *batch, measure, self.world)
+            made_of = (self.algorithm, self.models, groups, credits, limits, self.reducer)
+            return accumulate_gradient(*made_of, measure_streams=measure, between=self.leave_if_asked, world=self.world)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 

@@ -9,7 +9,7 @@ not depend on how rows are packed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,6 +66,7 @@ def accumulate_gradient(
     limits: PassLimits,
     reducer: Reducer,
     measure_streams: bool = False,
+    between: Callable[[], None] = lambda: None,
     world: Solo | None = None,
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
@@ -74,6 +75,7 @@ def accumulate_gradient(
     them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
     In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each goes through its share
     of the traces, and all end with the whole gradient and the same report.
+    ``between`` is called before each backward pass and may raise to end it all.
 
     Raises:
         NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
@@ -87,7 +89,7 @@ def accumulate_gradient(
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
     world = world or Solo()
-    passes = _Passes(algorithm, models, streams, scale, limits, world, trained, parameters)
+    passes = _Passes(algorithm, models, streams, scale, limits, world, trained, parameters, between)
     collected: dict[str, list[Tensor | None]] = {}
     if not measure_streams:
         passes.run(list(scale), report)
@@ -119,6 +121,7 @@ class _Passes:
     world: Solo
     trained: Mapping[int, _Trained]
     parameters: Sequence[nn.Parameter]
+    between: Callable[[], None]
 
     def run(
         self,
@@ -140,8 +143,9 @@ class _Passes:
                 report.losses[name] += float(term.detach())
             wanted_streams = [s for s in self.streams if s.name in terms]
             wrong = wrong or _check_finite(terms, losses, owner, wanted_streams, mine)
+            self.between()
             if collected is not None:
-                _collect(terms, self.parameters, collected)
+                _collect(terms, self.parameters, collected, self.between)
                 continue
             # with shards every backward pass has to reach every weight, as on the other ranks
             reach = [0.0 * part.sum() for part in losses.values()] if self.world.sharded else []
@@ -300,12 +304,16 @@ def _check_finite(
 
 
 def _collect(
-    terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], collected: dict[str, list[Tensor | None]]
+    terms: Mapping[str, Tensor],
+    parameters: Sequence[nn.Parameter],
+    collected: dict[str, list[Tensor | None]],
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Each stream's gradient by a backward pass of its own, added up over packs."""
     for name, term in terms.items():
         if not term.requires_grad:
             continue
+        between()
         gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
         total = collected.setdefault(name, [None] * len(parameters))
         for i, part in enumerate(gradient):

@@ -71,7 +71,7 @@ def relay(pipe: BinaryIO, folder: Path, seconds: float, parent: int) -> None:
         file.close()
         print(
             f"covrl: step {step} hung: it was not done after guards.step_deadline_s = {seconds:g}; the stacks of all "
-            f"threads are in {path}, and the newest checkpoint is untouched",
+            f"threads are in {path}; covrl train --resume goes on from the newest checkpoint",
             file=sys.stderr,
             flush=True,
         )
