@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from covrl import api
 from covrl.config import RunConfig
+from covrl.errors import NonFiniteError, UserError
 from covrl.generation.base import Draw
 from covrl.records import Problem
 from covrl.training.distributed import join_world
@@ -121,11 +122,43 @@ def resume(out: Path) -> Run:
     return run
 
 
+class Broken:
+    """A reward function that fails on the second rank alone, in the second step."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        self.calls += 1
+        if os.environ["RANK"] == "1" and self.calls > 5:
+            raise ValueError("no such text")
+        return reward(problem, text)
+
+
+def fails(folder: Path, what: str) -> str:
+    """What a run ends with on this rank when the second rank alone fails."""
+    settings = config(folder, "covrl")
+    broken = Broken() if what == "reward" else reward
+    run: Run = api.build(settings, PROBLEMS, reward=broken)
+    if what == "loss" and not run.world.first:
+        own = run.algorithm.loss
+        run.algorithm.loss = lambda tokens: {k: v * float("nan") for k, v in own(tokens).items()}  # ty: ignore
+    if run.world.first:
+        api.new_run_folder(folder / what)
+    try:
+        api.train_run(run, folder / what)
+    except (UserError, NonFiniteError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def main(folder: Path) -> None:
     found = {name: observe(folder, name) for name in CASES}
     train(folder, folder / "by-two")
     found["resumed"] = {"sharded": resume(folder / "by-one-cut").world.sharded}
     world = join_world("cpu")
+    for what in ("reward", "loss"):
+        found[f"fails: {what}"] = {"said": world.shared(list, [fails(folder, what)] * world.size)}
     assert world.size == int(os.environ["WORLD_SIZE"])
     if world.first:
         torch.save(found, folder / "two.pt")

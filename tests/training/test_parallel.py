@@ -117,6 +117,17 @@ def test_the_folder_of_two_is_that_of_one(folder: Path) -> None:
     assert steps[0] == steps[1]
 
 
+def test_an_error_of_one_rank_is_the_error_of_all(folder: Path, two: dict[str, dict[str, Any]]) -> None:
+    """They end together, with what one process would leave: the checkpoint of the last whole step, and a bundle."""
+    for said in two["fails: reward"]["said"]:
+        assert said.startswith("UserError: reward function __main__:Broken: problem p")
+        assert said.endswith("ValueError: no such text")
+    assert [p.name for p in (folder / "reward" / "checkpoints").glob("step-*")] == ["step-000001"]
+    for said in two["fails: loss"]["said"]:
+        assert said.startswith("NonFiniteError: step 1: the policy loss is nan at ")
+    assert (folder / "loss" / "non-finite" / "step-000001").is_dir()
+
+
 DYING = """
 import os, sys
 
