@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +13,8 @@ from typing import Any
 
 from covrl.algorithms import find_algorithm, make_algorithm
 from covrl.algorithms.base import Algorithm, Setup
-from covrl.config import ProblemsConfig, RunConfig, Settings, check, override, read_settings, read_toml, to_toml
-from covrl.errors import RunBusyError, RunInterruptedError, UserError
+from covrl.config import ProblemsConfig, RunConfig, Settings, check, override, read_settings, read_toml
+from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
@@ -27,13 +26,18 @@ from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
 from covrl.records import Problem, StepReport
-from covrl.reporting.sinks import JsonlSink, Sink, TracesSink
+from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
+from covrl.scoring.compute import recompute_activations
 from covrl.scoring.model import SHIPPED, LanguageModel, load_model
-from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from covrl.training import durable
+from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
+from covrl.training.distributed import join_world
+from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import Run, response_tokens
 from covrl.training.models import frozen_copy
+from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.signals import StopRequest
 from covrl.training.warm_format import WarmFormat
 
@@ -80,14 +84,17 @@ def build(
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(problems)} "
             "problems, and the same problem twice in a step gives the same traces twice; lower it"
         )
+    world = join_world(config.model.device)
     config = named_in_config(config, reward, algorithm)
     reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
     moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
     policy, tokenizer = load_model(moved, config.generation.temperature)
+    if config.training.recompute:
+        recompute_activations(policy.model)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])
-    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass)
+    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
     notes = (*policy.given_up, *generator.prove())
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
@@ -106,6 +113,7 @@ def build(
         evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, label),
         held_out=held_out or (),
         notes=notes,
+        world=world,
     )
 
 
@@ -251,8 +259,9 @@ def train(
     if isinstance(algorithm, str):
         algorithm = find_algorithm(algorithm)
     run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm)
-    folder = Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    new_run_folder(folder)
+    folder = run.world.same(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
+    if run.world.first:
+        new_run_folder(folder)
     return train_run(run, folder, sinks)
 
 
@@ -262,39 +271,54 @@ def train_run(
     """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
     Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,
-    ``best/``. Ctrl-C and SIGTERM end it after the step in progress, with a checkpoint.
+    ``best/``. Ctrl-C and SIGTERM end it before the next forward (of several processes: before the next phase of a
+    step), with a checkpoint of the last whole step. After a kill at any moment
+    :func:`resume` and this function make the same files as if there had been none. Of several processes all call it
+    with a run built alike, and the first alone writes and reports.
 
     Raises:
-        UserError: another process is training in this folder.
+        UserError: another process is training in this folder, or has trained there since ``run`` was resumed.
+        CannotSaveError: the disk is full or not writable; the last good checkpoint is as it was.
         TrainingStoppedError: the method, a guard or the user ended the run; what was done up to there is written.
     """
     start = time.perf_counter()
     reports: list[StepReport] = []
-    all_sinks = [JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"), *sinks]
+    world = run.world
     with ExitStack() as cleanup:
-        cleanup.enter_context(alone_in(folder))
-        (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
+        if world.first:
+            cleanup.enter_context(alone_in(folder))
+        world.distribute(run)
         stop = cleanup.enter_context(StopRequest(say))
-        for note in run.notes:
+        run.folder, run.stopping = folder, lambda: stop.requested
+        keeper = Keeper(run, folder)
+        sinks = sinks if world.first else ()
+        for note in (*run.notes, *keeper.notes):
             say(note)
-        for sink in all_sinks:
-            cleanup.callback(sink.close)
+        for closed in (keeper, *sinks):
+            cleanup.callback(closed.close)
         try:
             for report in run.steps():
                 reports.append(report)
-                for sink in all_sinks:
+                keeper.keep(report)  # before the others see it: what they do wrong costs no step
+                for sink in sinks:
                     sink.write(report)
-                _keep(run, folder, report)
-                if stop.requested and run.done < run.config.training.steps:
+                if world.any(stop.requested) and run.done < run.config.training.steps:
                     raise RunInterruptedError(f"interrupted after step {run.done}")
         except KeyboardInterrupt:  # inside a step, where the state is not whole: what is on disk stays
             raise RunInterruptedError(f"interrupted inside step {run.done + 1}") from None
-        except Exception:
-            _last_checkpoint(run, folder)
+        except CannotSaveError:
             raise
-        last = _last_checkpoint(run, folder)
-    best = folder / "best" if (folder / "best").is_dir() else None
-    return Trained(run, folder, last / "model", best, reports, time.perf_counter() - start)
+        except Exception as error:
+            if not world.agreed(error):
+                raise  # it is this rank's alone: the others cannot take part in a checkpoint
+            try:
+                keeper.last()
+            except CannotSaveError as also:
+                raise TrainingStoppedError(f"{error}; {also}") from error
+            raise
+        last = keeper.last()
+    assert last is not None  # it is None inside a step only
+    return Trained(run, folder, last / "model", durable.present(folder / "best"), reports, time.perf_counter() - start)
 
 
 def resume(
@@ -304,12 +328,15 @@ def resume(
     reward: RewardFunction | str | None = None,
     algorithm: type[Algorithm] | str | None = None,
 ) -> Run:
-    """The run of a folder, where its newest checkpoint was cut.
+    """The run of a folder, where its newest whole checkpoint was cut; a run that has none yet is at its beginning.
 
     What was given to :func:`train` in Python (problems, a reward function, a method's class) is to be given again.
+    Damaged checkpoints that were passed over, and settings that changed and may, are in the run's ``notes``. Nothing
+    in the folder is changed before :func:`train_run`.
 
     Raises:
-        UserError: no run or no checkpoint there, a damaged one, or code that was given in Python and is not given now.
+        UserError: no run there, only damaged checkpoints, settings or problems that are no longer the run's, or code
+            that was given in Python and is not given now.
     """
     table = read_toml(folder / "config.toml")
     for key, given in (("function", reward), ("name", algorithm)):
@@ -319,19 +346,40 @@ def resume(
     given = {"rewards": reward, "algorithm": algorithm}
     refuse_code_in_file({k: v for k, v in table.items() if given.get(k) is None}, folder / "config.toml")
     config = check(RunConfig, table, where=f"{folder / 'config.toml'}: ")
-    found = checkpoints(folder / "checkpoints")
-    if not found:
-        raise UserError(f"{folder}: the run has no checkpoint to resume from")
+    found, notes = _checkpoint_to_resume(folder, config)
+    state = read_state(found) if found else {}
+    changes = check_config(state, config, folder / "config.toml")
     run = build(
         config,
         problems,
         held_out,
         reward=None if isinstance(reward, str) else reward,
         algorithm=None if isinstance(algorithm, str) else algorithm,
-        policy_path=found[-1] / "model",
+        policy_path=found / "model" if found else None,
     )
-    load_checkpoint(run, found[-1])
+    if found:
+        check_inputs(state, run)
+        load_checkpoint(run, found)
+        notes += [*changes, *check_versions(found)]
+    if changes:  # the steps behind the checkpoint will not be the same again: what they found best still counts
+        run.best = max(filter(None, (run.best, best_value(folder / "best"))), default=None)
+    run.notes = (*run.notes, *notes)
     return run
+
+
+def _checkpoint_to_resume(folder: Path, config: RunConfig) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, or None where the run had not come to its first; and what is to be said of it."""
+    found, damaged = newest_whole(folder / "checkpoints")
+    said = [f"{path} is damaged: {why}" for path, why in damaged]
+    if found:
+        return found, [f"{text}; going on from {found.name}" for text in said]
+    if said:
+        raise UserError(f"{said[0]}; no other checkpoint can be used, so the run cannot be resumed")
+    metrics = folder / "metrics.jsonl"
+    steps = [report.step for report in read_metrics(metrics)] if metrics.exists() else []
+    if steps and steps[-1] > config.checkpoint.every:
+        raise UserError(f"{folder}: {steps[-1]} steps are recorded, but its checkpoints are gone; begin a new run")
+    return None, ["the run was stopped before its first checkpoint: it begins again at step 1"]
 
 
 def model_of_run(folder: Path) -> Path:
@@ -340,12 +388,14 @@ def model_of_run(folder: Path) -> Path:
     Raises:
         UserError: the run has no model yet.
     """
-    if (folder / "best").is_dir():
-        return folder / "best"
-    found = checkpoints(folder / "checkpoints")
-    if not found:
-        raise UserError(f"{folder}: the run has no model yet")
-    return found[-1] / "model"
+    best = durable.present(folder / "best")
+    if best is not None:
+        return best
+    found, damaged = newest_whole(folder / "checkpoints")
+    if found is None:
+        said = f"{damaged[0][0]} is damaged: {damaged[0][1]}" if damaged else f"{folder}: the run has no model yet"
+        raise UserError(said)
+    return found / "model"
 
 
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
@@ -415,31 +465,17 @@ def alone_in(folder: Path) -> Generator[None]:
 
     Raises:
         RunBusyError: another process holds it.
+        UserError: the folder cannot be written, or its file system has no locks.
     """
-    with (folder / ".lock").open("w") as lock:
+    try:
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunBusyError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
+        except OSError as error:
+            raise UserError(f"{folder}: cannot lock {lock.name}: {error.strerror}") from None
         yield
-
-
-def _keep(run: Run, folder: Path, report: StepReport) -> None:
-    """The best model so far (by held-out accuracy, then likelihood), and a checkpoint where one is due."""
-    if "eval/log_prob" in report.metrics:
-        value = (report.metrics.get("eval/accuracy", 0.0), report.metrics["eval/log_prob"])
-        if run.best is None or value > run.best:
-            run.best = value
-            partial = folder / ".best"
-            shutil.rmtree(partial, ignore_errors=True)
-            run.save(partial)
-            shutil.rmtree(folder / "best", ignore_errors=True)
-            partial.rename(folder / "best")
-    if run.done % run.config.checkpoint.every == 0:
-        save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)
-
-
-def _last_checkpoint(run: Run, folder: Path) -> Path:
-    """The checkpoint of the last whole step; written if there is none yet."""
-    there = folder / "checkpoints" / f"step-{run.done:06d}"
-    return there if there.is_dir() else save_checkpoint(run, folder / "checkpoints", run.config.checkpoint.keep)

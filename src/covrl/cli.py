@@ -125,8 +125,6 @@ def train(
     from rich.console import Console
 
     from covrl import api
-    from covrl.reporting.folder import summary_of
-    from covrl.reporting.html import write_report
     from covrl.reporting.show import show_dry_run, show_model_path
     from covrl.reporting.terminal import Progress
     from covrl.reporting.trackers import check_trackers, make_trackers
@@ -140,6 +138,8 @@ def train(
         from covrl.training.dry_run import dry_run as rehearse
 
         found = rehearse(run)
+        if not run.world.first:
+            return
         show_dry_run(Console(), found, run.prompts)
         complaint = found.complaint()
         if complaint:
@@ -147,10 +147,18 @@ def train(
         return
     check_trackers(run.config.report.trackers)
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = run.world.same(folder)
+    if not run.world.first:  # it works as the first does, and neither prints nor writes
+        if run.done < run.config.training.steps:
+            api.train_run(run, folder)
+        run.world.close()
+        return
     if resume is None:
         api.new_run_folder(folder)
     elif run.done >= run.config.training.steps:
         print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
+        if not (folder / "report.html").exists():  # killed at the very end
+            _report(folder)
         return
     else:
         with api.alone_in(folder):  # before a word of progress is printed
@@ -164,14 +172,28 @@ def train(
         raise
     except BaseException as error:
         if (folder / "metrics.jsonl").exists():
-            write_report(folder / "report.html", summary_of(folder))
+            _report(folder)
         if isinstance(error, TrainingStoppedError):
             raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
         raise
-    write_report(folder / "report.html", summary_of(folder))
+    run.world.close()
     console = Console()
-    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    if _report(folder):
+        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
     show_model_path(console, trained.best or trained.last)
+
+
+def _report(folder: Path) -> bool:
+    """Write the run's report; where the disk does not take it, say so: the run itself is not worse for it."""
+    from covrl.reporting.folder import summary_of
+    from covrl.reporting.html import write_report
+
+    try:
+        write_report(folder / "report.html", summary_of(folder))
+    except OSError as error:
+        print(f"covrl: {folder / 'report.html'} cannot be written: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 @app.command("warm-format")
@@ -427,6 +449,11 @@ def _cpu_defaults() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _who() -> str:
+    """Who speaks: under torchrun every process ends with a message of its own."""
+    return f"covrl (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "covrl"
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
@@ -440,8 +467,8 @@ def main() -> None:
         print("covrl: interrupted", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"covrl: {error}", file=sys.stderr)
+        print(f"{_who()}: {error}", file=sys.stderr)
         sys.exit(2)
     except TrainingStoppedError as error:
-        print(f"covrl: {error}", file=sys.stderr)
+        print(f"{_who()}: {error}", file=sys.stderr)
         sys.exit(130 if isinstance(error, RunInterruptedError) else 1)

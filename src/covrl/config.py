@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from covrl.errors import UserError
 from covrl.plugins import refuse_code_in_file
 from covrl.rewards.names import parse_name
+from covrl.training.divergence import parse_condition
 
 
 class Settings(BaseModel):
@@ -38,10 +39,11 @@ class ModelConfig(Settings):
     """Which causal language model is trained."""
 
     path: str = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+    dtype: Literal["float32", "mixed", "bfloat16", "float64"] = Field(
         "float32",
-        description="dtype of the weights that are trained. bfloat16 has no float32 master copy yet: updates below "
-        "about 1/256 of a weight are lost, so small learning rates do not train",
+        description="dtype of the weights that are trained. mixed: float32 weights, gradients and moments, with matrix "
+        "products in bfloat16. Pure bfloat16 loses updates below about 1/256 of a weight, so small learning rates do "
+        "not train",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
 
@@ -161,6 +163,11 @@ class TrainingConfig(Settings):
     adam_betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    weights: Literal["sharded", "replicated"] = Field(
+        "sharded",
+        description="with several processes: weights, gradients and moments in parts (FSDP2), or whole on each",
+    )
     stream_norms_every: int = Field(
         10, ge=0, description="steps between measurements of each stream's gradient norm (a backward pass a stream)"
     )
@@ -185,6 +192,32 @@ class CheckpointConfig(Settings):
 
     every: int = Field(50, ge=1, description="steps between checkpoints; the last step always has one")
     keep: int = Field(2, ge=1, description="how many of the newest are kept")
+
+
+class GuardsConfig(Settings):
+    """What ends a run that goes wrong (docs/guards.md)."""
+
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="on a NaN or an infinity in scores, rewards, loss or gradient: end, or leave the step out"
+    )
+    skip_at_most: int = Field(3, ge=1, description="steps that non_finite = 'skip' may leave out in the whole run")
+    stop_when: tuple[str, ...] = Field(
+        (), description="conditions on any metric that end the run: 'kl/nats_per_token > 2', 'entropy/prior < 0.01'"
+    )
+    window: int = Field(20, ge=1, description="steps over whose mean stop_when is judged")
+    step_deadline_s: float = Field(
+        0.0, ge=0, description="seconds after which a step counts as hung and the process ends; 0 for never"
+    )
+    publish_check_every: int = Field(
+        10, ge=0, description="steps between comparisons of trainer and generator on one row; 0 for never"
+    )
+
+    @field_validator("stop_when")
+    @classmethod
+    def _conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_condition(text)
+        return value
 
 
 class ReportConfig(Settings):
@@ -222,6 +255,7 @@ class RunConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guards: GuardsConfig = GuardsConfig()
     report: ReportConfig = ReportConfig()
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from covrl.training.bundle import Culprit
+
 
 class UserError(Exception):
     """Input that cannot be used: the message is one line that says what is wrong, where, and what would be right.
@@ -23,4 +29,15 @@ class RunInterruptedError(TrainingStoppedError):
 
 
 class NonFiniteError(TrainingStoppedError):
-    """A loss or gradient is NaN or infinite; the step was not taken. The message names stream and problem."""
+    """A score, reward, loss or gradient is NaN or infinite; the step was not taken.
+
+    The message names stream, problem and trace; ``culprits`` are the traces to be kept for reproduction.
+    """
+
+    def __init__(self, message: str, culprits: Sequence[Culprit] = ()) -> None:
+        super().__init__(message)
+        self.culprits = tuple(culprits)
+
+
+class OutOfMemoryError(TrainingStoppedError):
+    """A pass ran out of memory, with smaller parts too; the message has the arithmetic and what to change."""

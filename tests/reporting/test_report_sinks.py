@@ -5,7 +5,7 @@ import pytest
 
 from covrl.errors import UserError
 from covrl.records import Problem, StepReport, TraceGroup, TraceView
-from covrl.reporting.sinks import JsonlSink, TracesSink, read_metrics, read_steps, read_traces
+from covrl.reporting.sinks import JsonlSink, TracesSink, cut_behind, read_metrics, read_steps, read_traces
 
 
 def write(path, *reports, sink=JsonlSink):
@@ -107,3 +107,68 @@ def test_steps_join_both_files_and_traces_may_be_absent(tmp_path):
     assert [report.groups for report in read_steps(metrics, traces)] == [(), ()]
     write(traces, *reports, sink=TracesSink)
     assert read_steps(metrics, traces) == reports
+
+
+@pytest.mark.parametrize("sink", [JsonlSink, TracesSink])
+def test_a_file_that_was_cut_anywhere_goes_on_as_if_it_had_not(tmp_path, sink):
+    """Killed at any byte, checkpoint at any step whose lines are there: cutting and writing on gives the same file."""
+    reports = [StepReport(n, {"a": n / 3}, groups=(group(f"ä {n}"),)) for n in (1, 2, 3, 4)]
+    write(tmp_path / "whole", *reports, sink=sink)
+    whole = (tmp_path / "whole").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    path = tmp_path / "parts"
+    for end in range(len(whole) + 1):
+        there = sum(e <= end + 1 for e in ends)  # a line that only lacks its line feed is whole
+        for step in range(there + 1):
+            path.write_bytes(whole[:end])
+            assert cut_behind(path, step, every_step=True) == []
+            assert path.read_bytes() == whole[: ends[step - 1] if step else 0]
+        if end % 7 == 0:
+            write(path, *reports[there:], sink=sink)
+            assert path.read_bytes() == whole
+
+
+def test_what_a_loss_of_power_leaves_behind_the_checkpoint_goes_and_what_is_missing_is_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, StepReport(1, {}), StepReport(2, {}), StepReport(3, {}))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 50 + b"\n" + b'{"step": 5}\n')
+    assert cut_behind(path, 3, every_step=True) == []
+    assert path.read_bytes() == whole
+    assert cut_behind(path, 5, every_step=True) == [
+        f"{path}: the lines of step 4, 5 are missing; the run goes on without them"
+    ]
+    path.write_bytes(b"\0" * 50 + b"\n" + whole)
+    with pytest.raises(UserError, match="line 1: not a line that covrl wrote"):
+        cut_behind(path, 3)
+    assert path.read_bytes().endswith(whole)
+
+
+def test_a_line_that_the_disk_does_not_take_whole_leaves_nothing(tmp_path):
+    import errno
+
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write(StepReport(1, {"a": 1.0}))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    file = sink._lines._file
+
+    class Full:
+        """Takes 9 bytes of a line, then is full."""
+
+        def __init__(self):
+            self.taken = 0
+
+        def write(self, line):
+            if self.taken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.taken = file.write(line[:9])
+            return self.taken
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    sink._lines._file = Full()
+    with pytest.raises(OSError, match="No space left"):
+        sink.write(StepReport(2, {"a": 2.0}))
+    sink.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before

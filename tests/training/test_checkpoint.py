@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
+import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,8 +19,12 @@ from covrl.config import RunConfig, check, read_toml
 from covrl.errors import RunInterruptedError, UserError
 from covrl.quickstart.run import load_config
 from covrl.records import StepReport
-from covrl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from covrl.reporting.sinks import read_metrics
+from covrl.training import durable, loop
+from covrl.training.checkpoint import checkpoints, newest_whole, save_checkpoint
+from covrl.training.keeper import CannotSaveError
 from covrl.training.loop import Run
+from covrl.training.resuming import ACCEPTED
 
 SMALL = [
     "training.steps=5",
@@ -52,22 +60,45 @@ class InterruptAt:
     def close(self) -> None: ...
 
 
+UPDATES = [*SMALL, "algorithm.name=rlpr", "algorithm.filter=0", "training.mini_batches=2"]
+"""Two updates a batch, and a method that remembers."""
+
+
+def trained(folder: Path, settings: list[str]) -> Path:
+    """A run from its beginning to its end."""
+    api.new_run_folder(folder)
+    api.train_run(api.build(load_config(settings)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("whole") / "run", SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole_with_updates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("updates") / "run", UPDATES)
+
+
+def same_files(one: Path, other: Path, step: str) -> None:
+    """Two runs' checkpoints of a step are the same, byte for byte."""
+    files = [p.relative_to(one / "checkpoints" / step) for p in (one / "checkpoints" / step).rglob("*") if p.is_file()]
+    assert len(files) >= 6
+    for file in files:
+        assert (one / "checkpoints" / step / file).read_bytes() == (other / "checkpoints" / step / file).read_bytes()
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_path: Path, at: int) -> None:
-    whole = api.build(load_config(SMALL))
-    api.new_run_folder(tmp_path / "whole")
-    api.train_run(whole, tmp_path / "whole")
+def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_path: Path, whole: Path, at: int) -> None:
     api.new_run_folder(tmp_path / "parts")
     with pytest.raises(RunInterruptedError):
         api.train_run(api.build(load_config(SMALL)), tmp_path / "parts", [InterruptAt(at)])
     resumed = api.resume(tmp_path / "parts")
     assert resumed.done == at
     api.train_run(resumed, tmp_path / "parts")
-    assert torch.equal(weights(whole), weights(resumed))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
-    for file in ("optimizer.safetensors", "model/model.safetensors", "state.json"):
-        last = "checkpoints/step-000005"
-        assert (tmp_path / "whole" / last / file).read_bytes() == (tmp_path / "parts" / last / file).read_bytes()
+    assert rows(whole) == rows(tmp_path / "parts")
+    same_files(whole, tmp_path / "parts", "step-000005")
 
 
 def test_only_the_newest_checkpoints_are_kept_and_the_best_model_beside_them(tmp_path: Path) -> None:
@@ -99,20 +130,266 @@ def test_a_torn_checkpoint_is_not_taken_for_one(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000000"]
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five steps that was interrupted after the fourth, with checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    api.new_run_folder(folder)
+    with pytest.raises(RunInterruptedError):
+        api.train_run(api.build(load_config(SMALL)), folder, [InterruptAt(4)])
+    return folder
+
+
+@pytest.fixture
+def folder(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def flip(path: Path, at: float) -> None:
+    """Change one bit in a file, at a share of its length."""
+    content = bytearray(path.read_bytes())
+    content[min(int(at * len(content)), len(content) - 1)] ^= 4
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_cut_end_and_lost_file_is_detected(folder: Path) -> None:
+    root = folder / "checkpoints"
+    newest = root / "step-000004"
+    files = sorted(p for p in newest.rglob("*") if p.is_file())
+    assert {p.name for p in files} >= {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    draw = random.Random(0)
+    for path in files:
+        content = path.read_bytes()
+        for damage in (
+            lambda p: flip(p, draw.random()),
+            lambda p: flip(p, 0),
+            lambda p: flip(p, 1),
+            lambda p: os.truncate(p, p.stat().st_size // 2),
+            lambda p: os.truncate(p, 0),
+            lambda p: p.unlink(),
+        ):
+            damage(path)
+            found, damaged = newest_whole(root)
+            assert found == root / "step-000002", path
+            assert [d[0] for d in damaged] == [newest]
+            path.write_bytes(content)
+    assert newest_whole(root) == (newest, [])
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(folder: Path, whole: Path) -> None:
+    flip(folder / "checkpoints/step-000004/optimizer.safetensors", 0.7)
+    run = api.resume(folder)
+    assert run.done == 2
+    (note,) = run.notes
+    assert note.endswith(
+        "step-000004 is damaged: optimizer.safetensors is not as it was written (its sha256 differs); "
+        "going on from step-000002"
+    )
+    said: list[str] = []
+    api.train_run(run, folder, say=said.append)
+    assert said == [note]
+    assert rows(whole) == rows(folder)
+    for step in ("step-000004", "step-000005"):
+        same_files(whole, folder, step)
+    assert (folder / "checkpoints/damaged-step-000004").is_dir()
+
+
+def test_with_no_usable_checkpoint_the_reason_is_said(folder: Path) -> None:
+    for step in ("step-000002", "step-000004"):
+        flip(folder / "checkpoints" / step / "state.json", 0.5)
+    with pytest.raises(UserError, match=r"step-000004 is damaged: state\.json .* no other checkpoint can be used"):
+        api.resume(folder)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="4 steps are recorded, but its checkpoints are gone"):
+        api.resume(folder)
+
+
+def test_a_checkpoint_of_another_version_is_named_and_not_passed_over(folder: Path) -> None:
+    newest = folder / "checkpoints/step-000004"
+    durable.seal(newest, {"format": 99})
+    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1 and 2"):
+        api.resume(folder)
+
+
+def test_a_checkpoint_of_format_1_still_loads(folder: Path) -> None:
+    """As they were written before there was a manifest: fewer keys, no hashes."""
+    newest = folder / "checkpoints/step-000004"
+    before = torch.cat([p.detach().flatten() for p in api.resume(folder).parameters])
+    state = json.loads((newest / "state.json").read_text())
+    old = {key: state[key] for key in ("done", "problems", "best", "algorithm")} | {"format": 1}
+    (newest / "state.json").write_text(json.dumps(old))
+    (newest / "manifest.json").unlink()
+    run = api.resume(folder)
+    assert run.done == 4
+    assert torch.equal(before, weights(run))
+    api.train_run(run, folder)
+    (newest / "state.json").write_text('{"format": 2}')
+    assert newest_whole(folder / "checkpoints")[0] == folder / "checkpoints/step-000005"
+
+
+def edit(folder: Path, **changes: str) -> None:
+    text = (folder / "config.toml").read_text()
+    for key, value in changes.items():
+        text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
+    (folder / "config.toml").write_text(text)
+
+
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("key", "value", "said"),
     [
-        (lambda p: (p / "state.json").write_text("{"), "the checkpoint is damaged"),
-        (lambda p: (p / "optimizer.safetensors").write_bytes(b"xx"), "the checkpoint is damaged"),
-        (lambda p: (p / "state.json").write_text('{"format": 99}'), "checkpoint format 99, this version reads 1"),
+        (
+            "learning_rate",
+            "0.5",
+            r"learning_rate is 0.5, but up to step 4 the run was trained with 0.001: put",
+        ),
+        ("seed", "9", "training.seed is 9"),
+        ("temperature", "0.7", "generation.temperature is 0.7"),
+        ("max_trace_tokens", "11", "generation.max_trace_tokens is 11"),
+        ("rollouts_per_problem", "3", "training.rollouts_per_problem is 3"),
+        ("problems", "7", "evaluation.problems is 7"),
+        ("nll_weight", "0.25", "algorithm.nll_weight is 0.25"),
     ],
 )
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage, said: str) -> None:
-    run = api.build(load_config(SMALL))
-    folder = save_checkpoint(run, tmp_path, keep=1)
-    damage(folder)
+def test_a_changed_setting_is_refused_by_name(folder: Path, key: str, value: str, said: str) -> None:
+    text = (folder / "config.toml").read_text()
+    if f"\n{key} = " not in text:
+        (folder / "config.toml").write_text(text.replace("[algorithm]\n", f"[algorithm]\n{key} = {value}\n"))
+    edit(folder, **{key: value})
     with pytest.raises(UserError, match=said):
-        load_checkpoint(run, folder)
+        api.resume(folder)
+
+
+def test_harmless_settings_may_change_with_a_note_each(folder: Path) -> None:
+    edit(folder, steps="6", keep="3", groups_shown="1", tokens_per_pass="8192")
+    run = api.resume(folder)
+    said = "\n".join(run.notes)
+    for text in ("checkpoint.keep = 3 (it was 2)", "report.groups_shown = 1", "training.tokens_per_pass = 8192"):
+        assert text in said
+    assert "training.steps = 6 (it was 5): the run ends there" in said
+    assert len(run.notes) == 4
+    assert len(api.train_run(run, folder).reports) == 2
+
+
+def test_all_that_may_change_is_a_setting() -> None:
+    table = load_config(SMALL).model_dump()
+    for name in ACCEPTED:
+        section, key = name.split(".")
+        assert key in table[section] if key else section in table
+
+
+def test_other_problems_are_refused(folder: Path) -> None:
+    problems = api.resume(folder).source.problems
+    with pytest.raises(UserError, match=r"problems\.train: its problems are not those that the run was trained with"):
+        api.resume(folder, problems=problems[:-1])
+    with pytest.raises(UserError, match=r"problems\.held_out: its problems are not those"):
+        api.resume(folder, held_out=problems[:8])
+
+
+def test_a_run_that_was_resumed_too_late_touches_nothing(folder: Path) -> None:
+    late, first = api.resume(folder), api.resume(folder)
+    api.train_run(first, folder)
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="the run is at step 5 already; resume it again"):
+        api.train_run(late, folder)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+class Fails(Exception):
+    """Raised by the tests."""
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> None:
+    """The ``at``-th call of a function raises."""
+    original, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def wrapped(*arguments: object, **named: object) -> object:
+        if next(calls) == at:
+            raise Fails(name)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at", "left"),
+    [
+        (loop.Run, "_update", 4, ["step-000002", "step-000003"]),  # sampled, and nothing moved: step 3 can be saved
+        (loop, "accumulate_gradient", 8, ["step-000002", "step-000003"]),  # step 4, behind its first update: taken back
+        (loop, "follow", 4, ["step-000002", "step-000003"]),
+        (loop.Run, "_evaluate", 3, ["step-000002", "step-000003"]),
+    ],
+)
+def test_an_error_inside_a_step_leaves_only_checkpoints_of_whole_steps(
+    tmp_path: Path,
+    whole_with_updates: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    at: int,
+    left: list[str],
+) -> None:
+    run = tmp_path / "run"
+    api.new_run_folder(run)
+    with monkeypatch.context() as patch:
+        failing(patch, owner, name, at)
+        with pytest.raises(Fails):
+            api.train_run(api.build(load_config(UPDATES)), run)
+    assert [p.name for p in checkpoints(run / "checkpoints")] == left
+    api.train_run(api.resume(run), run)
+    assert rows(whole_with_updates) == rows(run)
+    same_files(whole_with_updates, run, "step-000005")
+
+
+def test_an_update_in_which_no_trace_has_weight_breaks_no_figure(tmp_path: Path) -> None:
+    """GRPO with all answers wrong: the streams' norms of such an update are not there to be averaged."""
+    config = load_config([*SMALL, "algorithm.name=grpo", "rewards.verifier=text", "training.mini_batches=3"])
+    report = api.build(config).step()
+    assert report.metrics["optim/updates"] == 3
+
+
+@pytest.mark.parametrize("limit", [200, 20_000, 150_000])
+def test_a_disk_that_takes_no_more_ends_the_run_with_one_line(tmp_path: Path, folder: Path, limit: int) -> None:
+    """The system refuses to write any file beyond a size, as it does with a quota."""
+    before = {p: p.read_bytes() for p in (folder / "checkpoints/step-000004").rglob("*") if p.is_file()}
+    run = api.resume(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(CannotSaveError, match=r"cannot write there .*File too large.*last good .* step-000004$"):
+            api.train_run(run, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert before == {p: p.read_bytes() for p in before}
+    assert api.train_run(api.resume(folder), folder).run.done == 5
+    assert [report.step for report in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("stage", ["writing", "sealed", "old aside", "in place"])
+def test_a_folder_that_is_replaced_is_never_lost(tmp_path: Path, stage: str) -> None:
+    """Every state in which a kill can leave ``finish``."""
+    best = tmp_path / "best"
+    for value in ("old", "new"):
+        written = durable.begin(best)
+        (written / "weights").write_text(value)
+        if value == "new" and stage == "writing":
+            break
+        if value == "new" and stage != "in place":
+            durable.seal(written, {"value": value})
+            if stage == "old aside":
+                best.rename(tmp_path / ".old-best")
+            break
+        durable.finish(written, best, {"value": value})
+    expected = "new" if stage in ("old aside", "in place") else "old"
+    found = durable.present(best)
+    assert found is not None
+    assert (found / "weights").read_text() == expected
+    durable.recover(best)
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert (best / "weights").read_text() == expected
+    assert durable.damage(best) is None
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:

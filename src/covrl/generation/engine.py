@@ -17,6 +17,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.random import trace_key, uniforms
 from covrl.generation.stop import Stop, StopRule
 from covrl.records import Finish, Request, Rollout
+from covrl.training.parallel import Solo
 
 DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 0.5}
 """Largest difference in logits at which decoding counts as the model's own forward, by dtype. Wider than rounding
@@ -51,13 +52,15 @@ class TorchGenerator:
     Each distinct prompt is prefilled once and its cache copied to the rows that share it; rows that ended leave
     the batch. The random number of a token depends only on its key (see :mod:`covrl.generation.random`), so the
     same batch gives the same samples bit for bit, and another batch composition can change a sample only where
-    rounding moves a cumulative probability across the drawn number.
+    rounding moves a cumulative probability across the drawn number. In a ``world`` of several ranks each samples a
+    share of the requests, and all return all rollouts.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, rows_per_pass: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, rows_per_pass: int, world: Solo | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.rows_per_pass = rows_per_pass
+        self.world = world or Solo()
         self.version = 0
         self.paths = DecodingPaths()
         self._rules: dict[str, StopRule] = {}
@@ -68,6 +71,10 @@ class TorchGenerator:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order. Rows of like length are decoded together."""
+        with self.world.whole_weights():
+            return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
+
+    def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         rule = self._rules.setdefault(sampling.stop, StopRule(self.tokenizer, sampling.stop))
         rollouts: dict[int, Rollout] = {}
         for wave in self._waves([len(r.prompt_ids) + len(r.prefix_ids) for r in requests]):

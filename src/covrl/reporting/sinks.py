@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from covrl.errors import UserError
 from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
@@ -46,6 +48,10 @@ class JsonlSink:
         metrics = {name: _finite(value) for name, value in report.metrics.items()}
         self._lines.append({"step": report.step, "metrics": metrics, "warnings": list(report.warnings)})
 
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._lines.sync()
+
     def close(self) -> None:
         self._lines.close()
 
@@ -60,8 +66,48 @@ class TracesSink:
         if report.groups:
             self._lines.append({"step": report.step, "groups": [_group_record(group) for group in report.groups]})
 
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._lines.sync()
+
     def close(self) -> None:
         self._lines.close()
+
+
+def cut_behind(path: str | Path, step: int, every_step: bool = False) -> list[str]:
+    """Cut a file of steps off behind ``step``, and whatever was not written to its end, before a run goes on there.
+
+    A run that goes on makes the same lines again, so nothing is lost. With ``every_step`` the result says, in one
+    sentence, which of the steps 1, 2, …, ``step`` are missing; otherwise it is empty.
+
+    Raises:
+        UserError: a line that stays is damaged; names it.
+    """
+    path = Path(path)
+    there: list[int] = []
+    trouble: UserError | None = None
+    end = kept = 0
+    if path.exists():
+        _mend(path)
+        with path.open("rb") as file:
+            for count, line in enumerate(file, start=1):
+                end += len(line)
+                try:
+                    number = int(json.loads(line)["step"]) if line.strip() else 0
+                except (ValueError, KeyError, TypeError) as error:
+                    trouble = trouble or _not_ours(path, count, error)
+                    continue  # it goes if nothing that stays is behind it: a loss of power can leave such an end
+                if number > step:
+                    break
+                if trouble:
+                    raise trouble
+                there.append(number)
+                kept = end
+        if kept < path.stat().st_size:
+            os.truncate(path, kept)
+    missing = [number for number in range(1, step + 1) if number not in there] if every_step else []
+    shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+    return [f"{path}: the lines of step {shown} are missing; the run goes on without them"] if missing else []
 
 
 def read_metrics(path: str | Path) -> list[StepReport]:
@@ -95,7 +141,7 @@ class _LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._closed = False
 
     def append(self, record: Mapping[str, object]) -> None:
@@ -104,9 +150,22 @@ class _LineFile:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _mend(self._path)
-            self._file = self._path.open("ab")
-        self._file.write(_encode(record) + b"\n")
-        self._file.flush()
+            self._file = self._path.open("ab", buffering=0)
+        self._write(self._file, _encode(record) + b"\n")
+
+    def _write(self, file: FileIO, line: bytes) -> None:
+        """A line, or nothing of it: where the disk is full the file stays readable."""
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while line:  # a write may take a part only
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+    def sync(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._closed = True
@@ -173,9 +232,13 @@ def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if count == torn:
                 continue
-            what = str(error).replace("\n", " ")
-            raise UserError(f"{path}, line {count}: not a line that covrl wrote ({what}); mend or remove it") from error
+            raise _not_ours(path, count, error) from error
     return records
+
+
+def _not_ours(path: Path, count: int, error: Exception) -> UserError:
+    what = str(error).replace("\n", " ")
+    return UserError(f"{path}, line {count}: not a line that covrl wrote ({what}); mend or remove it")
 
 
 def _latest(reports: Sequence[StepReport]) -> list[StepReport]:

@@ -33,13 +33,20 @@ class Projection:
     bias: Tensor | None = None  # [V]
     softcap: float | None = None
     temperature: float = 1.0
+    dtype: torch.dtype | None = None  # of the product, if not the weights' own
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = hidden if self.weight is None else torch.nn.functional.linear(hidden, self.weight, self.bias)
+        logits = hidden if self.weight is None else self._product(hidden, self.weight)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def _product(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        if self.dtype is None:
+            return torch.nn.functional.linear(hidden, weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        return torch.nn.functional.linear(hidden.to(self.dtype), weight.to(self.dtype), bias)
 
 
 def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:

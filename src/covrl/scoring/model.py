@@ -15,6 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
+from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
 
 Ids = tuple[int, ...]
@@ -42,6 +43,7 @@ class LanguageModel:
     ``hidden`` runs the trunk on right-padded rows without a mask: with causal attention no token sees the padding
     behind it. ``projection`` is the output layer, kept apart so that logits can be computed in chunks. Both are
     proved at load against the model's own forward (:meth:`prove`), which gives up the path that does not hold.
+    ``compute_dtype`` is what the output layer's product is computed in, if not in the weights' own.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
@@ -49,6 +51,7 @@ class LanguageModel:
         self.temperature = temperature
         self.paths = Paths()
         self.given_up: list[str] = []
+        self.compute_dtype: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +99,7 @@ class LanguageModel:
             return Projection(None, temperature=self.temperature)
         head = self.model.get_output_embeddings()
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
-        return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature)
+        return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature, self.compute_dtype)
 
     @torch.no_grad()
     def prove(self) -> list[str]:
@@ -155,10 +158,16 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     try:
         tokenizer = load_tokenizer(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
+        dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model.path: cannot load {source!r}: {str(error).splitlines()[0]}") from error
+    for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
+        parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
+    if config.dtype == "mixed":
+        language_model.compute_dtype = torch.bfloat16
+        compute_in_bfloat16(model)
     language_model.given_up = language_model.prove()
     return language_model, tokenizer
 

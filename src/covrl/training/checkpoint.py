@@ -4,15 +4,20 @@
         model/                 the policy as a Hugging Face folder
         NAME/                  each model that follows the policy (a frozen one is the base, and is not saved)
         optimizer.safetensors  AdamW's two moments and step count of each parameter, by name
-        state.json             steps done, the problems' position, the method's memory, format version
+        state.json             steps done, the problems' position, the method's memory, the settings, what was read
+        manifest.json          format version, and the size and sha256 of every other file
 
 Random numbers need no state: they are keyed by step (see :mod:`covrl.generation.random`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,54 +26,146 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from covrl.errors import UserError
+from covrl.training import durable
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Formats that are read. 1 had no manifest, so its files cannot be verified, and no record of its settings."""
+
+FINGERPRINTED = 16
+"""Problems whose prompts' tokens are part of a run's fingerprint."""
 
 
-def save_checkpoint(run: Run, root: Path, keep: int) -> Path:
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What a run is between two steps, apart from its tensors; small, so that it is kept at every boundary.
+
+    ``updates`` is the optimizer's step count: while it is the same, the tensors are still those of the boundary.
+    """
+
+    done: int
+    problems: dict[str, Any]
+    algorithm: dict[str, Any]
+    guards: dict[str, Any]
+    best: tuple[float, float] | None
+    updates: int
+
+
+def boundary_of(run: Run) -> Boundary:
+    """The run as it is now, which must be between two steps."""
+    memory = json.loads(json.dumps(run.algorithm.state_dict()))  # a copy that does not move with the method
+    guards = json.loads(json.dumps(run.guard.state_dict()))
+    return Boundary(run.done, dict(run.source.state_dict()), memory, guards, run.best, updates_of(run))
+
+
+def updates_of(run: Run) -> int:
+    """Optimizer steps that the parameters have taken."""
+    return max((int(state["step"]) for state in run.optimizer.state.values() if "step" in state), default=0)
+
+
+def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None) -> Path:
     """Write the run's state under ``root`` and drop all but the newest ``keep`` checkpoints; returns its folder.
 
-    It is written beside its place and moved there by one rename, so a torn one never has a checkpoint's name.
+    ``at`` is the boundary whose tensors the run still has, for a run that was stopped inside a step; without it the
+    run is between two steps. The checkpoint has its name only when all of it is on the disk.
+
+    Raises:
+        OSError, SafetensorError: it could not be written; the earlier ones are as they were.
     """
-    final = root / f"step-{run.done:06d}"
-    partial = root / f".writing-{run.done:06d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    run.save(partial / "model")
-    for name in _followers(run):
-        run.models[name].model.save_pretrained(partial / name)
-    save_file(_optimizer_tensors(run), partial / "optimizer.safetensors")
-    state = {"format": FORMAT, "done": run.done, "problems": run.source.state_dict(), "best": run.best}
-    state["algorithm"] = run.algorithm.state_dict()
-    (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    at = at or boundary_of(run)
+    final = root / f"step-{at.done:06d}"
+    for leftover in (*root.glob(f"{durable.OLD}step-*"), *root.glob(f"{durable.NEW}step-*")):
+        durable.discard(leftover)
+    written = durable.begin(final)
+    try:
+        run.save(written / "model")
+        for name in _followers(run):
+            run.models[name].model.save_pretrained(written / name)
+        save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
+        (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
+        durable.finish(written, final, {"format": FORMAT, "made_with": made_with()})
+    except BaseException:
+        durable.discard(written)  # a full disk gets its space back
+        raise
     for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        durable.remove(old)
     return final
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """All checkpoints under ``root``, oldest first."""
+    """All checkpoints under ``root``, oldest first; whether they are whole is for :func:`damage_of` to say."""
     return sorted(path for path in root.glob("step-*") if (path / "state.json").is_file())
+
+
+def step_of(folder: Path) -> int:
+    """The number of steps that a checkpoint's name says."""
+    digits = folder.name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def newest_whole(root: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint that is as it was written, and the damaged ones that are newer, with what is wrong.
+
+    Raises:
+        UserError: the newest is of a format that this version does not read.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        trouble = damage_of(folder)
+        if trouble is None:
+            return folder, damaged
+        damaged.append((folder, trouble))
+    return None, damaged
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Reads every byte.
+
+    Raises:
+        UserError: another format version: it may be whole, but this version cannot tell.
+    """
+    if not (folder / durable.MANIFEST).exists() and (folder / "state.json").is_file():
+        return _damage_without_manifest(folder)
+    try:
+        found = durable.manifest(folder)
+    except ValueError as error:
+        return str(error)
+    _check_format(folder, found.get("format"))
+    return durable.damage(folder)
+
+
+def _damage_without_manifest(folder: Path) -> str | None:
+    """Format 1: what can be parsed is taken for whole."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        load_file(folder / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    if state.get("format") == FORMAT:
+        return f"{durable.MANIFEST} is missing"
+    _check_format(folder, state.get("format"))
+    return None
+
+
+def _check_format(folder: Path, found: object) -> None:
+    if found not in READABLE:
+        raise UserError(f"{folder}: checkpoint format {found}, this version reads {' and '.join(map(str, READABLE))}")
 
 
 def load_checkpoint(run: Run, folder: Path) -> None:
     """Put a run that was built from the checkpoint's model where the checkpoint was cut.
 
     Raises:
-        UserError: another format version, or tensors that are not the run's.
+        UserError: another format version, damaged, or tensors that are not the run's.
     """
+    state = read_state(folder)
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
-    if state.get("format") != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {state.get('format')}, this version reads {FORMAT}")
     names = {name: p for name, p in run.models["policy"].model.named_parameters() if p.requires_grad}
     missing = [n for n in names if tensors and f"{n}.exp_avg" not in tensors]
     if missing:
@@ -76,14 +173,89 @@ def load_checkpoint(run: Run, folder: Path) -> None:
     for name, parameter in names.items():
         if tensors:
             parts = {part: tensors[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")}
-            run.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter) for k, v in parts.items()}
+            run.optimizer.state[parameter] = {
+                k: v.clone() if k == "step" else v.to(parameter, copy=True) for k, v in parts.items()
+            }
     for name in _followers(run):
         model = run.models[name].model
         model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
+    run.guard.load_state_dict(state.get("guards", {}))
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
+    _take_paths(run, state.get("paths", {}))
     run.generator.publish(run.done)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's ``state.json``.
+
+    Raises:
+        UserError: damaged, or another format version.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError("state.json is not a table")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
+    _check_format(folder, state.get("format"))
+    return state
+
+
+def made_with() -> dict[str, Any]:
+    """What results depend on beside the settings: versions, and the numbers of threads and processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    threads = torch.get_num_threads()
+    return {"covrl": version("covrl"), "torch": torch.__version__, "threads": threads, "processes": processes}
+
+
+def fingerprint(run: Run) -> dict[str, str]:
+    """Hashes of what a run reads: its training and held-out problems, and the tokens of their first prompts."""
+    problems, prompts = run.source.problems, run.prompts
+    tokens = [(prompts.prior(p), prompts.posterior(p), prompts.answer(p)) for p in problems[:FINGERPRINTED]]
+    return {
+        "problems.train": _hash((p.id, p.question, p.answer, p.accepted, p.hint) for p in problems),
+        "problems.held_out": _hash((p.id, p.question, p.answer, p.accepted) for p in run.held_out),
+        "tokenizer": _hash(tokens),
+    }
+
+
+def _hash(values: Iterator[Any] | list[Any]) -> str:
+    found = hashlib.sha256()
+    for value in values:
+        found.update(repr(value).encode("utf-8", "surrogatepass") + b"\n")
+    return found.hexdigest()
+
+
+def _state(run: Run, at: Boundary) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "done": at.done,
+        "problems": at.problems,
+        "best": at.best,
+        "algorithm": at.algorithm,
+        "guards": at.guards,
+        "paths": _paths(run),
+        "fingerprint": fingerprint(run),
+        "config": run.config.model_dump(mode="json"),
+    }
+
+
+def _carriers(run: Run) -> dict[str, Any]:
+    """What holds fast paths that were chosen by probing the base; trained weights might choose others, which round."""
+    holders = {"scoring": run.models["policy"], "decoding": run.generator}
+    return {name: holder for name, holder in holders.items() if hasattr(holder, "paths")}
+
+
+def _paths(run: Run) -> dict[str, list[bool]]:
+    return {name: list(holder.paths) for name, holder in _carriers(run).items()}
+
+
+def _take_paths(run: Run, paths: dict[str, list[bool]]) -> None:
+    for name, holder in _carriers(run).items():
+        if name in paths:
+            holder.paths = type(holder.paths)(*paths[name])
 
 
 def _followers(run: Run) -> list[str]:

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-
-import torch
+from typing import TypeVar
 
 from covrl.algorithms.base import Algorithm
 from covrl.config import GenerationConfig, RunConfig
-from covrl.errors import NonFiniteError, TrainingStoppedError
+from covrl.errors import NonFiniteError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, StepReport, TraceGroup
+from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
 from covrl.rewards.functions import RewardFunction, reward_of
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
+from covrl.training.guard import Guard, check_credits, check_scores, sampling_errors, together, watched
+from covrl.training.memory import pass_arithmetic, with_less
 from covrl.training.models import follow
 from covrl.training.monitors import (
     label_metrics,
@@ -41,8 +43,11 @@ from covrl.training.monitors import (
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Reducer, Solo
-from covrl.training.step import GradientReport, PassLimits, accumulate_gradient
+from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error
+from covrl.training.undo import Before
 from covrl.training.views import trace_group
+
+T = TypeVar("T")
 
 TOTALS = ("train/rows", "train/dropped_traces", "tokens/trained")
 """Metrics of an update that add up over the updates of a step; the others are averaged."""
@@ -72,7 +77,9 @@ class Run:
     ``verify`` marks what responses answered, for methods that need a verifier; CoVRL needs none. ``reward`` is the
     user's own function, called for every sampled trace or response. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
-    ``notes`` say which fast paths the model made impossible.
+    ``notes`` say which fast paths the model made impossible. ``folder`` is where guards leave what they found, and
+    ``stopping`` says whether the run has been asked to end; it is looked at before each forward and backward pass.
+    ``world`` is the processes that share the work: each does a part of it, and all hold every group, credit and metric.
     """
 
     config: RunConfig
@@ -87,73 +94,175 @@ class Run:
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
     reducer: Reducer = field(default_factory=Solo)
+    world: Solo = field(default_factory=Solo)
     done: int = 0
     best: tuple[float, float] | None = None
     notes: Sequence[str] = ()
+    folder: Path | None = None
+    stopping: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         training = self.config.training
         self.parameters = [p for model in self.models.values() for p in model.parameters()]
         self.optimizer = make_optimizer(self.parameters, training)
         self.limits = PassLimits(training.tokens_per_pass, training.logits_mb_per_chunk << 20)
+        self.guard = Guard(self.config)
+        self.alone = self.world.size == 1
+        self._update_number = 0
+        self._applied = False
+        self._before: Before | None = None
+        self._remarks: list[str] = []
 
     def steps(self) -> Iterator[StepReport]:
         """Reports of all remaining steps, one as each is done.
 
         Raises:
-            TrainingStoppedError: the method sees no use in going on; raised after the step's report was yielded.
+            TrainingStoppedError: the method or a guard sees no use in going on. What a step's metrics show is raised
+                after its report was yielded; a step that was not taken leaves the run as it was before it.
+            RunInterruptedError: ``stopping`` turned true inside a step; the run is as it was before the step.
         """
-        while self.done < self.config.training.steps:
-            report = self.step()
-            yield report
-            reason = self.algorithm.stop_reason(report.metrics)
-            if reason:
-                raise TrainingStoppedError(f"stopped after step {report.step}: {reason}")
+        with watched(self) as arm:
+            if self.config.guards.publish_check_every and self.done < self.config.training.steps:
+                self._look_at_generator()
+            if self.guard.stale:
+                raise TrainingStoppedError(f"stopped before step {self.done + 1}: {self.guard.stale}")
+            while self.done < self.config.training.steps:
+                arm(self.done + 1)
+                report = self.step()
+                yield report
+                skipped = "guard/skipped" in report.metrics
+                reason = self.guard.stale or (None if skipped else self._reason_to_stop(report))
+                if reason:
+                    raise TrainingStoppedError(f"stopped after step {report.step}: {reason}")
+
+    def _reason_to_stop(self, report: StepReport) -> str | None:
+        return self.guard.divergence.check(report.metrics) or self.algorithm.stop_reason(report.metrics)
+
+    def _look_at_generator(self) -> float:
+        with self.world.whole_weights():
+            gap = self.guard.look_at_generator(self)
+        self.guard.stale = self.world.same(self.guard.stale)
+        return gap
+
+    def leave_if_asked(self) -> None:
+        """Raises RunInterruptedError if the run was asked to end and the step in progress can be taken back.
+
+        Several processes would have to leave it at the same place: they do so between phases only.
+        """
+        if self.stopping is not None and self.alone and self.stopping() and self._can_undo():
+            self._leave_step()
+
+    def _leave_step(self) -> None:
+        done = self._before.done if self._before else self.done
+        raise RunInterruptedError(f"interrupted inside step {done + 1}, of which nothing was kept")
+
+    def _can_undo(self) -> bool:
+        return self._before is not None and (not self._applied or self._before.tensors is not None)
 
     def step(self) -> StepReport:
-        """One batch of rollouts and its update."""
+        """One batch of rollouts and its update, whole or not at all.
+
+        Raises:
+            NonFiniteError: a number of it is not finite and may not be skipped.
+            OutOfMemoryError: a pass does not fit, with half its tokens either.
+            RunInterruptedError: as in :meth:`steps`.
+        """
+        number, training = self.done + 1, self.config.training
+        several = training.mini_batches * training.epochs > 1
+        ends_in_evaluation = (
+            self.stopping is not None and self.alone and self._due(self.config.evaluation.every, number)
+        )
+        self._before = Before(self, weights=several or ends_in_evaluation)
+        self._applied, self._remarks = False, []
+        try:
+            return self._step(number)
+        except BaseException as error:
+            if self._can_undo():
+                self._before.restore(self)
+            if isinstance(error, FloatingPointError):
+                advice = "the weights are broken; go back to an earlier checkpoint, with a lower training.learning_rate"
+                raise NonFiniteError(f"step {number}: {error}: {advice}") from error
+            raise
+        finally:
+            self._before = None
+
+    def _step(self, number: int) -> StepReport:
         clock = Clock()
-        draw = Draw(self.config.training.seed, self.done)
-        number = self.done + 1
+        draw = Draw(self.config.training.seed, number - 1)
         with clock("step"):
-            sampled, scored, kept = self._collect(draw, clock)
-            credits = self.algorithm.credit(kept)
-            with clock("train"):
-                update = self._update(kept, credits)
+            sampled, scored, kept, credits, update = self._learn(draw, clock)
             self.done = number
-            follow(self.algorithm.models, self.models, self.done)
+            followed = any(spec.follows != "frozen" for spec in self.algorithm.models)
+            with self.world.whole_weights() if followed else nullcontext():
+                follow(self.algorithm.models, self.models, self.done)
             self.generator.publish(self.done)
+            if self._due(self.config.guards.publish_check_every, number):
+                update["guard/publish_gap"] = self._look_at_generator()
         metrics = rollout_metrics(sampled) | verdict_metrics(sampled) | token_metrics(scored)
         metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
-        metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits) | update
+        if "guard/skipped" not in update:
+            metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits)
+        metrics |= update
         if self.label:
             metrics |= label_metrics(kept, credits, self.label, self.config.prompts.close)
-        if self._due(self.config.evaluation.every, number):
-            with clock("eval"):
+        if self._due(self.config.evaluation.every, number) and not self.guard.stale:
+            with clock("eval"), self.world.whole_weights():
                 metrics |= self._evaluate()
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
         counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))
         metrics["time/other"] = clock.seconds["step"] - counted
+        metrics = self.world.same(metrics)  # times differ, and a grader's may; what is decided on them must not
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
-        return StepReport(number, metrics, warnings, self._shown(kept, credits))
+        return StepReport(number, metrics, (*self._remarks, *warnings), self._shown(kept, credits))
 
-    def _collect(self, draw: Draw, clock: Clock) -> tuple[list[Group], list[ScoredGroup], list[ScoredGroup]]:
-        """All sampled groups, the same with their scores, and those that are admitted."""
+    def _learn(
+        self, draw: Draw, clock: Clock
+    ) -> tuple[list[Group], list[ScoredGroup], list[ScoredGroup], list[list[Credit]], dict[str, float]]:
+        """What was sampled, scored and kept, its credit, and the metrics of its updates.
+
+        Where something in it is not finite and the step may be left out: nothing is kept, and the weights and the
+        method's memory are as they were.
+        """
         sampled: list[Group] = []
-        kept: list[ScoredGroup] = []
         scored: list[ScoredGroup] = []
+        self._update_number = 0
+        try:
+            with self.world.whole_weights():
+                kept = self._collect(draw, clock, sampled, scored)
+            credits = self.algorithm.credit(kept)
+            together(self.reducer, partial(check_credits, kept, credits))
+            with clock("train"):
+                return sampled, scored, kept, credits, self._update(kept, credits)
+        except NonFiniteError as error:
+            assert self._before is not None
+            self._before.restore(self, keep_problems=True)
+            folder = self.folder if self.world.first else None
+            self._remarks.append(self.guard.non_finite(error, draw.step + 1, self._update_number, folder))
+        nothing = {"optim/updates": 0.0, "guard/skipped": float(self.guard.skipped)} | dict.fromkeys(TOTALS, 0.0)
+        return sampled, scored, [], [], nothing
+
+    def _collect(self, draw: Draw, clock: Clock, sampled: list[Group], scored: list[ScoredGroup]) -> list[ScoredGroup]:
+        """The groups that are admitted; ``sampled`` gets all groups, ``scored`` the same with their scores."""
+        kept: list[ScoredGroup] = []
         for _ in range(ADMIT_ROUNDS):
             problems = self.source.take(self.config.training.problems_per_step)
             for part in _parts(len(problems), self.config.training.sampling_batches):
                 with clock("generate"):
                     fresh = self.sample(problems[part], draw)
+                sampled += fresh
                 with clock("score"):
                     scored += self.score(fresh)
-                sampled += fresh
+            self._stop_together()
+            together(self.reducer, partial(check_scores, scored))
             kept, want_more = self.algorithm.admit(scored)
             if not want_more:
                 break
-        return sampled, scored, kept
+        return kept
+
+    def _stop_together(self) -> None:
+        """Leave the step in all processes if one of them was asked to."""
+        if self.stopping is not None and self.world.any(self.stopping()):
+            self._leave_step()
 
     def sample(self, problems: Sequence[Problem], draw: Draw) -> list[Group]:
         """Plan and generate until the method asks for nothing more; one group per problem."""
@@ -164,10 +273,14 @@ class Run:
             requests = [request for plan in plans for request in plan]
             if not requests:
                 break
-            rollouts = iter(self.generator.generate(requests, sampling, draw))
+            rollouts = iter(self._generated(requests, sampling, draw))
             for past, plan in zip(history, plans, strict=True):
                 past += [next(rollouts) for _ in plan]
         return self._judged([Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)
+
+    def _generated(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        with sampling_errors(self, requests, sampling):
+            return self.generator.generate(requests, sampling, draw)
 
     def _sampling(self) -> Sampling:
         """How traces are drawn; a response has room for its trace, the tags and its answer."""
@@ -185,15 +298,20 @@ class Run:
         if self.algorithm.verified and self.verify is not None:
             said = self._said(pairs, draw)
             asked = [(problem, text) for (problem, _), text in zip(pairs, said, strict=True) if text is not None]
-            verdicts = iter(self.verify(asked))
+            verdicts = iter(self.world.shared(self.verify, asked))
             pairs = [
                 (p, replace(r, correct="wrong" if text is None else next(verdicts)))
                 for (p, r), text in zip(pairs, said, strict=True)
             ]
         if self.reward is not None:
-            pairs = [(p, replace(r, reward=reward_of(self.reward, p, r.text))) for p, r in pairs]
+            rewards = iter(self.world.shared(self._rewards, pairs))
+            pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
         judged = iter(rollout for _, rollout in pairs)
         return [Group(g.problem, tuple(next(judged) for _ in g.rollouts)) for g in groups]
+
+    def _rewards(self, pairs: Sequence[tuple[Problem, Rollout]]) -> list[float]:
+        assert self.reward is not None
+        return [reward_of(self.reward, problem, rollout.text) for problem, rollout in pairs]
 
     def _said(self, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
         """What each rollout answered: read from a response; behind a thought, sampled with the prior prompt."""
@@ -204,17 +322,28 @@ class Run:
             replace(r.request, prompt_ids=self.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid
         ]
         sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
-        replies = iter(self.generator.generate(asked, sampling, replace(draw, purpose="answer")) if asked else [])
+        replies = iter(self._generated(asked, sampling, replace(draw, purpose="answer")) if asked else [])
         return [next(replies).text.removesuffix(suffix) if r.valid else None for _, r in pairs]
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-        algorithm, limits = self.algorithm, self.limits
-        scores = iter(
-            score(self.models, algorithm.contexts, algorithm.scoring, pairs, limits.tokens, limits.logits_bytes)
-        )
+        contexts, readings = self.algorithm.contexts, self.algorithm.scoring
+
+        def attempt(limits: PassLimits) -> list[Scores]:
+            return self.world.shared(partial(self._read, contexts, readings, limits), pairs)
+
+        scores = iter(self._with_less(attempt, pairs))
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+
+    def _read(
+        self,
+        contexts: Sequence[Context],
+        readings: Sequence[Reading],
+        limits: PassLimits,
+        pairs: Sequence[tuple[Problem, Rollout]],
+    ) -> list[Scores]:
+        return score(self.models, contexts, readings, pairs, limits.tokens, limits.logits_bytes)
 
     def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """One optimizer step per mini-batch of groups and epoch; returns what is logged of them."""
@@ -223,24 +352,40 @@ class Run:
         set_learning_rate(self.optimizer, rate)
         parts: list[dict[str, float]] = []
         for part in _parts(len(groups), training.mini_batches) * training.epochs:
-            self.optimizer.zero_grad(set_to_none=True)
-            report = accumulate_gradient(
-                self.algorithm,
-                self.models,
-                groups[part],
-                credits[part],
-                self.limits,
-                self.reducer,
-                measure_streams=self._due(training.stream_norms_every, self.done + 1),
-            )
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
+            self._update_number += 1
+            report = self._gradient(groups[part], credits[part])
+            norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
             if not math.isfinite(norm):
-                raise NonFiniteError(f"step {self.done + 1}: the gradient's norm is {float(norm)}; no step was taken")
+                self.optimizer.zero_grad(set_to_none=True)
+                batch = (groups[part], credits[part], self.limits, self.reducer)
+                raise gradient_error(float(norm), self.algorithm, self.models, *batch, search=self.alone)
+            self._applied = True
             self.optimizer.step()
             parts.append(_gradient_metrics(report, float(norm)))
-        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]} if parts else {}
+        means = _means(parts)
         totals = {name: sum(part[name] for part in parts) for name in TOTALS}
         return {"optim/lr": rate, "optim/updates": float(len(parts))} | means | totals
+
+    def _gradient(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> GradientReport:
+        """The gradient of one update in ``.grad``; from an empty one again if memory runs out."""
+        measure = self._due(self.config.training.stream_norms_every, self.done + 1)
+
+        def attempt(limits: PassLimits) -> GradientReport:
+            self.optimizer.zero_grad(set_to_none=True)
+            made_of = (self.algorithm, self.models, groups, credits, limits, self.reducer)
+            return accumulate_gradient(*made_of, measure_streams=measure, between=self.leave_if_asked, world=self.world)
+
+        return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
+
+    def _with_less(self, attempt: Callable[[PassLimits], T], pairs: Sequence[tuple[Problem, Rollout]]) -> T:
+        """``attempt`` with the run's limits, or, where one process can decide alone, once more with half of them."""
+
+        def explain(limits: PassLimits) -> str:
+            return pass_arithmetic(self, pairs, limits)
+
+        found, warning = with_less(attempt, self.limits, self.alone, explain)
+        self._remarks += [warning] if warning and warning not in self._remarks else []
+        return found
 
     def _due(self, every: int, number: int) -> bool:
         """Whether step ``number`` (1, 2, …) is one of every ``every``; the first and the last always are."""
@@ -268,7 +413,7 @@ class Run:
         thinking = Sampling(self._sampling().max_tokens, self.config.prompts.close, self.config.generation.temperature)
         pairs = list(zip(problems, self.generator.generate(asked, thinking, draw), strict=True))
         context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-        scores = score(self.models, (context,), (reading,), pairs, self.limits.tokens, self.limits.logits_bytes)
+        scores = self.world.shared(partial(self._read, (context,), (reading,), self.limits), pairs)
         values = [
             float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
             for (p, r), s in zip(pairs, scores, strict=True)
@@ -302,6 +447,13 @@ def _parts(length: int, count: int) -> list[slice]:
     """``count`` contiguous parts of almost equal size; fewer where there is less to share out."""
     edges = [round(i * length / count) for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the updates that have it: one in which no trace had weight has no stream's norm."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _gradient_metrics(report: GradientReport, norm: float) -> dict[str, float]:

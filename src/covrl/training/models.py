@@ -15,6 +15,7 @@ def frozen_copy(model: LanguageModel) -> LanguageModel:
     """A copy whose weights take no gradient, on the same fast paths."""
     copied = LanguageModel(copy.deepcopy(model.model).requires_grad_(False), model.temperature)
     copied.paths = model.paths
+    copied.compute_dtype = model.compute_dtype
     return copied
 
 

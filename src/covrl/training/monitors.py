@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -57,7 +58,10 @@ def token_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def reward_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-    """Mean reward by source over admitted traces, and posterior minus prior where both exist."""
+    """Mean reward by source over admitted traces, and posterior minus prior where both exist.
+
+    ``reward/group_std`` is the mean over groups of the deviation within a group: without any, nothing is learnt.
+    """
     by_source: dict[str, list[float]] = {}
     for group, row in zip(groups, credits, strict=True):
         for rollout, credit in zip(group.rollouts, row, strict=True):
@@ -66,6 +70,9 @@ def reward_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Cre
     metrics = {f"reward/{source}": _mean(rewards) for source, rewards in by_source.items()}
     if {"prior", "posterior"} <= set(by_source):
         metrics["reward/gap"] = metrics["reward/posterior"] - metrics["reward/prior"]
+    known = [[c.reward for c in row if c.reward is not None] for row in credits]
+    if any(known):
+        metrics["reward/group_std"] = _mean([statistics.pstdev(row) for row in known if row])
     return metrics
 
 

@@ -7,15 +7,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from covrl.config import TrainingConfig
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer at its peak learning rate; :func:`set_learning_rate` sets each step's."""
+    """The optimizer at its peak learning rate; :func:`set_learning_rate` sets each step's.
+
+    Shards of parameters and whole parameters are in groups apart, as no operation takes both.
+    """
+    kinds = [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (False, True)]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in kind if (p.ndim >= 2) == decays], "weight_decay": config.weight_decay if decays else 0.0}
+        for kind in kinds
+        if kind
+        for decays in (True, False)
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas)
 

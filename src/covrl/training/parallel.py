@@ -1,20 +1,141 @@
-"""What the loop needs from the other processes. One process is world size 1 of the same code."""
+"""What a run needs from the other processes. One process is a world of size 1 of the same code.
+
+Work is split, records are gathered: each rank samples, grades and scores a share of the step's traces, and then every
+rank holds all of them, in the order in which one process would have them. Admission, credit, denominators, batch
+statistics and metrics are therefore computed from the whole batch on every rank by the same code, whatever they are
+made of (a maximum or a shuffle is as right as a sum). The update splits the batch again, trace by trace, and the
+ranks' gradients are added up.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Reducer(Protocol):
-    """Sums over all ranks; denominators and batch statistics go through it."""
+    """Sums over the parts of a batch that the caller does not see; denominators and batch statistics go through it.
+
+    A rank sees the whole batch, so the loop's reducer is that of one process. It is for callers that hold a part.
+    """
 
     def sum(self, value: float) -> float:
-        """The value summed over all ranks."""
+        """The value summed over all parts."""
         ...
 
 
 class Solo:
-    """A world of one process."""
+    """A world of one process, and what any world can do (see :class:`covrl.training.distributed.Processes`)."""
+
+    rank: int = 0
+    size: int = 1
+    sharded: bool = False
+    """Whether each rank holds a part of the policy's weights, so that all must take part in each pass of any."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that prints and writes."""
+        return self.rank == 0
 
     def sum(self, value: float) -> float:
+        """The whole batch is here: nothing to add."""
         return value
+
+    def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+        """``work`` done on this rank's share of ``items``; the results of all ranks, in the order of the items.
+
+        An error in one rank's work is raised on all.
+        """
+        return list(work(items))
+
+    def same(self, value: Result) -> Result:
+        """The first rank's value, on every rank."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return flag
+
+    def union(self, names: list[str]) -> list[str]:
+        """The names that any rank has, in the same order on all."""
+        return names
+
+    def total(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value summed over ranks."""
+        return values
+
+    def summed(self, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Gradients of ``parameters`` summed over ranks, never averaged; None where no rank has one."""
+        del parameters
+        return list(gradients)
+
+    def norm(self, gradient: Sequence[Tensor | None]) -> float:
+        """The norm of a whole gradient, of which each rank may hold a part; summed in float64."""
+        return math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
+
+    def clip_gradient(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """Scale ``.grad`` so that the norm of the whole gradient is at most ``limit``; the norm before."""
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def settle(self, error: Exception | None) -> None:
+        """Raise on every rank what was found on any; all ranks call it."""
+        if error is not None:
+            raise error
+
+    def agreed(self, error: Exception) -> bool:
+        """Whether all ranks raise this error, so that they can still do something together."""
+        del error
+        return True
+
+    def distribute(self, run: Run) -> None:
+        """Make a run that was built and loaded as that of one process this world's; called once, before its steps."""
+
+    @contextmanager
+    def whole_weights(self) -> Generator[None]:
+        """While entered, every rank has whole weights, and ranks may run different numbers of forward passes."""
+        yield
+
+    @contextmanager
+    def whole_run(self, run: Run) -> Generator[Run | None]:
+        """The run as one process would hold it, for a checkpoint: on the first rank; None on the others.
+
+        All ranks enter, and leave after the first has written.
+        """
+        yield run
+
+    def close(self) -> None:
+        """Leave the group of processes."""
+
+
+def part_of(length: int, rank: int, size: int) -> slice:
+    """The ``rank``-th of ``size`` contiguous shares of ``length`` items, sizes differing by at most one."""
+    return slice(rank * length // size, (rank + 1) * length // size)
+
+
+def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Which items each rank gets, so that the sums of their ``sizes`` are close: largest first, to the least loaded.
+
+    Each rank's items are in their own order. The same on every rank: it depends on nothing else.
+
+    Example:
+        >>> deal([5, 1, 1, 3], 2)
+        [[0], [1, 2, 3]]
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = min(range(ranks), key=lambda r: (load[r], len(shares[r]), r))
+        shares[least].append(item)
+        load[least] += sizes[item]
+    return [sorted(share) for share in shares]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -37,4 +38,5 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._say(f"{signal.Signals(number).name}: stopping after this step; send it again to stop at once")
+        with contextlib.suppress(RuntimeError):  # it came while a line was being written: stopping is what counts
+            self._say(f"{signal.Signals(number).name}: stopping after this step; send it again to stop at once")

@@ -9,7 +9,7 @@ not depend on how rows are packed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from covrl.algorithms.base import Algorithm, LossTokens, Stream
 from covrl.errors import NonFiniteError
-from covrl.records import Credit, Output, ScoredGroup, Scores
+from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
-from covrl.training.parallel import Reducer
+from covrl.training.bundle import Culprit
+from covrl.training.parallel import Reducer, Solo, deal
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,10 @@ class GradientReport:
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """One trace that has weight: where its rows, scores and credit are."""
+    """One trace that has weight: its rows, and what it and its credit are."""
 
-    problem_id: str
     unit: Unit
-    scores: Scores
+    trace: Culprit
     credit: Credit
 
 
@@ -66,43 +66,162 @@ def accumulate_gradient(
     limits: PassLimits,
     reducer: Reducer,
     measure_streams: bool = False,
+    between: Callable[[], None] = lambda: None,
+    world: Solo | None = None,
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
 
     Traces whose every weight in every stream is zero take part in the denominators only: no forward is spent on
     them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
+    In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each goes through its share
+    of the traces, and all end with the whole gradient and the same report.
+    ``between`` is called before each backward pass and may raise to end it all.
 
     Raises:
-        NonFiniteError: a stream's loss is NaN or infinite; ``.grad`` is then not to be used.
+        NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
+            that every process makes as many. ``.grad`` is then not to be used.
     """
-    scale = {
-        s.name: s.coefficient / max(reducer.sum(s.denominator(groups)), 1.0)
-        for s in algorithm.streams
-        if s.coefficient != 0
-    }
-    streams = [s for s in algorithm.streams if s.name in scale]
+    scale, streams = _scaled(algorithm, groups, reducer)
     trained = _with_weight(algorithm, groups, credits, streams)
     report = GradientReport(losses=dict.fromkeys(scale, 0.0))
     report.rows = sum(len(t.unit.rows) for t in trained.values())
     report.tokens = sum(t.unit.tokens for t in trained.values())
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
+    world = world or Solo()
+    passes = _Passes(algorithm, models, streams, scale, limits, world, trained, parameters, between)
     collected: dict[str, list[Tensor | None]] = {}
-    for pack in make_packs([t.unit for t in trained.values()], limits.tokens):
-        report.passes += 1
-        mine = {unit.index: trained[unit.index] for unit in pack}
-        terms = _terms(algorithm, models, pack, mine, streams, scale, limits)
-        for name, term in terms.items():
-            report.losses[name] += float(term.detach())
-        _check_finite(terms, [t.problem_id for t in mine.values()])
-        if measure_streams:
-            _collect(terms, parameters, collected)
-        else:
-            sum(terms.values(), torch.zeros(())).backward()
-    for name, gradient in collected.items():
-        report.norms[name] = math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
+    if not measure_streams:
+        passes.run(list(scale), report)
+        _set_grad(parameters, world.summed([p.grad for p in parameters], parameters))
+    elif world.sharded:  # gradients of shards come with the backward pass alone, so each stream has its own passes
+        for name in scale:
+            passes.run([name], report)
+            collected[name] = [p.grad for p in parameters]
+            _set_grad(parameters, [None] * len(parameters))
+    else:
+        passes.run(list(scale), report, collected)
+    report.losses = world.total(report.losses)
+    for name in world.union(list(collected)):
+        gradient = world.summed(collected.get(name, [None] * len(parameters)), parameters)
+        report.norms[name] = world.norm(gradient)
         _add_to_grad(parameters, gradient)
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The forward and backward passes of one update, on this rank."""
+
+    algorithm: Algorithm
+    models: Mapping[str, LanguageModel]
+    streams: Sequence[Stream]
+    scale: Mapping[str, float]
+    limits: PassLimits
+    world: Solo
+    trained: Mapping[int, _Trained]
+    parameters: Sequence[nn.Parameter]
+    between: Callable[[], None]
+
+    def run(
+        self,
+        wanted: Sequence[str],
+        report: GradientReport,
+        collected: dict[str, list[Tensor | None]] | None = None,
+    ) -> None:
+        """Gradients of the streams ``wanted``, into ``.grad`` or, apart, into ``collected``.
+
+        What is not finite on one rank is raised on all, after their last pass.
+        """
+        wrong: NonFiniteError | None = None
+        for pack, idle in _packs_of_rank([t.unit for t in self.trained.values()], self.limits, self.world):
+            report.passes += 1
+            mine = {unit.index: self.trained[unit.index] for unit in pack}
+            losses, owner = _token_losses(self.algorithm, self.models, pack, mine, self.streams, self.limits)
+            terms = {name: (0.0 if idle else self.scale[name]) * losses[name].sum() for name in wanted}
+            for name, term in terms.items():
+                report.losses[name] += float(term.detach())
+            wanted_streams = [s for s in self.streams if s.name in terms]
+            wrong = wrong or _check_finite(terms, losses, owner, wanted_streams, mine)
+            self.between()
+            if collected is not None:
+                _collect(terms, self.parameters, collected, self.between)
+                continue
+            # with shards every backward pass has to reach every weight, as on the other ranks
+            reach = [0.0 * part.sum() for part in losses.values()] if self.world.sharded else []
+            sum([*terms.values(), *reach], torch.zeros(())).backward()
+        self.world.settle(wrong)
+
+
+def _packs_of_rank(units: Sequence[Unit], limits: PassLimits, world: Solo) -> Iterator[tuple[list[Unit], bool]]:
+    """The packs that this rank goes through, all of them in a world of one, and whether one is idle (has no weight).
+
+    Ranks with sharded weights go through equally many, as each takes part in the passes of all. Their idle packs are
+    the shortest unit of the batch.
+    """
+    shares = deal([unit.tokens for unit in units], world.size)
+    packs = [list(make_packs([units[i] for i in share], limits.tokens)) for share in shares]
+    yield from ((pack, False) for pack in packs[world.rank])
+    if world.sharded and units:
+        spare = min(units, key=lambda u: (u.tokens, u.index))
+        yield from (([spare], True) for _ in range(max(map(len, packs)) - len(packs[world.rank])))
+
+
+def gradient_error(
+    norm: float,
+    algorithm: Algorithm,
+    models: Mapping[str, LanguageModel],
+    groups: Sequence[ScoredGroup],
+    credits: Sequence[Sequence[Credit]],
+    limits: PassLimits,
+    reducer: Reducer,
+    search: bool,
+) -> NonFiniteError:
+    """What to say of a gradient whose ``norm`` is not finite: the stream and trace it comes from.
+
+    ``search`` makes a pass a trace to find them, which several processes would have to make together. All traces
+    are kept where it is not made or none of them is at fault alone.
+    """
+    found = _bad_gradient(algorithm, models, groups, credits, limits, reducer) if search else None
+    if found is not None:
+        stream, trace = found
+        return NonFiniteError(f"the gradient's norm is {norm}, from the {stream} loss at {trace.name}", [trace])
+    traces = [
+        Culprit(group.problem, *trace)
+        for group, row in zip(groups, credits, strict=True)
+        for trace in zip(group.rollouts, group.scores, row, strict=True)
+    ]
+    why = "no trace's is so alone" if search else "with several processes the trace is not looked for"
+    return NonFiniteError(f"the gradient's norm is {norm} ({why})", traces)
+
+
+def _bad_gradient(
+    algorithm: Algorithm,
+    models: Mapping[str, LanguageModel],
+    groups: Sequence[ScoredGroup],
+    credits: Sequence[Sequence[Credit]],
+    limits: PassLimits,
+    reducer: Reducer,
+) -> tuple[str, Culprit] | None:
+    """The first (stream, trace) whose gradient by itself is not finite."""
+    scale, streams = _scaled(algorithm, groups, reducer)
+    parameters = [p for m in models.values() for p in m.parameters()]
+    for index, one in _with_weight(algorithm, groups, credits, streams).items():
+        losses, _ = _token_losses(algorithm, models, [one.unit], {index: one}, streams, limits)
+        collected: dict[str, list[Tensor | None]] = {}
+        _collect({name: scale[name] * part.sum() for name, part in losses.items()}, parameters, collected)
+        for name, gradient in collected.items():
+            if not all(bool(torch.isfinite(part).all()) for part in gradient if part is not None):
+                return name, one.trace
+    return None
+
+
+def _scaled(
+    algorithm: Algorithm, groups: Sequence[ScoredGroup], reducer: Reducer
+) -> tuple[dict[str, float], list[Stream]]:
+    """coefficient / denominator of each stream that is not switched off, and these streams."""
+    streams = [s for s in algorithm.streams if s.coefficient != 0]
+    return {s.name: s.coefficient / max(reducer.sum(s.denominator(groups)), 1.0) for s in streams}, streams
 
 
 def _with_weight(
@@ -121,24 +240,23 @@ def _with_weight(
         weights = [credit.weights[s.name] for s in streams if s.name in credit.weights]
         if rollout.request.trains and any(bool(w.any()) for w in weights):
             unit = make_unit(index, algorithm.contexts, algorithm.training, problem, rollout)
-            trained[index] = _Trained(problem.id, unit, scores, credit)
+            trained[index] = _Trained(unit, Culprit(problem, rollout, scores, credit), credit)
     return trained
 
 
-def _terms(
+def _token_losses(
     algorithm: Algorithm,
     models: Mapping[str, LanguageModel],
     pack: Sequence[Unit],
     trained: Mapping[int, _Trained],
     streams: Sequence[Stream],
-    scale: Mapping[str, float],
     limits: PassLimits,
-) -> dict[str, Tensor]:
-    """Each stream's share of the loss in one pack, as a scalar with gradient."""
+) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+    """Each stream's weighted loss of each token in one pack, ``[N]`` with gradient, and the tokens' units by span."""
     tokens = read(models, algorithm.contexts, algorithm.training, pack, limits.logits_bytes)
     view = _loss_tokens(tokens, trained, streams, algorithm.training)
     losses = algorithm.loss(view)
-    return {s.name: scale[s.name] * (view.weight[s.name] * losses[s.name]).sum() for s in streams}
+    return {s.name: view.weight[s.name] * losses[s.name] for s in streams}, tokens.owner
 
 
 def _loss_tokens(
@@ -152,7 +270,7 @@ def _loss_tokens(
         return torch.cat(pieces) if pieces else like[span].detach()
 
     old: dict[Output, Tensor] = {}
-    known = {i: {**t.scores.values, **t.credit.constants} for i, t in trained.items()}
+    known = {i: {**t.trace.scores.values, **t.credit.constants} for i, t in trained.items()}
     for output in {o for values in known.values() for o in values if o.span in like}:
         old[output] = flat(output.span, {i: v[output] for i, v in known.items() if output in v})
     weight = {
@@ -162,20 +280,40 @@ def _loss_tokens(
     return LossTokens(tokens.values, old, weight, tokens.owner)
 
 
-def _check_finite(terms: Mapping[str, Tensor], problem_ids: Sequence[str]) -> None:
-    for name, term in terms.items():
-        if not torch.isfinite(term.detach()):
-            shown = ", ".join(dict.fromkeys(problem_ids))
-            raise NonFiniteError(f"the {name} loss is {term.item()} in a pass over problems {shown}; no step was taken")
+def _check_finite(
+    terms: Mapping[str, Tensor],
+    losses: Mapping[str, Tensor],
+    owner: Mapping[str, Tensor],
+    streams: Sequence[Stream],
+    trained: Mapping[int, _Trained],
+) -> NonFiniteError | None:
+    """What is wrong in a pack: the first stream whose sum is not finite, and the trace of its first bad token.
+
+    Where only the sum overflows, that is the trace of the largest.
+    """
+    for stream in streams:
+        value = float(terms[stream.name].detach())
+        if math.isfinite(value):
+            continue
+        each = losses[stream.name].detach()
+        bad = ~torch.isfinite(each)
+        token = int(bad.nonzero()[0]) if bool(bad.any()) else int(each.abs().argmax())
+        trace = trained[int(owner[stream.span][token])].trace
+        return NonFiniteError(f"the {stream.name} loss is {value} at {trace.name}", [trace])
+    return None
 
 
 def _collect(
-    terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], collected: dict[str, list[Tensor | None]]
+    terms: Mapping[str, Tensor],
+    parameters: Sequence[nn.Parameter],
+    collected: dict[str, list[Tensor | None]],
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Each stream's gradient by a backward pass of its own, added up over packs."""
     for name, term in terms.items():
         if not term.requires_grad:
             continue
+        between()
         gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
         total = collected.setdefault(name, [None] * len(parameters))
         for i, part in enumerate(gradient):
@@ -183,6 +321,11 @@ def _collect(
             total[i] = part if before is None or part is None else before + part
             if part is None:
                 total[i] = before
+
+
+def _set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
+    for parameter, part in zip(parameters, gradient, strict=True):
+        parameter.grad = part
 
 
 def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:

@@ -1,0 +1,301 @@
+"""Several processes under torchrun: gloo on the CPU, NCCL on GPUs (with gloo for records).
+
+torchrun --nproc-per-node 2 -m covrl train --config run.toml
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
+from covrl.records import Output, Scores
+from covrl.scoring.model import LanguageModel
+from covrl.training.optimizer import make_optimizer
+from covrl.training.parallel import Solo, part_of
+from covrl.training.sharding import gathered, like_parameter, shard, whole, whole_copy, why_not
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for another. Ranks sample for different times; one that died is noticed at once."""
+
+BUCKET = 16 << 20
+"""Elements of gradients that are added up in one message."""
+
+
+def join_world(device: str) -> Solo:
+    """The world that torchrun's environment describes; a world of one process without it.
+
+    ``device`` is ``model.device``. With ``auto`` or ``cuda`` each process takes the GPU of its local rank.
+
+    Raises:
+        UserError: fewer GPUs than processes, or a device that several processes would share.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Solo()
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda:
+        _take_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def _take_gpu(device: str, local_rank: int) -> None:
+    if ":" in device:
+        raise UserError(f"model.device: {device}: several processes cannot share one GPU; use cuda or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"torchrun started a process for GPU {local_rank}, but torch sees {torch.cuda.device_count()}; "
+            "lower --nproc-per-node, or set model.device=cpu"
+        )
+    torch.cuda.set_device(local_rank)
+
+
+class Processes(Solo):
+    """The processes of one torchrun.
+
+    Every rank starts with all weights. :meth:`distribute` shards them (``training.weights``), or leaves them; gradients
+    are added up over ranks either way.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self._policy: Any = None
+        self._whole = False
+        self._agreed: Exception | None = None
+
+    def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+        if not items:
+            return []
+        mine = items[part_of(len(items), self.rank, self.size)]
+        own: Any = []
+        error: Exception | None = None
+        try:
+            own = _portable(work(mine) if mine else [])
+        except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
+            error = caught
+        self.settle(error)
+        parts = self._gathered(own)
+        return [result for part in parts for result in _restored(part)]
+
+    def _gathered(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def same(self, value: Result) -> Result:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any(self, flag: bool) -> bool:
+        count = torch.tensor(int(flag))
+        dist.all_reduce(count)
+        return bool(count)
+
+    def union(self, names: list[str]) -> list[str]:
+        return list(dict.fromkeys(name for part in self._gathered(names) for name in part))
+
+    def total(self, values: dict[str, float]) -> dict[str, float]:
+        sums = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(sums)
+        return dict(zip(values, sums.tolist(), strict=True))
+
+    def summed(self, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """In buckets of one dtype, each a single message; a rank that has no gradient where another has one adds 0."""
+        shards = [isinstance(p, DTensor) for p in parameters]  # FSDP has added up these
+        present = torch.tensor([g is not None for g in gradients], dtype=torch.int32)
+        dist.all_reduce(present, dist.ReduceOp.MAX)
+        result = [g if sharded else None for g, sharded in zip(gradients, shards, strict=True)]
+        for bucket in _buckets([i for i in range(len(parameters)) if present[i] and not shards[i]], parameters):
+            parts = [gradients[i] for i in bucket]
+            flat = torch.cat(
+                [
+                    torch.zeros_like(parameters[i]).flatten() if g is None else g.flatten()
+                    for i, g in zip(bucket, parts, strict=True)
+                ]
+            )
+            dist.all_reduce(flat)
+            sums = flat.split([parameters[i].numel() for i in bucket])
+            for i, total in zip(bucket, sums, strict=True):
+                result[i] = total.view_as(parameters[i])
+        return result
+
+    def settle(self, error: Exception | None) -> None:
+        """The first rank that has one raises its own, the others a copy of it."""
+        found = [e for e in self._gathered(None if error is None else _sendable(error)) if e is not None]
+        if found:
+            self._agreed = error or found[0]
+            raise self._agreed
+
+    def agreed(self, error: Exception) -> bool:
+        if error is self._agreed or (error.__cause__ is not None and error.__cause__ is self._agreed):
+            return True
+        return isinstance(error, TrainingStoppedError) and not isinstance(error, OutOfMemoryError)
+
+    def distribute(self, run: Run) -> None:
+        state = self._gathered((run.done, run.source.state_dict(), run.config.model_dump(mode="json")))
+        if any(other != state[0] for other in state):
+            raise UserError("the processes read different settings or checkpoints; they need one shared folder")
+        if run.config.training.weights == "replicated" or self.sharded:
+            return
+        reason = why_not(run.models["policy"])
+        if reason:
+            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
+            return
+        self._shard(run)
+
+    def _shard(self, run: Run) -> None:
+        """Shard the policy and its optimizer's state; models beside it are read only, and stay whole."""
+        self._policy = policy = run.models["policy"].model
+        moments = {name: run.optimizer.state.get(p, {}) for name, p in policy.named_parameters()}
+        shard(policy, init_device_mesh(run.models["policy"].device.type, (self.size,)))
+        self.sharded = True
+        run.parameters = [p for model in run.models.values() for p in model.parameters()]
+        run.optimizer = make_optimizer(run.parameters, run.config.training)
+        for name, parameter in policy.named_parameters():
+            if moments[name]:
+                found = {key: like_parameter(value, parameter) for key, value in moments[name].items()}
+                run.optimizer.state[parameter] = found
+
+    @contextmanager
+    def whole_weights(self) -> Generator[None]:
+        if not self.sharded or self._whole:
+            yield
+            return
+        with gathered(self._policy):
+            self._whole = True
+            try:
+                yield
+            finally:
+                self._whole = False
+
+    def norm(self, gradient: Sequence[Tensor | None]) -> float:
+        """Shards' squares are added up over ranks, those of whole gradients are the same on all."""
+        squares = {True: 0.0, False: 0.0}
+        for g in gradient:
+            if g is not None:
+                local = g.to_local() if isinstance(g, DTensor) else g
+                squares[isinstance(g, DTensor)] += float(local.double().pow(2).sum())
+        shards = self.total({"squares": squares[True]})["squares"] if self.sharded else 0.0
+        return math.sqrt(shards + squares[False])
+
+    def clip_gradient(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        if not self.sharded:
+            return super().clip_gradient(parameters, limit)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = self.norm(gradients)
+        factor = min(1.0, limit / (norm + 1e-6))  # as torch's own
+        for g in gradients:
+            (g.to_local() if isinstance(g, DTensor) else g).mul_(factor)
+        return torch.tensor(norm, dtype=torch.float64)
+
+    @contextmanager
+    def whole_run(self, run: Run) -> Generator[Run | None]:
+        found = self._gathered_run(run) if self.sharded else run
+        yield found if self.first else None
+        dist.barrier()
+
+    def _gathered_run(self, run: Run) -> Run | None:
+        """A copy of the run with whole weights and moments in the first rank's memory; the policy alone is trained."""
+        policy = run.models["policy"]
+        plain = whole_copy(policy.model, keep=self.first)
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in policy.model.named_parameters():
+            for key, value in run.optimizer.state.get(parameter, {}).items():
+                full = whole(value)
+                if self.first:
+                    moments.setdefault(name, {})[key] = full.cpu()
+        if not self.first:
+            return None
+        found = copy.copy(run)
+        found.world = Solo()
+        found.models = {**run.models, "policy": LanguageModel(plain, policy.temperature)}
+        found.models["policy"].paths = policy.paths
+        found.parameters = found.models["policy"].parameters()
+        found.optimizer = make_optimizer(found.parameters, run.config.training)
+        for name, parameter in plain.named_parameters():
+            if name in moments:
+                found.optimizer.state[parameter] = moments[name]
+        return found
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a class of the user's own does when it is pickled
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _buckets(indices: Sequence[int], parameters: Sequence[nn.Parameter]) -> Generator[list[int]]:
+    """Runs of parameters of one dtype with at most ``BUCKET`` elements; a larger parameter comes alone."""
+    bucket: list[int] = []
+    held = 0
+    for i in indices:
+        parameter = parameters[i]
+        if bucket and (held + parameter.numel() > BUCKET or parameter.dtype != parameters[bucket[0]].dtype):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(i)
+        held += parameter.numel()
+    if bucket:
+        yield bucket
+
+
+@dataclass(frozen=True, slots=True)
+class _FlatScores:
+    """Scores as they travel: one tensor, and where each value is in it. Views would be sent with all they view."""
+
+    layout: list[tuple[int, list[tuple[Output, torch.Size]]]]  # (tokens, values) of each rollout
+    flat: Tensor
+    device: str
+
+
+def _portable(results: Sequence[Any]) -> Any:
+    if not any(isinstance(r, Scores) for r in results):
+        return list(results)
+    values = [v for scores in results for v in scores.values.values()]
+    layout = [(s.tokens, [(output, v.shape) for output, v in s.values.items()]) for s in results]
+    flat = torch.cat([v.detach().flatten() for v in values]) if values else torch.zeros(0)
+    assert all(v.dtype == flat.dtype for v in values), "scores of one model have one dtype"
+    return _FlatScores(layout, flat.cpu(), flat.device.type)
+
+
+def _restored(part: Any) -> list[Any]:
+    if not isinstance(part, _FlatScores):
+        return part
+    flat, at, found = part.flat.to(part.device), 0, []
+    for tokens, layout in part.layout:
+        values: dict[Output, Tensor] = {}
+        for output, shape in layout:
+            values[output] = flat[at : at + shape.numel()].view(shape)
+            at += shape.numel()
+        found.append(Scores(values, tokens))
+    return found

@@ -1,0 +1,156 @@
+"""Files and folders that are there whole or not at all, also after a kill or a loss of power.
+
+A folder is written beside its place, every file is listed with its hash in ``manifest.json`` and forced to the disk,
+and one rename moves the whole to its place. :func:`damage` tells a folder that is not what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+NEW, OLD = ".new-", ".old-"
+"""How a folder is called while it is written, and while it is being replaced."""
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file by one of this text; whoever reads it finds the old text or the new."""
+    beside = path.with_name(f"{NEW}{path.name}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync(path.parent)
+
+
+def begin(final: Path) -> Path:
+    """An empty folder beside ``final`` to write its successor in; leftovers of a kill are removed."""
+    written = final.with_name(f"{NEW}{final.name}")
+    discard(written)
+    written.mkdir(parents=True)
+    return written
+
+
+def finish(written: Path, final: Path, about: Mapping[str, Any]) -> None:
+    """List and hash the files of ``written``, force all to the disk, and move it to ``final``.
+
+    ``about`` goes into the manifest. What stood at ``final`` is moved aside first and deleted last: a kill in between
+    leaves it, and :func:`recover` puts things right.
+    """
+    seal(written, about)
+    old = final.with_name(f"{OLD}{final.name}")
+    if final.exists():
+        discard(old)
+        final.rename(old)
+    written.rename(final)
+    sync(final.parent)
+    discard(old)
+
+
+def present(final: Path) -> Path | None:
+    """Where the folder ``final`` is: in its place, or, after a kill inside :func:`finish`, beside it; changes nothing.
+
+    The successor counts if it is whole; it is then newer than what it was to replace.
+    """
+    new, old = (final.with_name(f"{mark}{final.name}") for mark in (NEW, OLD))
+    if final.is_dir():
+        return final
+    if new.is_dir() and damage(new) is None:
+        return new
+    return old if old.is_dir() else None
+
+
+def recover(final: Path) -> None:
+    """Put ``final`` in its place after a kill inside :func:`finish`, and remove what was left beside it."""
+    found = present(final)
+    if found is not None and found != final:
+        found.rename(final)
+        sync(final.parent)
+    for mark in (NEW, OLD):
+        discard(final.with_name(f"{mark}{final.name}"))
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder so that a kill in between leaves nothing of its name."""
+    doomed = folder.with_name(f"{OLD}{folder.name}")
+    discard(doomed)
+    folder.rename(doomed)
+    discard(doomed)
+
+
+def discard(folder: Path) -> None:
+    """Delete what has no name of its own; what cannot be deleted stays, and nobody reads it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder's files and force everything in it to the disk."""
+    files = {str(p.relative_to(folder)): _measure(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    content = {**about, "files": files}
+    text = json.dumps({**content, "digest": _digest(content)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What :func:`seal` wrote.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
+    if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
+        raise ValueError(f"{MANIFEST} is not as it was written")
+    return content
+
+
+def damage(folder: Path) -> str | None:
+    """The first thing that is not as :func:`seal` left it, or None. Reads every byte."""
+    try:
+        files = manifest(folder)["files"]
+    except ValueError as error:
+        return str(error)
+    for name, said in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != said["bytes"]:
+            return f"{name} has {size:,} bytes instead of {said['bytes']:,}"
+        try:
+            found = _measure(path)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if found != said:
+            return f"{name} is not as it was written (its sha256 differs)"
+    return None
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

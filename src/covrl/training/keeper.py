@@ -1,0 +1,145 @@
+"""What a run leaves in its folder while it trains, such that a kill at any moment loses nothing but time.
+
+Each step's lines go to ``metrics.jsonl`` and ``traces.jsonl`` first, then the best model, then a checkpoint where one
+is due. A resumed run takes the steps behind its checkpoint again and makes the same lines: those of the abandoned
+stretch are cut off before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from covrl.config import to_toml
+from covrl.errors import TrainingStoppedError, UserError
+from covrl.records import StepReport
+from covrl.reporting.sinks import JsonlSink, TracesSink, cut_behind
+from covrl.training import durable
+from covrl.training.checkpoint import boundary_of, checkpoints, damage_of, save_checkpoint, step_of, updates_of
+from covrl.training.loop import Run
+
+
+class CannotSaveError(TrainingStoppedError):
+    """The disk is full or not writable; the message names the last good checkpoint."""
+
+
+class Keeper:
+    """Writes a run's folder, which the caller has locked.
+
+    Of several processes each has one, and all call the same methods: whole weights are brought together by all, and
+    the first writes them.
+
+    Raises:
+        UserError: the folder has gone on since the run was built, or its files are not what covrl wrote.
+        CannotSaveError: the folder cannot be written.
+    """
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self._run, self._folder, self._root = run, folder, folder / "checkpoints"
+        self.notes: list[str] = []
+        self._lines: tuple[JsonlSink | TracesSink, ...] = ()
+        self._boundary = boundary_of(run)
+        if not run.world.first:
+            return
+        with self._saving("before its first step"):
+            self._set_aside_damaged()
+            durable.recover(folder / "best")
+            self.notes += cut_behind(folder / "metrics.jsonl", run.done, every_step=True)
+            cut_behind(folder / "traces.jsonl", run.done)
+            durable.write_file(folder / "config.toml", to_toml(run.config))
+        self._lines = (JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"))
+
+    def keep(self, report: StepReport) -> None:
+        """Take a step that is done: its lines, the best model, a checkpoint where one is due."""
+        run = self._run
+        with self._saving(f"after step {run.done}"):
+            for lines in self._lines:
+                lines.write(report)
+            self._keep_best(report)
+            self._boundary = boundary_of(run)
+            if run.done % run.config.checkpoint.every == 0:
+                self._save()
+
+    def last(self) -> Path | None:
+        """The checkpoint of the last whole step, written if it is not there.
+
+        None if the run stopped inside a step whose update had begun: the tensors of the last boundary are gone, and
+        the run is resumed from the checkpoint before.
+        """
+        there = self._root / f"step-{self._boundary.done:06d}"
+        if self._run.world.same(there.is_dir()):
+            return there
+        if updates_of(self._run) != self._boundary.updates:
+            return None
+        with self._saving(f"after step {self._boundary.done}"):
+            return self._save()
+
+    def close(self) -> None:
+        """Close the files."""
+        for lines in self._lines:
+            lines.close()
+
+    def _save(self) -> Path:
+        for lines in self._lines:
+            lines.sync()
+        with self._run.world.whole_run(self._run) as whole:
+            if whole is not None:
+                save_checkpoint(whole, self._root, whole.config.checkpoint.keep, self._boundary)
+        return self._root / f"step-{self._boundary.done:06d}"
+
+    def _keep_best(self, report: StepReport) -> None:
+        """The best model so far, by held-out accuracy, then likelihood."""
+        run = self._run
+        if "eval/log_prob" not in report.metrics:
+            return
+        value = (report.metrics.get("eval/accuracy", 0.0), report.metrics["eval/log_prob"])
+        if run.best is not None and not value > run.best:
+            return
+        with run.world.whole_run(run) as whole:
+            if whole is not None:
+                self._write_best(whole, {"step": report.step, "value": value})
+        run.best = value
+
+    def _write_best(self, run: Run, facts: dict[str, Any]) -> None:
+        written = durable.begin(self._folder / "best")
+        try:
+            run.save(written)
+            durable.finish(written, self._folder / "best", facts)
+        except BaseException:
+            durable.discard(written)
+            raise
+
+    def _set_aside_damaged(self) -> None:
+        """Checkpoints behind the run's step: damaged ones lose their name, a whole one means that this run is late."""
+        for folder in [p for p in self._root.glob("step-*") if step_of(p) > self._run.done]:
+            if damage_of(folder) is None:
+                raise UserError(f"{self._folder}: the run is at step {step_of(folder)} already; resume it again")
+            aside = folder.with_name(f"damaged-{folder.name}")
+            durable.discard(aside)
+            folder.rename(aside)
+
+    @contextmanager
+    def _saving(self, when: str) -> Generator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            found = checkpoints(self._root)
+            last = f"the last good checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
+            raise CannotSaveError(f"{self._folder}: cannot write there {when} ({reason}); {last}") from error
+
+
+def best_value(best: Path) -> tuple[float, float] | None:
+    """The held-out figures of the best model that is there, as its manifest has them; None if there is none."""
+    found = durable.present(best)
+    if found is None:
+        return None
+    try:
+        value = durable.manifest(found)["value"]
+    except (ValueError, KeyError):  # of an earlier version, which kept no manifest
+        return None
+    return value[0], value[1]

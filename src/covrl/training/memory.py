@@ -1,0 +1,125 @@
+"""Out of memory: one more try with smaller passes, then the arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from covrl.errors import OutOfMemoryError
+from covrl.records import Problem, Rollout
+from covrl.scoring.pack import make_unit
+from covrl.training.step import PassLimits
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
+
+T = TypeVar("T")
+
+_SAID = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+"""What allocators say: CUDA and MPS; torch's CPU allocator; the system's own word for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator said that there is no memory left; torch's CPU allocator raises a bare RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+
+
+def with_less(
+    attempt: Callable[[PassLimits], T], limits: PassLimits, may_retry: bool, explain: Callable[[PassLimits], str]
+) -> tuple[T, str | None]:
+    """``attempt(limits)``; if memory runs out, once more with half the tokens and half the logits of a pass.
+
+    ``attempt`` has to start from nothing each time: what a failed one left behind must not count. Returns what it
+    gave, and a warning if the second try was needed.
+
+    Raises:
+        OutOfMemoryError: the second try ran out too, or ``may_retry`` is false; ``explain`` gives the arithmetic.
+    """
+    smaller = PassLimits(max(1, limits.tokens // 2), max(1, limits.logits_bytes // 2))
+    for tried in (limits, smaller)[: 1 + may_retry]:
+        try:
+            found = attempt(tried)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        else:
+            return found, None if tried is limits else _warning(limits, smaller, text)
+        _free()  # only here is the failed pass's traceback, which holds its tensors, gone
+    raise OutOfMemoryError(f"{text}: {explain(smaller if may_retry else limits)}")
+
+
+def _warning(limits: PassLimits, smaller: PassLimits, text: str) -> str:
+    return (
+        f"out of memory: done again with training.tokens_per_pass = {smaller.tokens} instead of {limits.tokens}, which "
+        f"costs the failed pass each time; set it so ({text[:200]})"
+    )
+
+
+def _free() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def pass_arithmetic(run: Run, pairs: Iterable[tuple[Problem, Rollout]], limits: PassLimits) -> str:
+    """Where the memory of a scoring or training pass goes, in a sentence, and what to change."""
+    algorithm = run.algorithm
+    readings = (*algorithm.scoring, *algorithm.training)
+    units = [make_unit(i, algorithm.contexts, readings, *pair) for i, pair in enumerate(pairs)]
+    largest = max(((len(u.rows) * u.longest, len(u.rows), u.longest) for u in units), default=(0, 0, 0))
+    vocabulary = int(run.models["policy"].model.config.vocab_size)
+    chunk = max(1, limits.logits_bytes // (4 * vocabulary))
+    contexts = max((len(r.contexts) for r in readings), default=1)
+    sizes = model_bytes(run)
+    held = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items())
+    advice = (
+        f"a pass holds at least one trace, {largest[1]} rows x {largest[2]} tokens = {largest[0]}: "
+        + (
+            "lower training.tokens_per_pass further"
+            if largest[0] < limits.tokens
+            else "lower generation.max_trace_tokens, or take a smaller model or a larger device"
+        )
+        if units
+        else "lower training.tokens_per_pass"
+    )
+    return (
+        f"with training.tokens_per_pass = {limits.tokens} and logits of {chunk} positions x {vocabulary} tokens x "
+        f"4 bytes x {contexts} contexts = {_mebibytes(chunk * vocabulary * 4 * contexts)} at a time, beside {held}; "
+        f"{advice}"
+    )
+
+
+def generation_arithmetic(run: Run, max_tokens: int, longest_prompt: int) -> str:
+    """Where the memory of sampling goes: the key-value cache of the rows that are decoded side by side."""
+    config = run.models["policy"].model.config
+    rows = run.config.generation.rows_per_pass
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = next(run.models["policy"].model.parameters()).element_size()
+    cache = 2 * config.num_hidden_layers * heads * width * (longest_prompt + max_tokens) * size
+    held = ", ".join(f"{name} {_mebibytes(size)}" for name, size in model_bytes(run).items())
+    return (
+        f"up to generation.rows_per_pass = {rows} rows x {longest_prompt + max_tokens} tokens take "
+        f"{_mebibytes(cache)} of cache each, {_mebibytes(rows * cache)} together, beside {held}; "
+        "lower generation.rows_per_pass"
+    )
+
+
+def model_bytes(run: Run) -> Mapping[str, int]:
+    """Bytes of weights (all models), of a full gradient, and of the optimizer's state as it is now."""
+    weights = [p for model in run.models.values() for p in model.model.parameters()]
+    moments = [v for state in run.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return {"weights": _bytes(weights), "gradients": _bytes(run.parameters), "optimizer": _bytes(moments)}
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,113 @@
+"""Is a resumed run still the same run? Settings, problems and versions against those of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from covrl.config import RunConfig
+from covrl.errors import UserError
+from covrl.training.checkpoint import fingerprint, made_with
+from covrl.training.durable import manifest
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
+
+ACCEPTED = {
+    "training.steps": "the run ends there, and a falling learning rate falls towards it, from here on",
+    "checkpoint.": "what is learnt stays the same",
+    "report.": "what is learnt stays the same",
+    "evaluation.every": "what is learnt stays the same; the best model is chosen among the steps that are evaluated",
+    "training.stream_norms_every": "the same up to rounding, no longer bit for bit",
+    "training.weights": "the same up to rounding, no longer bit for bit",
+    "training.recompute": "the same up to rounding, no longer bit for bit",
+    "training.tokens_per_pass": "the same up to rounding, no longer bit for bit",
+    "training.logits_mb_per_chunk": "the same up to rounding, no longer bit for bit",
+    "generation.rows_per_pass": "the same up to rounding, no longer bit for bit",
+    "model.device": "the same up to rounding, no longer bit for bit",
+}
+"""Settings (or sections, with a dot at the end) that may change on a resume, and what the change does.
+
+They say how long, where, in what portions and how closely watched; what the run estimates is not in them. Everything
+else is refused: half a run with one setting and half with another is a run that nobody can describe.
+``evaluation.problems`` and ``evaluation.verifier`` are refused too, as the best model's figure would then be compared
+with figures on other problems.
+"""
+
+
+def check_config(state: Mapping[str, Any], now: RunConfig, where: Path) -> list[str]:
+    """Notes on settings that differ from the checkpoint's and may; ``where`` is the file that has them.
+
+    Raises:
+        UserError: a setting differs that may not; names it, with both values.
+    """
+    before = state.get("config")
+    if before is None:  # a checkpoint of format 1
+        return []
+    old, new = _flat(before), _flat(_declared(before, now))
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    refused = [key for key in changed if _reason(key) is None]
+    if refused:
+        key, others = refused[0], refused[1:]
+        also = f"; the same for {', '.join(others)}" if others else ""
+        raise UserError(
+            f"{where}: {key} is {new.get(key)!r}, but up to step {state['done']} the run was trained with "
+            f"{old.get(key)!r}: put it back, or begin a new run{also}"
+        )
+    return [f"resumed with {k} = {new.get(k)!r} (it was {old.get(k)!r}): {_reason(k)}" for k in changed]
+
+
+def check_inputs(state: Mapping[str, Any], run: Run) -> None:
+    """That the run still reads what it read.
+
+    Raises:
+        UserError: the problems or the prompts' tokens are others than when the checkpoint was cut.
+    """
+    before, now = state.get("fingerprint"), fingerprint(run)
+    if before is None:
+        return
+    changed = [name for name in now if now[name] != before.get(name)]
+    if "problems.train" in changed or "problems.held_out" in changed:
+        raise UserError(
+            f"{changed[0]}: its problems are not those that the run was trained with up to step {state['done']}; give "
+            "it the same ones, or begin a new run"
+        )
+    if changed:
+        raise UserError(
+            "model.path: the tokenizer now gives other tokens for the same prompts than when the checkpoint was cut; "
+            "use the version of transformers that the run began with"
+        )
+
+
+def check_versions(folder: Path) -> list[str]:
+    """A note if the checkpoint was made with other versions or another number of threads, which round differently."""
+    try:
+        before = manifest(folder).get("made_with", {})
+    except ValueError:  # a checkpoint of format 1
+        return []
+    now = made_with()
+    changed = [
+        f"{name} {before[name]} then, {now[name]} now" for name in now if before.get(name, now[name]) != now[name]
+    ]
+    return [f"resumed, but not bit for bit: {', '.join(changed)}"] if changed else []
+
+
+def _reason(key: str) -> str | None:
+    whole_section = f"{key.partition('.')[0]}."
+    return ACCEPTED.get(key, ACCEPTED.get(whole_section))
+
+
+def _declared(before: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
+    """Today's settings without those that the checkpoint's version did not know, where they have their defaults."""
+    table = now.model_dump(mode="json")
+    defaults = RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json")
+    for section, values in table.items():
+        known = before.get(section, {})
+        if section != "algorithm":
+            table[section] = {k: v for k, v in values.items() if k in known or v != defaults[section].get(k)}
+    return table
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{s}.{k}": v for s, values in table.items() for k, v in values.items() if v is not None}

@@ -1,0 +1,656 @@
+"""Guards under injected faults: what is not finite, diverges, hangs, fills the memory, is interrupted or goes stale."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import character_tokenizer, tiny
+from torch import Tensor
+
+from covrl import api
+from covrl.config import RunConfig, check
+from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
+from covrl.generation.base import Draw, Sampling
+from covrl.generation.engine import TorchGenerator
+from covrl.records import Credit, Problem, Request, Rollout
+from covrl.training.bundle import read_bundle
+from covrl.training.divergence import Divergence, parse_condition
+from covrl.training.guard import Probe, stale_reason
+from covrl.training.loop import Run
+from covrl.training.memory import is_out_of_memory
+from covrl.training.step import PassLimits, accumulate_gradient
+
+PROMPTS = {
+    "user": "{question}",
+    "prior_open": " ",
+    "posterior_open": "({hint}) ",
+    "close": "e",
+    "answer_prefix": "",
+    "answer_suffix": "t",
+}
+PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
+CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tokenizer = character_tokenizer()
+    tiny("gpt2", len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def by_length(problem: Problem, text: str) -> float:
+    return float(len(text) % 3)
+
+
+def make_run(
+    name: str = "covrl",
+    training: dict[str, Any] | None = None,
+    guards: dict[str, Any] | None = None,
+    every: int = 0,
+    dtype: str = "float64",
+    **algorithm: Any,
+) -> Run:
+    table = {
+        "model": {"path": "model", "device": "cpu", "dtype": dtype},
+        "prompts": PROMPTS,
+        "generation": {"max_trace_tokens": 24, "max_answer_tokens": 24},
+        "training": {
+            "rollouts_per_problem": 4,
+            "problems_per_step": 3,
+            "steps": 4,
+            "warmup_steps": 0,
+            "learning_rate": 1e-3,
+        }
+        | (training or {}),
+        "evaluation": {"every": every, "verifier": "none", "problems": 2},
+        "guards": guards or {},
+        "algorithm": {"name": name, **algorithm},
+    }
+    run = api.build(RunConfig.model_validate(table), PROBLEMS, PROBLEMS[:2], reward=by_length)
+    run.folder = Path("run")
+    return run
+
+
+def state(run: Run) -> list[Any]:
+    """Everything that decides the next step, as bytes or plain values."""
+    moments = [
+        {k: v.numpy().tobytes() if isinstance(v, Tensor) else v for k, v in run.optimizer.state[p].items()}
+        if p in run.optimizer.state
+        else None
+        for p in run.parameters
+    ]
+    return [
+        run.done,
+        run.source.state_dict(),
+        run.algorithm.state_dict(),
+        [[p.detach().numpy().tobytes() for p in m.model.parameters()] for m in run.models.values()],
+        moments,
+    ]
+
+
+def spoil_credit(run: Run, what: str, calls: Sequence[int] = (1,)) -> Callable[[], tuple[str, int]]:
+    """Make one trace's weight, reward or constant NaN in these calls of ``credit``; returns which it was."""
+    credit, seen, hit = run.algorithm.credit, [0], [("", 0)]
+
+    def spoiled(groups: Any) -> list[list[Credit]]:
+        found = credit(groups)
+        seen[0] += 1
+        if seen[0] in calls:
+            group, row = groups[1], found[1]
+            index = next(i for i, c in enumerate(row) if c.weights["policy"].any())
+            hit[0] = (group.problem.id, index)
+            if what == "reward":
+                row[index] = replace(row[index], reward=float("nan"))
+            elif what == "weight":
+                row[index] = replace(
+                    row[index], weights=row[index].weights | {"policy": row[index].weights["policy"] / 0}
+                )
+            else:
+                constants = {o: t * float("nan") for o, t in row[index].constants.items()}
+                row[index] = replace(row[index], constants=constants)
+        return found
+
+    run.algorithm.credit = spoiled  # ty: ignore[invalid-assignment]
+    return lambda: hit[0]
+
+
+def spoil_loss(run: Run, nth: int, gradient_only: bool = False) -> None:
+    """From the ``nth`` pass on, the first token's policy loss is NaN; or only its gradient is infinite."""
+    loss, seen = run.algorithm.loss, [0]
+
+    def spoiled(tokens: Any) -> dict[str, Tensor]:
+        found = loss(tokens)
+        seen[0] += 1
+        if seen[0] >= nth:
+            value = found["policy"]
+            first = torch.arange(len(value)) == 0
+            bad = torch.sqrt((value * 0).abs()) if gradient_only else value * float("nan")  # sqrt'(0) is infinite
+            found["policy"] = torch.where(first, value * 0 + bad, value)
+        return found
+
+    run.algorithm.loss = spoiled  # ty: ignore[invalid-assignment]
+
+
+# --- not finite ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("reward", "the reward is nan"), ("weight", "the policy weight is (inf|-inf|nan)")]
+)
+def test_a_credit_that_is_not_finite_names_the_trace_and_changes_nothing(what: str, said: str) -> None:
+    run = make_run()
+    run.step()
+    before = state(run)
+    hit = spoil_credit(run, what)
+    with pytest.raises(NonFiniteError) as caught:
+        run.step()
+    problem, index = hit()
+    assert re.search(f"step 2: {said} at problem {problem}, rollout {index} ", str(caught.value))
+    assert state(run) == before
+
+
+def test_a_score_that_is_not_finite_is_caught_before_the_method_sees_it() -> None:
+    """RLPR's filter would drop the groups without a word, and its running mean would be NaN for ever."""
+    run = make_run("rlpr")
+    run.step()
+    before = state(run)
+    scored = run.score
+
+    def spoiled(groups: Any) -> Any:
+        found = scored(groups)
+        next(iter(found[2].scores[1].values.values()))[0] = float("nan")
+        return found
+
+    run.score = spoiled  # ty: ignore[invalid-assignment]
+    with pytest.raises(NonFiniteError, match=r"step 2: the score \w+/\w+ is nan at problem p\d, rollout 1 \(prior\)"):
+        run.step()
+    assert state(run) == before
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5])
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_a_loss_or_gradient_that_is_not_finite_leaves_weights_and_optimizer_as_before_all_updates(
+    nth: int, gradient_only: bool
+) -> None:
+    """Three updates a step; the fault comes in the first, the second, or the second step's second."""
+    run = make_run("grpo", {"mini_batches": 3, "tokens_per_pass": 1 << 20})
+    if nth == 5:
+        run.step()
+    before = state(run)
+    spoil_loss(run, 2 if nth == 5 else nth, gradient_only)
+    said = "gradient's norm is (inf|nan), from the policy loss" if gradient_only else "policy loss is nan"
+    with pytest.raises(
+        NonFiniteError, match=rf"step {run.done + 1}: the {said} at problem p\d, rollout \d \(prior\); no step"
+    ):
+        run.step()
+    assert state(run) == before
+
+
+def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path) -> None:
+    run = make_run(training={"seed": 7, "problems_per_step": 5}, kl="sampled")
+    hit = spoil_credit(run, "constant")
+    with pytest.raises(NonFiniteError) as caught:
+        run.step()
+    problem, index = hit()
+    (where,) = (folder / "run/non-finite").iterdir()
+    assert str(caught.value).endswith(f"no step was taken; what it was made of is in run/non-finite/{where.name}")
+    facts, (culprit,) = read_bundle(where)
+    assert (culprit.problem, culprit.rollout.request.index) == (PROBLEMS[int(problem[1])], index)
+    assert (facts["step"], facts["seed"], facts["update"]) == (1, 7, 1)
+    assert RunConfig.model_validate(facts["config"]) == run.config
+    text = json.dumps(facts)
+    assert not [v for k, v in os.environ.items() if len(v) > 12 and k not in ("PWD", "OLDPWD") and v in text]
+    assert culprit.credit is not None
+    again = make_run(training={"seed": 7}, kl="sampled")
+    (group,) = again.score([type(run.sample(PROBLEMS[:1], Draw(0, 0))[0])(culprit.problem, (culprit.rollout,))])
+    assert all(torch.equal(group.scores[0].values[o], t) for o, t in culprit.scores.values.items())
+    with pytest.raises(NonFiniteError, match=f"kl loss is nan at problem {problem}, rollout {index}"):
+        accumulate_gradient(
+            again.algorithm, again.models, [group], [[culprit.credit]], PassLimits(1 << 20, 1 << 20), again.reducer
+        )
+
+
+def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:
+    run = make_run("rlpr", guards={"non_finite": "skip", "skip_at_most": 2})
+    reference = make_run("rlpr")
+    spoil_credit(run, "weight", calls=(2, 3, 4))
+    run.step(), reference.step()
+    before = state(run)
+    for skipped in (1, 2):
+        report = run.step()
+        assert report.metrics["guard/skipped"] == skipped
+        assert report.metrics["optim/updates"] == 0
+        assert f"step left out ({skipped} of at most 2): step {1 + skipped}: the policy weight" in report.warnings[0]
+        assert state(run)[2:] == before[2:]  # weights, optimizer and the method's memory
+        assert (run.done, run.source.position) == (1 + skipped, 3 * (1 + skipped))
+    kept = state(run)
+    with pytest.raises(NonFiniteError, match=r"2 steps were left out before, as many as guards.skip_at_most allows"):
+        run.step()
+    assert state(run) == kept
+    assert run.guard.state_dict()["skipped"] == 2
+
+
+def test_weights_that_cannot_be_sampled_from_are_named() -> None:
+    run = make_run()
+    with torch.no_grad():
+        run.parameters[0].fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"step 1: the model's logits are not finite.*earlier checkpoint"):
+        run.step()
+
+
+# --- divergence ---------------------------------------------------------------------------------------------------
+
+
+def test_a_condition_stops_when_the_mean_of_a_whole_window_meets_it() -> None:
+    watch = Divergence([parse_condition("kl/x > 2"), parse_condition("length/prior<5")], window=3)
+    kl = [9.0, 9.0, float("nan"), -20.0, 1.0, 3.0, 2.5]
+    found = [watch.check({"kl/x": v, "length/prior": 5.0}) for v in kl]
+    assert [f is None for f in found] == [True, True, True, True, True, True, False] or found[:6] == [None] * 6
+    assert found[6] is not None
+    assert "the mean of kl/x over the last 3 steps is 2.167, above the 2 of guards.stop_when" in found[6]
+    short = Divergence([parse_condition("length/prior < 5")], window=2)
+    assert short.check({"length/prior": 4.0}) is None
+    assert "below the 5" in (short.check({"length/prior": 5.5}) or "")
+
+
+def test_what_divergence_remembers_survives_a_checkpoint() -> None:
+    one = Divergence([parse_condition("a/b > 1")], window=3)
+    one.check({"a/b": 4.0})
+    one.check({"a/b": 4.0})
+    other = Divergence([parse_condition("a/b > 1")], window=3)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert other.check({"a/b": 4.0}) is not None
+
+
+@pytest.mark.parametrize("text", ["kl/x", "kl > 2", "kl/x >= 2", "kl/x > many", "kl/x > inf", "x/y > 1 > 2"])
+def test_a_condition_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"guards.stop_when.* is not a condition such as 'kl/nats_per_token > 2'"):
+        check(RunConfig, {"model": {"path": "x"}, "guards": {"stop_when": [text]}})
+
+
+def test_a_condition_on_a_metric_that_is_not_there_is_refused() -> None:
+    run = make_run(guards={"stop_when": ["entropy/pior < 0.1"]})
+    with pytest.raises(
+        UserError, match="no metric entropy/pior; of its family there is entropy/posterior, entropy/prior"
+    ):
+        list(run.steps())
+
+
+@pytest.mark.parametrize(
+    "condition", ["kl/nats_per_token > 1e-9", "entropy/prior < 50", "length/prior > 1", "reward/group_std < 1e9"]
+)
+def test_each_kind_of_divergence_ends_a_run_with_its_checkpoint(folder: Path, condition: str) -> None:
+    run = make_run(guards={"stop_when": [condition], "window": 2})
+    api.new_run_folder(folder / "run")
+    with pytest.raises(
+        TrainingStoppedError, match=f"stopped after step 2: diverged: the mean of {condition.split()[0]}"
+    ):
+        api.train_run(run, folder / "run")
+    assert [json.loads(row)["step"] for row in (folder / "run/metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert (folder / "run/checkpoints/step-000002/state.json").is_file()
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def fail_backwards(
+    monkeypatch: pytest.MonkeyPatch, which: Sequence[int], error: type[Exception], text: str
+) -> list[int]:
+    """Backward passes of these numbers (from 1) run out of memory when half of the parameters have their gradient."""
+    backward, seen = Tensor.backward, [0]
+
+    def failing(self: Tensor, *args: Any, **kwargs: Any) -> None:
+        seen[0] += 1
+        backward(self, *args, **kwargs)
+        if seen[0] in which:
+            raise error(text)
+
+    monkeypatch.setattr(Tensor, "backward", failing)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(torch.OutOfMemoryError, "CUDA out of memory."), (RuntimeError, CPU_MESSAGE), (MemoryError, "")]
+)
+@pytest.mark.parametrize("nth", [1, 3])
+def test_a_pass_that_runs_out_of_memory_is_made_again_with_half_and_counts_once(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], text: str, nth: int
+) -> None:
+    """The failing pass has added its gradient already: counted twice it would show."""
+    training = {"tokens_per_pass": 200, "stream_norms_every": 0}
+    small, run = make_run(training=training), make_run(training=training)
+    credit = small.algorithm.credit
+
+    def credit_then_halve(groups: Any) -> Any:
+        small.limits = PassLimits(100, 32 << 20)
+        return credit(groups)
+
+    small.algorithm.credit = credit_then_halve  # ty: ignore[invalid-assignment]
+    expected = small.step()
+    seen = fail_backwards(monkeypatch, [nth], error, text)
+    report = run.step()
+    assert seen[0] > nth
+    assert state(run) == state(small)
+    assert report.metrics["grad_norm/total"] == expected.metrics["grad_norm/total"]
+    assert report.warnings[0].startswith(
+        "out of memory: done again with training.tokens_per_pass = 100 instead of 200, which costs the failed pass"
+    )
+
+
+def test_when_half_does_not_fit_either_the_message_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(training={"tokens_per_pass": 200, "stream_norms_every": 0})
+    run.step()
+    before = state(run)
+    fail_backwards(monkeypatch, range(1, 99), RuntimeError, CPU_MESSAGE)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run.step()
+    said = str(caught.value)
+    size = sum(p.numel() for p in run.parameters) * 8 / 2**20
+    assert said.startswith(CPU_MESSAGE)
+    assert "training.tokens_per_pass = 100 and logits of" in said
+    vocabulary = run.models["policy"].model.config.vocab_size
+    chunk = (32 << 20) // (4 * vocabulary)
+    assert f"{chunk} positions x {vocabulary} tokens x 4 bytes x 2 contexts" in said
+    assert f"weights {size:,.1f} MiB, gradients {size:,.1f} MiB, optimizer {2 * size:,.1f} MiB" in said
+    assert "2 rows x" in said
+    assert state(run) == before
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(training={"stream_norms_every": 0})
+    fail_backwards(monkeypatch, [1], RuntimeError, "shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run.step()
+
+
+def test_torchs_own_allocator_is_understood() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, plain = (
+        make_run(training={"tokens_per_pass": 200}),
+        make_run(training={"tokens_per_pass": 100, "logits_mb_per_chunk": 32}),
+    )
+    groups = plain.sample(PROBLEMS, Draw(0, 0))
+    expected = plain.score(groups)
+    hidden, seen = run.models["policy"].hidden, [0]
+
+    def failing(rows: Any) -> Tensor:
+        seen[0] += 1
+        if seen[0] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return hidden(rows)
+
+    run.models["policy"].hidden = failing  # ty: ignore[invalid-assignment]
+    for a, b in zip(run.score(groups), expected, strict=True):
+        assert all(torch.equal(x[o], y[o]) for x, y in zip(a.scores, b.scores, strict=True) for o in y.values)
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run.generator.generate = full  # ty: ignore[invalid-assignment]
+    with pytest.raises(
+        OutOfMemoryError, match=r"while sampling: up to generation.rows_per_pass = 256 rows x \d+ tokens"
+    ):
+        run.sample(PROBLEMS, Draw(0, 0))
+
+
+# --- interruption inside a step -------------------------------------------------------------------------------------
+
+
+class StopAfter:
+    """Says stop from its ``count``-th question on."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def forwards(run: Run, step: int) -> int:
+    """How often it is asked (before each forward and backward pass) until ``step`` is whole."""
+    run.stopping = lambda: bool(count.append(1))  # ty: ignore[invalid-assignment]
+    count: list[int] = []
+    for report in run.steps():
+        if report.step == step:
+            return len(count)
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "settings"),
+    [
+        ("rlpr", {}, {}),
+        ("covrl", {"mini_batches": 3}, {}),
+        ("nover", {"epochs": 2}, {"sync_every": 1}),  # its reference moves after each step
+    ],
+)
+def test_a_step_that_is_interrupted_anywhere_never_happened(
+    name: str, training: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """At places spread over the second step (sampling, scoring, updates, evaluation); then the run goes on."""
+    training = training | {"tokens_per_pass": 300, "steps": 2, "problems_per_step": 2}
+
+    def fresh() -> Run:
+        return make_run(name, training, every=1, **settings)
+
+    whole = fresh()
+    first, both = forwards(fresh(), 1), forwards(whole, 2)
+    end = state(whole)
+    for at in sorted({*range(first + 1, both, max(1, (both - first) // 2)), both - 1}):
+        run = fresh()
+        run.stopping = StopAfter(at)
+        steps = run.steps()
+        next(steps)
+        before = state(run)
+        with pytest.raises(RunInterruptedError, match="interrupted inside step 2, of which nothing was kept"):
+            next(steps)
+        assert state(run) == before
+        run.stopping = None
+        run.step()
+        assert state(run) == end
+
+
+def test_it_is_asked_before_each_backward_pass_of_each_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one large pack, which is most of a step, would have to be gone through."""
+    run = make_run(training={"steps": 1, "stream_norms_every": 1})
+    grad, events = torch.autograd.grad, [""]
+    run.stopping = lambda: bool(events.append("asked"))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (events.append("backward"), grad(*a, **k))[1])
+    report = next(run.steps())
+    streams = sum(norm > 0 for name, norm in report.metrics.items() if name in ("grad_norm/policy", "grad_norm/kl"))
+    before = [a for a, b in pairwise(events) if b == "backward"]
+    assert before.count("asked") >= streams == 2
+
+
+def test_without_a_copy_of_the_weights_an_update_that_was_made_is_kept() -> None:
+    """One update and no evaluation: nothing behind the update is interrupted, the step is whole."""
+    run = make_run(training={"steps": 1})
+    total = forwards(make_run(training={"steps": 1}), 1)
+    made: list[int] = []
+    update = run.optimizer.step
+    run.optimizer.step = lambda *a, **k: (made.append(1), update(*a, **k))[1]  # ty: ignore[invalid-assignment]
+    run.stopping = lambda: bool(made)
+    assert [report.step for report in run.steps()] == [1]
+    assert total > 8
+
+
+@pytest.mark.parametrize("at", [1, 6])
+def test_sigterm_inside_a_step_leaves_a_checkpoint_that_resumes_bit_for_bit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The signal comes between two of a step's updates: of the first step (no checkpoint yet) and of the third."""
+    settings = {"mini_batches": 2}
+    calls: list[int] = []
+
+    def accumulate(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accumulate_gradient(*args, **named)
+
+    whole, parts = make_run("rlpr", settings, every=2), make_run("rlpr", settings, every=2)
+    for name in ("whole", "parts"):
+        api.new_run_folder(folder / name)
+    api.train_run(whole, folder / "whole")
+    monkeypatch.setattr("covrl.training.loop.accumulate_gradient", accumulate)
+    done = (at - 1) // 2
+    with pytest.raises(RunInterruptedError, match=f"interrupted inside step {done + 1}, of which nothing was kept"):
+        api.train_run(parts, folder / "parts")
+    assert len(calls) == at
+    assert [p.name for p in (folder / "parts/checkpoints").iterdir()] == [f"step-00000{done}"]
+    resumed = api.resume(folder / "parts", PROBLEMS, PROBLEMS[:2], reward=parts.reward)
+    api.train_run(resumed, folder / "parts")
+    for file in ("optimizer.safetensors", "model/model.safetensors", "state.json"):
+        last = "checkpoints/step-000004"
+        assert (folder / "whole" / last / file).read_bytes() == (folder / "parts" / last / file).read_bytes()
+    rows = [
+        [
+            {k: v for k, v in json.loads(line)["metrics"].items() if not k.startswith("time/")}
+            for line in (folder / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 4
+
+
+# --- the watchdog -------------------------------------------------------------------------------------------------
+
+HANGS = """
+import ctypes, sys
+from pathlib import Path
+from covrl.training.watchdog import Watchdog
+
+dog = Watchdog(0.5, Path(sys.argv[1]))
+for step in (3, 4):
+    dog.arm(step)
+if sys.argv[2] == "hang":
+    ctypes.PyDLL(None).sleep(30)  # PyDLL keeps the interpreter's lock: no other Python thread can run
+dog.disarm()
+print("went on")
+"""
+
+
+def test_a_step_that_hangs_in_c_with_the_interpreters_lock_ends_with_its_stack(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS, str(folder), "hang"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "went on" not in done.stdout
+    (file,) = folder.glob("hung-*.txt")
+    for text in (file.read_text(), done.stderr):
+        assert "step 4 was not done after 0.5 s; all threads at" in text
+        assert 'File "<string>", line 10 in <module>' in text
+    assert done.stderr.strip().splitlines()[-1].startswith("covrl: step 4 hung: it was not done after guards.step")
+
+
+def test_a_run_that_does_not_hang_leaves_nothing_of_the_watchdog(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS, str(folder), "go"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("went on\n", "")
+    assert not list(folder.glob("hung-*"))
+
+
+def test_the_loop_arms_it_for_each_step_and_disarms_it_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Dog:
+        def __init__(self, seconds: float, folder: Path | None) -> None:
+            told.append((seconds, folder))
+
+        def arm(self, step: int) -> None:
+            told.append(step)
+
+        def disarm(self) -> None:
+            told.append("end")
+
+    monkeypatch.setattr("covrl.training.guard.Watchdog", Dog)
+    run = make_run(training={"steps": 2}, guards={"step_deadline_s": 60.0})
+    list(run.steps())
+    assert told == [(60.0, Path("run")), 1, 2, "end"]
+
+
+# --- publish ------------------------------------------------------------------------------------------------------
+
+
+class Stale:
+    """An engine of its own that takes new weights as often as ``every`` says, and confirms every publish."""
+
+    def __init__(self, run: Run, every: int | None = None) -> None:
+        import copy
+
+        self.live, self.every = run.models["policy"].model, every
+        self.inner = TorchGenerator(copy.deepcopy(self.live), run.prompts.tokenizer, 8)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        return self.inner.generate(requests, sampling, draw)
+
+    def publish(self, version: int) -> None:
+        if self.every and version % self.every == 0:
+            self.inner.model.load_state_dict(self.live.state_dict())
+        self.inner.publish(version)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("rate", [1e-2, 1e-4])
+def test_a_generator_that_keeps_old_weights_is_caught(dtype: str, rate: float) -> None:
+    run = make_run(training={"learning_rate": rate, "steps": 6}, guards={"publish_check_every": 2}, dtype=dtype)
+    run.generator = Stale(run)
+    with pytest.raises(TrainingStoppedError, match=r"stopped after step \d: after publish the generator's log-probs"):
+        list(run.steps())
+
+
+def test_a_generator_that_takes_its_weights_is_left_alone() -> None:
+    run = make_run(training={"learning_rate": 1e-2}, guards={"publish_check_every": 1})
+    run.generator = Stale(run, every=1)
+    reports = list(run.steps())
+    assert all(0 <= r.metrics["guard/publish_gap"] < 1e-9 for r in reports)
+
+
+def test_a_generator_of_another_model_is_caught_before_the_first_step() -> None:
+    run = make_run()
+    run.generator = Stale(run)
+    with torch.no_grad():
+        next(run.generator.inner.model.parameters()).mul_(1.01)
+    with pytest.raises(
+        TrainingStoppedError, match=r"stopped before step 1: after publish .* differ from the trainer's by"
+    ):
+        next(run.steps())
+
+
+def test_the_check_is_made_as_often_as_asked_and_changes_nothing() -> None:
+    ends = []
+    for every, steps in ((0, []), (3, [1, 3, 4])):
+        run = make_run(guards={"publish_check_every": every})
+        reports = list(run.steps())
+        assert [r.step for r in reports if "guard/publish_gap" in r.metrics] == steps
+        ends.append(state(run))
+    assert ends[0] == ends[1]
+
+
+def test_small_movements_are_seen_by_the_bits_and_rounding_is_not_taken_for_one() -> None:
+    before = Probe((1, 2), (-1.0, -2.0), (-1.0, -2.0))
+    assert stale_reason(before, Probe((1, 2), (-1.0, -2.0), (-1.001, -2.0)), torch.float32) is not None
+    assert stale_reason(before, Probe((1, 2), (-1.0, -2.0), (-1.0 - 1e-6, -2.0)), torch.float32) is None
+    assert stale_reason(before, Probe((1, 2), (-1.001, -2.0), (-1.001, -2.0)), torch.float32) is None
+    assert stale_reason(before, Probe((1, 3), (-1.0, -2.0), (-1.001, -2.0)), torch.float32) is None
+    assert stale_reason(None, Probe((1, 2), (-1.0, -2.0), (-1.1, -2.0)), torch.float32) is not None
+    assert stale_reason(None, Probe((1, 2), (-1.0, float("nan")), (-1.0, -2.0)), torch.float32) is not None
