@@ -14,7 +14,7 @@ quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 check: test
 	$(VENV)/bin/ruff check .

@@ -92,7 +92,7 @@ def test_a_terminated_run_leaves_a_checkpoint_and_ends_with_the_same_bytes(
     arguments = ("train", "--config", "rlpr.toml", "--out", run)
     ended = covrl(project, *arguments, point=point, at=1, number=signal.SIGTERM)
     assert ended["exit"] == 130, ended
-    assert "SIGTERM: stopping after this step" in ended["said"]
+    assert "SIGTERM: stopping before the next pass" in ended["said"]
     step = {"before sampling": 1, "inside a checkpoint's files": 2}[point]
     assert f"checkpoints/step-{step:06d}/state.json" in contents(project / run)
     assert covrl(project, "train", "--resume", run)["exit"] == 0

@@ -39,4 +39,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         with contextlib.suppress(RuntimeError):  # it came while a line was being written: stopping is what counts
-            self._say(f"{signal.Signals(number).name}: stopping after this step; send it again to stop at once")
+            self._say(f"{signal.Signals(number).name}: stopping before the next pass; send it again to stop at once")
