@@ -119,8 +119,8 @@ def table(outcomes: Sequence[Outcome], command: str) -> str:
         f"{len(strikes)} signals reached {len(outcomes)} runs, {twice} of them twice. **{same} of {len(outcomes)}** "
         "runs ended, after `covrl train --resume`, with the same bytes of every checkpoint file (weights, optimizer, "
         "copies, state), best model, `config.toml` and `traces.jsonl`, and the same lines of `metrics.jsonl` apart "
-        "from `time/*` and `system/*`, as a run that nothing happened to. After a SIGTERM, which leaves a checkpoint of its own, "
-        "only the last checkpoint is compared.",
+        "from `time/*` and `system/*`, as a run that nothing happened to. After a SIGTERM, which leaves a checkpoint "
+        "of its own, only the last checkpoint is compared.",
         "",
         "| moment | SIGKILL | SIGTERM | runs that ended the same |",
         "|---|---:|---:|---:|",

@@ -52,31 +52,33 @@ def test_two_cases_are_not_the_same_and_a_changed_byte_is_seen(project: Path, wh
     assert len(whole["grpo"]["metrics.jsonl"]) == 4
 
 
-KILLS = [
-    ("covrl", "inside an accumulation", 7),
-    ("covrl", "step done, nothing written", 2),
-    ("covrl", "step boundary", 1),
-    ("covrl", "inside an evaluation", 3),
-    ("covrl", "inside a line", 7),
-    ("covrl", "inside a deletion", 1),
-    ("rlpr", "between rollout and update", 4),
-    ("rlpr", "between two updates", 4),
-    ("grpo", "between two updates", 10),
-    ("nover", "before the copies follow", 4),
-    ("nover", "inside a checkpoint's files", 2),
-    ("nover", "after a move", 2),
-    ("nover", "before a rename", 1),
+KILLS = [  # run, moment, which pass of it, and the newest checkpoint that there is then
+    ("covrl", "step boundary", 1, None),
+    ("covrl", "inside an accumulation", 14, 2),
+    ("covrl", "step done, nothing written", 4, 2),
+    ("covrl", "inside an evaluation", 3, 2),
+    ("covrl", "inside a line", 7, 2),
+    ("covrl", "inside a deletion", 1, 2),
+    ("rlpr", "between rollout and update", 4, 2),
+    ("rlpr", "between two updates", 4, 4),
+    ("grpo", "between two updates", 10, 2),
+    ("nover", "before the copies follow", 4, 2),
+    ("nover", "inside a checkpoint's files", 2, 2),
+    ("nover", "after a move", 2, None),
+    ("nover", "before a rename", 5, 4),
 ]
 
 
-@pytest.mark.parametrize(("case", "point", "at"), KILLS)
+@pytest.mark.parametrize(("case", "point", "at", "newest"), KILLS)
 def test_a_killed_run_ends_with_the_same_bytes(
-    project: Path, covrl: Driver, whole: dict[str, Any], case: str, point: str, at: int
+    project: Path, covrl: Driver, whole: dict[str, Any], case: str, point: str, at: int, newest: int | None
 ) -> None:
     run = f"{case}-{point.replace(' ', '-')}-{at}"
     killed = covrl(project, "train", "--config", f"{case}.toml", "--out", run, point=point, at=at)
     assert killed["exit"] == -signal.SIGKILL, killed
     assert not (project / run / "report.html").exists(), "it was killed before its end"
+    there = sorted(p.name for p in (project / run / "checkpoints").glob("step-*"))
+    assert there[-1:] == ([f"step-{newest:06d}"] if newest else [])
     resumed = covrl(project, "train", "--resume", run)
     assert resumed["exit"] == 0, resumed["said"]
     assert difference(whole[case], contents(project / run)) is None
