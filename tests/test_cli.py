@@ -141,10 +141,10 @@ def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_the_step_and_says_where_it_is(
+def test_a_signal_leaves_the_step_in_progress_and_says_where_the_run_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    """Sent inside the second step: that step is finished, checkpointed and reported; one line; exit code 130."""
+    """Sent inside the second step: it is left, the first is checkpointed and reported; one line; exit code 130."""
     monkeypatch.chdir(tmp_path)
     sample = Run.sample
 
@@ -157,9 +157,9 @@ def test_a_signal_ends_the_run_after_the_step_and_says_where_it_is(
     small = ["--set", "training.problems_per_step=2", "--set", "training.steps=9", "--out", "run"]
     assert in_process(monkeypatch, *QUICK, *small) == 130
     said = capsys.readouterr().err
-    assert f"{number.name}: stopping after this step" in said
-    assert said.strip().endswith("covrl: interrupted after step 2; what was done is in run")
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "run/checkpoints/step-000002/model/model.safetensors").is_file()
-    assert "interrupted after step 2" in (tmp_path / "run/report.html").read_text()
+    assert f"{number.name}: stopping" in said
+    assert said.strip().endswith("covrl: interrupted inside step 2, of which nothing was kept; what was done is in run")
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "run/checkpoints/step-000001/model/model.safetensors").is_file()
+    assert "interrupted inside step 2" in (tmp_path / "run/report.html").read_text()
     assert signal.getsignal(number) is not None

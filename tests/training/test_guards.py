@@ -305,6 +305,21 @@ def test_each_kind_of_divergence_ends_a_run_with_its_checkpoint(folder: Path, co
     assert (folder / "run/checkpoints/step-000002/state.json").is_file()
 
 
+def test_what_guards_remember_is_in_the_checkpoint(folder: Path) -> None:
+    guards = {"stop_when": ["length/prior > 1"], "window": 2, "non_finite": "skip"}
+    run = make_run(guards=guards)
+    spoil_credit(run, "weight", calls=(2,))
+    api.new_run_folder(folder / "run")
+    with pytest.raises(
+        TrainingStoppedError, match="stopped after step 3: diverged"
+    ):  # a step left out is not looked at
+        api.train_run(run, folder / "run")
+    resumed = api.resume(folder / "run", PROBLEMS, PROBLEMS[:2], reward=run.reward)
+    assert resumed.guard.state_dict() == run.guard.state_dict()
+    assert resumed.guard.skipped == 1
+    assert len(resumed.guard.state_dict()["recent"]["length/prior"]) == 2
+
+
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
