@@ -111,7 +111,7 @@ def install() -> None:
     around(loop.Run, "score", after="after scoring")
     around(loop.Run, "_update", before="between rollout and update", after="after the update")
     around(loop, "accumulate_gradient", before="before a gradient", after="after a gradient")
-    around(step, "_terms", before="inside an accumulation")
+    around(step, "_token_losses", before="inside an accumulation")
     around(torch.optim.AdamW, "step", after="between two updates")
     around(loop, "follow", before="before the copies follow", after="after the copies followed")
     around(Evaluator, "__call__", before="before an evaluation", after="inside an evaluation")

@@ -93,7 +93,7 @@ def test_a_terminated_run_leaves_a_checkpoint_and_ends_with_the_same_bytes(
     ended = covrl(project, *arguments, point=point, at=1, number=signal.SIGTERM)
     assert ended["exit"] == 130, ended
     assert "SIGTERM: stopping before the next pass" in ended["said"]
-    step = {"before sampling": 1, "inside a checkpoint's files": 2}[point]
+    step = {"before sampling": 0, "inside a checkpoint's files": 2}[point]
     assert f"checkpoints/step-{step:06d}/state.json" in contents(project / run)
     assert covrl(project, "train", "--resume", run)["exit"] == 0
     found = contents(project / run)
