@@ -345,11 +345,13 @@ def test_a_run_that_is_going(going: Path, command: Callable[..., Found]) -> None
     assert contents(going) == before
 
 
-def test_a_run_without_a_checkpoint(refused: Refused, project: Path) -> None:
+def test_a_run_without_a_checkpoint(refused: Refused, project: Path, command: Callable[..., Found]) -> None:
     (project / "run").mkdir()
     (project / "run/config.toml").write_text(CONFIG)
-    assert refused("train", "--resume", "run") == "run: the run has no checkpoint to resume from"
     assert refused("eval", "--model", "run", "--problems", "train.jsonl") == "run: the run has no model yet"
+    found = command("train", "--resume", "run")
+    assert found.code == 0
+    assert "begins again at step 1" in found.err
 
 
 # Other commands

@@ -129,9 +129,9 @@ class Run:
             while self.done < self.config.training.steps:
                 arm(self.done + 1)
                 report = self.step()
-                yield report
                 skipped = "guard/skipped" in report.metrics
                 reason = self.guard.stale or (None if skipped else self._reason_to_stop(report))
+                yield report  # a checkpoint of this step holds what the guards saw of it
                 if reason:
                     raise TrainingStoppedError(f"stopped after step {report.step}: {reason}")
 
