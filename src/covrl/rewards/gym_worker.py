@@ -9,15 +9,14 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from covrl.rewards.workers import Judge, serve
 
 
 def _load() -> Judge:
-    import reasoning_gym
-
-    scorer = lru_cache(maxsize=256)(reasoning_gym.get_score_answer_fn)
+    scorer = lru_cache(maxsize=256)(import_module("reasoning_gym").get_score_answer_fn)  # an extra
 
     def judge(question: Any) -> Sequence[str]:
         entry, answer = question
