@@ -56,8 +56,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """Settings behind a name: variants of methods, and methods that the recipe alone does not suit. Any other name is the
 method of that name with its own defaults."""
 
-RATES: dict[tuple[str, str], float] = {}
-"""Learning rates that were tuned on dev, by (method, setting); the recipe's where there is none."""
+TUNED = Path(__file__).with_name("rates.toml")
+"""The file of tuned learning rates: a table a setting, a rate a method."""
+
+
+def read_rates(path: Path = TUNED) -> dict[tuple[str, str], float]:
+    """Learning rates that were tuned on dev, by (method, setting)."""
+    return {(method, setting): rate for setting, rates in read_toml(path).items() for method, rate in rates.items()}
+
+
+RATES = read_rates()
 
 
 def settings_of(method: str) -> tuple[str, ...]:

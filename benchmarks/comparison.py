@@ -1,0 +1,205 @@
+"""Every method on the digits task: rates tuned on dev, then measured on test, then the ablations.
+
+    python benchmarks/comparison.py [--stage NAME] [--list]
+
+Stages run in the order of ``STAGES``, first parts before second ones. Each runs only the cells that have no result in ``docs/results/raw`` yet, two
+single-thread processes at a time, so the command may be cut and started again. A rate is tuned on dev with seeds 100
+and 101 by the mean of avg@n; where the best is at the edge of what was tried, the grid grows by a factor of two. What
+is measured on test is every method at its own rate, with seeds that no rate was chosen by.
+
+Writes ``docs/results/STAGE.md`` and ``.html`` for every stage, and the tuned rates into
+``src/covrl/comparison/rates.toml``, from which `covrl compare` takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
+from covrl.comparison.methods import TUNED
+from covrl.comparison.page import render
+from covrl.comparison.run import run_cells
+from covrl.comparison.summary import lines
+from covrl.comparison.table import markdown
+from covrl.errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "docs" / "results"
+BUDGET = Budget("steps", 50)
+DEV, TEST = Exam("dev", 4, 1000), Exam("test", 8)
+TUNING_SEEDS = (100, 101)
+RATES = (1.5e-4, 3e-4, 6e-4)
+LEAST, MOST = 1.8e-5, 4.9e-3  # where the growing of the grid ends
+
+CONTROLS = ("rationalise", "ravr-beta-0.3", "covrl-shuffled", "grpo-posterior")
+LONG = ("covrl", *CONTROLS, "verifree", "grpo")  # measured with five seeds
+SHORT = (
+    *("rlpr", "jepo", "latro", "ravr", "nover", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo"),
+    *("psr", "nsr", "w_reinforce", "rapo", "dash", "rover"),
+)
+BETAS = ("covrl-beta-0", "covrl-beta-0.1", "covrl", "covrl-beta-3")
+ABLATIONS = (
+    *("covrl", "covrl-beta-0", "covrl-beta-0.1", "covrl-beta-3", "covrl-alpha-0.1", "covrl-alpha-0.9"),
+    *("covrl-nll-0", "covrl-nll-0.1", "covrl-reward-mean", "covrl-reward-prob", "covrl-reward-mean_prob"),
+    *("covrl-mixture", "covrl-detached"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Methods at one setting: tuned (``seeds`` empty), or measured with ``seeds`` at their tuned rates.
+
+    ``rates`` runs these instead of the tuned ones.
+    """
+
+    methods: tuple[str, ...]
+    setting: str
+    seeds: tuple[int, ...] = ()
+    budget: Budget = BUDGET
+    exam: Exam = TEST
+    rates: tuple[float, ...] = ()
+
+    @property
+    def tunes(self) -> bool:
+        """Whether rates are searched."""
+        return not self.seeds
+
+
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "tuning-rare": (Stage((*LONG, "rlpr"), "rare"), Stage(SHORT, "rare")),
+    "test-rare": (Stage(LONG, "rare", (0, 1, 2, 3, 4)), Stage(SHORT, "rare", (0, 1, 2))),
+    "tuning-common": (Stage((*LONG, "rlpr"), "common"), Stage(SHORT, "common")),
+    "test-common": (Stage(LONG, "common", (0, 1, 2, 3, 4)), Stage(SHORT, "common", (0, 1, 2))),
+    "beta": (Stage(BETAS, "rare", TUNING_SEEDS, Budget("steps", 100), DEV, RATES),),
+    "tuning-ablations": (Stage(ABLATIONS, "rare"),),
+    "ablations": (Stage(ABLATIONS, "rare", (0, 1, 2)),),
+}
+
+
+def main() -> int:
+    """Run the stages, or the one that is asked for; 1 where a cell failed."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--stage", choices=list(STAGES), action="append", help="only this stage; may be repeated")
+    options.add_argument("--first", action="store_true", help="only the first part of each stage")
+    options.add_argument("--list", action="store_true", help="say what is missing and run nothing")
+    options.add_argument("--folder", type=Path, default=FOLDER, help="where results are and go")
+    asked = options.parse_args()
+    failures = 0
+    try:
+        for name in (asked.stage or STAGES) if asked.list else ():
+            cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, asked.folder)))
+            print(f"{name}: {len(missing(cells, results(cells, asked.folder)))} of {len(cells)} cells are missing")
+        for number, name in () if asked.list else order(asked.stage or list(STAGES), asked.first):
+            failures += run(STAGES[name][number], asked.folder)
+            write(name, asked.folder)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not asked.list:
+        write_rates(asked.folder)
+    return 1 if failures else 0
+
+
+def order(names: Sequence[str], first: bool) -> list[tuple[int, str]]:
+    """Which part of which stage runs when: all first parts before any second one."""
+    return [(n, name) for n in range(1 if first else 2) for name in names if n < len(STAGES[name])]
+
+
+def results(cells: Iterable[Cell], folder: Path) -> dict[Cell, Result]:
+    """The results that are there, the newest of each cell."""
+    return found(cells, read_results(folder / "raw"))
+
+
+def wanted(stage: Stage, folder: Path) -> list[Cell]:
+    """The cells that a stage asks for as far as results say: a tuning's grow with what was found."""
+    if stage.tunes:
+        known = read_results(folder / "raw")
+        cells = [
+            cell
+            for method in stage.methods
+            for cell in grid((method,), (stage.setting,), TUNING_SEEDS, BUDGET, DEV, tried(method, stage, known))
+        ]
+        return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.rate == 0))
+    rates = {method: stage.rates or tuned(method, stage.setting, folder) for method in stage.methods}
+    return [
+        cell
+        for seed in stage.seeds
+        for method in stage.methods
+        for cell in grid((method,), (stage.setting,), (seed,), stage.budget, stage.exam, rates[method])
+        if rates[method]
+    ]
+
+
+def tried(method: str, stage: Stage, known: Sequence[Result]) -> list[float]:
+    """The rates of a method's tuning: the grid, and beyond its edge while the best so far is there."""
+    rates = sorted(RATES)
+    while True:
+        scores = {rate: score(method, stage.setting, rate, known) for rate in rates}
+        counted = {rate: value for rate, value in scores.items() if value is not None}
+        if len(counted) < len(rates):
+            return rates
+        best = max(rates, key=lambda rate: counted[rate])
+        if best == rates[0] and best / 2 > LEAST:
+            rates.insert(0, best / 2)
+        elif best == rates[-1] and best * 2 < MOST:
+            rates.append(best * 2)
+        else:
+            return rates
+
+
+def score(method: str, setting: str, rate: float, known: Sequence[Result]) -> float | None:
+    """Mean avg@n on dev over the tuning's seeds, None before all are there."""
+    cells = [Cell(method, setting, rate, seed, BUDGET, DEV) for seed in TUNING_SEEDS]
+    have = found(cells, known)
+    return fmean(have[cell].figures["exam"]["avg@n"] for cell in cells) if len(have) == len(cells) else None
+
+
+def tuned(method: str, setting: str, folder: Path) -> tuple[float, ...]:
+    """The best rate of a method, alone; empty while its tuning is not finished."""
+    known = read_results(folder / "raw")
+    rates = tried(method, Stage((method,), setting), known)
+    scores = {rate: score(method, setting, rate, known) for rate in rates}
+    if None in scores.values():
+        return ()
+    return (max(rates, key=lambda rate: scores[rate] or 0.0),)
+
+
+def run(stage: Stage, folder: Path) -> int:
+    """Run what is missing of a stage; returns how many cells failed. A tuning goes on until no grid grows."""
+    failed: set[Cell] = set()
+    while True:
+        cells = wanted(stage, folder)
+        todo = [cell for cell in missing(cells, results(cells, folder)) if cell not in failed]
+        if not todo:
+            return len(failed)
+        print(f"{stage.setting}: {len(todo)} of {len(cells)} cells to run", flush=True)
+        failures = run_cells(todo, folder / "raw", say=lambda text: print(text, flush=True))
+        failed |= {failure.cell for failure in failures}
+
+
+def write(name: str, folder: Path) -> None:
+    """A stage's table and page from the results that are there."""
+    cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, folder)))
+    every = lines(cells, results(cells, folder))
+    command = f"python benchmarks/comparison.py --stage {name}"
+    (folder / f"{name}.md").write_text(markdown(every, {}, command), encoding="utf-8")
+    (folder / f"{name}.html").write_text(render(every, {}), encoding="utf-8")
+
+
+def write_rates(folder: Path) -> None:
+    """The rates that are tuned so far, for `covrl compare`."""
+    text = "# Learning rates tuned on dev by benchmarks/comparison.py; not edited by hand.\n"
+    for setting in ("rare", "common"):
+        rates = {method: tuned(method, setting, folder) for method in dict.fromkeys((*LONG, *SHORT, *ABLATIONS))}
+        rows = [f"{method} = {rate[0]!r}" for method, rate in rates.items() if rate]
+        quoted = [row.replace(row.split(" = ")[0], f'"{row.split(" = ")[0]}"', 1) for row in rows]
+        text += "\n".join(["", f"[{setting}]", *quoted, ""])
+    TUNED.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
