@@ -2,10 +2,11 @@
 
     python benchmarks/comparison.py [--stage NAME] [--list]
 
-Stages run in the order of ``STAGES``, first parts before second ones. Each runs only the cells that have no result in ``docs/results/raw`` yet, two
-single-thread processes at a time, so the command may be cut and started again. A rate is tuned on dev with seeds 100
-and 101 by the mean of avg@n; where the best is at the edge of what was tried, the grid grows by a factor of two. What
-is measured on test is every method at its own rate, with seeds that no rate was chosen by.
+Stages run in the order of ``STAGES``, first parts before second ones. Each runs only the cells that have no result in
+``docs/results/raw`` yet, two single-thread processes at a time, so the command may be cut and started again. A rate is
+tuned on dev with seeds 100 and 101 by the mean of avg@n; where the best is at the edge of what was tried, the grid
+grows by a factor of two. What is measured on test is every method at its own rate, with seeds that no rate was chosen
+by.
 
 Writes ``docs/results/STAGE.md`` and ``.html`` for every stage, and the tuned rates into
 ``src/covrl/comparison/rates.toml``, from which `covrl compare` takes them.
