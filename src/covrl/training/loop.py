@@ -29,7 +29,7 @@ from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
-from covrl.training.guard import Guard, check_credits, check_scores, sampling_errors, together, watched
+from covrl.training.guard import Guard, check_credits, check_scores, sampling_errors, watched
 from covrl.training.memory import pass_arithmetic, with_less
 from covrl.training.models import follow
 from covrl.training.monitors import (
@@ -42,7 +42,7 @@ from covrl.training.monitors import (
     verdict_warnings,
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from covrl.training.parallel import Reducer, Solo
+from covrl.training.parallel import Solo
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error
 from covrl.training.undo import Before
 from covrl.training.views import trace_group
@@ -93,7 +93,6 @@ class Run:
     label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
-    reducer: Reducer = field(default_factory=Solo)
     world: Solo = field(default_factory=Solo)
     done: int = 0
     best: tuple[float, float] | None = None
@@ -230,7 +229,7 @@ class Run:
             with self.world.whole_weights():
                 kept = self._collect(draw, clock, sampled, scored)
             credits = self.algorithm.credit(kept)
-            together(self.reducer, partial(check_credits, kept, credits))
+            check_credits(kept, credits)
             with clock("train"):
                 return sampled, scored, kept, credits, self._update(kept, credits)
         except NonFiniteError as error:
@@ -253,7 +252,7 @@ class Run:
                 with clock("score"):
                     scored += self.score(fresh)
             self._stop_together()
-            together(self.reducer, partial(check_scores, scored))
+            check_scores(scored)
             kept, want_more = self.algorithm.admit(scored)
             if not want_more:
                 break
@@ -357,7 +356,7 @@ class Run:
             norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
             if not math.isfinite(norm):
                 self.optimizer.zero_grad(set_to_none=True)
-                batch = (groups[part], credits[part], self.limits, self.reducer)
+                batch = (groups[part], credits[part], self.limits)
                 raise gradient_error(float(norm), self.algorithm, self.models, *batch, search=self.alone)
             self._applied = True
             self.optimizer.step()
@@ -372,7 +371,7 @@ class Run:
 
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
-            made_of = (self.algorithm, self.models, groups, credits, limits, self.reducer)
+            made_of = (self.algorithm, self.models, groups, credits, limits)
             return accumulate_gradient(*made_of, measure_streams=measure, between=self.leave_if_asked, world=self.world)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
