@@ -29,7 +29,7 @@ def sample(run: Run, problems: Sequence[Problem], draw: Draw) -> list[Group]:
         rollouts = iter(_generated(run, requests, sampling, draw))
         for past, plan in zip(history, plans, strict=True):
             past += [next(rollouts) for _ in plan]
-    return _judged(run, [Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)
+    return judged(run, [Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)
 
 
 def sampling_of(run: Run) -> Sampling:
@@ -51,7 +51,7 @@ def _generated(run: Run, requests: Sequence[Request], sampling: Sampling, draw: 
         return run.generator.generate(requests, sampling, draw)
 
 
-def _judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
+def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
     """The groups with verdicts, where the method asks for them, and with the user's rewards.
 
     A response without an answer in its place is wrong: there is nothing to be in doubt about.
@@ -69,8 +69,8 @@ def _judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
         function = run.reward
         rewards = iter(run.world.shared(lambda mine: [reward_of(function, p, r.text) for p, r in mine], pairs))
         pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
-    judged = iter(rollout for _, rollout in pairs)
-    return [Group(g.problem, tuple(next(judged) for _ in g.rollouts)) for g in groups]
+    found = iter(rollout for _, rollout in pairs)
+    return [Group(g.problem, tuple(next(found) for _ in g.rollouts)) for g in groups]
 
 
 def _said(run: Run, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
