@@ -41,6 +41,7 @@ from covrl.training.monitors import (
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Solo
+from covrl.training.parts import save_model
 from covrl.training.rollouts import sample
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error
 from covrl.training.undo import Before
@@ -289,7 +290,8 @@ class Run:
         def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
             return score(self.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
 
-        return self.world.shared(share, pairs)
+        with self.world.whole_weights():
+            return self.world.shared(share, pairs)
 
     def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """One optimizer step per mini-batch of groups and epoch; returns what is logged of them."""
@@ -341,9 +343,9 @@ class Run:
         return held_out_metrics(self)
 
     def save(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""
-        self.models["policy"].model.save_pretrained(folder)
-        self.prompts.tokenizer.save_pretrained(folder)
+        """Write the policy as a Hugging Face folder: safetensors, config, tokenizer. All ranks call it."""
+        save_model(self.models["policy"].model, folder, self.world)
+        self.world.led(lambda: self.prompts.tokenizer.save_pretrained(folder))
 
     def _shown(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> tuple[TraceGroup, ...]:
         """The first groups of the step, as a person reads them, on the steps that are kept for reading."""

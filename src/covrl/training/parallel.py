@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from covrl.config import ModelConfig
+from covrl.scoring.model import LanguageModel, load_model
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -83,21 +87,28 @@ class Solo:
         del error
         return True
 
+    def led(self, work: Callable[[], object]) -> None:
+        """``work`` done by the first rank, for all: the others wait for it, and an error of it is raised on all."""
+        work()
+
+    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+        """A model and its tokenizer. Weights are loaded by the first rank alone, and come to the others later.
+
+        Raises:
+            UserError: as :func:`covrl.scoring.model.load_model`.
+        """
+        return load_model(config, temperature)
+
     def distribute(self, run: Run) -> None:
-        """Make a run that was built and loaded as that of one process this world's; called once, before its steps."""
+        """Bring the weights of a run that was just assembled to all ranks, whole or in parts."""
+
+    def check_alike(self, run: Run) -> None:
+        """Raises UserError if the ranks are about to train different runs."""
 
     @contextmanager
     def whole_weights(self) -> Generator[None]:
         """While entered, every rank has whole weights, and ranks may run different numbers of forward passes."""
         yield
-
-    @contextmanager
-    def whole_run(self, run: Run) -> Generator[Run | None]:
-        """The run as one process would hold it, for a checkpoint: on the first rank; None on the others.
-
-        All ranks enter, and leave after the first has written.
-        """
-        yield run
 
     def close(self) -> None:
         """Leave the group of processes."""
