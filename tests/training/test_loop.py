@@ -21,8 +21,8 @@ from covrl.prompts import Prompts
 from covrl.records import Problem, Verdict
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.loop import Run
-from covrl.training.rollouts import judged
 from covrl.training.models import follow, frozen_copy
+from covrl.training.rollouts import judged
 
 PROMPTS = {
     "user": "{question}",
