@@ -278,7 +278,46 @@ def test_when_a_rank_dies_all_end_with_a_message(folder: Path, tmp_path: Path) -
     assert "rank 1 dies now" in done.stderr
     assert "exitcode  : 17" in done.stderr
     assert done.stderr.count("step 1/3") == 1
+    assert "covrl: another process of the run has ended, and said why" in done.stderr
+    assert "[rank" not in done.stderr
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+TORN = """
+import os, signal
+
+from covrl.training import checkpoint
+
+save = checkpoint.save_parts
+
+def half(tensors, folder):
+    if os.environ.get("RANK") == "1" and "step-000003" in str(folder):
+        (folder.parent / "optimizer").mkdir(exist_ok=True)
+        (folder / "shard-00002-model-00001-of-00001.safetensors").write_bytes(b"half a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(tensors, folder)
+
+checkpoint.save_parts = half
+
+def reward(problem, text):
+    return 0.5
+"""
+
+
+def test_a_rank_killed_while_it_writes_its_part_costs_only_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint has no name before all ranks have written; one process goes on from the one before."""
+    done = train_by_torchrun(folder, tmp_path, "torn", TORN)
+    assert "exitcode  : -9" in done.stderr
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000002"]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    resumed = api.resume(tmp_path / "run", reward="torn:reward")
+    assert resumed.done == 2
+    api.train_run(resumed, tmp_path / "run")
+    whole = api.train(resumed.config, out=tmp_path / "whole")
+    assert apart(last_state(tmp_path / "run"), last_state(whole.folder)) <= TOLERANCE["float64"]
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
 
 
 FULL = """
@@ -308,9 +347,10 @@ def test_a_rank_that_runs_out_of_memory_where_others_wait_ends_all_with_the_arit
     """In a backward pass on sharded weights: there is no second try, and nobody waits for ever."""
     done = train_by_torchrun(folder, tmp_path, "full", FULL)
     assert done.returncode != 0
-    (said,) = last_words(done)
+    (said,) = [line for line in last_words(done) if line.startswith("covrl (rank 1)")]
     assert said.startswith("covrl (rank 1): CUDA out of memory: with training.tokens_per_pass = 150 ")
     assert f"continue with: covrl train --resume {tmp_path / 'run'}" in said
+    assert "[rank" not in done.stderr, "no traceback of those that waited"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from covrl.reporting.html import write_report
 from covrl.reporting.show import show_dry_run, show_model_path
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
+from covrl.training.distributed import is_lost_peer
 from covrl.training.dry_run import dry_run
 from covrl.training.loop import Run
 from covrl.training.warm_format import solved_problems, warm_format
@@ -99,6 +100,11 @@ def _continuing(folder: Path) -> Generator[None]:
         yield
     except TrainingStoppedError as error:
         raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        said = "another process of the run has ended, and said why; then continue with: covrl train --resume"
+        raise TrainingStoppedError(f"{said} {folder}") from error
 
 
 def _check_free(folder: Path) -> None:

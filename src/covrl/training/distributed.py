@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -270,6 +271,17 @@ class Processes(Solo):
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+_ENDED = ("by peer", "Broken pipe", "remote process exited")
+"""What gloo (closed or reset "by peer", or a broken pipe) and NCCL say of a connection whose other end has gone."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a message between ranks failed because another rank has ended, as far as the backends' words tell."""
+    if isinstance(error, dist.checkpoint.CheckpointException):
+        return any(is_lost_peer(cause) for cause, _ in error.failures.values())
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _ENDED)
 
 
 def _sendable(error: Exception) -> Exception:
