@@ -127,7 +127,7 @@ def train_run(
     with ExitStack() as cleanup:
         if world.first:
             cleanup.enter_context(alone_in(folder))
-        world.distribute(run)
+        world.check_alike(run)
         stop = cleanup.enter_context(StopRequest(say))
         run.folder, run.stopping = folder, lambda: stop.requested
         keeper = Keeper(run, folder)

@@ -20,10 +20,11 @@ from covrl.records import Problem
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.compute import recompute_activations
-from covrl.scoring.model import LanguageModel, load_model
+from covrl.scoring.model import LanguageModel
 from covrl.training.distributed import join_world
 from covrl.training.loop import Run
 from covrl.training.models import frozen_copy
+from covrl.training.parallel import Solo
 from covrl.training.rollouts import response_tokens
 from covrl.training.warm_format import WarmFormat
 
@@ -61,21 +62,23 @@ def build(
     config = named_in_config(config, reward, algorithm)
     reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
     moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
-    policy, tokenizer = load_model(moved, config.generation.temperature)
+    policy, tokenizer = world.loaded(moved, config.generation.temperature)
     if config.training.recompute:
         recompute_activations(policy.model)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*data.train, *data.held_out])
     check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
     generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
-    notes = (*policy.given_up, *generator.prove())
+    proved: list[str] = []
+    world.led(lambda: proved.extend(generator.prove()))  # by the rank that has weights already
+    generator.paths, proved = world.same((generator.paths, proved))
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
-    return Run(
+    run = Run(
         config=config,
         algorithm=method,
-        models={"policy": policy} | _beside(method, policy, config if policy_path else None),
+        models={"policy": policy} | _beside(method, policy, config if policy_path else None, world),
         generator=generator,
         prompts=prompts,
         source=source,
@@ -84,9 +87,11 @@ def build(
         label=data.label,
         evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, data.label),
         held_out=data.held_out,
-        notes=notes,
+        notes=(*policy.given_up, *proved),
         world=world,
     )
+    world.distribute(run)
+    return run
 
 
 class _Data(NamedTuple):
@@ -155,11 +160,11 @@ def build_algorithm(
     return method
 
 
-def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None) -> dict[str, LanguageModel]:
+def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None, world: Solo) -> dict[str, LanguageModel]:
     """The method's other models: copies of the base, which is the policy itself unless ``base`` says otherwise."""
     if not method.models:
         return {}
-    start = load_model(base.model, base.generation.temperature)[0] if base else policy
+    start = world.loaded(base.model, base.generation.temperature)[0] if base else policy
     return {spec.name: frozen_copy(start) for spec in method.models}
 
 

@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 -m covrl train --config run.toml
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import pickle
@@ -17,16 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
+from covrl.config import ModelConfig
 from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
-from covrl.scoring.model import LanguageModel
+from covrl.scoring.compute import compute_in_bfloat16
+from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.training.lifeline import Lifeline, is_out_of_memory
 from covrl.training.optimizer import make_optimizer
 from covrl.training.parallel import Solo, part_of
-from covrl.training.sharding import gathered, like_parameter, shard, whole, whole_copy, why_not
+from covrl.training.sharding import ModelShape, all_tensors, empty_like, fill, gathered, shard, why_not
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -74,8 +78,8 @@ def _take_gpu(device: str, local_rank: int) -> None:
 class Processes(Solo):
     """The processes of one torchrun.
 
-    Every rank starts with all weights. :meth:`distribute` shards them (``training.weights``), or leaves them; gradients
-    are added up over ranks either way.
+    The first rank loads the weights. :meth:`distribute` gives every rank its part of them (``training.weights``), or
+    all; gradients are added up over ranks either way.
     """
 
     def __init__(self, rank: int, size: int) -> None:
@@ -84,6 +88,8 @@ class Processes(Solo):
         self._policy: Any = None
         self._whole = False
         self._agreed: Exception | None = None
+        self._lifeline = Lifeline()
+        self._apart = False
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         if not items:
@@ -92,7 +98,8 @@ class Processes(Solo):
         own: Any = []
         error: Exception | None = None
         try:
-            own = _portable(work(mine) if mine else [])
+            with self.apart():
+                own = _portable(work(mine) if mine else [])
         except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
             error = caught
         self.settle(error)
@@ -143,41 +150,91 @@ class Processes(Solo):
         return result
 
     def settle(self, error: Exception | None) -> None:
-        """The first rank that has one raises its own, the others a copy of it."""
-        found = [e for e in self._gathered(None if error is None else _sendable(error)) if e is not None]
-        if found:
-            self._agreed = error or found[0]
+        """The first rank that has one raises its own, the others a copy of that."""
+        found = self._gathered(None if error is None else _sendable(error))
+        owner = next((rank for rank, one in enumerate(found) if one is not None), None)
+        if owner is not None:
+            self._agreed = error if error is not None and owner == self.rank else found[owner]
             raise self._agreed
+
+    @property
+    def free(self) -> bool:
+        return self._apart
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        before, self._apart = self._apart, not self.sharded or self._whole
+        try:
+            yield
+        finally:
+            self._apart = before
+
+    def agree(self, error: Exception | None, asked: bool) -> bool:
+        """With sharded weights one small message a pass; if it says to leave, all leave before the backward."""
+        if self.free:
+            return super().agree(error, asked)
+        error = error or self._lifeline.taken()
+        flag = torch.tensor(2 if error is not None else int(asked))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        if flag:
+            self._policy.base_model.reset_iter_state()
+        if flag == 2:
+            self.settle(error)
+        return bool(flag)
+
+    def broke_off(self, error: Exception) -> bool:
+        return not self.free and (self._lifeline.inside or not is_out_of_memory(error))
 
     def agreed(self, error: Exception) -> bool:
         if error is self._agreed or (error.__cause__ is not None and error.__cause__ is self._agreed):
             return True
         return isinstance(error, TrainingStoppedError) and not isinstance(error, OutOfMemoryError)
 
+    def led(self, work: Callable[[], object]) -> None:
+        error: Exception | None = None
+        try:
+            if self.first:
+                work()
+        except Exception as caught:
+            error = caught
+        self.settle(error)
+
+    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+        """The others have an empty model of the same class; :meth:`distribute` fills it."""
+        found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
+        self.led(lambda: found.append(load_model(config, temperature)))
+        model = found[0][0] if found else None
+        facts = model and (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
+        shape, paths, given_up, compute_dtype = self.same(facts)  # ty: ignore
+        if found:
+            return found[0]
+        empty = LanguageModel(empty_like(shape), temperature)
+        empty.paths, empty.given_up, empty.compute_dtype = paths, given_up, compute_dtype
+        if compute_dtype is not None:
+            compute_in_bfloat16(empty.model)
+        return empty, load_tokenizer(str(resolve_path(config.path)))
+
     def distribute(self, run: Run) -> None:
+        policy = run.models["policy"]
+        reason = self.same(why_not(policy))
+        if reason and run.config.training.weights == "sharded":
+            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
+        device = resolve_device(run.config.model.device)
+        given = {name: all_tensors(model.model) for name, model in run.models.items()} if self.first else {}
+        if run.config.training.weights == "sharded" and not reason:
+            self._lifeline = shard(policy.model, init_device_mesh(device.type, (self.size,)))
+            self.sharded, self._policy = True, policy.model
+        for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
+            fill(model.model, device, given.pop(name, None))
+            if name != "policy":
+                model.model.requires_grad_(False)
+        run.parameters = policy.parameters()
+        run.optimizer = make_optimizer(run.parameters, run.config.training)
+
+    def check_alike(self, run: Run) -> None:
         state = self._gathered((run.done, run.source.state_dict(), run.config.model_dump(mode="json")))
         if any(other != state[0] for other in state):
             raise UserError("the processes read different settings or checkpoints; they need one shared folder")
-        if run.config.training.weights == "replicated" or self.sharded:
-            return
-        reason = why_not(run.models["policy"])
-        if reason:
-            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
-            return
-        self._shard(run)
-
-    def _shard(self, run: Run) -> None:
-        """Shard the policy and its optimizer's state; models beside it are read only, and stay whole."""
-        self._policy = policy = run.models["policy"].model
-        moments = {name: run.optimizer.state.get(p, {}) for name, p in policy.named_parameters()}
-        shard(policy, init_device_mesh(run.models["policy"].device.type, (self.size,)))
-        self.sharded = True
-        run.parameters = [p for model in run.models.values() for p in model.parameters()]
-        run.optimizer = make_optimizer(run.parameters, run.config.training)
-        for name, parameter in policy.named_parameters():
-            if moments[name]:
-                found = {key: like_parameter(value, parameter) for key, value in moments[name].items()}
-                run.optimizer.state[parameter] = found
 
     @contextmanager
     def whole_weights(self) -> Generator[None]:
@@ -211,38 +268,20 @@ class Processes(Solo):
             (g.to_local() if isinstance(g, DTensor) else g).mul_(factor)
         return torch.tensor(norm, dtype=torch.float64)
 
-    @contextmanager
-    def whole_run(self, run: Run) -> Generator[Run | None]:
-        found = self._gathered_run(run) if self.sharded else run
-        yield found if self.first else None
-        dist.barrier()
-
-    def _gathered_run(self, run: Run) -> Run | None:
-        """A copy of the run with whole weights and moments in the first rank's memory; the policy alone is trained."""
-        policy = run.models["policy"]
-        plain = whole_copy(policy.model, keep=self.first)
-        moments: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in policy.model.named_parameters():
-            for key, value in run.optimizer.state.get(parameter, {}).items():
-                full = whole(value)
-                if self.first:
-                    moments.setdefault(name, {})[key] = full.cpu()
-        if not self.first:
-            return None
-        found = copy.copy(run)
-        found.world = Solo()
-        found.models = {**run.models, "policy": LanguageModel(plain, policy.temperature)}
-        found.models["policy"].paths = policy.paths
-        found.parameters = found.models["policy"].parameters()
-        found.optimizer = make_optimizer(found.parameters, run.config.training)
-        for name, parameter in plain.named_parameters():
-            if name in moments:
-                found.optimizer.state[parameter] = moments[name]
-        return found
-
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+_ENDED = ("by peer", "Broken pipe", "remote process exited")
+"""What gloo (closed or reset "by peer", or a broken pipe) and NCCL say of a connection whose other end has gone."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a message between ranks failed because another rank has ended, as far as the backends' words tell."""
+    if isinstance(error, dist.checkpoint.CheckpointException):
+        return any(is_lost_peer(cause) for cause, _ in error.failures.values())
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _ENDED)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -12,10 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from covrl.config import ModelConfig
+from covrl.scoring.model import LanguageModel, load_model
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -31,6 +35,16 @@ class Solo:
     size: int = 1
     sharded: bool = False
     """Whether each rank holds a part of the policy's weights, so that all must take part in each pass of any."""
+
+    @property
+    def free(self) -> bool:
+        """Whether this rank may leave the pass that it is in: no other takes part, and all hear of it behind."""
+        return True
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        """While entered, this rank is :attr:`free`, where its passes are its own; its errors are settled behind."""
+        yield
 
     @property
     def first(self) -> bool:
@@ -73,6 +87,20 @@ class Solo:
         """Scale ``.grad`` so that the norm of the whole gradient is at most ``limit``; the norm before."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
+    def agree(self, error: Exception | None, asked: bool) -> bool:
+        """Between the forward and the backward of a pass: whether any rank was asked to stop.
+
+        Raises what the forward of any rank ran into. Where ranks make their passes apart, each speaks for itself.
+        """
+        if error is not None:
+            raise error
+        return asked
+
+    def broke_off(self, error: Exception) -> bool:
+        """Whether an error came where other ranks may wait for this one, so that it can only end the process."""
+        del error
+        return False
+
     def settle(self, error: Exception | None) -> None:
         """Raise on every rank what was found on any; all ranks call it."""
         if error is not None:
@@ -83,24 +111,36 @@ class Solo:
         del error
         return True
 
+    def led(self, work: Callable[[], object]) -> None:
+        """``work`` done by the first rank, for all: the others wait for it, and an error of it is raised on all."""
+        work()
+
+    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+        """A model and its tokenizer. Weights are loaded by the first rank alone, and come to the others later.
+
+        Raises:
+            UserError: as :func:`covrl.scoring.model.load_model`.
+        """
+        return load_model(config, temperature)
+
     def distribute(self, run: Run) -> None:
-        """Make a run that was built and loaded as that of one process this world's; called once, before its steps."""
+        """Bring the weights of a run that was just assembled to all ranks, whole or in parts."""
+
+    def check_alike(self, run: Run) -> None:
+        """Raises UserError if the ranks are about to train different runs."""
 
     @contextmanager
     def whole_weights(self) -> Generator[None]:
         """While entered, every rank has whole weights, and ranks may run different numbers of forward passes."""
         yield
 
-    @contextmanager
-    def whole_run(self, run: Run) -> Generator[Run | None]:
-        """The run as one process would hold it, for a checkpoint: on the first rank; None on the others.
-
-        All ranks enter, and leave after the first has written.
-        """
-        yield run
-
     def close(self) -> None:
         """Leave the group of processes."""
+
+
+def local_part(tensor: Any) -> Tensor:
+    """This rank's part of a tensor that is spread over several, else the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def part_of(length: int, rank: int, size: int) -> slice:
