@@ -46,6 +46,11 @@ class ModelConfig(Settings):
         "not train",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
+    allow_pickle: bool = Field(
+        False,
+        description="read weights that are no safetensors (.bin) too, by torch's restricted reader; only for files of "
+        "somebody you trust (docs/reliability.md)",
+    )
 
 
 class PromptConfig(Settings):

@@ -334,8 +334,9 @@ def _folded(text: str) -> str:
 
 def _offices(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
     """The tokenizer's special tokens by what they are for."""
-    named = tokenizer.special_tokens_map
-    return [(n, int(tokenizer.convert_tokens_to_ids(t))) for n, t in named.items() if isinstance(t, str)]
+    vocabulary = tokenizer.get_vocab()
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
+    return [(name, vocabulary[token]) for name, token in named.items() if token in vocabulary]
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

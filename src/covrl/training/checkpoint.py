@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from covrl.errors import UserError
+from covrl.scoring.trust import quoted, safe_config
 from covrl.training import durable
 
 if TYPE_CHECKING:
@@ -178,13 +179,19 @@ def load_checkpoint(run: Run, folder: Path) -> None:
             }
     for name in _followers(run):
         model = run.models[name].model
-        model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
+        model.load_state_dict(_weights(model, folder / name))
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
     run.guard.load_state_dict(state.get("guards", {}))
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     _take_paths(run, state.get("paths", {}))
     run.generator.publish(run.done)
+
+
+def _weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    safe_config(str(folder))
+    made = quoted(str(folder), lambda: type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True))
+    return made.state_dict()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
