@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -468,7 +469,10 @@ def alone_in(folder: Path) -> Generator[None]:
         UserError: the folder cannot be written, or its file system has no locks.
     """
     try:
-        lock = (folder / ".lock").open("w")
+        kept = os.open(
+            folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
+        )  # a link would lock another file
+        lock = os.fdopen(kept, "r+")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
     with lock:
@@ -477,5 +481,5 @@ def alone_in(folder: Path) -> Generator[None]:
         except BlockingIOError:
             raise RunBusyError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
         except OSError as error:
-            raise UserError(f"{folder}: cannot lock {lock.name}: {error.strerror}") from None
+            raise UserError(f"{folder}: cannot lock .lock: {error.strerror}") from None
         yield

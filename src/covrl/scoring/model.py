@@ -17,7 +17,7 @@ from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
-from covrl.scoring.trust import quoted, safe_config
+from covrl.scoring.trust import quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
 
@@ -160,13 +160,7 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     tokenizer = quoted(source, lambda: load_tokenizer(source))
     dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
-    model = quoted(
-        source,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source, config=checked, dtype=dtype, trust_remote_code=False, weights_only=True,
-            use_safetensors=None if config.allow_pickle else True,
-        ),
-    )  # fmt: skip
+    model = read_model(AutoModelForCausalLM, source, dtype, checked, config.allow_pickle)
     for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
         parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)

@@ -47,6 +47,21 @@ def safe_config(source: str, allow_pickle: bool = False) -> Any:
     return config
 
 
+def read_model(cls: Any, source: str, dtype: Any, config: Any, allow_pickle: bool = False) -> Any:
+    """The model of a class from a folder or the hub, whose config is of :func:`safe_config`.
+
+    Raises:
+        UserError: the weights cannot be read, or do not hold all of the model: transformers would draw the rest.
+    """
+    how = {"dtype": dtype, "config": config, "trust_remote_code": False, "weights_only": True}
+    how["use_safetensors"] = None if allow_pickle else True
+    model, found = quoted(source, lambda: cls.from_pretrained(source, output_loading_info=True, **how))
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"model.path: cannot load {source!r}: its weights lack {missing[0]}{more}")
+    return model
+
+
 def quoted(source: str, read: Any) -> Any:
     """What ``read()`` gives; what it raises on a bad file, in one line.
 

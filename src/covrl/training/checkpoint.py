@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from covrl.errors import UserError
-from covrl.scoring.trust import quoted, safe_config
+from covrl.scoring.trust import read_model, safe_config
 from covrl.training import durable
 
 if TYPE_CHECKING:
@@ -53,6 +55,21 @@ class Boundary:
     guards: dict[str, Any]
     best: tuple[float, float] | None
     updates: int
+
+
+class _State(BaseModel):
+    """What ``state.json`` must be to be used; somebody else may have written it."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    done: int = Field(ge=0)
+    problems: dict[str, int]
+    best: list[float] | None = Field(min_length=2, max_length=2)
+    algorithm: dict[str, Any] = {}
+    guards: dict[str, Any] = {}
+    paths: dict[str, list[bool]] = {}
+    fingerprint: dict[str, str] | None = None
+    config: dict[str, dict[str, Any]] | None = None
 
 
 def boundary_of(run: Run) -> Boundary:
@@ -143,7 +160,9 @@ def _damage_without_manifest(folder: Path) -> str | None:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        if not isinstance(state, dict):
+            raise ValueError("state.json is not a table")
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         return str(error)
     if state.get("format") == FORMAT:
         return f"{durable.MANIFEST} is missing"
@@ -164,19 +183,17 @@ def load_checkpoint(run: Run, folder: Path) -> None:
     """
     state = read_state(folder)
     try:
-        tensors = load_file(folder / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
-    names = {name: p for name, p in run.models["policy"].model.named_parameters() if p.requires_grad}
-    missing = [n for n in names if tensors and f"{n}.exp_avg" not in tensors]
-    if missing:
-        raise UserError(f"{folder}: the checkpoint has no optimizer state for {missing[0]}; it is of another model")
-    for name, parameter in names.items():
-        if tensors:
-            parts = {part: tensors[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")}
-            run.optimizer.state[parameter] = {
-                k: v.clone() if k == "step" else v.to(parameter, copy=True) for k, v in parts.items()
-            }
+        _load(run, folder, state)
+    except (OSError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        what = (str(error).splitlines() or [""])[0][:300]
+        raise UserError(f"{folder}: the checkpoint is damaged: {type(error).__name__}: {what}") from error
+
+
+def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+    tensors = load_file(folder / "optimizer.safetensors")
+    for name, parameter in run.models["policy"].model.named_parameters():
+        if tensors and parameter.requires_grad:
+            run.optimizer.state[parameter] = _moments(folder, tensors, name, parameter)
     for name in _followers(run):
         model = run.models[name].model
         model.load_state_dict(_weights(model, folder / name))
@@ -188,10 +205,27 @@ def load_checkpoint(run: Run, folder: Path) -> None:
     run.generator.publish(run.done)
 
 
+def _moments(
+    folder: Path, tensors: Mapping[str, torch.Tensor], name: str, like: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """AdamW's state of a parameter, which must fit it."""
+    found = {part: tensors.get(f"{name}.{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
+    kept: dict[str, torch.Tensor] = {}
+    for part, value in found.items():
+        if value is None:
+            raise UserError(f"{folder}: the checkpoint has no optimizer state for {name}; it is of another model")
+        if value.shape != (() if part == "step" else like.shape):
+            raise UserError(
+                f"{folder}: the optimizer state of {name} has shape {tuple(value.shape)}; it is of another model"
+            )
+        kept[part] = value.clone() if part == "step" else value.to(like, copy=True)
+    if not (math.isfinite(float(kept["step"])) and float(kept["step"]) >= 0):
+        raise UserError(f"{folder}: the optimizer state of {name} has step {float(kept['step'])}")
+    return kept
+
+
 def _weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    safe_config(str(folder))
-    made = quoted(str(folder), lambda: type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True))
-    return made.state_dict()
+    return read_model(type(model), str(folder), model.dtype, safe_config(str(folder))).state_dict()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -204,9 +238,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError("state.json is not a table")
-    except (OSError, ValueError) as error:
+        _check_format(folder, state.get("format"))
+        _State.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{folder}: the checkpoint is damaged: state.json: {key}: {first['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
-    _check_format(folder, state.get("format"))
     return state
 
 

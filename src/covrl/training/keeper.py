@@ -22,6 +22,9 @@ from covrl.training import durable
 from covrl.training.checkpoint import boundary_of, checkpoints, damage_of, save_checkpoint, step_of, updates_of
 from covrl.training.loop import Run
 
+WRITTEN = ("metrics.jsonl", "traces.jsonl", "checkpoints", "best", "non-finite")
+"""What a run writes in its folder in place; everything else is replaced as a whole."""
+
 
 class CannotSaveError(TrainingStoppedError):
     """The disk is full or not writable; the message names the last good checkpoint."""
@@ -45,6 +48,11 @@ class Keeper:
         self._boundary = boundary_of(run)
         if not run.world.first:
             return
+        for name in WRITTEN:  # in a folder of somebody else's it could be any file of ours
+            if (folder / name).is_symlink():
+                raise UserError(
+                    f"{folder / name} is a link: a run writes inside its folder only; replace it by the file"
+                )
         with self._saving("before its first step"):
             self._set_aside_damaged()
             durable.recover(folder / "best")
@@ -139,7 +147,7 @@ def best_value(best: Path) -> tuple[float, float] | None:
     if found is None:
         return None
     try:
-        value = durable.manifest(found)["value"]
-    except (ValueError, KeyError):  # of an earlier version, which kept no manifest
+        accuracy, likelihood = map(float, durable.manifest(found)["value"])
+    except (ValueError, KeyError, TypeError):  # of an earlier version, which kept no manifest
         return None
-    return value[0], value[1]
+    return accuracy, likelihood
