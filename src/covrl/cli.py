@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError, UserError
+from covrl.reporting.text import message
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -88,8 +89,8 @@ def _show(outcome: Outcome) -> None:
     console.print()
     console.print(comparison_table(outcome.summary.results, title=f"{len(outcome.base.greedy.graded):,} test problems"))
     console.print(trace_panel(outcome.summary.examples[:4]))
-    console.print(f"trained model  {outcome.training.last.resolve()}", highlight=False, soft_wrap=True)
-    console.print(f"report         {outcome.report}", highlight=False, soft_wrap=True)
+    console.print(f"trained model  {outcome.training.last.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"report         {outcome.report}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -179,7 +180,7 @@ def train(
     run.world.close()
     console = Console()
     if _report(folder):
-        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
     show_model_path(console, trained.best or trained.last)
 
 
@@ -461,14 +462,14 @@ def main() -> None:
     except typer.TyperException as error:  # a wrong option or argument
         said = error.format_message()
         if said:  # without arguments the help was printed and there is nothing to add
-            print(f"covrl: {said} (covrl --help)".replace("\n", " "), file=sys.stderr)
+            print(f"covrl: {message(said)} (covrl --help)", file=sys.stderr)
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         print("covrl: interrupted", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"{_who()}: {error}", file=sys.stderr)
+        print(f"{_who()}: {message(str(error))}", file=sys.stderr)
         sys.exit(2)
     except TrainingStoppedError as error:
-        print(f"{_who()}: {error}", file=sys.stderr)
+        print(f"{_who()}: {message(str(error))}", file=sys.stderr)
         sys.exit(130 if isinstance(error, RunInterruptedError) else 1)

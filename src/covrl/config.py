@@ -264,6 +264,9 @@ class RunConfig(Settings):
     report: ReportConfig = ReportConfig()
 
 
+LONGEST_SHOWN = 200
+"""Characters of a wrong value that a message quotes."""
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -291,8 +294,16 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"setting {key} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    shown = f", found {error['input']!r}" if not isinstance(error["input"], Mapping) else ""
+    shown = f", found {_short(error['input'])}" if not isinstance(error["input"], Mapping) else ""
     return f"setting {key}: {message}{shown}" if key else message
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of over 4,300 digits
+        text = "a huge number"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
@@ -328,7 +339,7 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
 def _toml_value(raw: str) -> Any:
     try:
         return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML; a number of over 4,300 digits; very deep nesting
         return raw
 
 
@@ -342,8 +353,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except (ValueError, RecursionError) as error:  # also a number of over 4,300 digits, and very deep nesting
+        raise UserError(f"{path}: not a TOML file: {str(error)[:LONGEST_SHOWN]}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
