@@ -215,7 +215,11 @@ def test_an_optimizer_state_that_does_not_fit(run: Path, part: str, value: torch
     name = next(k for k in load_file(newest(run) / "optimizer.safetensors") if k.endswith("weight.exp_avg"))
     tensors(run, "optimizer.safetensors", **{name.replace("exp_avg", part): value})
     said = resumed(run)
-    assert "optimizer state" in said or (part == "step" and value is not None and value.shape == ())
+    assert (
+        "optimizer state" in said
+        or "the checkpoint is damaged" in said
+        or (part == "step" and value is not None and value.shape == ())
+    )
 
 
 @pytest.mark.parametrize("step", [float("nan"), float("inf"), -1.0])
