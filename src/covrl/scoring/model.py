@@ -214,6 +214,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if name.partition(":")[0] == "meta":
+        raise UserError("model.device: meta holds no numbers; choose cpu, cuda, mps or auto")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
