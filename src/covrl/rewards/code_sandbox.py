@@ -11,6 +11,7 @@ import builtins
 import ctypes
 import json
 import os
+import re
 import resource
 import struct
 import sys
@@ -144,6 +145,7 @@ def _limit(job: dict[str, Any]) -> None:
 def _guard(folder: str) -> None:
     """Refuse, for the rest of the process, what no solution of a problem needs."""
     inside = folder + os.sep
+    others = re.compile(rf"/proc/(?!{os.getpid()}/)\d+/")  # their environment has tokens in it
 
     def within(path: Any, directory: Any = -1) -> bool:
         if isinstance(path, int):
@@ -167,6 +169,8 @@ def _guard(folder: str) -> None:
             writes = bool(flags & _WRITING) if isinstance(flags, int) else any(c in "wax+" for c in mode or "")
             if writes and not within(path):
                 raise PermissionError("writing outside the working folder is refused")
+            if not isinstance(path, int) and others.match(os.path.realpath(os.fsdecode(path))):
+                raise PermissionError("reading about another process is refused")
         elif event in _CHANGES and not all(within(*pair) for pair in _paths(event, arguments)):
             raise PermissionError(f"{event} outside the working folder is refused")
 
