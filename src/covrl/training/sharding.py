@@ -10,6 +10,7 @@ batch, so that division is switched off here, and nowhere else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from transformers.core_model_loading import WeightConverter
 
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
+from covrl.training.lifeline import Lifeline
 
 
 def why_not(model: LanguageModel) -> str | None:
@@ -37,16 +39,21 @@ def why_not(model: LanguageModel) -> str | None:
     return None
 
 
-def shard(model: Any, mesh: DeviceMesh) -> None:
+def shard(model: Any, mesh: DeviceMesh) -> Lifeline:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
-    trunk = model.base_model
+    trunk, lifeline = model.base_model, Lifeline()
     whole = set(model.get_output_embeddings().parameters())
     for block in blocks(model):
+        lifeline.hold(block)
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(trunk, mesh=mesh, ignored_params=whole)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)  # a sum over ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    lifeline.watch(trunk)
+    # FSDP warns of in-place operations on what the trunk gives; there are none
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
+    return lifeline
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
