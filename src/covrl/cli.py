@@ -91,8 +91,8 @@ def _show(outcome: Outcome) -> None:
     console.print()
     console.print(comparison_table(outcome.summary.results, title=f"{len(outcome.base.greedy.graded):,} test problems"))
     console.print(trace_panel(outcome.summary.examples[:4]))
-    console.print(f"trained model  {outcome.training.last.resolve()}", highlight=False, soft_wrap=True)
-    console.print(f"report         {outcome.report}", highlight=False, soft_wrap=True)
+    console.print(f"trained model  {outcome.training.last.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"report         {outcome.report}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

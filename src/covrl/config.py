@@ -7,12 +7,13 @@ Importing this module does not import torch. The ``[algorithm]`` table is kept a
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from covrl.errors import UserError
 from covrl.plugins import refuse_code_in_file
@@ -35,10 +36,20 @@ def _known_verifier(name: str) -> str:
     return name
 
 
+def _no_controls(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("a name must not hold control characters")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_no_controls)]
+"""A path, or what stands in the place of one."""
+
+
 class ModelConfig(Settings):
     """Which causal language model is trained."""
 
-    path: str = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
+    path: Name = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
     dtype: Literal["float32", "mixed", "bfloat16", "float64"] = Field(
         "float32",
         description="dtype of the weights that are trained. mixed: float32 weights, gradients and moments, with matrix "
@@ -46,6 +57,11 @@ class ModelConfig(Settings):
         "not train",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
+    allow_pickle: bool = Field(
+        False,
+        description="read weights that are no safetensors (.bin) too, by torch's restricted reader; only for files of "
+        "somebody you trust (docs/reliability.md)",
+    )
 
 
 class PromptConfig(Settings):
@@ -96,8 +112,8 @@ class ProblemsConfig(Settings):
     an embedded task (``digits:train``).
     """
 
-    train: str = Field("digits:train", description="source that is trained on")
-    held_out: str = Field("", description="source that is evaluated during training; empty for none")
+    train: Name = Field("digits:train", description="source that is trained on")
+    held_out: Name = Field("", description="source that is evaluated during training; empty for none")
     question_field: str = "question"
     answer_field: str = "answer"
     accepted_field: str = Field("", description="field with further accepted answers: graded, not scored")
@@ -259,6 +275,9 @@ class RunConfig(Settings):
     report: ReportConfig = ReportConfig()
 
 
+LONGEST_SHOWN = 200
+"""Characters of a wrong value that a message quotes."""
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -286,8 +305,16 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"setting {key} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    shown = f", found {error['input']!r}" if not isinstance(error["input"], Mapping) else ""
+    shown = f", found {_short(error['input'])}" if not isinstance(error["input"], Mapping) else ""
     return f"setting {key}: {message}{shown}" if key else message
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of over 4,300 digits
+        text = "a huge number"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
@@ -307,6 +334,8 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
     """
     result: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
     for text in assignments:
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"--set {text}: not UTF-8")
         path, equals, raw = text.partition("=")
         if not equals or not path.strip():
             raise UserError(f"--set {text}: expected section.key=value")
@@ -323,7 +352,7 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
 def _toml_value(raw: str) -> Any:
     try:
         return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML; a number of over 4,300 digits; very deep nesting
         return raw
 
 
@@ -337,8 +366,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except (ValueError, RecursionError) as error:  # also a number of over 4,300 digits, and very deep nesting
+        raise UserError(f"{path}: not a TOML file: {str(error)[:LONGEST_SHOWN]}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
@@ -382,9 +411,13 @@ def to_toml(config: BaseModel) -> str:
     lines: list[str] = []
     for section, table in config.model_dump(mode="json").items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml_text(value)}" for key, value in table.items() if value is not None]
+        lines += [f"{_toml_key(key)} = {_toml_text(value)}" for key, value in table.items() if value is not None]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
 
 
 def _toml_text(value: Any) -> str:
@@ -392,6 +425,8 @@ def _toml_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml_text, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_text(v)}" for k, v in value.items() if v is not None) + "}"
     if isinstance(value, str):
         escaped = "".join(
             f"\\u{ord(c):04x}" if c < " " or c == "\x7f" else {"\\": "\\\\", '"': '\\"'}.get(c, c) for c in value

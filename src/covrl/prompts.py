@@ -3,15 +3,22 @@
 Token in, token out: a sampled trace is never tokenised again. The question's prompt, the closing tag and the
 answer are each encoded apart, so no merge crosses a border and the trace has the same ids in every context.
 What a prior-context row holds besides question and trace does not depend on y before the answer span.
+
+What a data set wrote is text: a question that spells ``<|im_end|>`` or ``</think>`` gets the ids of those letters,
+never the token that ends a turn or a thought (:meth:`Prompts.literal`). Templates and tags of the settings may name any
+token.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
@@ -22,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
+
+_TAG = re.compile(r"\s*(?:<[^<>\s]+>|\[[A-Z_]+\])\s*")
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""What an added token looks like that steers a model, and one that only spells a byte."""
 
 
 class Prompts:
@@ -35,6 +46,7 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self._known_controls: dict[str, Ids] = {}
 
     def prior(self, problem: Problem) -> Ids:
         """Prompt ids that do not depend on the answer."""
@@ -42,7 +54,7 @@ class Prompts:
 
     def posterior(self, problem: Problem) -> Ids:
         """Prompt ids that show the answer (or the hint that stands in for it)."""
-        return self._prompt(problem, self.config.posterior_open.replace("{hint}", problem.shown))
+        return self._prompt(problem, self.config.posterior_open)
 
     def answer(self, problem: Problem) -> Ids:
         """Ids of the answer and its closing tag: ``[A]``, the tokens whose likelihood is the reward.
@@ -50,7 +62,7 @@ class Prompts:
         Raises:
             UserError: the answer is empty.
         """
-        content = self.encode(problem.answer)
+        content = self.literal(problem.answer)
         if not content:
             raise UserError(f"problem {problem.id}: the answer is empty")
         return content + self.encode(self.config.answer_suffix)
@@ -133,14 +145,47 @@ class Prompts:
         return before + rollout.trace_ids, {"trace": Span(len(before), stop)}
 
     def _prompt(self, problem: Problem, opening: str) -> Ids:
-        user = self.config.user.replace("{question}", problem.question)
+        begin = () if self._chats else self._start_ids  # a chat template writes its own beginning of sequence
+        whole = self._plain(self._rendered(opening, problem.question, problem.shown))
+        if self._controls(whole) == self._template_controls(opening):
+            return begin + whole
+        return begin + self._in_parts(opening, problem)
+
+    def _rendered(self, opening: str, question: str, hint: str) -> str:
+        user, opening = self.config.user.replace("{question}", question), opening.replace("{hint}", hint)
         if not self._chats:
-            return self._start_ids + self._plain(self.config.system + user + opening)
+            return self.config.system + user + opening
         messages = [{"role": "user", "content": user}]
         if self.config.system:
             messages.insert(0, {"role": "system", "content": self.config.system})
         begun = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self._plain(str(begun) + opening)  # the template writes its own beginning of sequence
+        return str(begun) + opening
+
+    def _template_controls(self, opening: str) -> Ids:
+        """The control tokens that a prompt has by its template alone, in order."""
+        if opening not in self._known_controls:
+            self._known_controls[opening] = self._controls(self._plain(self._rendered(opening, "a", "b")))
+        return self._known_controls[opening]
+
+    def _in_parts(self, opening: str, problem: Problem) -> Ids:
+        """A prompt whose question or hint spells a control token: the template as ever, these as mere text."""
+        texts = {"question": problem.question, "hint": problem.shown}
+        marks = {name: f"covrl-{name}-{uuid4().hex}" for name in texts}
+        rendered = self._rendered(opening, marks["question"], marks["hint"])
+        found = re.split(f"({'|'.join(marks.values())})", rendered)
+        said = {mark: texts[name] for name, mark in marks.items()}
+        ids: Ids = ()
+        for piece in found:
+            if piece in said:
+                ids += self.literal(said[piece], ids)
+            else:
+                ids += self.encode(piece) if ids else self._plain(piece)
+        if self._controls(ids) != self._template_controls(opening):
+            raise UserError(
+                f"problem {problem.id}: its question or hint writes control tokens of the tokenizer "
+                f"{_name(self.tokenizer)} into the prompt; leave the problem out"
+            )
+        return ids
 
     @property
     def _chats(self) -> bool:
@@ -163,6 +208,58 @@ class Prompts:
         line_break, behind = self._plain("\n"), self._plain("\n" + text)
         return behind[len(line_break) :] if behind[: len(line_break)] == line_break else ids
 
+    def literal(self, text: str, before: Ids | None = None) -> Ids:
+        """Ids of a text that somebody else wrote: a control token that it spells is encoded letter by letter.
+
+        ``before`` says that it stands in a prompt behind these ids (``()``: at the beginning); else it continues one.
+
+        Raises:
+            UserError: the text is no Unicode text, or holds a control token that is a single character.
+        """
+        first = self._plain if before == () else self.encode
+        pieces = [text]
+        while any(found := [self._control_spans(piece) for piece in pieces]):
+            pieces = [part for piece, spans in zip(pieces, found, strict=True) for part in self._cut(piece, spans)]
+        ids: Ids = ()
+        for piece in pieces:
+            ids += self.encode(piece) if ids else first(piece)
+        return ids
+
+    def _control_spans(self, text: str) -> list[tuple[int, int]]:
+        """From where to where the text spells a control token."""
+        if not self._controls(self._plain(text)):
+            return []
+        if self.tokenizer.is_fast:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            return [(start, stop) for i, (start, stop) in spans if i in self._control_ids]
+        names = [re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in sorted(self._control_ids)]
+        return [found.span() for found in re.finditer("|".join(names), text)] or [(0, len(text))]
+
+    def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+        """The text in pieces: it is cut behind the first character of each span."""
+        for start, stop in spans:
+            if stop - start < 2:
+                raise UserError(f"{text[start:stop]!r} is a control token of the tokenizer {_name(self.tokenizer)}")
+        edges = [0, *(start + 1 for start, _ in spans), len(text)]
+        return [text[a:b] for a, b in pairwise(edges)]
+
+    def _controls(self, ids: Ids) -> Ids:
+        return tuple(i for i in ids if i in self._control_ids)
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        """Tokens that steer a model: those marked special, and added ones that look like a tag (``<think>``).
+
+        The unknown token is none of them, as any text may hold it; unless it has another office too.
+        """
+        tokenizer = self.tokenizer
+        added = tokenizer.added_tokens_decoder.items()
+        tags = {i for i, t in added if not _BYTE.fullmatch(t.content) and (t.special or _TAG.fullmatch(t.content))}
+        offices = {i for name, i in _offices(tokenizer) if name != "unk_token"}
+        unknown = {tokenizer.unk_token_id} - offices
+        return frozenset((tags | offices | set(tokenizer.all_special_ids)) - unknown)
+
     def reads_back(self, text: str) -> str:
         """What the ids of a text that continues another one decode to, as the stop rule decodes a trace.
 
@@ -179,7 +276,17 @@ class Prompts:
         return str(self.tokenizer.decode(list(ids), **kept)) if ids else ""
 
     def _plain(self, text: str) -> Ids:
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+        if not text:
+            return ()
+        try:
+            return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        except (TypeError, UnicodeEncodeError):
+            lone = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+            if lone is None:
+                raise
+        raise UserError(
+            f"a text holds \\u{ord(lone):04x}, half of a surrogate pair, which is no character: {text[:60]!r}"
+        )
 
 
 def check_tokens(prompts: Prompts, problems: Sequence[Problem]) -> None:
@@ -223,6 +330,13 @@ def _lost(prompts: Prompts, text: str) -> str:
 
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _offices(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
+    """The tokenizer's special tokens by what they are for."""
+    vocabulary = tokenizer.get_vocab()
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
+    return [(name, vocabulary[token]) for name, token in named.items() if token in vocabulary]
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

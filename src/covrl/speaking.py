@@ -8,6 +8,8 @@ import sys
 import time
 from typing import NoReturn
 
+from covrl.reporting.text import message
+
 LET_FIRST_SPEAK = 0.3
 """Seconds that the other ranks wait, so that of equal messages it is rank 0's that is printed."""
 
@@ -18,7 +20,11 @@ def several() -> bool:
 
 
 def end(text: str, code: int) -> NoReturn:
-    """Print one line on standard error, unless another process of this torchrun has said the same, and exit."""
+    """Print one line on standard error, unless another process of this torchrun has said the same, and exit.
+
+    The text may quote a file, a model or another package: it is shown without controls and secrets.
+    """
+    text = message(text)
     rank = int(os.environ.get("RANK", "0")) if several() else 0
     if rank:
         time.sleep(LET_FIRST_SPEAK)

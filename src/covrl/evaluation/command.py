@@ -22,6 +22,7 @@ from covrl.evaluation.several import Order, evaluate_several
 from covrl.generation.base import Sampling
 from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.show import show_figures, show_leaks, show_table
+from covrl.reporting.text import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,6 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     console = Console()
     for grid in grids(record):
         show_table(console, grid.title, grid.about, grid.head, grid.rows)
-    console.print(record["sentence"], markup=False, highlight=False, style="bold")
+    console.print(visible(record["sentence"]), markup=False, highlight=False, style="bold")
     if out is not None:
         print(out / "calibration.html")

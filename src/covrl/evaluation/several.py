@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from covrl import api
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import UserError
@@ -24,6 +22,7 @@ from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
 from covrl.scoring.model import load_model, load_tokenizer, resolve_path
+from covrl.scoring.trust import quoted, safe_config
 
 Say = Callable[[str], None]
 
@@ -181,11 +180,8 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
 def _candidate(name: str, config: RunConfig, exams: Sequence[Exam]) -> _Candidate:
     """Everything about a model that can be checked without its weights."""
     source = str(resolve_path(config.model.path))
-    try:
-        tokenizer = load_tokenizer(source)
-        context = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name}: cannot load {source!r}: {str(error).splitlines()[0]}") from None
+    context = getattr(safe_config(source, config.model.allow_pickle), "max_position_embeddings", None)
+    tokenizer = quoted(source, lambda: load_tokenizer(source))
     candidate = _Candidate(name, config, tokenizer, context, fingerprint(Path(source)))
     for exam in exams:
         prompts = candidate.prompts(exam)

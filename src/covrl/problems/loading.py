@@ -140,6 +140,8 @@ def stem_of(source: str) -> str:
 
 def _rows(source: str, names: Sequence[str]) -> Iterator[_Row] | None:
     """The rows of a data set or file; None for any other source."""
+    if "\0" in source:
+        raise _error(source, "holds a NUL, so it is no name of a file")
     if source.startswith("hf:"):
         return _hub_rows(source, names)
     suffix = _suffix(source)

@@ -31,10 +31,10 @@ def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder}: the run has recorded no step yet")
     steps = read_steps(folder / "metrics.jsonl", folder / "traces.jsonl")
-    name = config.get("algorithm", {}).get("name", "run")
+    name = _section(config, "algorithm").get("name", "run")
     return RunSummary(
         title=f"covrl: {folder.resolve().name}",
-        subtitle=f"{name} on {config.get('problems', {}).get('train', 'given problems')}",
+        subtitle=f"{name} on {_section(config, 'problems').get('train', 'given problems')}",
         headline=_headline(steps, config),
         config=config,
         steps=steps,
@@ -44,9 +44,14 @@ def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
 
 
 def _headline(steps: Sequence[StepReport], config: Mapping[str, Any]) -> str:
-    total = config.get("training", {}).get("steps")
+    total = _section(config, "training").get("steps")
     done = steps[-1].step if steps else 0
-    return f"{done} of {total} steps are done." if total and done < total else f"{done} steps."
+    return f"{done} of {total} steps are done." if isinstance(total, int) and done < total else f"{done} steps."
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _first_and_last(steps: Sequence[StepReport], chance: float | None) -> list[ResultRow]:

@@ -40,14 +40,14 @@ def show_model_path(console: Console, path: Path) -> None:
 
 def show_dry_run(console: Console, found: DryRun, prompts: Prompts) -> None:
     """Rows with coloured spans and token counts, every sampled trace, and the cost."""
-    console.print(Text(f"problem {found.problem.id}", "bold"))
+    console.print(Text(f"problem {visible(found.problem.id)}", "bold"))
     for name, row in found.rows.items():
         counts = ", ".join(f"{span} {stop - start}" for span, (start, stop) in row.spans.items())
         console.print(Text(f"\n{name}: {len(row.ids)} tokens ({counts})", "bold"))
         console.print(_coloured(row, prompts))
     console.print(Text(f"\n{len(found.rollouts)} traces", "bold"))
     for rollout in found.rollouts:
-        head = f"{rollout.source:9} {rollout.finish:6} {len(rollout.trace_ids):4} tokens  "
+        head = f"{visible(rollout.source):9} {rollout.finish:6} {len(rollout.trace_ids):4} tokens  "
         console.print(Text.assemble((head, "dim"), visible(rollout.text)))
     console.print(Text(f"valid {found.valid:.0%}, truncated {found.truncated:.0%}", "bold"))
     for note in found.notes:
@@ -100,7 +100,7 @@ def show_replies(console: Console, replies: Sequence[Reply]) -> None:
         missing = "" if reply.rollout.valid else "no closing tag"
         value = missing if reply.answer_log_prob is None else number(reply.answer_log_prob, "nats")
         style = "blue" if reply.source == "prior" else "dark_orange"
-        table.add_row(Text(reply.model), Text(reply.source, style), value, Text(visible(reply.rollout.text)))
+        table.add_row(Text(visible(reply.model)), Text(reply.source, style), value, Text(visible(reply.rollout.text)))
     console.print(table)
 
 
@@ -108,7 +108,7 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     """The doctor's findings, with advice where something is missing, and in the last line what it comes to."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for what, found, well, advice in findings:
-        table.add_row(Text(what), Text(found, "" if well else "bold red"), Text(advice, "dim"))
+        table.add_row(Text(what), Text(visible(found), "" if well else "bold red"), Text(visible(advice), "dim"))
     console.print(table)
     wrong = [finding.what for finding in findings if not finding.well]
     console.print(Text(f"to be looked at: {', '.join(wrong)}" if wrong else "all that covrl needs is there", "bold"))
@@ -116,7 +116,7 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
     """Figures of an evaluation, one a line; shares in per cent, 95 % intervals over problems beside them."""
-    table = Table(box=box.SIMPLE_HEAD, title=Text(title, "bold"), title_justify="left", show_header=False)
+    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), "bold"), title_justify="left", show_header=False)
     spread: Mapping[str, Sequence[float]] = figures.get("intervals", {})
     for name, value in figures.items():
         if name == "intervals":
@@ -124,7 +124,7 @@ def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> No
         shown = f"{value:,}" if isinstance(value, int) else number(value, "" if name == "trace_tokens" else "share")
         low, high = spread.get(name, (0.0, 0.0))  # without width where all problems are alike: that tells nothing
         ends = f"95 %: {number(low, 'share')} to {number(high, 'share')}" if low < high else ""
-        table.add_row(Text(name.replace("_", " ")), Text(shown), Text(ends, "dim"))
+        table.add_row(Text(visible(name.replace("_", " "))), Text(shown), Text(ends, "dim"))
     console.print(table)
 
 
@@ -158,7 +158,7 @@ def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
         head = f"{one_line(example['question'], 60)}  (answer {one_line(example['shown'], 30)}; {one_line(kind, 50)})"
         console.print(Text(head, "dim"))
         console.print(Text(f"  {one_line(example['trace'], 300)}"))
-    console.print(Text(record["sentence"], "bold"))
+    console.print(Text(visible(record["sentence"]), "bold"))
 
 
 def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:

@@ -21,6 +21,9 @@ from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
 
 T = TypeVar("T")
 
+MOST_STEPS = 10**12
+"""A step's number is below it."""
+
 
 class Sink(Protocol):
     """Receives each step's report as it is made."""
@@ -94,7 +97,7 @@ def cut_behind(path: str | Path, step: int, every_step: bool = False) -> list[st
                 end += len(line)
                 try:
                     number = int(json.loads(line)["step"]) if line.strip() else 0
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
                     trouble = trouble or _not_ours(path, count, error)
                     continue  # it goes if nothing that stays is behind it: a loss of power can leave such an end
                 if number > step:
@@ -229,7 +232,7 @@ def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
             continue
         try:
             records.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if count == torn:
                 continue
             raise _not_ours(path, count, error) from error
@@ -251,21 +254,51 @@ def _latest(reports: Sequence[StepReport]) -> list[StepReport]:
     return kept
 
 
+# The files may be of somebody else's run, so that every value is what the page takes it for, or the line is refused.
+
+
 def _metrics_report(record: Any) -> StepReport:
     metrics = {str(name): math.nan if value is None else float(value) for name, value in record["metrics"].items()}
-    return StepReport(step=int(record["step"]), metrics=metrics, warnings=tuple(map(str, record.get("warnings", ()))))
+    return StepReport(_step(record), metrics, tuple(map(str, record.get("warnings", ()))))
 
 
 def _traces_report(record: Any) -> StepReport:
     groups = tuple(_parse_group(group) for group in record["groups"])
-    return StepReport(step=int(record["step"]), metrics={}, groups=groups)
+    return StepReport(_step(record), metrics={}, groups=groups)
+
+
+def _step(record: Any) -> int:
+    step = int(record["step"])
+    if not 0 <= step < MOST_STEPS:
+        raise ValueError(f"step {str(step)[:20]} is none")
+    return step
 
 
 def _parse_group(record: Any) -> TraceGroup:
-    problem = record["problem"] | {"accepted": tuple(record["problem"].get("accepted", ()))}
-    return TraceGroup(problem=Problem(**problem), traces=tuple(map(_parse_trace, record["traces"])))
+    values = {"accepted": (), **record["problem"]}
+    problem = Problem(**values | {"accepted": tuple(map(_text, values["accepted"]))})
+    for text in (problem.id, problem.question, problem.answer):
+        _text(text)
+    for text in (problem.hint, problem.solution):
+        _text(text or "")
+    return TraceGroup(problem=problem, traces=tuple(map(_parse_trace, record["traces"])))
 
 
 def _parse_trace(record: Any) -> TraceView:
-    tokens = tuple(TokenView(*token) for token in record.get("tokens", ()))
-    return TraceView(**(record | {"tokens": tokens}))
+    tokens = tuple(TokenView(_text(t), _number(prior), _number(post)) for t, prior, post in record.get("tokens", ()))
+    numbers = {name: _number(record.get(name)) for name in ("reward", "advantage", "kl")}
+    texts = {name: _text(record[name]) for name in ("source", "text", "finish")}
+    verdict = {"correct": _text(record["correct"])} if record.get("correct") is not None else {}
+    return TraceView(**(record | numbers | texts | verdict | {"tokens": tokens}))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is due, not {str(value)[:20]}")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"a number is due, not {str(value)[:20]}")
+    return None if value is None else float(value)

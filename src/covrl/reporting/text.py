@@ -6,6 +6,11 @@ import html
 import re
 import unicodedata
 
+from covrl.secrets import redacted
+
+LONGEST_MESSAGE = 2000
+"""Characters; a file may have a name of a megabyte where a setting is due."""
+
 _JOINERS = "\u200c\u200d"  # they shape ordinary Persian, Hindi and emoji text, so they stay as they are
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _DIGITS = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
@@ -39,6 +44,12 @@ def one_line(text: str, limit: int | None = None) -> str:
     """Visible text on one line, white space runs collapsed, cut to ``limit`` characters with an ellipsis."""
     line = " ".join(visible(text).split())
     return line if limit is None or len(line) <= limit else line[: max(limit - 1, 0)].rstrip() + "…"
+
+
+def message(text: str) -> str:
+    """What went wrong, on one line that every terminal can show; it may quote a file, a model or another package."""
+    line = redacted(" ".join(visible(text).split("\n")).strip())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}…"
 
 
 def clip(text: str, limit: int) -> tuple[str, int]:

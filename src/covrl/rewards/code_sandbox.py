@@ -7,9 +7,11 @@ own interpreter, which a program that sets out to can get around; the limits of 
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import os
+import re
 import resource
 import struct
 import sys
@@ -59,6 +61,7 @@ _CHANGES = {  # event: places of the path and of its open folder among the argum
     "os.utime": [(0, 3)],
 }
 _AF_UNIX = 1
+_PYTHONS_OWN = frozenset(kind for kind in vars(builtins).values() if isinstance(kind, type))
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -142,6 +145,7 @@ def _limit(job: dict[str, Any]) -> None:
 def _guard(folder: str) -> None:
     """Refuse, for the rest of the process, what no solution of a problem needs."""
     inside = folder + os.sep
+    others = re.compile(rf"/proc/(?!{os.getpid()}/)\d+/")  # their environment has tokens in it
 
     def within(path: Any, directory: Any = -1) -> bool:
         if isinstance(path, int):
@@ -165,6 +169,8 @@ def _guard(folder: str) -> None:
             writes = bool(flags & _WRITING) if isinstance(flags, int) else any(c in "wax+" for c in mode or "")
             if writes and not within(path):
                 raise PermissionError("writing outside the working folder is refused")
+            if not isinstance(path, int) and others.match(os.path.realpath(os.fsdecode(path))):
+                raise PermissionError("reading about another process is refused")
         elif event in _CHANGES and not all(within(*pair) for pair in _paths(event, arguments)):
             raise PermissionError(f"{event} outside the working folder is refused")
 
@@ -179,8 +185,6 @@ def _paths(event: str, arguments: tuple[Any, ...]) -> list[tuple[Any, Any]]:
 
 def _run(program: str, tests: list[str]) -> str | None:
     """None if the program and all tests ran through, else what went wrong."""
-    import builtins
-
     current = vars(builtins)
     kept = dict(current)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -200,7 +204,8 @@ def _executed(text: str, what: str, names: dict[str, Any]) -> str | None:
     try:
         exec(compile(text, what, "exec"), names)
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: leaving early is no pass
-        return f"{what} ended with {type(error).__name__}"
+        kind = type(error)  # a class of the program's own may be called anything: what it read in a file, say
+        return f"{what} ended with {kind.__name__ if kind in _PYTHONS_OWN else 'an exception of its own'}"
     return None
 
 

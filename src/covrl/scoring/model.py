@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -17,8 +17,11 @@ from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
+from covrl.scoring.trust import quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
+
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else transformers asks a service to convert a pickle
 
 SHIPPED = Path(__file__).parents[1] / "quickstart"
 
@@ -145,23 +148,19 @@ class LanguageModel:
 
 
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code.
+    """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code (:mod:`.trust`).
 
     Raises:
-        UserError: no such folder or model, no weights, or logits that are not finite.
+        UserError: no such folder or model, files that cannot or must not be read, or logits that are not finite.
     """
     source = str(resolve_path(config.path))
     if not Path(source).is_dir() and _is_local(source):
         raise UserError(f"model.path: there is no folder {source}")
-    if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
-        raise UserError(f"model.path: {source} holds no *.safetensors weights")
+    checked = safe_config(source, config.allow_pickle)
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
-    try:
-        tokenizer = load_tokenizer(source)
-        dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model.path: cannot load {source!r}: {str(error).splitlines()[0]}") from error
+    tokenizer = quoted(source, lambda: load_tokenizer(source))
+    dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
+    model = read_model(AutoModelForCausalLM, source, dtype, checked, config.allow_pickle)
     for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
         parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
@@ -186,7 +185,7 @@ def load_tokenizer(source: str) -> Any:
     """
     named = get_tokenizer_config(source).get("tokenizer_class")
     generic = named in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
 
 
 def resolve_path(path: str) -> Path | str:
@@ -215,6 +214,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if name.partition(":")[0] == "meta":
+        raise UserError("model.device: meta holds no numbers; choose cpu, cuda, mps or auto")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,11 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
 from covrl.errors import UserError
+from covrl.scoring.trust import read_model, safe_config
 from covrl.training import durable
 from covrl.training.parts import load_parts, names_in, save_parts
 
@@ -39,6 +42,11 @@ FORMAT = 3
 READABLE = (1, 2, 3)
 """Formats that are read. 1 had no manifest, so its files cannot be verified, and no record of its settings;
 2 had no optimizer in parts."""
+
+DAMAGE = (
+    OSError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError, CheckpointException
+)  # fmt: skip
+"""What reading a file that is not as it was written raises."""
 
 FINGERPRINTED = 16
 """Problems whose prompts' tokens are part of a run's fingerprint."""
@@ -57,6 +65,21 @@ class Boundary:
     guards: dict[str, Any]
     best: tuple[float, float] | None
     updates: int
+
+
+class _State(BaseModel):
+    """What ``state.json`` must be to be used; somebody else may have written it."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    done: int = Field(ge=0)
+    problems: dict[str, int]
+    best: list[float] | None = Field(min_length=2, max_length=2)
+    algorithm: dict[str, Any] = {}
+    guards: dict[str, Any] = {}
+    paths: dict[str, list[bool]] = {}
+    fingerprint: dict[str, str] | None = None
+    config: dict[str, dict[str, Any]] | None = None
 
 
 def boundary_of(run: Run) -> Boundary:
@@ -155,7 +178,9 @@ def _damage_without_manifest(folder: Path) -> str | None:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        if not isinstance(state, dict):
+            raise ValueError("state.json is not a table")
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         return str(error)
     _check_format(folder, state.get("format"))
     return None if state.get("format") == 1 else f"{durable.MANIFEST} is missing"
@@ -174,12 +199,24 @@ def load_checkpoint(run: Run, folder: Path) -> None:
     """
     state = read_state(folder)
     try:
-        _load_optimizer(run, folder)
-    except (OSError, SafetensorError, CheckpointException) as error:
-        raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
+        _load(run, folder, state)
+    except DAMAGE as error:
+        raise UserError(f"{folder}: the checkpoint is damaged: {_what(error)}") from error
+
+
+def _what(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    said = (str(error).splitlines() or [""])[0][:300]
+    return said if isinstance(error, (OSError, SafetensorError)) else f"{type(error).__name__}: {said}"
+
+
+def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+    _load_optimizer(run, folder)
     for name in _followers(run):
         model = run.models[name].model
-        model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
+        model.load_state_dict(_weights(model, folder / name))
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
     run.guard.load_state_dict(state.get("guards", {}))
@@ -206,6 +243,13 @@ def _load_optimizer(run: Run, folder: Path) -> None:
     load_parts({f"{name}.{part}": v for name, parts in state.items() for part, v in parts.items()}, source)
     for name, parameter in names.items():
         run.optimizer.state[parameter] = state[name]
+        taken = float(state[name]["step"])
+        if not (math.isfinite(taken) and taken >= 0):
+            raise UserError(f"{folder}: the optimizer state of {name} has step {taken}")
+
+
+def _weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    return read_model(type(model), str(folder), model.dtype, safe_config(str(folder))).state_dict()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -218,9 +262,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError("state.json is not a table")
-    except (OSError, ValueError) as error:
+        _check_format(folder, state.get("format"))
+        _State.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{folder}: the checkpoint is damaged: state.json: {key}: {first['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
-    _check_format(folder, state.get("format"))
     return state
 
 

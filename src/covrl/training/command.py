@@ -64,7 +64,7 @@ def run_train(asked: TrainRequest) -> None:
     run.world.close()
     console = Console()
     if _report(folder):
-        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
     show_model_path(console, trained.best or trained.last)
 
 

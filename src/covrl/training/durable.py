@@ -125,7 +125,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
         raise ValueError(f"{MANIFEST} is not as it was written")
@@ -133,13 +133,20 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path) -> str | None:
-    """The first thing that is not as :func:`seal` left it, or None. Reads every byte."""
+    """The first thing that is not as :func:`seal` left it, or None. Reads every byte, none of it outside the folder."""
     try:
-        files = manifest(folder)["files"]
+        files = manifest(folder).get("files")
     except ValueError as error:
         return str(error)
+    if not isinstance(files, dict) or not all(
+        isinstance(s, dict) and isinstance(s.get("bytes"), int) for s in files.values()
+    ):
+        return f"{MANIFEST} is not as it was written"
+    inside = folder.resolve()
     for name, said in files.items():
         path = folder / name
+        if "\0" in name or not path.resolve().is_relative_to(inside):
+            return f"{name!r} is not in the folder"
         if not path.is_file():
             return f"{name} is missing"
         size = path.stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ def alone_in(folder: Path) -> Generator[None]:
         UserError: the folder cannot be written, or its file system has no locks.
     """
     try:
-        lock = (folder / ".lock").open("w")
+        # In a folder of somebody else's a link could be any file of ours: nothing is followed, and nothing emptied.
+        lock = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
     with lock:
@@ -47,7 +49,7 @@ def alone_in(folder: Path) -> Generator[None]:
         except BlockingIOError:
             raise RunBusyError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
         except OSError as error:
-            raise UserError(f"{folder}: cannot lock {lock.name}: {error.strerror}") from None
+            raise UserError(f"{folder}: cannot lock .lock: {error.strerror}") from None
         yield
 
 

@@ -21,6 +21,9 @@ from covrl.training import durable
 from covrl.training.checkpoint import boundary_of, checkpoints, damage_of, save_checkpoint, step_of, updates_of
 from covrl.training.loop import Run
 
+WRITTEN = ("metrics.jsonl", "traces.jsonl", "checkpoints", "best", "non-finite")
+"""What a run writes in its folder in place; everything else is replaced as a whole."""
+
 
 class CannotSaveError(TrainingStoppedError):
     """The disk is full or not writable; the message names the last good checkpoint."""
@@ -47,6 +50,9 @@ class Keeper:
 
     def _open(self) -> None:
         run, folder = self._run, self._folder
+        for name in WRITTEN:  # in a folder of somebody else's it could be any file of ours
+            if (folder / name).is_symlink():
+                raise UserError(f"{folder / name} is a link: a run writes inside its folder only; put the file there")
         self._set_aside_damaged()
         durable.recover(folder / "best")
         self.notes += cut_behind(folder / "metrics.jsonl", run.done, every_step=True)
@@ -128,7 +134,7 @@ def best_value(best: Path) -> tuple[float, float] | None:
     if found is None:
         return None
     try:
-        value = durable.manifest(found)["value"]
-    except (ValueError, KeyError):  # of an earlier version, which kept no manifest
+        accuracy, likelihood = map(float, durable.manifest(found)["value"])
+    except (ValueError, KeyError, TypeError):  # of an earlier version, which kept no manifest
         return None
-    return value[0], value[1]
+    return accuracy, likelihood

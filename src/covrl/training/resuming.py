@@ -87,6 +87,8 @@ def check_versions(folder: Path) -> list[str]:
         before = manifest(folder).get("made_with", {})
     except ValueError:  # a checkpoint of format 1
         return []
+    if not isinstance(before, dict):
+        return []
     now = made_with()
     changed = [
         f"{name} {before[name]} then, {now[name]} now" for name in now if before.get(name, now[name]) != now[name]

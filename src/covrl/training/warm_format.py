@@ -88,7 +88,7 @@ class Lesson:
 
 def given_trace(prompts: Prompts, problem: Problem, solution: str) -> Rollout:
     """A worked solution as a rollout of the prior prompt that closed itself."""
-    ids = prompts.encode(solution.strip()) + prompts.close_ids
+    ids = prompts.literal(solution.strip()) + prompts.close_ids
     request = Request(problem.id, 0, prompts.prior(problem), "prior")
     return Rollout(request, ids, (0.0,) * len(ids), "closed", "sampled", solution + prompts.config.close)
 

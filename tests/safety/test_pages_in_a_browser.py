@@ -1,0 +1,271 @@
+"""Pages full of hostile text in a real browser: nothing of it runs, and nothing is requested over the network.
+
+Each page is opened twice: as it is, and with its content security policy switched off, so that the escaping alone has
+to hold. A page that is not escaped comes first: it must set off what the others are searched for.
+"""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import Chromium, find_browser
+
+from covrl.comparison.cells import Budget, Cell, Exam, Result
+from covrl.comparison.page import render as render_comparison
+from covrl.comparison.summary import lines
+from covrl.evaluation.exam import Sample, Solved
+from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
+from covrl.reporting.exams import render_exams
+from covrl.reporting.html import render_report
+from covrl.reporting.reliability import render_reliability
+from covrl.reporting.sinks import JsonlSink, TracesSink, read_steps
+from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary
+
+pytestmark = pytest.mark.skipif(
+    find_browser() is None, reason="no Chromium here: install one or name it in COVRL_BROWSER, and the pages are tried"
+)
+
+HIT = "window.ran=(window.ran||0)+1;fetch('{url}/ran')"
+PAYLOADS = (
+    "<script>{hit}</script>",
+    "</script><script>{hit}</script>",
+    "</ScRiPt ><svg/onload=\"{hit}\">",
+    "<img src={url}/img onerror=\"{hit}\">",
+    "'><img src=x onerror=\"{hit}\">",
+    "\"><img src=x onerror=\"{hit}\">",
+    "' onmouseover='{hit}' onclick='{hit}' onfocus='{hit}' tabindex='0' x='",
+    "\" onmouseover=\"{hit}\" onclick=\"{hit}\" onfocus=\"{hit}\" tabindex=\"0\" x=\"",
+    "x onmouseover={hit} onclick={hit} ",
+    "` onclick=`{hit}`",
+    "<a id=bait href=\"javascript:{hit}\">here</a>",
+    "<a href='java\tscript:{hit}'>here</a>",
+    "javascript:{hit}//",
+    "</style><style>body{{background:url({url}/css)}}*{{display:none}}</style>",
+    "<style>@import '{url}/import';</style>",
+    "x;background:url({url}/inline)",
+    "<link rel=stylesheet href={url}/link><link rel=prefetch href={url}/prefetch>",
+    "<iframe srcdoc=\"<script>parent.{hit}</script>\"></iframe><iframe src={url}/frame></iframe>",
+    "<object data={url}/object></object><embed src={url}/embed><video src={url}/video autoplay></video>",
+    "<base href={url}/><meta http-equiv=refresh content='0;url={url}/refresh'>",
+    "<form action={url}/form><input autofocus onfocus=\"{hit}\"><button>go</button></form>",
+    "--><script>{hit}</script><!--",
+    "</title></textarea></noscript></template></select></svg></math><script>{hit}</script>",
+    "<math><mtext><table><mglyph><style><!--</style><img title=\"--&gt;&lt;img src=1 onerror={hit}&gt;\">",
+    "&lt;script&gt;{hit}&lt;/script&gt;",
+    "&#60;img src=x onerror={hit}&#62;",
+    "\\u003cscript\\u003e{hit}\\u003c/script\\u003e",
+    "\"}}];{hit}//",
+    "'}}];{hit}//\u2028{hit}\u2029</script>",
+    "${{{hit}}}{{{{constructor.constructor('{hit}')()}}}}",
+    "<svg><use href=\"data:image/svg+xml,<svg id='x'><image href='1' onerror='{hit}'/></svg>#x\">",
+    "<details open ontoggle=\"{hit}\"><summary>x</summary></details>",
+    "<x onanimationstart=\"{hit}\" style=\"animation-name:x\">\x00\ud800\x1b[2J",
+)  # fmt: skip
+
+SHAKE = """(async () => {
+  const kinds = ["pointerenter", "mouseover", "mouseenter", "pointermove", "pointerdown", "mousedown", "focus", "blur",
+                 "focusin", "click", "keydown", "toggle", "load", "error", "animationstart"];
+  for (const round of [0, 1]) {
+    for (const select of document.querySelectorAll("select")) {
+      for (const option of [...select.options]) {
+        select.value = option.value;
+        select.dispatchEvent(new Event("change", { bubbles: true }));
+      }
+    }
+    for (const each of document.querySelectorAll("*")) {
+      if (each.tagName === "DETAILS") each.open = true;
+      for (const kind of kinds) each.dispatchEvent(new MouseEvent(kind, { bubbles: true, cancelable: true }));
+      if (each.tagName === "A") each.click();
+    }
+    await new Promise((done) => setTimeout(done, 150));
+  }
+  return window.ran || 0;
+})()"""
+
+FOUND = """(() => {
+  const every = [...document.querySelectorAll("*")];
+  const odd = "img,iframe,object,embed,video,audio,base,link,form:not(.pick),input,textarea,math,x,use,image";
+  return {
+    odd: [...document.querySelectorAll(odd)].map((e) => e.outerHTML.slice(0, 200)),
+    scripts: document.scripts.length,
+    styles: document.querySelectorAll("style").length,
+    handlers: every.flatMap((e) => e.getAttributeNames().filter((n) => n.startsWith("on"))),
+    inline: every.filter((e) => e.hasAttribute("style")).length,
+    links: every.flatMap((e) => ["href", "src", "action", "formaction"].map((n) => e.getAttribute(n)))
+      .filter((v) => v !== null && !v.startsWith("#")),
+    hidden: getComputedStyle(document.body).display,
+    text: document.body.textContent,
+  };
+})()"""
+
+
+class Server:
+    """Writes down whatever anybody asks it for."""
+
+    def __init__(self) -> None:
+        asked = self.asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(200)
+                self.send_header("Access-Control-Allow-Origin", "*")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    program = find_browser()
+    assert program is not None
+    made = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def attacks(server: Server) -> tuple[str, ...]:
+    hit = HIT.format(url=server.url)
+    return tuple(payload.format(hit=hit, url=server.url) for payload in PAYLOADS)
+
+
+def report(attacks: tuple[str, ...], folder: Path) -> str:
+    """The report of a run of whose every text is an attack, through the files that a run leaves."""
+    steps = []
+    for step, attack in enumerate(attacks, start=1):
+        tokens = tuple(TokenView(piece, -0.1 * i, -2.0) for i, piece in enumerate([attack, *attack.split(" ")]))
+        views = (
+            TraceView(attack, attack, "closed", -1.0, 1.0, None),
+            TraceView("prior", attack, attack, -1.0, 0.5, 0.1, tokens=tokens, correct=attack),  # ty: ignore
+        )
+        group = TraceGroup(Problem(attack, attack, attack, (attack,), attack), views)
+        steps.append(
+            StepReport(step, {"reward/prior": -1.0 / step, f"x/{attack}": 1.0, attack: 2.0}, (attack,), (group,))
+        )
+    for sink in (JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl")):
+        for each in steps:
+            sink.write(each)
+        sink.close()
+    every = " ".join(attacks)
+    return render_report(
+        RunSummary(
+            title=every,
+            subtitle=every,
+            headline=every,
+            config={attack: {attack: [attack]} for attack in attacks},
+            steps=read_steps(folder / "metrics.jsonl", folder / "traces.jsonl"),
+            results=[ResultRow(attack, 0.1, 0.2, 0.1, attack, unit="share") for attack in attacks],
+            examples=[Example(a, a, Attempt(a, "wrong"), Attempt(a, a)) for a in attacks],  # ty: ignore
+            notes=[Note(attack) for attack in attacks],
+        )
+    )
+
+
+def evaluation(attacks: tuple[str, ...], folder: Path) -> str:
+    class Table:
+        title, about, head, rows = attacks[0], " ".join(attacks), list(attacks), [[a] * len(attacks) for a in attacks]
+
+    def sample(attack: str, verdict: str) -> Sample:
+        return Sample(attack, attack, attack, verdict, "closed", 1, 1, False, 1.0, attack)  # ty: ignore
+
+    solved = {
+        (exam, model): [
+            Solved(a, a, a, a, sample(a, "right" if i == "m" else "wrong"), (sample(a, "wrong"),)) for a in attacks
+        ]
+        for exam in attacks
+        for i, model in (("m", exam), ("n", f"{exam} "))
+    }
+    return render_exams([Table()], list(attacks), solved)
+
+
+def calibration(attacks: tuple[str, ...], folder: Path) -> str:
+    part = {"from": 0.0, "to": 1.0, "p": 0.5, "right": 0.5, "interval": [0.1, 0.9], "count": 3}
+    names = ("right", "auc", "auc_within", "expected_calibration_error", "brier", "traces", "questions")
+    record = dict.fromkeys((*names, "questions_with_both"), 1)
+    every = " ".join(attacks)
+    texts = {"model": every, "problem_source": every, "sentence": every}
+    return render_reliability(Filled(record | texts | {"reliability": [part], "by_log_prob": [part]}))
+
+
+class Filled(dict):
+    """Figures that the page asks for and that are of no matter here are 0.5."""
+
+    def __missing__(self, key: str) -> float:
+        return 0.5
+
+
+def comparison(attacks: tuple[str, ...], folder: Path) -> str:
+    found = {}
+    for method in attacks:
+        for seed in (0, 1):
+            cell = Cell(method, "rare", 1e-4, seed, Budget("steps", 20), Exam("test", 8))
+            exam = {"problems": 50, "greedy": 0.5, "n": 8, "avg@n": 0.4, "pass@1": 0.4, "intervals": {}, method: 0.5}
+            point = {"generated": 9.0, "scored": 9.0, "trained": 9.0, "accuracy": 0.5, "sound": None}
+            tokens = {"generated": 9.0, "scored": 9.0, "trained": 9.0}
+            figures = {"chance": 0.1, "steps": 20, "stopped": method, "exam": exam, "tokens": tokens}
+            figures |= {"curve": [{"step": 0, **point}, {"step": 20, **point}], "seconds": {method: 1.0, "train": 1.0}}
+            found[cell] = Result(cell, method, figures)
+    return render_comparison(lines(list(found), found), {cell: cell.method for cell in found})
+
+
+PAGES = {"report": report, "eval": evaluation, "calibrate": calibration, "compare": comparison}
+
+
+def test_the_mines_go_off_where_nothing_is_escaped(
+    browser: Chromium, server: Server, attacks: tuple[str, ...], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    ran = 0
+    for attack in attacks[:11]:
+        text = attack.encode("utf-8", "replace").decode()
+        page.write_text(f"<!doctype html><meta charset=utf-8><p title='{text}'>{text}</p>", encoding="utf-8")
+        browser.open(page, policy=False)
+        ran += browser.run(SHAKE) > 0
+    assert ran >= 8
+    assert "/ran" in server.asked
+    assert "/img" in server.asked
+    server.asked.clear()
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("policy", [True, False], ids=["with its policy", "by escaping alone"])
+def test_nothing_runs_and_nothing_is_requested(
+    browser: Chromium, server: Server, attacks: tuple[str, ...], tmp_path: Path, name: str, policy: bool
+) -> None:
+    page = tmp_path / f"{name}.html"
+    page.write_bytes(PAGES[name](attacks, tmp_path).encode("utf-8", "backslashreplace"))
+    server.asked.clear()
+    browser.open(page, policy)
+    assert browser.run(SHAKE) == 0
+    found = browser.run(FOUND)
+    assert browser.run("location.href").partition("#")[0] == page.as_uri()
+    assert {url.partition("#")[0] for url in browser.requests} == {page.as_uri()}
+    assert browser.dialogs == []
+    assert server.asked == []
+    assert found["odd"] == []
+    assert found["scripts"] == (1 if name == "report" else 0)
+    assert found["styles"] <= 2
+    assert found["handlers"] == found["links"] == []
+    assert found["inline"] == 0
+    assert found["hidden"] != "none"
+    assert "<img src=" in found["text"], "the text is there to be read"

@@ -1,0 +1,79 @@
+"""Calls that run what they read, or ask a shell: each place in the package that has one is known by name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import covrl
+from covrl.errors import UserError
+from covrl.problems.loading import load_problems
+
+HERE = Path(covrl.__file__).parent
+FORBIDDEN = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
+    "torch.load", "marshal.loads", "shelve.open", "tempfile.mktemp", "runpy.run_path", "joblib.load", "numpy.load",
+    "import_module", "load_dataset", "datasets.load_dataset",
+}  # fmt: skip
+KNOWN = {
+    ("rewards/code_sandbox.py", "exec"),  # the sandbox itself
+    ("rewards/code_sandbox.py", "compile"),
+    ("training/distributed.py", "pickle.loads"),  # whether its own error can be sent to another rank
+    ("problems/loading.py", "datasets.load_dataset"),  # runs no scripts: see below
+    ("problems/loading.py", "import_module"),  # the rest name modules of the package or of its extras
+    ("reporting/trackers.py", "import_module"),
+    ("algorithms/__init__.py", "import_module"),
+    ("__init__.py", "import_module"),
+    ("rewards/gym_worker.py", "import_module"),
+    ("plugins.py", "import_module"),  # what a person typed: tests/test_plugins.py
+}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    for path in sorted(HERE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield path.relative_to(HERE).as_posix(), ast.unparse(node.func), node
+
+
+def test_nothing_that_is_read_is_run() -> None:
+    found = {(file, name) for file, name, _ in calls() if name in FORBIDDEN}
+    assert found <= KNOWN, sorted(found - KNOWN)
+
+
+def test_no_shell_is_asked() -> None:
+    for file, name, call in calls():
+        shell = [k.value for k in call.keywords if k.arg == "shell"]
+        assert all(isinstance(v, ast.Constant) and v.value is False for v in shell), (file, name)
+
+
+def test_no_model_is_loaded_with_its_code() -> None:
+    for file, name, call in calls():
+        named = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert named.get("trust_remote_code", "False") == "False", (file, name)
+        assert named.get("weights_only", "True") == "True", (file, name)
+        if name.endswith("from_pretrained") and not file.startswith("quickstart/"):  # whose folder is the package's
+            assert "trust_remote_code" in named or None in named, (file, name)
+
+
+def test_nothing_imports_yaml() -> None:
+    for path in HERE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {n.partition(".")[0] for n in names} & {"yaml", "dill", "cloudpickle", "joblib", "marshal"}, path
+
+
+def test_a_data_set_that_is_a_script_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra is not installed")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner/evil"
+    folder.mkdir(parents=True)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\n")
+    with pytest.raises(UserError, match="hf:owner/evil:train: "):
+        load_problems("hf:owner/evil:train")
+    assert not (tmp_path / "it-ran").exists()
