@@ -29,14 +29,13 @@ from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
-from covrl.scoring.compute import recompute_activations
-from covrl.scoring.model import SHIPPED, LanguageModel, load_model
+from covrl.scoring.model import SHIPPED, load_model
 from covrl.training import durable
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
 from covrl.training.distributed import join_world
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import Run, response_tokens
-from covrl.training.models import frozen_copy
+from covrl.training.models import load_beside, load_policy
 from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.signals import StopRequest
 from covrl.training.warm_format import WarmFormat
@@ -87,10 +86,10 @@ def build(
     world = join_world(config.model.device)
     config = named_in_config(config, reward, algorithm)
     reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
-    moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
-    policy, tokenizer = load_model(moved, config.generation.temperature)
-    if config.training.recompute:
-        recompute_activations(policy.model)
+    if evaluation_only:
+        policy, tokenizer = load_model(config.model, config.generation.temperature)
+    else:
+        policy, tokenizer = load_policy(config, policy_path)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])
@@ -103,7 +102,7 @@ def build(
     return Run(
         config=config,
         algorithm=method,
-        models={"policy": policy} | _beside(method, policy, config if policy_path else None),
+        models={"policy": policy} | load_beside(policy, method.models, config, policy_path is not None),
         generator=generator,
         prompts=prompts,
         source=source,
@@ -155,14 +154,6 @@ def build_algorithm(
             "rewards.function, or choose a likelihood method such as covrl"
         )
     return method
-
-
-def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None) -> dict[str, LanguageModel]:
-    """The method's other models: copies of the base, which is the policy itself unless ``base`` says otherwise."""
-    if not method.models:
-        return {}
-    start = load_model(base.model, base.generation.temperature)[0] if base else policy
-    return {spec.name: frozen_copy(start) for spec in method.models}
 
 
 def named_in_config(config: RunConfig, reward: RewardFunction | None, algorithm: type[Algorithm] | None) -> RunConfig:

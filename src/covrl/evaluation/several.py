@@ -23,7 +23,7 @@ from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
-from covrl.scoring.model import load_model, load_tokenizer, resolve_path
+from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
 
 Say = Callable[[str], None]
 
@@ -182,11 +182,13 @@ def _candidate(name: str, config: RunConfig, exams: Sequence[Exam]) -> _Candidat
     """Everything about a model that can be checked without its weights."""
     source = str(resolve_path(config.model.path))
     try:
-        tokenizer = load_tokenizer(source)
-        context = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
+        base = base_source(source)
+        tokenizer = load_tokenizer(source if (Path(source) / "tokenizer_config.json").is_file() else base)
+        context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name}: cannot load {source!r}: {str(error).splitlines()[0]}") from None
-    candidate = _Candidate(name, config, tokenizer, context, fingerprint(Path(source)))
+    weights = fingerprint(Path(source)) + (fingerprint(Path(base)) if base != source else "")
+    candidate = _Candidate(name, config, tokenizer, context, weights)
     for exam in exams:
         prompts = candidate.prompts(exam)
         check_tokens(prompts, [])

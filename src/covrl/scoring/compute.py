@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from covrl.errors import UserError
+
 
 def blocks(model: Any) -> list[nn.Module]:
     """The transformer blocks: the members of the trunk's largest list of modules."""
@@ -45,3 +47,34 @@ def _recomputed(block: nn.Module, *given: Any, **named: Any) -> Any:
         return type(block).forward(block, *given, **named)
     # no random numbers to keep: dropout is off in every pass
     return checkpoint(type(block).forward, block, *given, use_reentrant=False, preserve_rng_state=False, **named)
+
+
+def compile_trunk(model: Any) -> None:
+    """Let torch.compile make the trunk's passes without a cache, which score and train; sampling is left as it is.
+
+    Shapes are dynamic: what is compiled serves rows of any number and length. The module's hooks stay outside.
+
+    Raises:
+        UserError: there is no compiler, or it cannot do this model; tried on two rows.
+    """
+    trunk = model.base_model
+    own = trunk.__dict__.get("forward")
+    inner = type(trunk).forward if own is None else own.__func__
+    compiled = torch.compile(inner, dynamic=True)
+
+    def forward(module: nn.Module, *given: Any, **named: Any) -> Any:
+        whole_rows = named.get("use_cache") is False and named.get("past_key_values") is None
+        return (compiled if whole_rows else inner)(module, *given, **named)
+
+    trunk.forward = MethodType(forward, trunk)
+    size = model.config.vocab_size
+    rows = torch.tensor([[i % size for i in range(n, n + 9)] for n in (2, 5)], device=next(trunk.parameters()).device)
+    try:
+        with torch.no_grad():
+            trunk(input_ids=rows, use_cache=False)
+    except Exception as error:  # its many stages raise as many kinds, from a missing compiler to a bug in one
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(
+            f"model.compile: torch.compile cannot do {type(model).__name__} here: {lines[0][:300]}; it needs a C++ "
+            "compiler (g++ or clang++) for a CPU and triton for a GPU; leave model.compile out"
+        ) from error

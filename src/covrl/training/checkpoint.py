@@ -1,7 +1,7 @@
 """Checkpoints: everything that decides the next step, in a directory that is there whole or not at all.
 
     checkpoints/step-000050/
-        model/                 the policy as a Hugging Face folder
+        model/                 the policy as a Hugging Face folder (with LoRA: the adapter alone)
         NAME/                  each model that follows the policy (a frozen one is the base, and is not saved)
         optimizer.safetensors  AdamW's two moments and step count of each parameter, by name
         state.json             steps done, the problems' position, the method's memory, the settings, what was read
@@ -83,7 +83,7 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
     try:
         run.save(written / "model")
         for name in _followers(run):
-            run.models[name].model.save_pretrained(written / name)
+            run.models[name].save(written / name)
         save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
         (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
         durable.finish(written, final, {"format": FORMAT, "made_with": made_with()})
@@ -177,8 +177,7 @@ def load_checkpoint(run: Run, folder: Path) -> None:
                 k: v.clone() if k == "step" else v.to(parameter, copy=True) for k, v in parts.items()
             }
     for name in _followers(run):
-        model = run.models[name].model
-        model.load_state_dict(type(model).from_pretrained(folder / name, dtype=model.dtype).state_dict())
+        run.models[name].load(folder / name)
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
     run.guard.load_state_dict(state.get("guards", {}))

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
 from covrl.scoring.model import LanguageModel
+from covrl.training.models import Adapted
 from covrl.training.optimizer import make_optimizer
 from covrl.training.parallel import Solo, part_of
 from covrl.training.sharding import gathered, like_parameter, shard, whole, whole_copy, why_not
@@ -160,6 +161,8 @@ class Processes(Solo):
             raise UserError("the processes read different settings or checkpoints; they need one shared folder")
         if run.config.training.weights == "replicated" or self.sharded:
             return
+        if run.config.model.compile:
+            raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
         reason = why_not(run.models["policy"])
         if reason:
             run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
@@ -213,7 +216,8 @@ class Processes(Solo):
 
     @contextmanager
     def whole_run(self, run: Run) -> Generator[Run | None]:
-        found = self._gathered_run(run) if self.sharded else run
+        adapted = isinstance(run.models["policy"], Adapted)  # what is written of it is whole on every rank
+        found = self._gathered_run(run) if self.sharded and not adapted else run
         yield found if self.first else None
         dist.barrier()
 

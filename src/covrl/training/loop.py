@@ -31,7 +31,7 @@ from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
 from covrl.training.guard import Guard, check_credits, check_scores, sampling_errors, together, watched
 from covrl.training.memory import pass_arithmetic, with_less
-from covrl.training.models import follow
+from covrl.training.models import follow, rest
 from covrl.training.monitors import (
     label_metrics,
     label_warnings,
@@ -334,6 +334,7 @@ class Run:
             return self.world.shared(partial(self._read, contexts, readings, limits), pairs)
 
         scores = iter(self._with_less(attempt, pairs))
+        rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
     def _read(
@@ -361,6 +362,7 @@ class Run:
                 raise gradient_error(float(norm), self.algorithm, self.models, *batch, search=self.alone)
             self._applied = True
             self.optimizer.step()
+            rest(self.models.values())
             parts.append(_gradient_metrics(report, float(norm)))
         means = _means(parts)
         totals = {name: sum(part[name] for part in parts) for name in TOTALS}
@@ -423,8 +425,8 @@ class Run:
         return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
 
     def save(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""
-        self.models["policy"].model.save_pretrained(folder)
+        """Write the policy as a Hugging Face folder: safetensors, config, tokenizer. With LoRA, the adapter."""
+        self.models["policy"].save(folder)
         self.prompts.tokenizer.save_pretrained(folder)
 
     def _shown(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> tuple[TraceGroup, ...]:
