@@ -59,7 +59,7 @@ class LoraConfig(Settings):
     """
 
     rank: int = Field(0, ge=0, description="rows of A and columns of B; 0: no adapters, all weights are trained")
-    alpha: float = Field(32, gt=0, description="the adapter's scale, times the rank")
+    alpha: float = Field(32.0, gt=0, description="the adapter's scale, times the rank")
     target_modules: tuple[str, ...] = Field(
         ("all-linear",),
         min_length=1,

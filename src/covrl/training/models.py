@@ -138,7 +138,7 @@ class Offloaded(LanguageModel):
         super().__init__(copied.model, copied.temperature)
         self.work = work
         self.paths, self.compute_dtype, self.given_up = copied.paths, copied.compute_dtype, copied.given_up
-        self._home: list[tuple[Tensor, Tensor]] = []
+        self._home: dict[str, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -162,16 +162,27 @@ class Offloaded(LanguageModel):
         return super().hidden(rows)
 
     def _fetch(self) -> None:
-        if not self._home:
-            self._home = [(t, t.data) for t in (*self.model.parameters(), *self.model.buffers())]
-            for tensor, kept in self._home:
-                tensor.data = kept.to(self.work, non_blocking=True)
+        if self._home:
+            return
+        named = (self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False))
+        self._home = {name: tensor for part in named for name, tensor in part}
+        distinct = {id(tensor): tensor for tensor in self._home.values()}
+        there = {key: _like(t, t.detach().to(self.work, non_blocking=True)) for key, t in distinct.items()}
+        self._put({name: there[id(tensor)] for name, tensor in self._home.items()})  # what was tied is tied there too
 
     def rest(self) -> None:
         """Give the device's memory back."""
-        for tensor, kept in self._home:
-            tensor.data = kept
-        self._home = []
+        self._put(self._home)
+        self._home = {}
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, tensor)
+
+
+def _like(tensor: Tensor, moved: Tensor) -> Tensor:
+    return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
 
 
 def rest(models: Iterable[LanguageModel]) -> None:
