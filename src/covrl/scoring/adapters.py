@@ -144,9 +144,10 @@ def adapter_weights(model: Any, name: str = POLICY) -> dict[str, nn.Parameter]:
     return {f"{_PREFIX}{match[1]}.weight": weight for match, weight in found if match}
 
 
-def has_adapter(model: Any, name: str = POLICY) -> bool:
-    """Whether an adapter of that name is in the model."""
-    return name in getattr(model, "peft_config", {})
+def all_adapters(model: Any) -> list[nn.Parameter]:
+    """The weights of all adapters in a model; none in a plain one."""
+    names = getattr(model, "peft_config", {})
+    return [weight for name in names for weight in adapter_weights(model, name).values()]
 
 
 def save_adapter(model: Any, name: str, folder: Path) -> None:

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from covrl.scoring.adapters import adapter_weights
+from covrl.scoring.adapters import all_adapters
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
 
@@ -38,7 +38,7 @@ def why_not(model: LanguageModel) -> str | None:
 def shard(model: Any, mesh: DeviceMesh) -> None:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
     trunk = model.base_model
-    whole = {*model.get_output_embeddings().parameters(), *adapter_weights(model).values()}
+    whole = {*model.get_output_embeddings().parameters(), *all_adapters(model)}
     for block in blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(trunk, mesh=mesh, ignored_params=whole)
