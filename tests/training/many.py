@@ -47,9 +47,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "rlpr": ("rlpr", "float64", {}, {}),
     "dapo": ("dapo", "float64", {}, {}),
     "rapo": ("rapo", "float64", {}, {}),
-    "covrl lora streams": ("covrl", "float64", {"stream_norms_every": 1}, {}),
-    "nover lora recompute": ("nover", "float64", {"recompute": True}, {"sync_every": 1}),
-    "rlpr lora replicated": ("rlpr", "float64", {"weights": "replicated"}, {}),
 }
 
 
@@ -68,7 +65,6 @@ def config(folder: Path, name: str) -> RunConfig:
                 "device": "cpu",
                 "dtype": dtype,
             },
-            "lora": {"rank": 4} if "lora" in name else {},
             "prompts": PROMPTS,
             "generation": {"max_trace_tokens": 30, "max_answer_tokens": 20},
             "training": {
@@ -105,20 +101,19 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
 
     run.optimizer.register_step_pre_hook(keep)
     reports = list(run.steps())
-    weights = list(run.models["policy"].model.parameters())
-    held = [p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights]
+    held = [p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in run.parameters]
     return {
         "samples": [r.trace_ids for g in groups for r in g.rollouts],
         "gradient": gradients[0],
         "weights": flat(list(run.parameters)),
         "metrics": [{k: v for k, v in r.metrics.items() if not k.startswith("time/")} for r in reports],
-        "held": sum(held) / sum(p.numel() for p in weights),
+        "held": sum(held) / sum(p.numel() for p in run.parameters),
         "sharded": run.world.sharded,
     }
 
 
-def train(folder: Path, out: Path, name: str = "covrl streams") -> None:
-    api.train(config(folder, name), PROBLEMS, PROBLEMS[:5], out)
+def train(folder: Path, out: Path) -> None:
+    api.train(config(folder, "covrl streams"), PROBLEMS, PROBLEMS[:5], out)
 
 
 def resume(out: Path) -> Run:
@@ -160,8 +155,6 @@ def fails(folder: Path, what: str) -> str:
 def main(folder: Path) -> None:
     found = {name: observe(folder, name) for name in CASES}
     train(folder, folder / "by-two")
-    train(folder, folder / "lora-by-two", "covrl lora streams")
-    resume(folder / "lora-by-one-cut")
     found["resumed"] = {"sharded": resume(folder / "by-one-cut").world.sharded}
     world = join_world("cpu")
     for what in ("reward", "loss"):

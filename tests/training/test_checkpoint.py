@@ -208,7 +208,7 @@ def test_with_no_usable_checkpoint_the_reason_is_said(folder: Path) -> None:
 def test_a_checkpoint_of_another_version_is_named_and_not_passed_over(folder: Path) -> None:
     newest = folder / "checkpoints/step-000004"
     durable.seal(newest, {"format": 99})
-    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1 and 2"):
+    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1 to 3"):
         api.resume(folder)
 
 

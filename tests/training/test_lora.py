@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Covrl
 from models import character_tokenizer, tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from transformers.pytorch_utils import Conv1D
 from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.base import ModelSpec, Setup
-from covrl.cli import main
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw
@@ -153,10 +151,10 @@ def test_the_gradient_is_that_of_the_merged_weights_by_differences(folder: Path,
 
     def loss(weights: dict[str, Tensor]) -> float:
         models = run.models | {"policy": plain_with(run, weights)}
-        made_of = (run.algorithm, models, groups, credits, run.limits, run.reducer)
+        made_of = (run.algorithm, models, groups, credits, run.limits)
         return sum(accumulate_gradient(*made_of).losses.values())
 
-    accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits, run.reducer)
+    accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits)
     weights = adapters.adapter_weights(run.models["policy"].model)
     now = {key: w.detach().clone() for key, w in weights.items()}
     generator = torch.Generator().manual_seed(0)
@@ -190,7 +188,7 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
         run = make_run(folder, training={"recompute": recompute})
         shake(run)
         groups, credits = admitted(run)
-        accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits, run.reducer)
+        accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits)
         found.append(torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]))
     assert len(found[0]) == sum(p.numel() for p in run.parameters)
     assert found[0].norm() > 0
@@ -413,31 +411,11 @@ def test_frozen_references_are_one_copy(folder: Path) -> None:
     assert not mine & {p.data_ptr() for model in found.values() for p in model.model.parameters()}
 
 
-Covrl = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def covrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Covrl:
-    """Runs a command; (exit code, standard output, standard error)."""
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
-
-
 def test_the_commands_take_the_folder_of_a_lora_run(
     tmp_path: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
     recipe, short = (
         str(RECIPES["digits"].file),
         ["training.steps=1", "lora.rank=2", "evaluation.problems=8", "generation.max_trace_tokens=6"],

@@ -134,7 +134,8 @@ def put_weights(model: Any, name: str, tensors: Mapping[str, Tensor], where: Pat
         raise UserError(f"{where}: its adapter does not fit the model, beginning with {wrong[0]}")
     with torch.no_grad():
         for key, weight in mine.items():
-            weight.copy_(tensors[key])
+            if not tensors[key].is_meta:  # a rank whose model is empty as yet gets all weights together
+                weight.copy_(tensors[key])
 
 
 def adapter_weights(model: Any, name: str = POLICY) -> dict[str, nn.Parameter]:
@@ -213,9 +214,9 @@ def _inject(model: Any, config: Any, name: str) -> None:
     with warnings.catch_warnings(action="ignore"):  # a second adapter, and GPT-2's transposed layers, are meant
         _peft().inject_adapter_in_model(config, model, adapter_name=name)
     model.eval()
+    dtype = next(model.parameters()).dtype
     for weight in adapter_weights(model, name).values():
-        if weight.dtype in (torch.bfloat16, torch.float16):
-            weight.data = weight.data.float()
+        weight.data = weight.data.to(torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype)
 
 
 def _config_of(model: Any, name: str) -> Any:

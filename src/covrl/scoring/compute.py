@@ -52,29 +52,34 @@ def _recomputed(block: nn.Module, *given: Any, **named: Any) -> Any:
 def compile_trunk(model: Any) -> None:
     """Let torch.compile make the trunk's passes without a cache, which score and train; sampling is left as it is.
 
-    Shapes are dynamic: what is compiled serves rows of any number and length. The module's hooks stay outside.
-
-    Raises:
-        UserError: there is no compiler, or it cannot do this model; tried on two rows.
+    Shapes are dynamic: what is compiled serves rows of any number and length. The module's hooks stay outside. The
+    first such pass compiles, and raises UserError if there is no compiler or it cannot do this model.
     """
     trunk = model.base_model
     own = trunk.__dict__.get("forward")
     inner = type(trunk).forward if own is None else own.__func__
     compiled = torch.compile(inner, dynamic=True)
+    tried = False
 
     def forward(module: nn.Module, *given: Any, **named: Any) -> Any:
-        whole_rows = named.get("use_cache") is False and named.get("past_key_values") is None
-        return (compiled if whole_rows else inner)(module, *given, **named)
+        nonlocal tried
+        if named.get("use_cache") is not False or named.get("past_key_values") is not None:
+            return inner(module, *given, **named)
+        if tried:
+            return compiled(module, *given, **named)
+        try:
+            found = compiled(module, *given, **named)
+        except Exception as error:  # its many stages raise as many kinds, from a missing compiler to a bug in one
+            raise _cannot_compile(type(model).__name__, error) from error
+        tried = True
+        return found
 
     trunk.forward = MethodType(forward, trunk)
-    size = model.config.vocab_size
-    rows = torch.tensor([[i % size for i in range(n, n + 9)] for n in (2, 5)], device=next(trunk.parameters()).device)
-    try:
-        with torch.no_grad():
-            trunk(input_ids=rows, use_cache=False)
-    except Exception as error:  # its many stages raise as many kinds, from a missing compiler to a bug in one
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UserError(
-            f"model.compile: torch.compile cannot do {type(model).__name__} here: {lines[0][:300]}; it needs a C++ "
-            "compiler (g++ or clang++) for a CPU and triton for a GPU; leave model.compile out"
-        ) from error
+
+
+def _cannot_compile(name: str, error: Exception) -> UserError:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return UserError(
+        f"model.compile: torch.compile cannot do {name} here: {lines[0][:300]}; it needs a C++ compiler (g++ or "
+        "clang++) for a CPU and triton for a GPU; leave model.compile out"
+    )

@@ -3,7 +3,8 @@
     checkpoints/step-000050/
         model/                 the policy as a Hugging Face folder (with LoRA: the adapter alone)
         NAME/                  each model that follows the policy (a frozen one is the base, and is not saved)
-        optimizer.safetensors  AdamW's two moments and step count of each parameter, by name
+        optimizer.safetensors  AdamW's two moments and step count of each parameter, by name; of several processes
+                               that hold parts of the weights a folder, optimizer/, with a file of each
         state.json             steps done, the problems' position, the method's memory, the settings, what was read
         manifest.json          format version, and the size and sha256 of every other file
 
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,16 +26,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
 
 from covrl.errors import UserError
 from covrl.training import durable
+from covrl.training.parts import load_parts, names_in, save_parts
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
 
-FORMAT = 2
-READABLE = (1, 2)
-"""Formats that are read. 1 had no manifest, so its files cannot be verified, and no record of its settings."""
+FORMAT = 3
+READABLE = (1, 2, 3)
+"""Formats that are read. 1 had no manifest, so its files cannot be verified, and no record of its settings;
+2 had no optimizer in parts."""
 
 FINGERPRINTED = 16
 """Problems whose prompts' tokens are part of a run's fingerprint."""
@@ -70,28 +75,36 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
     """Write the run's state under ``root`` and drop all but the newest ``keep`` checkpoints; returns its folder.
 
     ``at`` is the boundary whose tensors the run still has, for a run that was stopped inside a step; without it the
-    run is between two steps. The checkpoint has its name only when all of it is on the disk.
+    run is between two steps. The checkpoint has its name only when all of it is on the disk. All
+    ranks call it.
 
     Raises:
-        OSError, SafetensorError: it could not be written; the earlier ones are as they were.
+        OSError, SafetensorError: it could not be written, on any rank; the earlier ones are as they were.
     """
-    at = at or boundary_of(run)
+    at, world = at or boundary_of(run), run.world
     final = root / f"step-{at.done:06d}"
-    for leftover in (*root.glob(f"{durable.OLD}step-*"), *root.glob(f"{durable.NEW}step-*")):
-        durable.discard(leftover)
-    written = durable.begin(final)
-    try:
-        run.save(written / "model")
+    written = durable.beside(final)
+
+    def begin() -> None:
+        for leftover in (*root.glob(f"{durable.OLD}step-*"), *root.glob(f"{durable.NEW}step-*")):
+            durable.discard(leftover)
+        durable.begin(final)
+
+    def finish() -> None:
         for name in _followers(run):
             run.models[name].save(written / name)
-        save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
+        if not world.sharded:
+            save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
         (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
         durable.finish(written, final, {"format": FORMAT, "made_with": made_with()})
-    except BaseException:
-        durable.discard(written)  # a full disk gets its space back
-        raise
-    for old in checkpoints(root)[:-keep]:
-        durable.remove(old)
+
+    with durable.discarded_if_not_done(written) if world.first else nullcontext():
+        world.led(begin)
+        run.save(written / "model")
+        if world.sharded:
+            save_parts(_optimizer_tensors(run), written / "optimizer")
+        world.led(finish)
+    world.led(lambda: [durable.remove(old) for old in checkpoints(root)[:-keep]])
     return final
 
 
@@ -144,15 +157,13 @@ def _damage_without_manifest(folder: Path) -> str | None:
         load_file(folder / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         return str(error)
-    if state.get("format") == FORMAT:
-        return f"{durable.MANIFEST} is missing"
     _check_format(folder, state.get("format"))
-    return None
+    return None if state.get("format") == 1 else f"{durable.MANIFEST} is missing"
 
 
 def _check_format(folder: Path, found: object) -> None:
     if found not in READABLE:
-        raise UserError(f"{folder}: checkpoint format {found}, this version reads {' and '.join(map(str, READABLE))}")
+        raise UserError(f"{folder}: checkpoint format {found}, this version reads 1 to {FORMAT}")
 
 
 def load_checkpoint(run: Run, folder: Path) -> None:
@@ -163,19 +174,9 @@ def load_checkpoint(run: Run, folder: Path) -> None:
     """
     state = read_state(folder)
     try:
-        tensors = load_file(folder / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
+        _load_optimizer(run, folder)
+    except (OSError, SafetensorError, CheckpointException) as error:
         raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
-    names = {name: p for name, p in run.models["policy"].model.named_parameters() if p.requires_grad}
-    missing = [n for n in names if tensors and f"{n}.exp_avg" not in tensors]
-    if missing:
-        raise UserError(f"{folder}: the checkpoint has no optimizer state for {missing[0]}; it is of another model")
-    for name, parameter in names.items():
-        if tensors:
-            parts = {part: tensors[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")}
-            run.optimizer.state[parameter] = {
-                k: v.clone() if k == "step" else v.to(parameter, copy=True) for k, v in parts.items()
-            }
     for name in _followers(run):
         run.models[name].load(folder / name)
     run.source.load_state_dict(state["problems"])
@@ -184,6 +185,26 @@ def load_checkpoint(run: Run, folder: Path) -> None:
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     _take_paths(run, state.get("paths", {}))
     run.generator.publish(run.done)
+
+
+def _load_optimizer(run: Run, folder: Path) -> None:
+    """AdamW's state of each parameter, or of this rank's part of it; none before the first step."""
+    source = folder / "optimizer" if (folder / "optimizer").is_dir() else folder
+    known = names_in(source)
+    if not known:
+        return
+    names = {name: p for name, p in run.models["policy"].model.named_parameters() if p.requires_grad}
+    missing = [n for n in names if f"{n}.exp_avg" not in known]
+    if missing:
+        raise UserError(f"{folder}: the checkpoint has no optimizer state for {missing[0]}; it is of another model")
+    with torch.no_grad():
+        state = {
+            name: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            for name, p in names.items()
+        }
+    load_parts({f"{name}.{part}": v for name, parts in state.items() for part, v in parts.items()}, source)
+    for name, parameter in names.items():
+        run.optimizer.state[parameter] = state[name]
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 -m covrl train --config run.toml
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import pickle
@@ -20,14 +19,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
+from covrl.config import ModelConfig
 from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
-from covrl.scoring.model import LanguageModel
-from covrl.training.models import Adapted
+from covrl.scoring.compute import compute_in_bfloat16
+from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.training.models import Offloaded
 from covrl.training.optimizer import make_optimizer
 from covrl.training.parallel import Solo, part_of
-from covrl.training.sharding import gathered, like_parameter, shard, whole, whole_copy, why_not
+from covrl.training.sharding import ModelShape, all_tensors, empty_like, fill, gathered, shard, why_not
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -75,8 +77,8 @@ def _take_gpu(device: str, local_rank: int) -> None:
 class Processes(Solo):
     """The processes of one torchrun.
 
-    Every rank starts with all weights. :meth:`distribute` shards them (``training.weights``), or leaves them; gradients
-    are added up over ranks either way.
+    The first rank loads the weights. :meth:`distribute` gives every rank its part of them (``training.weights``), or
+    all; gradients are added up over ranks either way.
     """
 
     def __init__(self, rank: int, size: int) -> None:
@@ -155,32 +157,53 @@ class Processes(Solo):
             return True
         return isinstance(error, TrainingStoppedError) and not isinstance(error, OutOfMemoryError)
 
+    def led(self, work: Callable[[], object]) -> None:
+        error: Exception | None = None
+        try:
+            if self.first:
+                work()
+        except Exception as caught:
+            error = caught
+        self.settle(error)
+
+    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+        """The others have an empty model of the same class; :meth:`distribute` fills it."""
+        found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
+        self.led(lambda: found.append(load_model(config, temperature)))
+        model = found[0][0] if found else None
+        facts = model and (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
+        shape, paths, given_up, compute_dtype = self.same(facts)  # ty: ignore
+        if found:
+            return found[0]
+        empty = LanguageModel(empty_like(shape), temperature)
+        empty.paths, empty.given_up, empty.compute_dtype = paths, given_up, compute_dtype
+        if compute_dtype is not None:
+            compute_in_bfloat16(empty.model)
+        return empty, load_tokenizer(str(resolve_path(config.path)))
+
     def distribute(self, run: Run) -> None:
+        policy = run.models["policy"]
+        reason = self.same(why_not(policy))
+        if reason and run.config.training.weights == "sharded":
+            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
+        device = resolve_device(run.config.model.device)
+        given = {name: all_tensors(model.model) for name, model in run.models.items()} if self.first else {}
+        if run.config.training.weights == "sharded" and not reason:
+            shard(policy.model, init_device_mesh(device.type, (self.size,)))
+            self.sharded, self._policy = True, policy.model
+        for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
+            if model is not policy and model.model is policy.model:
+                continue  # it shares all weights with the policy: its adapter came with them
+            fill(model.model, torch.device("cpu") if isinstance(model, Offloaded) else device, given.pop(name, None))
+            if name != "policy":
+                model.model.requires_grad_(False)
+        run.parameters = policy.parameters()
+        run.optimizer = make_optimizer(run.parameters, run.config.training)
+
+    def check_alike(self, run: Run) -> None:
         state = self._gathered((run.done, run.source.state_dict(), run.config.model_dump(mode="json")))
         if any(other != state[0] for other in state):
             raise UserError("the processes read different settings or checkpoints; they need one shared folder")
-        if run.config.training.weights == "replicated" or self.sharded:
-            return
-        if run.config.model.compile:
-            raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
-        reason = why_not(run.models["policy"])
-        if reason:
-            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
-            return
-        self._shard(run)
-
-    def _shard(self, run: Run) -> None:
-        """Shard the policy and its optimizer's state; models beside it are read only, and stay whole."""
-        self._policy = policy = run.models["policy"].model
-        moments = {name: run.optimizer.state.get(p, {}) for name, p in policy.named_parameters()}
-        shard(policy, init_device_mesh(run.models["policy"].device.type, (self.size,)))
-        self.sharded = True
-        run.parameters = [p for model in run.models.values() for p in model.parameters()]
-        run.optimizer = make_optimizer(run.parameters, run.config.training)
-        for name, parameter in policy.named_parameters():
-            if moments[name]:
-                found = {key: like_parameter(value, parameter) for key, value in moments[name].items()}
-                run.optimizer.state[parameter] = found
 
     @contextmanager
     def whole_weights(self) -> Generator[None]:
@@ -213,36 +236,6 @@ class Processes(Solo):
         for g in gradients:
             (g.to_local() if isinstance(g, DTensor) else g).mul_(factor)
         return torch.tensor(norm, dtype=torch.float64)
-
-    @contextmanager
-    def whole_run(self, run: Run) -> Generator[Run | None]:
-        adapted = isinstance(run.models["policy"], Adapted)  # what is written of it is whole on every rank
-        found = self._gathered_run(run) if self.sharded and not adapted else run
-        yield found if self.first else None
-        dist.barrier()
-
-    def _gathered_run(self, run: Run) -> Run | None:
-        """A copy of the run with whole weights and moments in the first rank's memory; the policy alone is trained."""
-        policy = run.models["policy"]
-        plain = whole_copy(policy.model, keep=self.first)
-        moments: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in policy.model.named_parameters():
-            for key, value in run.optimizer.state.get(parameter, {}).items():
-                full = whole(value)
-                if self.first:
-                    moments.setdefault(name, {})[key] = full.cpu()
-        if not self.first:
-            return None
-        found = copy.copy(run)
-        found.world = Solo()
-        found.models = {**run.models, "policy": LanguageModel(plain, policy.temperature)}
-        found.models["policy"].paths = policy.paths
-        found.parameters = found.models["policy"].parameters()
-        found.optimizer = make_optimizer(found.parameters, run.config.training)
-        for name, parameter in plain.named_parameters():
-            if name in moments:
-                found.optimizer.state[parameter] = moments[name]
-        return found
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,24 @@ def write_file(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+def beside(final: Path) -> Path:
+    """Where the successor of the folder ``final`` is written."""
+    return final.with_name(f"{NEW}{final.name}")
+
+
+@contextmanager
+def discarded_if_not_done(written: Path) -> Generator[None]:
+    """What fails inside leaves nothing of ``written``: a full disk gets its space back."""
+    try:
+        yield
+    except BaseException:
+        discard(written)
+        raise
+
+
 def begin(final: Path) -> Path:
     """An empty folder beside ``final`` to write its successor in; leftovers of a kill are removed."""
-    written = final.with_name(f"{NEW}{final.name}")
+    written = beside(final)
     discard(written)
     written.mkdir(parents=True)
     return written

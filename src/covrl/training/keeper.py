@@ -8,9 +8,8 @@ stretch are cut off before.
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -30,8 +29,8 @@ class CannotSaveError(TrainingStoppedError):
 class Keeper:
     """Writes a run's folder, which the caller has locked.
 
-    Of several processes each has one, and all call the same methods: whole weights are brought together by all, and
-    the first writes them.
+    Of several processes each has one, and all call the same methods: each writes its part of the weights, and the
+    first all the rest. What goes wrong for one is raised on all.
 
     Raises:
         UserError: the folder has gone on since the run was built, or its files are not what covrl wrote.
@@ -43,22 +42,23 @@ class Keeper:
         self.notes: list[str] = []
         self._lines: tuple[JsonlSink | TracesSink, ...] = ()
         self._boundary = boundary_of(run)
-        if not run.world.first:
-            return
         with self._saving("before its first step"):
-            self._set_aside_damaged()
-            durable.recover(folder / "best")
-            self.notes += cut_behind(folder / "metrics.jsonl", run.done, every_step=True)
-            cut_behind(folder / "traces.jsonl", run.done)
-            durable.write_file(folder / "config.toml", to_toml(run.config))
+            run.world.led(self._open)
+
+    def _open(self) -> None:
+        run, folder = self._run, self._folder
+        self._set_aside_damaged()
+        durable.recover(folder / "best")
+        self.notes += cut_behind(folder / "metrics.jsonl", run.done, every_step=True)
+        cut_behind(folder / "traces.jsonl", run.done)
+        durable.write_file(folder / "config.toml", to_toml(run.config))
         self._lines = (JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"))
 
     def keep(self, report: StepReport) -> None:
         """Take a step that is done: its lines, the best model, a checkpoint where one is due."""
         run = self._run
         with self._saving(f"after step {run.done}"):
-            for lines in self._lines:
-                lines.write(report)
+            run.world.led(lambda: [lines.write(report) for lines in self._lines])
             self._keep_best(report)
             self._boundary = boundary_of(run)
             if run.done % run.config.checkpoint.every == 0:
@@ -84,12 +84,8 @@ class Keeper:
             lines.close()
 
     def _save(self) -> Path:
-        for lines in self._lines:
-            lines.sync()
-        with self._run.world.whole_run(self._run) as whole:
-            if whole is not None:
-                save_checkpoint(whole, self._root, whole.config.checkpoint.keep, self._boundary)
-        return self._root / f"step-{self._boundary.done:06d}"
+        self._run.world.led(lambda: [lines.sync() for lines in self._lines])
+        return save_checkpoint(self._run, self._root, self._run.config.checkpoint.keep, self._boundary)
 
     def _keep_best(self, report: StepReport) -> None:
         """The best model so far, by held-out accuracy, then likelihood."""
@@ -99,19 +95,12 @@ class Keeper:
         value = (report.metrics.get("eval/accuracy", 0.0), report.metrics["eval/log_prob"])
         if run.best is not None and not value > run.best:
             return
-        with run.world.whole_run(run) as whole:
-            if whole is not None:
-                self._write_best(whole, {"step": report.step, "value": value})
+        best, world = self._folder / "best", run.world
+        with durable.discarded_if_not_done(durable.beside(best)) if world.first else nullcontext():
+            world.led(lambda: durable.begin(best))
+            run.save(durable.beside(best))
+            world.led(lambda: durable.finish(durable.beside(best), best, {"step": report.step, "value": value}))
         run.best = value
-
-    def _write_best(self, run: Run, facts: dict[str, Any]) -> None:
-        written = durable.begin(self._folder / "best")
-        try:
-            run.save(written)
-            durable.finish(written, self._folder / "best", facts)
-        except BaseException:
-            durable.discard(written)
-            raise
 
     def _set_aside_damaged(self) -> None:
         """Checkpoints behind the run's step: damaged ones lose their name, a whole one means that this run is late."""

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from covrl.algorithms.base import ModelSpec
-from covrl.config import RunConfig
+from covrl.config import ModelConfig, RunConfig
 from covrl.errors import UserError
 from covrl.scoring import adapters
 from covrl.scoring.compute import compile_trunk, recompute_activations
-from covrl.scoring.model import Ids, LanguageModel, load_model, resolve_path
+from covrl.scoring.model import Ids, LanguageModel, resolve_device, resolve_path
+from covrl.training.parallel import Solo
+from covrl.training.parts import save_model
 
 
 class Adapted(LanguageModel):
@@ -54,27 +56,36 @@ class Adapted(LanguageModel):
             return super().hidden(rows)
 
 
-def load_policy(config: RunConfig, saved: Path | None = None) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+def load_policy(
+    config: RunConfig, saved: Path | None = None, world: Solo | None = None
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """The model that is trained, as ``config`` says, and its tokenizer; of ``saved`` are the weights that it has.
 
+    Of several ranks the first alone has weights as yet (see :meth:`Solo.loaded`).
+
     Raises:
-        UserError: the model cannot be loaded, is an adapter itself, or the settings do not fit it.
+        UserError: the model cannot be loaded, is an adapter itself, or the settings do not fit it or the ``world``.
     """
-    source = resolve_path(config.model.path)
+    source, world = resolve_path(config.model.path), world or Solo()
     if adapters.is_adapter(source):
         raise UserError(
             f"model.path: {source} is a LoRA adapter: make a model of it with `covrl merge {source} --out FOLDER` and "
             "train that"
         )
+    if config.model.compile and world.size > 1 and config.training.weights == "sharded":
+        raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
     place = {} if saved is None or config.lora.rank else {"path": str(saved)}
-    policy, tokenizer = load_model(config.model.model_copy(update=place), config.generation.temperature)
+    policy, tokenizer = world.loaded(config.model.model_copy(update=place), config.generation.temperature)
     if config.lora.rank:
         policy = _with_adapter(policy, config, saved)
     if config.training.recompute:
         recompute_activations(policy.model)
     if config.model.compile:
         compile_trunk(policy.model)
-        policy.given_up = list(dict.fromkeys([*policy.given_up, *policy.prove()]))
+    if config.lora.rank or config.model.compile:
+        notes = list(policy.given_up)
+        world.led(lambda: notes.extend(policy.prove()))  # by the rank that has weights
+        policy.paths, policy.given_up = world.same((policy.paths, list(dict.fromkeys(notes))))
     return policy, tokenizer
 
 
@@ -87,12 +98,20 @@ def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) ->
     mine, whole = (sum(p.numel() for p in part) for part in (policy.parameters(), base.model.parameters()))
     layers = len(policy.parameters()) // 2
     note = f"LoRA of rank {config.lora.rank} on {layers} layers: {mine:,} weights are trained beside {whole - mine:,}"
-    policy.given_up = [*policy.prove(), note]
+    policy.given_up = [*base.given_up, note]
     return policy
 
 
+def save_policy(policy: LanguageModel, folder: Path, world: Solo) -> None:
+    """Write the policy's folder without its tokenizer; all ranks call it."""
+    if isinstance(policy, Adapted):
+        world.led(lambda: policy.save(folder))  # an adapter is whole on every rank
+    else:
+        save_model(policy.model, folder, world)
+
+
 def load_beside(
-    policy: LanguageModel, specs: Sequence[ModelSpec], config: RunConfig, resumed: bool
+    policy: LanguageModel, specs: Sequence[ModelSpec], config: RunConfig, resumed: bool, world: Solo | None = None
 ) -> dict[str, LanguageModel]:
     """The models that a method wants beside the policy, as they are before the first step.
 
@@ -106,12 +125,12 @@ def load_beside(
         return found
     base = policy
     if resumed:
-        base, _ = load_model(config.model, config.generation.temperature)
+        base, _ = (world or Solo()).loaded(config.model, config.generation.temperature)
         if config.model.compile:
             compile_trunk(base.model)
     shared: LanguageModel | None = None
     for spec in specs:
-        copied = shared if shared and spec.follows == "frozen" else _copied(base, config.model.offload_reference)
+        copied = shared if shared and spec.follows == "frozen" else _copied(base, config.model)
         shared = copied if spec.follows == "frozen" else shared
         found[spec.name] = copied
     return found
@@ -124,8 +143,10 @@ def _sharing(policy: Adapted, spec: ModelSpec) -> Adapted:
     return Adapted(policy, spec.name)
 
 
-def _copied(base: LanguageModel, offload: bool) -> LanguageModel:
-    return Offloaded(frozen_copy(base, torch.device("cpu")), base.device) if offload else frozen_copy(base)
+def _copied(base: LanguageModel, config: ModelConfig) -> LanguageModel:
+    if not config.offload_reference:
+        return frozen_copy(base)
+    return Offloaded(frozen_copy(base, torch.device("cpu")), resolve_device(config.device))
 
 
 class Offloaded(LanguageModel):
@@ -193,12 +214,16 @@ def rest(models: Iterable[LanguageModel]) -> None:
 
 
 def frozen_copy(model: LanguageModel, device: torch.device | None = None) -> LanguageModel:
-    """A copy whose weights take no gradient, on the same fast paths; on ``device``, without a second copy elsewhere."""
-    placed = {
-        id(p): nn.Parameter(p.detach().to(device or p.device, copy=True), requires_grad=False)
-        for p in model.model.parameters()
-    }
-    placed |= {id(b): b.to(device or b.device, copy=True) for b in model.model.buffers()}
+    """A copy whose weights take no gradient, on the same fast paths; on ``device``, without a second copy elsewhere.
+
+    Of a model that is empty as yet the copy is too.
+    """
+
+    def put(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(tensor.device if tensor.is_meta else device or tensor.device, copy=True)
+
+    placed: dict[int, Tensor] = {id(p): nn.Parameter(put(p), requires_grad=False) for p in model.model.parameters()}
+    placed |= {id(b): put(b) for b in model.model.buffers()}
     copied = LanguageModel(copy.deepcopy(model.model, placed), model.temperature)
     copied.paths = model.paths
     copied.compute_dtype = model.compute_dtype

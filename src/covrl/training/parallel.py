@@ -12,27 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from covrl.config import ModelConfig
+from covrl.scoring.model import LanguageModel, load_model
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Reducer(Protocol):
-    """Sums over the parts of a batch that the caller does not see; denominators and batch statistics go through it.
-
-    A rank sees the whole batch, so the loop's reducer is that of one process. It is for callers that hold a part.
-    """
-
-    def sum(self, value: float) -> float:
-        """The value summed over all parts."""
-        ...
 
 
 class Solo:
@@ -47,10 +40,6 @@ class Solo:
     def first(self) -> bool:
         """Whether this rank is the one that prints and writes."""
         return self.rank == 0
-
-    def sum(self, value: float) -> float:
-        """The whole batch is here: nothing to add."""
-        return value
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         """``work`` done on this rank's share of ``items``; the results of all ranks, in the order of the items.
@@ -98,21 +87,28 @@ class Solo:
         del error
         return True
 
+    def led(self, work: Callable[[], object]) -> None:
+        """``work`` done by the first rank, for all: the others wait for it, and an error of it is raised on all."""
+        work()
+
+    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+        """A model and its tokenizer. Weights are loaded by the first rank alone, and come to the others later.
+
+        Raises:
+            UserError: as :func:`covrl.scoring.model.load_model`.
+        """
+        return load_model(config, temperature)
+
     def distribute(self, run: Run) -> None:
-        """Make a run that was built and loaded as that of one process this world's; called once, before its steps."""
+        """Bring the weights of a run that was just assembled to all ranks, whole or in parts."""
+
+    def check_alike(self, run: Run) -> None:
+        """Raises UserError if the ranks are about to train different runs."""
 
     @contextmanager
     def whole_weights(self) -> Generator[None]:
         """While entered, every rank has whole weights, and ranks may run different numbers of forward passes."""
         yield
-
-    @contextmanager
-    def whole_run(self, run: Run) -> Generator[Run | None]:
-        """The run as one process would hold it, for a checkpoint: on the first rank; None on the others.
-
-        All ranks enter, and leave after the first has written.
-        """
-        yield run
 
     def close(self) -> None:
         """Leave the group of processes."""

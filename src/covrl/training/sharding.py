@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.core_model_loading import WeightConverter
 
 from covrl.scoring.adapters import all_adapters
 from covrl.scoring.compute import blocks
@@ -30,6 +32,8 @@ def why_not(model: LanguageModel) -> str | None:
     """Why a model's weights cannot be sharded, or None."""
     if not model.paths.split_head:
         return "its output layer cannot be used apart from its trunk"
+    if any(isinstance(c, WeightConverter) for c in getattr(model.model, "_weight_conversions", None) or ()):
+        return "its files hold weights in another form than it computes with"
     if not model.paths.padded:
         return "it reads rows of one length at a time, so ranks would differ in their numbers of passes"
     return None
@@ -66,33 +70,64 @@ def gathered(model: Any) -> Generator[None]:
             module.set_reshard_after_forward(module is not model.base_model, recurse=False)
 
 
-def like_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """``value`` (an optimizer's moment of the whole parameter) laid out over ranks as ``parameter`` is."""
-    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
-        return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-
-
 def whole(value: Tensor) -> Tensor:
     """The whole of a tensor, on every rank; all ranks call it."""
     return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
 
 
-def whole_copy(model: Any, keep: bool) -> Any:
-    """A plain model of the same class with the whole weights, in the CPU's memory; None unless ``keep``.
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a model's file holds: weights (tied ones once) and lasting buffers, in parts where they are sharded."""
+    lasting = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in lasting}
+    return {name: p.detach() for name, p in model.named_parameters()} | buffers
 
-    All ranks call it.
-    """
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        full = whole(value)
-        if keep:
-            state[name] = full.cpu()
-    if not keep:
-        return None
+
+def empty_like(shape_of: ModelShape) -> Any:
+    """A model of the same class whose tensors take no memory yet."""
     with torch.device("meta"):
-        plain = type(model)(model.config)
-    plain.load_state_dict(state, assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain
+        model = shape_of.cls(shape_of.config)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(shape_of.dtypes[name])
+    model.generation_config = shape_of.generation_config
+    return model
+
+
+class ModelShape(NamedTuple):
+    """All of a model but its weights."""
+
+    cls: type
+    config: Any
+    generation_config: Any
+    dtypes: dict[str, torch.dtype]
+
+    @classmethod
+    def of(cls, model: Any) -> ModelShape:
+        """What :func:`empty_like` needs."""
+        return cls(
+            type(model), model.config, model.generation_config, {n: p.dtype for n, p in model.named_parameters()}
+        )
+
+
+def fill(model: Any, device: torch.device, given: dict[str, Tensor] | None) -> None:
+    """Bring the first rank's tensors ``given`` (all of its model's, whole) to this rank's model, one at a time.
+
+    Of a sharded tensor each rank gets its part. ``given`` is None on the other ranks, whose model is empty.
+    """
+    if given is None:
+        model.to_empty(device=device)
+        model.tie_weights()
+    with torch.no_grad():
+        for name, tensor in all_tensors(model).items():
+            source = given[name] if given is not None else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            if isinstance(tensor, DTensor):
+                part = distribute_tensor(source, tensor.device_mesh, tensor.placements)
+                tensor.to_local().copy_(part.to_local())
+                continue
+            plain = source.view(torch.uint8) if source.dtype == torch.bool else source
+            dist.broadcast(plain, src=0)
+            tensor.copy_(source)
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter (tied ones once) and buffer, saved or not."""
+    return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
