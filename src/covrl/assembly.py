@@ -19,12 +19,10 @@ from covrl.prompts import Prompts, check_tokens
 from covrl.records import Problem
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
-from covrl.scoring.compute import recompute_activations
-from covrl.scoring.model import LanguageModel
+from covrl.scoring.model import load_model
 from covrl.training.distributed import join_world
 from covrl.training.loop import Run
-from covrl.training.models import frozen_copy
-from covrl.training.parallel import Solo
+from covrl.training.models import load_beside, load_policy
 from covrl.training.rollouts import response_tokens
 from covrl.training.warm_format import WarmFormat
 
@@ -61,10 +59,10 @@ def build(
     world = join_world(config.model.device)
     config = named_in_config(config, reward, algorithm)
     reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
-    moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
-    policy, tokenizer = world.loaded(moved, config.generation.temperature)
-    if config.training.recompute:
-        recompute_activations(policy.model)
+    if evaluation_only:
+        policy, tokenizer = load_model(config.model, config.generation.temperature)
+    else:
+        policy, tokenizer = load_policy(config, policy_path, world)
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*data.train, *data.held_out])
     check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
@@ -78,7 +76,7 @@ def build(
     run = Run(
         config=config,
         algorithm=method,
-        models={"policy": policy} | _beside(method, policy, config if policy_path else None, world),
+        models={"policy": policy} | load_beside(policy, method.models, config, bool(policy_path), world),
         generator=generator,
         prompts=prompts,
         source=source,
@@ -158,14 +156,6 @@ def build_algorithm(
             "rewards.function, or choose a likelihood method such as covrl"
         )
     return method
-
-
-def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None, world: Solo) -> dict[str, LanguageModel]:
-    """The method's other models: copies of the base, which is the policy itself unless ``base`` says otherwise."""
-    if not method.models:
-        return {}
-    start = world.loaded(base.model, base.generation.temperature)[0] if base else policy
-    return {spec.name: frozen_copy(start) for spec in method.models}
 
 
 def named_in_config(config: RunConfig, reward: RewardFunction | None, algorithm: type[Algorithm] | None) -> RunConfig:

@@ -260,6 +260,22 @@ def ask(
 
 
 @app.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="Folder of a LoRA run, or of an adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder for the plain model.")],
+    settings: Settings = None,
+) -> None:
+    """Write base and LoRA adapter as one plain model; --set model.dtype=bfloat16 for another dtype than the run's."""
+    _cpu_defaults()
+    from rich.console import Console
+
+    from covrl.merge import merge as merge_adapter
+    from covrl.reporting.show import show_model_path
+
+    show_model_path(Console(), merge_adapter(model, out, settings or []))
+
+
+@app.command()
 def view(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Make a run's HTML report again from its files, and print its path."""
     from covrl.reporting.folder import summary_of

@@ -62,6 +62,50 @@ class ModelConfig(Settings):
         description="read weights that are no safetensors (.bin) too, by torch's restricted reader; only for files of "
         "somebody you trust (docs/reliability.md)",
     )
+    compile: bool = Field(False, description="torch.compile for the passes that score and train; sampling is as it was")
+    offload_reference: bool = Field(
+        False, description="keep models beside the policy in host memory, and on the device only while they are read"
+    )
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters in the place of all weights (docs/lora.md). Off as long as ``rank`` is 0.
+
+    A linear layer's ``W`` becomes ``W + alpha/rank * B A``, and ``A`` and ``B`` alone are trained.
+    """
+
+    rank: int = Field(0, ge=0, description="rows of A and columns of B; 0: no adapters, all weights are trained")
+    alpha: float = Field(32.0, gt=0, description="the adapter's scale, times the rank")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",),
+        min_length=1,
+        description='names of the linear layers that get an adapter, such as ["q_proj", "v_proj"]; all-linear: all '
+        "but the output layer",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_dropout(cls, table: Any) -> Any:
+        if isinstance(table, Mapping) and (table.get("dropout") or table.get("lora_dropout")):
+            raise ValueError(
+                "there is no dropout: a sampled trace, its scores and its loss must be of one and the same model"
+            )
+        return table
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _used(self) -> LoraConfig:
+        if "all-linear" in self.target_modules and len(self.target_modules) > 1:
+            raise ValueError("target_modules: all-linear stands alone, or names of layers without it")
+        fields = type(self).model_fields
+        changed = [name for name in ("alpha", "target_modules") if getattr(self, name) != fields[name].default]
+        if not self.rank and changed:
+            raise ValueError(f"{changed[0]} is set, but rank is 0, so all weights are trained: set lora.rank too")
+        return self
 
 
 class PromptConfig(Settings):
@@ -263,6 +307,7 @@ class RunConfig(Settings):
     """All settings of one run."""
 
     model: ModelConfig
+    lora: LoraConfig = LoraConfig()
     algorithm: AlgorithmTable = AlgorithmTable()
     prompts: PromptConfig = PromptConfig()
     problems: ProblemsConfig = ProblemsConfig()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 EXTRAS = {
     "datasets": ("data", "data sets by name"),
     "pyarrow": ("data", "Parquet files"),
+    "peft": ("lora", "LoRA adapters"),
     "tensorboard": ("tensorboard", "curves in TensorBoard"),
     "wandb": ("wandb", "curves in Weights & Biases"),
     "trackio": ("trackio", "curves in trackio"),

@@ -21,7 +21,7 @@ from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
-from covrl.scoring.model import load_model, load_tokenizer, resolve_path
+from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
 from covrl.scoring.trust import quoted, safe_config
 
 Say = Callable[[str], None]
@@ -180,9 +180,12 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
 def _candidate(name: str, config: RunConfig, exams: Sequence[Exam]) -> _Candidate:
     """Everything about a model that can be checked without its weights."""
     source = str(resolve_path(config.model.path))
-    context = getattr(safe_config(source, config.model.allow_pickle), "max_position_embeddings", None)
-    tokenizer = quoted(source, lambda: load_tokenizer(source))
-    candidate = _Candidate(name, config, tokenizer, context, fingerprint(Path(source)))
+    base = base_source(source)
+    context = getattr(safe_config(base, config.model.allow_pickle), "max_position_embeddings", None)
+    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
+    tokenizer = quoted(words, lambda: load_tokenizer(words))
+    weights = fingerprint(Path(source)) + (fingerprint(Path(base)) if base != source else "")
+    candidate = _Candidate(name, config, tokenizer, context, weights)
     for exam in exams:
         prompts = candidate.prompts(exam)
         check_tokens(prompts, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,13 +28,18 @@ SPAN_STYLES = {"trace": "bold green", "answer": "bold magenta"}
 
 
 def show_model_path(console: Console, path: Path) -> None:
-    """The last lines of a training: where the model is and the two lines that load it."""
+    """The last lines of a training: where the model is and the lines that load it, or make it of an adapter."""
     place = str(path.resolve())
     lines = [
-        f"model  {place}",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f"model, tokenizer = (c.from_pretrained({place!r}) for c in (AutoModelForCausalLM, AutoTokenizer))",
+        f"adapter  {place}",
+        f"covrl merge {shlex.quote(place)} --out FOLDER   # a plain model of it and its base",
     ]
+    if not (path / "adapter_config.json").is_file():
+        lines = [
+            f"model  {place}",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"model, tokenizer = (c.from_pretrained({place!r}) for c in (AutoModelForCausalLM, AutoTokenizer))",
+        ]
     for line in lines:
         console.print(Text(line), soft_wrap=True, highlight=False)
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from covrl.errors import UserError
+
 
 def blocks(model: Any) -> list[nn.Module]:
     """The transformer blocks: the members of the trunk's largest list of modules."""
@@ -45,3 +47,39 @@ def _recomputed(block: nn.Module, *given: Any, **named: Any) -> Any:
         return type(block).forward(block, *given, **named)
     # no random numbers to keep: dropout is off in every pass
     return checkpoint(type(block).forward, block, *given, use_reentrant=False, preserve_rng_state=False, **named)
+
+
+def compile_trunk(model: Any) -> None:
+    """Let torch.compile make the trunk's passes without a cache, which score and train; sampling is left as it is.
+
+    Shapes are dynamic: what is compiled serves rows of any number and length. The module's hooks stay outside. The
+    first such pass compiles, and raises UserError if there is no compiler or it cannot do this model.
+    """
+    trunk = model.base_model
+    own = trunk.__dict__.get("forward")
+    inner = type(trunk).forward if own is None else own.__func__
+    compiled = torch.compile(inner, dynamic=True)
+    tried = False
+
+    def forward(module: nn.Module, *given: Any, **named: Any) -> Any:
+        nonlocal tried
+        if named.get("use_cache") is not False or named.get("past_key_values") is not None:
+            return inner(module, *given, **named)
+        if tried:
+            return compiled(module, *given, **named)
+        try:
+            found = compiled(module, *given, **named)
+        except Exception as error:  # its many stages raise as many kinds, from a missing compiler to a bug in one
+            raise _cannot_compile(type(model).__name__, error) from error
+        tried = True
+        return found
+
+    trunk.forward = MethodType(forward, trunk)
+
+
+def _cannot_compile(name: str, error: Exception) -> UserError:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return UserError(
+        f"model.compile: torch.compile cannot do {name} here: {lines[0][:300]}; it needs a C++ compiler (g++ or "
+        "clang++) for a CPU and triton for a GPU; leave model.compile out"
+    )

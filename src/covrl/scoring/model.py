@@ -15,6 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
+from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
 from covrl.scoring.trust import quoted, read_model, safe_config
@@ -74,6 +75,19 @@ class LanguageModel:
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters, each once (tied ones included once)."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def own_weights(self) -> list[nn.Parameter]:
+        """The weights that are this model's alone, trainable or not; models that share a base have their adapters."""
+        return list(self.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder, without its tokenizer."""
+        self.model.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Take up the weights of :meth:`save`."""
+        checked = safe_config(str(folder))
+        self.model.load_state_dict(read_model(type(self.model), str(folder), self.model.dtype, checked).state_dict())
 
     def hidden(self, rows: Sequence[Ids]) -> Tensor:
         """Last hidden states ``[R, L, D]`` of rows of ids, L the longest; what lies behind a row's end means nothing.
@@ -150,10 +164,38 @@ class LanguageModel:
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code (:mod:`.trust`).
 
+    The folder of a LoRA adapter is its base with the adapter on, which computes what was trained to the last bit.
+
     Raises:
         UserError: no such folder or model, files that cannot or must not be read, or logits that are not finite.
     """
     source = str(resolve_path(config.path))
+    base = base_source(source)
+    language_model, tokenizer = _load(config, base, temperature)
+    if base != source:
+        load_adapter(language_model.model, Path(source))
+        tokenizer = load_tokenizer(source) if (Path(source) / "tokenizer_config.json").is_file() else tokenizer
+    language_model.given_up = language_model.prove()
+    return language_model, tokenizer
+
+
+def base_source(source: str) -> str:
+    """Where the weights of a model's folder or hub id are: there, or at the base that an adapter names.
+
+    Raises:
+        UserError: the adapter names no base, or one that is not there or an adapter itself.
+    """
+    if not is_adapter(source):
+        return source
+    base = str(resolve_path(base_of(Path(source))))
+    if is_adapter(base):
+        raise UserError(f"{source}: its base {base} is an adapter too: `covrl merge {base} --out FOLDER` first")
+    if not Path(base).is_dir() and _is_local(base):
+        raise UserError(f"{source}: there is no folder {base}, which the adapter is for (see {CONFIG})")
+    return base
+
+
+def _load(config: ModelConfig, source: str, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if not Path(source).is_dir() and _is_local(source):
         raise UserError(f"model.path: there is no folder {source}")
     checked = safe_config(source, config.allow_pickle)
@@ -161,13 +203,14 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     tokenizer = quoted(source, lambda: load_tokenizer(source))
     dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
     model = read_model(AutoModelForCausalLM, source, dtype, checked, config.allow_pickle)
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers fetches the base of an adapter on its own
+        raise UserError(f"model.path: {source!r} is an adapter: download its folder and give that")
     for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
         parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
     if config.dtype == "mixed":
         language_model.compute_dtype = torch.bfloat16
         compute_in_bfloat16(model)
-    language_model.given_up = language_model.prove()
     return language_model, tokenizer
 
 

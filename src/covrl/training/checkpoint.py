@@ -1,7 +1,7 @@
 """Checkpoints: everything that decides the next step, in a directory that is there whole or not at all.
 
     checkpoints/step-000050/
-        model/                 the policy as a Hugging Face folder
+        model/                 the policy as a Hugging Face folder (with LoRA: the adapter alone)
         NAME/                  each model that follows the policy (a frozen one is the base, and is not saved)
         optimizer.safetensors  AdamW's two moments and step count of each parameter, by name; of several processes
                                that hold parts of the weights a folder, optimizer/, with a file of each
@@ -31,7 +31,6 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
 from covrl.errors import UserError
-from covrl.scoring.trust import read_model, safe_config
 from covrl.training import durable
 from covrl.training.parts import load_parts, names_in, save_parts
 
@@ -115,7 +114,7 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
 
     def finish() -> None:
         for name in _followers(run):
-            run.models[name].model.save_pretrained(written / name)
+            run.models[name].save(written / name)
         if not world.sharded:
             save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
         (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
@@ -215,8 +214,7 @@ def _what(error: BaseException) -> str:
 def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
     _load_optimizer(run, folder)
     for name in _followers(run):
-        model = run.models[name].model
-        model.load_state_dict(_weights(model, folder / name))
+        run.models[name].load(folder / name)
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
     run.guard.load_state_dict(state.get("guards", {}))
@@ -246,10 +244,6 @@ def _load_optimizer(run: Run, folder: Path) -> None:
         taken = float(state[name]["step"])
         if not (math.isfinite(taken) and taken >= 0):
             raise UserError(f"{folder}: the optimizer state of {name} has step {taken}")
-
-
-def _weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    return read_model(type(model), str(folder), model.dtype, safe_config(str(folder))).state_dict()
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from covrl.records import Output, Scores
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
 from covrl.training.lifeline import Lifeline, is_out_of_memory
+from covrl.training.models import Offloaded
 from covrl.training.optimizer import make_optimizer
 from covrl.training.parallel import Solo, part_of
 from covrl.training.sharding import ModelShape, all_tensors, empty_like, fill, gathered, shard, why_not
@@ -225,7 +226,9 @@ class Processes(Solo):
             self._lifeline = shard(policy.model, init_device_mesh(device.type, (self.size,)))
             self.sharded, self._policy = True, policy.model
         for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
-            fill(model.model, device, given.pop(name, None))
+            if model is not policy and model.model is policy.model:
+                continue  # it shares all weights with the policy: its adapter came with them
+            fill(model.model, torch.device("cpu") if isinstance(model, Offloaded) else device, given.pop(name, None))
             if name != "policy":
                 model.model.requires_grad_(False)
         run.parameters = policy.parameters()

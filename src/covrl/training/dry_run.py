@@ -14,6 +14,7 @@ from covrl.generation.base import Draw
 from covrl.records import Group, Problem, Rollout, Row
 from covrl.scoring.pack import make_unit, read
 from covrl.training.loop import Run
+from covrl.training.memory import model_bytes
 
 FORMAT_SHARE = 0.25
 """Below this share of valid traces a base is said not to know the format."""
@@ -155,16 +156,17 @@ def _notes(run: Run) -> tuple[str, ...]:
 
 
 def _cost(run: Run, seconds: float, activations: int) -> Cost:
-    weights = sum(p.numel() * p.element_size() for p in run.parameters)
+    held = model_bytes(run)
+    trained = held["gradients"]
     vocabulary = run.models["policy"].model.get_input_embeddings().weight.shape[0]
     logits = min(run.limits.logits_bytes, 4 * vocabulary * run.limits.tokens)
     copies = run.config.checkpoint.keep + 1  # the best beside the newest
     return Cost(
-        weights=weights,
-        optimizer=2 * weights,
-        gradients=weights,
+        weights=held["weights"],
+        optimizer=2 * trained,
+        gradients=trained,
         activations=activations,
         logits=len(run.algorithm.contexts) * logits * 3,
-        disk=weights * copies + 2 * weights * run.config.checkpoint.keep,
+        disk=trained * copies + 2 * trained * run.config.checkpoint.keep,
         seconds=seconds,
     )

@@ -29,7 +29,7 @@ from covrl.scoring.pack import Context, Reading, score
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
-from covrl.training.models import follow
+from covrl.training.models import follow, rest, save_policy
 from covrl.training.monitors import (
     label_metrics,
     label_warnings,
@@ -41,7 +41,6 @@ from covrl.training.monitors import (
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Solo
-from covrl.training.parts import save_model
 from covrl.training.rollouts import sample
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error
 from covrl.training.undo import Before
@@ -281,6 +280,7 @@ class Run:
             return self.read(contexts, readings, limits, pairs)
 
         scores = iter(self._with_less(attempt, pairs))
+        rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
     def read(
@@ -314,6 +314,7 @@ class Run:
                 raise gradient_error(float(norm), self.algorithm, self.models, *batch)
             self._applied = True
             self.optimizer.step()
+            rest(self.models.values())
             parts.append(_gradient_metrics(report, float(norm)))
         means = _means(parts)
         totals = {name: sum(part[name] for part in parts) for name in TOTALS}
@@ -348,8 +349,8 @@ class Run:
         return held_out_metrics(self)
 
     def save(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder: safetensors, config, tokenizer. All ranks call it."""
-        save_model(self.models["policy"].model, folder, self.world)
+        """Write the policy as a Hugging Face folder, with LoRA the adapter, and the tokenizer. All ranks call it."""
+        save_policy(self.models["policy"], folder, self.world)
         self.world.led(lambda: self.prompts.tokenizer.save_pretrained(folder))
 
     def _shown(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> tuple[TraceGroup, ...]:

@@ -110,8 +110,8 @@ def generation_arithmetic(run: Run, max_tokens: int, longest_prompt: int) -> str
 
 
 def model_bytes(run: Run) -> Mapping[str, int]:
-    """Bytes on this rank of weights (all models), of a full gradient, and of the optimizer's state as it is now."""
-    weights = [p for model in run.models.values() for p in model.model.parameters()]
+    """Bytes on this rank of weights (of all models, each once), of a full gradient, and of the optimizer's state."""
+    weights = list({id(p): p for model in run.models.values() for p in model.model.parameters()}.values())
     moments = [v for state in run.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     return {"weights": _bytes(weights), "gradients": _bytes(run.parameters), "optimizer": _bytes(moments)}
 

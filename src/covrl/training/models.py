@@ -1,19 +1,230 @@
-"""Models beside the policy: frozen or following copies that are read and never trained."""
+"""The policy as adapters, and models beside it: frozen or following copies that are read and never trained."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from covrl.algorithms.base import ModelSpec
-from covrl.scoring.model import LanguageModel
+from covrl.config import ModelConfig, RunConfig
+from covrl.errors import UserError
+from covrl.scoring import adapters
+from covrl.scoring.compute import compile_trunk, recompute_activations
+from covrl.scoring.model import Ids, LanguageModel, resolve_device, resolve_path
+from covrl.training.parallel import Solo
+from covrl.training.parts import save_model
 
 
-def frozen_copy(model: LanguageModel) -> LanguageModel:
-    """A copy whose weights take no gradient, on the same fast paths."""
-    copied = LanguageModel(copy.deepcopy(model.model).requires_grad_(False), model.temperature)
+class Adapted(LanguageModel):
+    """A model that shares its base with others and differs from it by an adapter, or by none (``adapter`` is None).
+
+    The policy's adapter is on whenever no other model of the base is being read; its own are the only weights that
+    take a gradient.
+    """
+
+    def __init__(self, base: LanguageModel, adapter: str | None) -> None:
+        super().__init__(base.model, base.temperature)
+        self.adapter = adapter
+        self.paths, self.compute_dtype, self.given_up = base.paths, base.compute_dtype, base.given_up
+
+    def own_weights(self) -> list[nn.Parameter]:
+        if self.adapter is None:
+            return []
+        return list(adapters.adapter_weights(self.model, self.adapter).values())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.own_weights() if self.adapter == adapters.POLICY else []
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, as PEFT reads it."""
+        assert self.adapter is not None
+        adapters.save_adapter(self.model, self.adapter, folder)
+
+    def load(self, folder: Path) -> None:
+        assert self.adapter is not None
+        adapters.put_weights(self.model, self.adapter, adapters.read_weights(folder), folder)
+
+    def hidden(self, rows: Sequence[Ids]) -> Tensor:
+        if self.adapter == adapters.POLICY:
+            return super().hidden(rows)
+        with adapters.switched(self.model, self.adapter), torch.no_grad():
+            return super().hidden(rows)
+
+
+def load_policy(
+    config: RunConfig, saved: Path | None = None, world: Solo | None = None
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """The model that is trained, as ``config`` says, and its tokenizer; of ``saved`` are the weights that it has.
+
+    Of several ranks the first alone has weights as yet (see :meth:`Solo.loaded`).
+
+    Raises:
+        UserError: the model cannot be loaded, is an adapter itself, or the settings do not fit it or the ``world``.
+    """
+    source, world = resolve_path(config.model.path), world or Solo()
+    if adapters.is_adapter(source):
+        raise UserError(
+            f"model.path: {source} is a LoRA adapter: make a model of it with `covrl merge {source} --out FOLDER` and "
+            "train that"
+        )
+    if config.model.compile and world.size > 1 and config.training.weights == "sharded":
+        raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
+    place = {} if saved is None or config.lora.rank else {"path": str(saved)}
+    policy, tokenizer = world.loaded(config.model.model_copy(update=place), config.generation.temperature)
+    if config.lora.rank:
+        policy = _with_adapter(policy, config, saved)
+    if config.training.recompute:
+        recompute_activations(policy.model)
+    if config.model.compile:
+        compile_trunk(policy.model)
+    if config.lora.rank or config.model.compile:
+        notes = list(policy.given_up)
+        world.led(lambda: notes.extend(policy.prove()))  # by the rank that has weights
+        policy.paths, policy.given_up = world.same((policy.paths, list(dict.fromkeys(notes))))
+    return policy, tokenizer
+
+
+def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) -> Adapted:
+    """``base`` with a new adapter that changes nothing yet, or with that of the folder ``saved``."""
+    adapters.add_adapter(base.model, config.lora, config.training.seed, config.model.path)
+    policy = Adapted(base, adapters.POLICY)
+    if saved:
+        policy.load(saved)
+    mine, whole = (sum(p.numel() for p in part) for part in (policy.parameters(), base.model.parameters()))
+    layers = len(policy.parameters()) // 2
+    note = f"LoRA of rank {config.lora.rank} on {layers} layers: {mine:,} weights are trained beside {whole - mine:,}"
+    policy.given_up = [*base.given_up, note]
+    return policy
+
+
+def save_policy(policy: LanguageModel, folder: Path, world: Solo) -> None:
+    """Write the policy's folder without its tokenizer; all ranks call it."""
+    if isinstance(policy, Adapted):
+        world.led(lambda: policy.save(folder))  # an adapter is whole on every rank
+    else:
+        save_model(policy.model, folder, world)
+
+
+def load_beside(
+    policy: LanguageModel, specs: Sequence[ModelSpec], config: RunConfig, resumed: bool, world: Solo | None = None
+) -> dict[str, LanguageModel]:
+    """The models that a method wants beside the policy, as they are before the first step.
+
+    Those of a policy with an adapter share its weights: a frozen one is the base, a following one an adapter more.
+    Else they are copies of the base, all frozen ones the same; the base is the policy itself unless it is ``resumed``.
+    """
+    if isinstance(policy, Adapted):
+        return {spec.name: _sharing(policy, spec) for spec in specs}
+    found: dict[str, LanguageModel] = {}
+    if not specs:
+        return found
+    base = policy
+    if resumed:
+        base, _ = (world or Solo()).loaded(config.model, config.generation.temperature)
+        if config.model.compile:
+            compile_trunk(base.model)
+    shared: LanguageModel | None = None
+    for spec in specs:
+        copied = shared if shared and spec.follows == "frozen" else _copied(base, config.model)
+        shared = copied if spec.follows == "frozen" else shared
+        found[spec.name] = copied
+    return found
+
+
+def _sharing(policy: Adapted, spec: ModelSpec) -> Adapted:
+    if spec.follows == "frozen":
+        return Adapted(policy, None)
+    adapters.copy_adapter(policy.model, adapters.POLICY, spec.name)
+    return Adapted(policy, spec.name)
+
+
+def _copied(base: LanguageModel, config: ModelConfig) -> LanguageModel:
+    if not config.offload_reference:
+        return frozen_copy(base)
+    return Offloaded(frozen_copy(base, torch.device("cpu")), resolve_device(config.device))
+
+
+class Offloaded(LanguageModel):
+    """A copy whose weights are in host memory, and on the device ``work`` from a reading to the next :meth:`rest`.
+
+    What is on the device is a copy of them, so nothing has to be brought back.
+    """
+
+    def __init__(self, copied: LanguageModel, work: torch.device) -> None:
+        super().__init__(copied.model, copied.temperature)
+        self.work = work
+        self.paths, self.compute_dtype, self.given_up = copied.paths, copied.compute_dtype, copied.given_up
+        self._home: dict[str, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.work
+
+    def own_weights(self) -> list[nn.Parameter]:
+        """In host memory."""
+        self.rest()
+        return super().own_weights()
+
+    def save(self, folder: Path) -> None:
+        self.rest()
+        super().save(folder)
+
+    def load(self, folder: Path) -> None:
+        self.rest()
+        super().load(folder)
+
+    def hidden(self, rows: Sequence[Ids]) -> Tensor:
+        self._fetch()
+        return super().hidden(rows)
+
+    def _fetch(self) -> None:
+        if self._home:
+            return
+        named = (self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False))
+        self._home = {name: tensor for part in named for name, tensor in part}
+        distinct = {id(tensor): tensor for tensor in self._home.values()}
+        there = {key: _like(t, t.detach().to(self.work, non_blocking=True)) for key, t in distinct.items()}
+        self._put({name: there[id(tensor)] for name, tensor in self._home.items()})  # what was tied is tied there too
+
+    def rest(self) -> None:
+        """Give the device's memory back."""
+        self._put(self._home)
+        self._home = {}
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, tensor)
+
+
+def _like(tensor: Tensor, moved: Tensor) -> Tensor:
+    return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
+
+
+def rest(models: Iterable[LanguageModel]) -> None:
+    """Give the device back what models beside the policy took of it; those that stay there are left alone."""
+    for model in models:
+        if isinstance(model, Offloaded):
+            model.rest()
+
+
+def frozen_copy(model: LanguageModel, device: torch.device | None = None) -> LanguageModel:
+    """A copy whose weights take no gradient, on the same fast paths; on ``device``, without a second copy elsewhere.
+
+    Of a model that is empty as yet the copy is too.
+    """
+
+    def put(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(tensor.device if tensor.is_meta else device or tensor.device, copy=True)
+
+    placed: dict[int, Tensor] = {id(p): nn.Parameter(put(p), requires_grad=False) for p in model.model.parameters()}
+    placed |= {id(b): put(b) for b in model.model.buffers()}
+    copied = LanguageModel(copy.deepcopy(model.model, placed), model.temperature)
     copied.paths = model.paths
     copied.compute_dtype = model.compute_dtype
     return copied
@@ -24,10 +235,11 @@ def follow(specs: Sequence[ModelSpec], models: Mapping[str, LanguageModel], done
     """Move the models that follow the policy, after ``done`` steps.
 
     ``copy``: they become the policy's every ``every`` steps. ``average``: keep·own + (1 − keep)·policy, as often.
+    Of adapters it is their two factors that are averaged.
     """
     for spec in specs:
         if spec.follows == "frozen" or done % spec.every:
             continue
         keep = 0.0 if spec.follows == "copy" else spec.keep
-        for own, policy in zip(models[spec.name].model.parameters(), models["policy"].model.parameters(), strict=True):
-            own.lerp_(policy.to(own.dtype), 1.0 - keep)
+        for own, policy in zip(models[spec.name].own_weights(), models["policy"].own_weights(), strict=True):
+            own.lerp_(policy.to(own), 1.0 - keep)

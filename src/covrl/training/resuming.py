@@ -26,6 +26,8 @@ ACCEPTED = {
     "training.tokens_per_pass": "the same up to rounding, no longer bit for bit",
     "training.logits_mb_per_chunk": "the same up to rounding, no longer bit for bit",
     "generation.rows_per_pass": "the same up to rounding, no longer bit for bit",
+    "model.compile": "the same up to rounding, no longer bit for bit",
+    "model.offload_reference": "what is learnt stays the same",
     "model.device": "the same up to rounding, no longer bit for bit",
 }
 """Settings (or sections, with a dot at the end) that may change on a resume, and what the change does.

@@ -1,7 +1,8 @@
 """FSDP2 on a model whose output layer is used apart from its trunk.
 
 Each transformer block and the rest of the trunk are sharded; the output layer, and with it the embedding where the two
-are tied, stays whole on every rank, because the chunked head reads its weight outside of any module's forward. The
+are tied, stays whole on every rank, because the chunked head reads its weight outside of any module's forward.
+Adapters stay whole too: they are small, and wider than a base in bfloat16, which no one group of shards can be. The
 gradients of what is whole are added up as those of replicated weights are.
 
 FSDP divides the gradient by the number of ranks. Ours is a sum over all ranks' traces with denominators of the whole
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.core_model_loading import WeightConverter
 
+from covrl.scoring.adapters import all_adapters
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
 from covrl.training.lifeline import Lifeline
@@ -42,7 +44,7 @@ def why_not(model: LanguageModel) -> str | None:
 def shard(model: Any, mesh: DeviceMesh) -> Lifeline:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
     trunk, lifeline = model.base_model, Lifeline()
-    whole = set(model.get_output_embeddings().parameters())
+    whole = {*model.get_output_embeddings().parameters(), *all_adapters(model)}
     for block in blocks(model):
         lifeline.hold(block)
         fully_shard(block, mesh=mesh, ignored_params=whole)

@@ -51,7 +51,7 @@ def _moved(run: Run) -> Iterator[Tensor]:
     yield from run.parameters
     for spec in run.algorithm.models:
         if spec.follows != "frozen":
-            yield from run.models[spec.name].model.parameters()
+            yield from run.models[spec.name].own_weights()
 
 
 def _saved(tensor: Tensor) -> Tensor:

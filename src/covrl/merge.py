@@ -1,0 +1,47 @@
+"""`covrl merge`: a plain model of a base and its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from covrl import api
+from covrl.errors import UserError
+from covrl.scoring.adapters import is_adapter, merged
+from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
+from covrl.training import durable
+
+
+def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
+    """Write the model of an adapter's folder, or of a LoRA run's, as a plain Hugging Face folder ``out``; returns it.
+
+    The sum is made in float32, or in float64, and written in ``model.dtype``, which is the run's or float32 if
+    ``settings`` do not say otherwise.
+
+    Raises:
+        UserError: it is no adapter, PEFT cannot merge it, its base is not there, or ``out`` holds something already.
+    """
+    config = api.config_for(model, settings=settings).model
+    folder = Path(resolve_path(config.path))
+    if not is_adapter(folder):
+        raise UserError(f"{model}: no adapter, so there is nothing to merge: it is a whole model as it is")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: there is something already; choose a new folder")
+    wide = config.dtype if config.dtype == "float64" else "float32"
+    place = {"path": base_source(str(folder)), "dtype": wide, "device": "cpu"}
+    base, tokenizer = load_model(config.model_copy(update=place))
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(str(folder))
+    plain = merged(base.model, folder)
+    if config.dtype == "bfloat16":
+        plain.to(torch.bfloat16)
+    try:
+        written = durable.begin(out)
+        plain.save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        durable.finish(written, out, {"merged": str(folder)})
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there: {error.strerror or error}") from None
+    return out
