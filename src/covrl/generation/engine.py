@@ -56,6 +56,8 @@ class TorchGenerator:
     share of the requests, and all return all rollouts.
     """
 
+    of_trainer = True
+
     def __init__(self, model: Any, tokenizer: Any, rows_per_pass: int, world: Solo | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer

@@ -26,6 +26,9 @@ ACCEPTED = {
     "training.tokens_per_pass": "the same up to rounding, no longer bit for bit",
     "training.logits_mb_per_chunk": "the same up to rounding, no longer bit for bit",
     "generation.rows_per_pass": "the same up to rounding, no longer bit for bit",
+    "generation.engine": "samples are drawn by another engine, or at another address: the same distribution up to "
+    "what sampler/gap_mean measures, not the same samples",
+    "generation.engine_memory": "the same up to rounding, no longer bit for bit",
     "model.device": "the same up to rounding, no longer bit for bit",
 }
 """Settings (or sections, with a dot at the end) that may change on a resume, and what the change does.
