@@ -19,7 +19,7 @@ from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.generation.base import Sampling
-from covrl.generation.engine import TorchGenerator
+from covrl.generation.engines import make_generator
 from covrl.plugins import refuse_code_in_file
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
@@ -30,7 +30,7 @@ from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.compute import recompute_activations
-from covrl.scoring.model import SHIPPED, LanguageModel, load_model
+from covrl.scoring.model import SHIPPED, LanguageModel, load_model, resolve_path
 from covrl.training import durable
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
 from covrl.training.distributed import join_world
@@ -94,8 +94,9 @@ def build(
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*problems, *(held_out or ())])
     check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])
-    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
-    notes = (*policy.given_up, *generator.prove())
+    engine = "torch" if evaluation_only else config.generation.engine
+    generator, said = make_generator(config, engine, str(resolve_path(moved.path)), policy.model, tokenizer, world)
+    notes = (*policy.given_up, *said)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     label = label or (task.label if task else None)
