@@ -82,14 +82,14 @@ def samples_follow_the_distribution(make: Make) -> None:
     model = model_of(tokenizer)
     engine = make(model, tokenizer)
     for temperature in (1.0, 1.6):
-        asked = [Request("p", i, (5, 6, 7), "prior") for i in range(800)]
+        asked = [Request("p", i, (5, 6, 7), "prior") for i in range(400)]
         found = sample(engine, asked, tokens=1, stop="Q", temp=temperature)
         first = torch.tensor([r.trace_ids[0] if r.trace_ids else tokenizer.convert_tokens_to_ids("Q") for r in found])
         expected = torch.softmax(model(torch.tensor([[5, 6, 7]])).logits[0, -1].double() / temperature, -1).detach()
         order = expected.argsort(descending=True)
         bins = torch.empty_like(order)
         bins[order] = ((expected[order].cumsum(0) - expected[order] / 2) * 8).long().clamp_max(7)
-        wanted = 800 * torch.zeros(8, dtype=torch.float64).index_add(0, bins, expected)
+        wanted = 400 * torch.zeros(8, dtype=torch.float64).index_add(0, bins, expected)
         counts = torch.bincount(bins[first], minlength=8)
         full = wanted > 5
         assert float(((counts - wanted) ** 2 / wanted)[full].sum()) < 24.3  # 7 degrees of freedom, p = 0.001

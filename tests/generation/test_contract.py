@@ -175,10 +175,11 @@ CAUGHT_BY = {
 }
 
 
-@pytest.mark.parametrize("engine", ["fake vllm", "fake server"])
-@pytest.mark.parametrize("broken", fake_vllm.MUTANTS)
+@pytest.mark.parametrize(
+    ("engine", "broken"), [*(("fake vllm", how) for how in fake_vllm.MUTANTS), ("fake server", "seed")]
+)
 def test_the_contract_rejects_an_engine_that_is_broken(
-    broken: str, engine: str, root: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, broken: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with maker(engine, root, monkeypatch) as make:
         CONTRACT[CAUGHT_BY[broken]](make)
