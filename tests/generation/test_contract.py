@@ -4,20 +4,15 @@ installed, real. And the proof that the contract notices an engine that is broke
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import fake_vllm
 import pytest
 from contract import CONTRACT, Make
+from real_vllm import INSTALLED, start_server
 
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.generation.engine import TorchGenerator
@@ -26,7 +21,6 @@ from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
 from covrl.records import Request, Rollout
 
-REAL = importlib.util.find_spec("vllm") is not None
 ENGINES = ["torch", "fake vllm", "fake vllm that sleeps", "fake server", "vllm", "server"]
 ROWS = 16
 
@@ -104,25 +98,6 @@ def real_server(root: Path, stack: contextlib.ExitStack) -> Make:
     return make
 
 
-def start_server(folder: str, log: Path) -> tuple[str, subprocess.Popen[bytes]]:
-    """The command of ``docs/engines.md``, by its module, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "128", "--logprobs-mode", "processed_logprobs"]
-    command += ["--generation-config", "vllm", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--gpu-memory-utilization", "0.1"]
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"})
-    for _ in range(300):
-        assert server.poll() is None, log.read_text()[-2000:]
-        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-            return f"http://127.0.0.1:{port}", server
-        time.sleep(1)
-    raise AssertionError(log.read_text()[-2000:])
-
-
 MAKERS: dict[str, Callable[[Path, contextlib.ExitStack], Make]] = {
     "torch": torch_engine,
     "fake vllm": fake_local,
@@ -150,7 +125,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def maker(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    if name in ("vllm", "server") and not REAL:
+    if name in ("vllm", "server") and not INSTALLED:
         pytest.skip("vllm is not installed")
     if name.startswith("fake"):
         monkeypatch.setitem(sys.modules, "vllm", fake_vllm)  # ty: ignore

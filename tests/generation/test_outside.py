@@ -12,6 +12,7 @@ import fake_vllm
 import pytest
 import torch
 from contract import DRAW, TOKENIZERS, model_of, requests
+from real_vllm import INSTALLED, start_server
 from safetensors.torch import load_file
 
 from covrl.api import resume, train, train_run
@@ -105,6 +106,23 @@ def test_a_run_trains_on_another_engine(engine: str, method: str, server: fake_v
         assert report.metrics["sampler/truncated_share"] == 0
         assert report.metrics["guard/publish_gap"] < 1e-3
         assert not [w for w in report.warnings if "sampler" in w]
+
+
+@pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_a_run_trains_on_the_real_one(engine: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vllm")
+    own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}}
+    if engine == "vllm":
+        trained = train(settings("vllm", **own), out="run")
+    else:
+        address, process = start_server(str(project / "model"), project / "log")
+        trained = train(settings(address, **own), out="run")
+        process.terminate()
+        process.wait()
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["guard/publish_gap"] < 1e-3
 
 
 def test_on_the_torch_engine_the_correction_changes_no_byte_of_a_run(project: Path) -> None:

@@ -67,7 +67,7 @@ class LocalVllm:
                 disable_log_stats=True,
                 seed=0,
             )
-        except (ValueError, RuntimeError, OSError, AssertionError) as error:
+        except Exception as error:  # whatever it cannot do, with this model or on this machine
             raise UserError(f"generation.engine = vllm: it cannot load {source}: {_short(error)}") from error
 
     def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
@@ -76,7 +76,9 @@ class LocalVllm:
         params = [self._params(row, temperature, stop, ends) for row in rows]
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        except (ValueError, AssertionError) as error:
+        except torch.OutOfMemoryError:
+            raise  # said with the arithmetic by whoever asked
+        except Exception as error:
             raise EngineError(f"vllm cannot sample: {_short(error)}") from error
         finally:
             self._sleep()
@@ -108,7 +110,7 @@ class LocalVllm:
     def _reload(self) -> None:
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights_of(self._model)})
-        except (AssertionError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:
             raise EngineError(f"vllm does not take the new weights: {_short(error)}") from error
         self._llm.reset_prefix_cache()  # what it holds was computed with the old ones
 
