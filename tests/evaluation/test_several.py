@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from commands import Covrl
 from models import character_tokenizer, tiny
 
-from covrl.cli import main
 from covrl.errors import UserError
 from covrl.evaluation.exam import Solved, from_json
 from covrl.evaluation.results import markdown, write_results
@@ -191,12 +189,6 @@ def test_model_text_is_escaped(copied: Path) -> None:
 # Benchmarks and the command line
 
 
-class Found(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -208,22 +200,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def covrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Found]:
-    def call(*arguments: str) -> Found:
-        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return Found(int(stop.value.code or 0), *capfd.readouterr())
-
-    return call
-
-
 COMMON = ["eval", "--model", "model", "--config", "run.toml"]
 
 
-def test_local_benchmarks_from_the_command_line(project: Path, covrl: Callable[..., Found]) -> None:
+def test_local_benchmarks_from_the_command_line(project: Path, covrl: Covrl) -> None:
     if not (DATA / "amc23" / "test.jsonl").is_file():
         pytest.skip(f"{DATA / 'amc23' / 'test.jsonl'} is not there")
     asked = ["--benchmark", "aime24", "--benchmark", "AMC23", "--data", str(DATA), "-n", "2", "--limit", "2"]
@@ -238,7 +218,7 @@ def test_local_benchmarks_from_the_command_line(project: Path, covrl: Callable[.
     assert 0 < record["figures"]["AMC23"]["model"]["trace_tokens"] <= 8
 
 
-def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Callable[..., Found]) -> None:
+def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Covrl) -> None:
     row = {"Question": "q", "Correct Answer": "y"} | {f"Incorrect Answer {i}": f"n{i}" for i in (1, 2, 3)}
     (project / "g.jsonl").write_text(json.dumps(row) + "\n")
     asked = ["--benchmark", "GPQA-Diamond", "--data", "GPQA-Diamond=g.jsonl", "-n", "2", "--max-tokens", "8"]
@@ -248,7 +228,7 @@ def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covr
     assert "| chance | 25.0 % |" in (project / "out/results.md").read_text().replace("\u00a0", " ")
 
 
-def test_the_plain_form_keeps_its_keys(project: Path, covrl: Callable[..., Found]) -> None:
+def test_the_plain_form_keeps_its_keys(project: Path, covrl: Covrl) -> None:
     found = covrl(*COMMON, "--problems", "p.jsonl", "--json")
     keys = ["model", "problem_source", "problems", "greedy", "n", "avg@n", "pass@1", "unknown", "truncated"]
     assert list(json.loads(found.out)) == [*keys, "no_closing_tag", "trace_tokens", "intervals"]
@@ -276,9 +256,7 @@ def test_the_plain_form_keeps_its_keys(project: Path, covrl: Callable[..., Found
         ([], "give --problems or --benchmark"),
     ],
 )
-def test_unusable_input_is_one_line(
-    project: Path, covrl: Callable[..., Found], arguments: list[str], said: str
-) -> None:
+def test_unusable_input_is_one_line(project: Path, covrl: Covrl, arguments: list[str], said: str) -> None:
     (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
     found = covrl(*COMMON, *arguments)
     assert (found.code, found.out) == (2, "")
@@ -302,7 +280,7 @@ def test_unusable_input_is_one_line(
     ],
 )
 def test_leak_and_calibrate_refuse_alike(
-    project: Path, covrl: Callable[..., Found], command: str, arguments: list[str], said: str
+    project: Path, covrl: Covrl, command: str, arguments: list[str], said: str
 ) -> None:
     (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
     found = covrl(command, *COMMON[1:], *arguments)
@@ -320,9 +298,7 @@ def test_a_file_of_something_else_is_refused(copied: Path) -> None:
         evaluate_several(order(), copied)
 
 
-def test_a_suite_is_the_mean_of_its_members(
-    project: Path, covrl: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_suite_is_the_mean_of_its_members(project: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch) -> None:
     """CoVRL's overall from local files of one row each: every member has one vote, and the gap is said."""
     from covrl.evaluation.benchmarks import COVRL_OVERALL, PROTOCOLS
     from covrl.evaluation.choices import Options

@@ -70,7 +70,7 @@ class Mismatch:
         self,
         pairs: Sequence[tuple[Problem, Rollout]],
         scores: list[Scores],
-        read: Callable[[Context, Reading, Sequence[tuple[Problem, Rollout]]], list[Scores]],
+        read: Callable[[Sequence[Context], Sequence[Reading], Sequence[tuple[Problem, Rollout]]], list[Scores]],
     ) -> list[Scores]:
         """``scores`` with the log-probs under the prompts that traces were sampled from, where they are needed.
 
@@ -79,7 +79,8 @@ class Mismatch:
         missing = [i for i, (_, r) in enumerate(pairs) if r.trace_ids and source_log_probs(r, scores[i]) is None]
         if self.of_trainer or not missing:
             return scores
-        found = dict(zip(missing, read(SOURCE_CONTEXT, SOURCE_READING, [pairs[i] for i in missing]), strict=True))
+        extra = read((SOURCE_CONTEXT,), (SOURCE_READING,), [pairs[i] for i in missing])
+        found = dict(zip(missing, extra, strict=True))
         return [
             Scores({**s.values, **found[i].values}, s.tokens + found[i].tokens) if i in found else s
             for i, s in enumerate(scores)
