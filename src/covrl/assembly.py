@@ -20,7 +20,7 @@ from covrl.records import Problem
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.compute import recompute_activations
-from covrl.scoring.model import LanguageModel, load_model, resolve_path
+from covrl.scoring.model import LanguageModel, load_model
 from covrl.training.distributed import join_world
 from covrl.training.loop import Run
 from covrl.training.models import frozen_copy
@@ -68,7 +68,7 @@ def build(
     check_tokens(prompts, [*data.train, *data.held_out])
     check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
     engine = "torch" if evaluation_only else config.generation.engine
-    generator, said = make_generator(config, engine, str(resolve_path(moved.path)), policy.model, tokenizer, world)
+    generator, said = make_generator(config, engine, policy.model, tokenizer, world)
     notes = (*policy.given_up, *said)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)

@@ -11,9 +11,10 @@ from typing import Any
 import fake_vllm
 import pytest
 import torch
-from contract import DRAW, TOKENIZERS, model_of, requests
+from contract import DRAW, TOKENIZERS, assert_told_truly, model_of, requests, sample
 from real_vllm import INSTALLED, start_server
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from covrl.api import resume, train, train_run
 from covrl.cli import main
@@ -334,6 +335,30 @@ def test_an_engine_that_cannot_load_is_one_line(project: Path, monkeypatch: pyte
         LocalVllm("model", model_of(TOKENIZERS["characters"]()), "float32", 0.25, 4)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_adapters_are_handed_over_as_whole_matrices(engine: str, server: fake_vllm.Server) -> None:
+    """The engine's log-probs are those of the model with its adapter, and without it when it is turned off."""
+    peft = pytest.importorskip("peft")
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    peft.inject_adapter_in_model(config, model, adapter_name="policy")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    backend = LocalVllm("model", model, "float32", 0.2, 4) if engine == "vllm" else ServerVllm(server.address, model, 4)
+    outside = OutsideGenerator(backend, model.eval(), tokenizer)
+    with_adapter = sample(outside, requests(6))
+    assert_told_truly(model, with_adapter)
+    for module in model.modules():
+        if hasattr(module, "get_delta_weight"):
+            module.enable_adapters(False)
+    outside.publish(1)
+    without = sample(outside, requests(6))
+    assert_told_truly(model, without)
+    assert [r.trace_ids for r in with_adapter] != [r.trace_ids for r in without]
+
+
 def test_weights_that_are_refused_say_so(project: Path) -> None:
     model = model_of(TOKENIZERS["characters"]())
     backend = LocalVllm("model", model, "float32", 0.25, 4)
@@ -359,15 +384,15 @@ def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
     model = model_of(tokenizer)
     config = check(RunConfig, {"model": {"path": "x", "dtype": "float64"}})
     with pytest.raises(UserError, match="vLLM has no float64; use float32 or the torch engine"):
-        make_generator(config, engine, "x", model, tokenizer, Solo())
+        make_generator(config, engine, model, tokenizer, Solo())
     with pytest.raises(UserError, match="with several processes only the torch engine samples"):
-        make_generator(config, engine, "x", model, tokenizer, Several())
+        make_generator(config, engine, model, tokenizer, Several())
 
 
 def test_mixed_precision_samples_in_bfloat16(project: Path) -> None:
     tokenizer = TOKENIZERS["characters"]()
     config = check(RunConfig, {"model": {"path": "model", "dtype": "mixed"}})
-    make_generator(config, "vllm", "model", model_of(tokenizer), tokenizer, Solo())
+    make_generator(config, "vllm", AutoModelForCausalLM.from_pretrained("model"), tokenizer, Solo())
     assert fake_vllm.LLM.made[-1].settings["dtype"] == "bfloat16"
 
 

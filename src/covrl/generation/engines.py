@@ -16,9 +16,9 @@ VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"
 
 
 def make_generator(
-    config: RunConfig, engine: str, source: str, model: Any, tokenizer: Any, world: Solo
+    config: RunConfig, engine: str, model: Any, tokenizer: Any, world: Solo
 ) -> tuple[Generator, list[str]]:
-    """The engine ``engine`` for ``model``, which was loaded from ``source``, and what is to be said of it.
+    """The engine ``engine`` for ``model``, and what is to be said of it.
 
     Raises:
         UserError: it is not installed, does not answer, or cannot be used with these settings.
@@ -40,7 +40,7 @@ def make_generator(
         from covrl.generation.vllm_local import LocalVllm
 
         dtype = VLLM_DTYPES[config.model.dtype]
-        local = LocalVllm(source, model, dtype, config.generation.engine_memory, rows)
+        local = LocalVllm(model.name_or_path, model, dtype, config.generation.engine_memory, rows)
         return OutsideGenerator(local, model, tokenizer), []
     from covrl.generation.vllm_server import ServerVllm
 

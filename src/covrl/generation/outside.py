@@ -7,8 +7,11 @@ engine does not sample in vain, but its own opinion on where the text stopped do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
 
 from covrl.errors import EngineError
 from covrl.generation.base import Draw, Sampling
@@ -119,6 +122,24 @@ class OutsideGenerator:
         for token, log_prob in zip(part.ids, part.log_probs, strict=True):
             self.wasted += trace.ended is not None
             trace.take(token, log_prob, rule, self._ends)
+
+
+def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights that a model computes with, by the names that its files have, tied ones once.
+
+    An engine has no adapters: a linear layer with LoRA is handed over as one matrix, W + scale·BA of what is on.
+    """
+    with torch.no_grad():
+        for module_name, module in model.named_modules():
+            if not hasattr(module, "get_delta_weight"):
+                continue
+            for name, weight in module.base_layer.named_parameters():
+                on = module.active_adapters if name == "weight" and not module.disable_adapters else ()
+                deltas = [module.get_delta_weight(a) for a in on if a in module.lora_A]
+                yield f"{module_name}.{name}", sum(deltas, weight.detach()).to(weight.dtype)
+        for name, weight in model.named_parameters():
+            if ".base_layer." not in name and ".lora_" not in name:
+                yield name, weight.detach()
 
 
 def _ask(request: Request, trace: Trace, key: int, max_tokens: int) -> Ask:

@@ -7,15 +7,14 @@ weights in place, sleep level 2 (weights and cache are dropped, not copied) wher
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from covrl.errors import EngineError, UserError
-from covrl.generation.outside import Ask, Drawn
+from covrl.generation.outside import Ask, Drawn, weights_of
 
 
 def import_vllm() -> Any:
@@ -41,8 +40,9 @@ def import_vllm() -> Any:
 class LocalVllm:
     """A :class:`covrl.generation.outside.Backend`.
 
-    ``source`` is the folder or hub id that ``model`` was loaded from; ``memory`` the share of the accelerator that
-    weights and cache may take while it is awake; ``rows`` how many traces are decoded side by side.
+    ``source`` is a folder or hub id with the config and tokenizer of ``model``, whose weights it takes; ``memory`` the
+    share of the accelerator that weights and cache may take while it is awake; ``rows`` how many traces are decoded
+    side by side.
     """
 
     name = "vllm"
@@ -69,6 +69,10 @@ class LocalVllm:
             )
         except Exception as error:  # whatever it cannot do, with this model or on this machine
             raise UserError(f"generation.engine = vllm: it cannot load {source}: {_short(error)}") from error
+        try:
+            self.load(0)  # the trainer's weights, which may be further than those of the folder
+        except EngineError as error:
+            raise UserError(f"generation.engine = vllm: {error}") from error
 
     def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
         self._wake()
@@ -126,11 +130,6 @@ class LocalVllm:
             self._llm.sleep(level=2)
             self._asleep = True
             torch.cuda.empty_cache()
-
-
-def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The trained weights by the names of a checkpoint, tied ones once."""
-    yield from ((name, parameter.detach()) for name, parameter in model.named_parameters())
 
 
 def _drawn(output: Any) -> Drawn:

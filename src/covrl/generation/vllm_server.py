@@ -25,7 +25,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from covrl.errors import EngineError, UserError
-from covrl.generation.outside import Ask, Drawn
+from covrl.generation.outside import Ask, Drawn, weights_of
 
 ANSWER_WITHIN_S = 1800.0
 """Seconds after which one row, or one loading of weights, counts as lost."""
@@ -89,7 +89,7 @@ class ServerVllm:
 
     def load(self, version: int) -> None:
         folder = self._folder / f"step-{version:06d}"
-        self._model.save_pretrained(folder)
+        self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
         try:
             self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
             self._ask("/reset_prefix_cache", {})  # what it holds was computed with the old weights
