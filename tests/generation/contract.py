@@ -130,6 +130,8 @@ def a_trace_ends_at_the_stop_text_or_at_its_limit(make: Make) -> None:
     pair = next(r.text[3:5] for r in found if r.finish == "length")
     again = sample(engine, requests(60, problems=2), stop=pair)  # a stop text of two tokens
     assert any(r.valid and len(r.trace_ids) == 5 for r in again)
+    special = sample(engine, requests(90, problems=2), stop="<unk>")  # as the closing tag of many models is
+    assert any(r.valid for r in special)
     assert {len(r.trace_ids) for r in sample(engine, requests(6), tokens=1)} <= {0, 1}
 
 

@@ -180,11 +180,21 @@ def test_no_server_is_one_line_with_its_address(
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("at", ["/v1/completions", "/collective_rpc"])
+@pytest.mark.parametrize(
+    ("at", "look", "kept"), [("/v1/completions", 0, 2), ("/collective_rpc", 0, 2), ("/collective_rpc", 1, 1)]
+)
 def test_a_server_that_dies_inside_a_run_ends_it_and_the_run_goes_on_on_another(
-    at: str, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    at: str,
+    look: int,
+    kept: int,
+    server: fake_vllm.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What was done is on disk, whether the server died while it sampled or when it was given new weights."""
+    """What was done is on disk, whether the server died while it sampled or when it was given new weights.
+
+    Where the step would have ended in a look at the generator, that step is not whole and is taken again.
+    """
     calls = {"publish": 0}
     load = ServerVllm.load
 
@@ -196,18 +206,19 @@ def test_a_server_that_dies_inside_a_run_ends_it_and_the_run_goes_on_on_another(
 
     monkeypatch.setattr(ServerVllm, "load", counting)
     arguments = ["train", "--config", "run.toml", "--out", "run", "--set", f"generation.engine={server.address}"]
-    code, said = command(monkeypatch, capsys, *arguments, "--set", "guards.publish_check_every=0")
+    arguments += ["--set", f"guards.publish_check_every={look}", "--set", "checkpoint.every=1"]
+    code, said = command(monkeypatch, capsys, *arguments)
     assert code == 1
     assert f"the vLLM server at {server.address} does not answer" in said
     assert "--resume" in said
-    assert [p.name for p in Path("run/checkpoints").glob("step-*")] == ["step-000002"]
+    assert max(p.name for p in Path("run/checkpoints").glob("step-*")) == f"step-{kept:06d}"
     monkeypatch.setattr(ServerVllm, "load", load)
     with fake_vllm.serve("model") as other:
         file = Path("run/config.toml")
         file.write_text(file.read_text().replace(server.address, other.address))
         run = resume(Path("run"))
         assert any("resumed with generation.engine" in note for note in run.notes)
-        assert len(train_run(run, Path("run")).reports) == 1
+        assert len(train_run(run, Path("run")).reports) == 3 - kept
     assert [r.step for r in read_metrics(Path("run/metrics.jsonl"))] == [1, 2, 3]
 
 
