@@ -49,7 +49,7 @@ def sample(
         assert r.valid == (r.text.count(stop) == 1 and r.text.endswith(stop))
         assert (r.closing == "none") == (not r.valid) == (stop not in r.text)
         assert r.finish != "length" or len(r.trace_ids) == tokens
-    assert getattr(engine, "wasted", 0) - wasted <= len(asked), "tokens are sampled behind the end of traces"
+    assert getattr(engine, "wasted", 0) - wasted <= len(asked) // 20, "tokens are sampled behind the end of traces"
     return found
 
 
