@@ -16,7 +16,7 @@ from real_vllm import INSTALLED, start_server
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from covrl.api import resume, train, train_run
+from covrl.api import build, resume, train, train_run
 from covrl.cli import main
 from covrl.config import RunConfig, check
 from covrl.errors import EngineError, TrainingStoppedError, UserError
@@ -28,6 +28,7 @@ from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
 from covrl.reporting.sinks import read_metrics
 from covrl.training.parallel import Solo
+from covrl.training.warm_format import warm_format
 
 CONFIG: dict[str, Any] = {
     "model": {"device": "cpu"},
@@ -133,6 +134,16 @@ def test_on_the_torch_engine_the_correction_changes_no_byte_of_a_run(project: Pa
         found.append((trained.last / "model.safetensors").read_bytes())
         assert trained.reports[-1].metrics["sampler/gap_max"] < 1e-4
     assert found[0] == found[1] == found[2]
+
+
+def test_warm_format_samples_from_the_weights_that_it_trains(project: Path) -> None:
+    rows = [{"question": f"{i}+{i}", "answer": str(2 * i), "solution": f"add {i}"} for i in range(4)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = build(check(RunConfig, settings("vllm", problems={"solution_field": "solution"})))
+    list(warm_format(run, steps=2, rate=1e-2, until=2.0, every=1))
+    engine = dict(fake_vllm.LLM.made[-1].model.named_parameters())
+    for name, trained in run.models["policy"].model.named_parameters():
+        assert torch.equal(engine[name], trained)
 
 
 @pytest.mark.parametrize("broken", ["publish", "publish in part", "stale cache"])
