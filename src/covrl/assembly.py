@@ -11,7 +11,7 @@ from covrl.algorithms.base import Algorithm, Setup
 from covrl.config import ProblemsConfig, RunConfig, Settings, check
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
-from covrl.generation.engine import TorchGenerator
+from covrl.generation.engines import make_generator
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
@@ -66,10 +66,9 @@ def build(
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*data.train, *data.held_out])
     check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
-    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
-    proved: list[str] = []
-    world.led(lambda: proved.extend(generator.prove()))  # by the rank that has weights already
-    generator.paths, proved = world.same((generator.paths, proved))
+    engine = "torch" if evaluation_only else config.generation.engine
+    generator, said = make_generator(config, engine, policy.model, tokenizer, world)
+    notes = (*policy.given_up, *said)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -200,6 +201,30 @@ class GenerationConfig(Settings):
     max_trace_tokens: int = Field(2048, ge=1)
     max_answer_tokens: int = Field(64, ge=1)
     rows_per_pass: int = Field(256, ge=1, description="traces that are decoded side by side")
+    engine: str = Field(
+        "torch",
+        description="what samples (docs/engines.md): torch, the trained model itself; vllm, in this process; or the "
+        "address of a vLLM server, http://HOST:PORT",
+    )
+    engine_memory: float = Field(0.3, gt=0, le=1, description="engine vllm: its share of the accelerator's memory")
+    sampler_correction: Literal["token", "sequence", "off"] = Field(
+        "token",
+        description="truncated importance sampling (Yao et al., 2025; CONFIRMED-2nd) where another engine samples than "
+        "trains: a weight min(π/π_sampler, sampler_cap) per token or per trace. The torch engine needs none",
+    )
+    sampler_cap: float = Field(
+        2.0, ge=1, description="C of the sampler's correction (INFERRED: other implementations' default)"
+    )
+
+    @field_validator("engine")
+    @classmethod
+    def _engine(cls, value: str) -> str:
+        address = urlsplit(value)
+        if value in ("torch", "vllm") or (address.scheme in ("http", "https") and address.hostname):
+            if "@" in address.netloc:
+                raise ValueError("an address must not hold a password; the key is read from VLLM_API_KEY")
+            return value.rstrip("/")
+        raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
 
 
 class TrainingConfig(Settings):
@@ -351,6 +376,7 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
         return f"setting {key} is missing"
     message = error["msg"].removeprefix("Value error, ")
     shown = f", found {_short(error['input'])}" if not isinstance(error["input"], Mapping) else ""
+    shown = "" if "password" in message else shown
     return f"setting {key}: {message}{shown}" if key else message
 
 

@@ -14,6 +14,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "curves in TensorBoard"),
     "wandb": ("wandb", "curves in Weights & Biases"),
     "trackio": ("trackio", "curves in trackio"),
+    "vllm": ("vllm", "faster sampling on an accelerator"),
 }
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer", "rich", "math-verify")
 

@@ -41,3 +41,10 @@ class NonFiniteError(TrainingStoppedError):
 
 class OutOfMemoryError(TrainingStoppedError):
     """A pass ran out of memory, with smaller parts too; the message has the arithmetic and what to change."""
+
+
+class EngineError(TrainingStoppedError):
+    """The engine that samples does not answer, or answers what cannot be used; names it and, of a server, its address.
+
+    Training ends with it; the run can be resumed when the engine is back.
+    """

@@ -38,7 +38,11 @@ class Draw:
 
 
 class Generator(Protocol):
-    """An engine that samples. ``publish`` tells it that the policy's weights changed."""
+    """An engine that samples. ``publish`` tells it that the policy's weights changed.
+
+    An engine that runs the trained model itself says so with ``of_trainer = True`` (:func:`samples_with_trainer`);
+    every other one is corrected for, as its log-probs may differ from the trainer's.
+    """
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order."""
@@ -47,3 +51,8 @@ class Generator(Protocol):
     def publish(self, version: int) -> None:
         """Use the policy's current weights from now on and stamp rollouts with ``version``."""
         ...
+
+
+def samples_with_trainer(generator: Generator) -> bool:
+    """Whether samples come from the trained model itself, so that its log-probs differ by rounding alone."""
+    return getattr(generator, "of_trainer", False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from transformers import DynamicCache
 from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.random import trace_key, uniforms
-from covrl.generation.stop import Stop, StopRule
-from covrl.records import Finish, Request, Rollout
+from covrl.generation.stop import StopRule
+from covrl.generation.trace import Trace, end_tokens
+from covrl.records import Request, Rollout
 from covrl.training.parallel import Solo
 
 DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 0.5}
@@ -56,6 +57,8 @@ class TorchGenerator:
     share of the requests, and all return all rollouts.
     """
 
+    of_trainer = True
+
     def __init__(self, model: Any, tokenizer: Any, rows_per_pass: int, world: Solo | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -64,7 +67,7 @@ class TorchGenerator:
         self.version = 0
         self.paths = DecodingPaths()
         self._rules: dict[str, StopRule] = {}
-        self._eos = _end_tokens(model, tokenizer)
+        self._eos = end_tokens(model, tokenizer)
 
     def publish(self, version: int) -> None:
         self.version = version
@@ -79,7 +82,7 @@ class TorchGenerator:
         rollouts: dict[int, Rollout] = {}
         for wave in self._waves([len(r.prompt_ids) + len(r.prefix_ids) for r in requests]):
             traces = self._decode([requests[i] for i in wave], sampling, rule, draw)
-            rollouts |= {i: self._rollout(requests[i], t, rule) for i, t in zip(wave, traces, strict=True)}
+            rollouts |= {i: t.rollout(requests[i], rule, self.version) for i, t in zip(wave, traces, strict=True)}
         return [rollouts[i] for i in range(len(requests))]
 
     def _waves(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -131,17 +134,10 @@ class TorchGenerator:
             return f"decoding {self.paths.text} fails ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
         return None
 
-    def _rollout(self, request: Request, trace: _Trace, rule: StopRule) -> Rollout:
-        stop = trace.stop or Stop(len(trace.ids), "none")
-        ids = tuple(trace.ids[: stop.kept])
-        text = rule.text(ids) + (rule.tag if stop.closing == "appended" else "")
-        log_probs = tuple(trace.log_probs[: stop.kept])
-        return Rollout(request, ids, log_probs, trace.ended or "length", stop.closing, text, self.version)
-
     @torch.no_grad()
-    def _decode(self, requests: Sequence[Request], sampling: Sampling, rule: StopRule, draw: Draw) -> list[_Trace]:
+    def _decode(self, requests: Sequence[Request], sampling: Sampling, rule: StopRule, draw: Draw) -> list[Trace]:
         keys = np.array([trace_key(draw, r.problem_id, r.index) for r in requests], dtype=np.uint64)
-        traces = [_Trace() for _ in requests]
+        traces = [Trace() for _ in requests]
         was_training = self.model.training
         self.model.eval()
         logits, state = self._prefill([r.prompt_ids + r.prefix_ids for r in requests])
@@ -234,27 +230,6 @@ class _Replay:
         return model(input_ids=self.ids, use_cache=False).logits[:, -1]
 
 
-@dataclass(slots=True)
-class _Trace:
-    """One row while it is being sampled; tokens that come after its end are ignored."""
-
-    ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    ended: Finish | None = None
-    stop: Stop | None = None
-
-    def take(self, token: int, log_prob: float, rule: StopRule, eos: frozenset[int]) -> None:
-        if self.ended:
-            return
-        self.ids.append(token)
-        self.log_probs.append(log_prob)
-        self.stop = rule.check(self.ids)
-        if self.stop:
-            self.ended = "closed"
-        elif token in eos:
-            self.ended = "eos"
-
-
 def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | None) -> Tensor:
     """Token ids ``[B]``: the mode if ``draws`` is None, else the inverse cumulative distribution at ``draws``.
 
@@ -274,10 +249,3 @@ def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | Non
     target = torch.as_tensor(draws, dtype=wide, device=log_probs.device)[:, None] * whole
     target = torch.minimum(target, torch.nextafter(whole, torch.zeros_like(whole)))
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a sequence: the tokenizer's and the generation config's."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [tokenizer.eos_token_id, *listed] if i is not None)

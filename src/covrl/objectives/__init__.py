@@ -4,7 +4,13 @@ from covrl.objectives.advantages import centred, leave_one_out, standardised
 from covrl.objectives.composite import composite_kl, composite_kl_estimate, composite_log_prob
 from covrl.objectives.denominators import groups_count, prior_traces, trace_tokens, traces
 from covrl.objectives.kl import forward_kl, kl_estimate, reverse_kl, tempered
-from covrl.objectives.ratio import capped, clipped_ratio, doubly_clipped_ratio, smoothly_capped
+from covrl.objectives.ratio import (
+    capped,
+    clipped_ratio,
+    doubly_clipped_ratio,
+    smoothly_capped,
+    truncated_importance,
+)
 from covrl.objectives.sequences import next_in_sequence, sequence_mean
 
 __all__ = [
@@ -28,4 +34,5 @@ __all__ = [
     "tempered",
     "trace_tokens",
     "traces",
+    "truncated_importance",
 ]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
+
+Level = Literal["token", "sequence"]
+"""Whether an importance weight is a token's own or that of its whole sequence."""
 
 
 def capped(ratio: Tensor, cap: float) -> Tensor:
@@ -37,3 +42,14 @@ def clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: float) ->
     """
     ratio = log_ratio.exp()
     return ratio.clamp_max(1 + high).where(weight >= 0, ratio.clamp_min(1 - low))
+
+
+def truncated_importance(trainer: Tensor, sampler: Tensor, cap: float, level: Level = "token") -> Tensor:
+    """min(π_trainer / π_sampler, cap) of sampled tokens, from log-probs ``[T]``; constant, ``[T]`` or ``[1]``.
+
+    token: a weight each, from its own ratio (truncated importance sampling, as in Yao et al., 2025). It corrects the
+    choice of each token, not the prefixes that the sampler came to. sequence: one weight, from the product of the
+    ratios, which corrects everything at the price of variance that grows with the length.
+    """
+    apart = (trainer - sampler).detach()
+    return (apart if level == "token" else apart.sum(dim=-1, keepdim=True)).exp().clamp_max(cap)

@@ -125,7 +125,13 @@ CHARTS = (
     ChartSpec(
         UPDATES, "Ratios held back", "share",
         "Share of weights that were capped or clipped. Small: where it is large, the update is mostly the cap's.",
-        ("ratio/*_share",), zero=True,
+        ("ratio/*_share", "sampler/truncated_share"), zero=True,
+    ),
+    ChartSpec(
+        UPDATES, "Sampler against trainer", "nats",
+        "How far the sampler's log-probs are from the trainer's, a token. Flat: rounding. A climb says that the engine "
+        "has other weights or another dtype than are trained.",
+        ("sampler/gap_mean", "sampler/kl"), log=True,
     ),
     ChartSpec(
         UPDATES, "Gradient norm by stream", "",

@@ -18,7 +18,7 @@ from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
-from covrl.generation.base import Draw
+from covrl.generation.base import Draw, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
@@ -29,6 +29,7 @@ from covrl.scoring.pack import Context, Reading, score
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
+from covrl.training.mismatch import Mismatch, mismatch_warnings
 from covrl.training.models import follow, rest, save_policy
 from covrl.training.monitors import (
     label_metrics,
@@ -201,6 +202,7 @@ class Run:
             if self._due(self.config.guards.publish_check_every, number):
                 update["guard/publish_gap"] = self._look_at_generator()
         metrics = rollout_metrics(sampled) | verdict_metrics(sampled) | token_metrics(scored)
+        metrics |= self.mismatch.metrics(scored)
         metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
         if "guard/skipped" not in update:
             metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits)
@@ -215,6 +217,7 @@ class Run:
         metrics["time/other"] = clock.seconds["step"] - counted
         metrics = self.world.same(metrics)  # times differ, and a grader's may; what is decided on them must not
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
+        warnings += tuple(mismatch_warnings(metrics))
         return StepReport(number, metrics, (*self._remarks, *warnings), self._shown(kept, credits))
 
     def _learn(
@@ -231,7 +234,7 @@ class Run:
         try:
             with self.world.whole_weights():
                 kept = self._collect(draw, clock, sampled, scored)
-            credits = self.algorithm.credit(kept)
+            credits = self.mismatch.corrected(kept, self.algorithm.credit(kept), self.algorithm.streams)
             check_credits(kept, credits)
             with clock("train"):
                 return sampled, scored, kept, credits, self._update(kept, credits)
@@ -242,6 +245,11 @@ class Run:
             self._remarks.append(self.guard.non_finite(error, *at, self.folder, self.world))
         nothing = {"optim/updates": 0.0, "guard/skipped": float(self.guard.skipped)} | dict.fromkeys(TOTALS, 0.0)
         return sampled, scored, [], [], nothing
+
+    @property
+    def mismatch(self) -> Mismatch:
+        """What measures the generator against the trainer and corrects for it."""
+        return Mismatch(self.config.generation, samples_with_trainer(self.generator))
 
     def _collect(self, draw: Draw, clock: Clock, sampled: list[Group], scored: list[ScoredGroup]) -> list[ScoredGroup]:
         """The groups that are admitted; ``sampled`` gets all groups, ``scored`` the same with their scores."""
@@ -274,14 +282,18 @@ class Run:
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-        contexts, readings = self.algorithm.contexts, self.algorithm.scoring
+        scores = self._scores(self.algorithm.contexts, self.algorithm.scoring, pairs)
+        scores = iter(self.mismatch.complete(pairs, scores, self._scores))
+        rest(self.models.values())
+        return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
+    def _scores(
+        self, contexts: Sequence[Context], readings: Sequence[Reading], pairs: Sequence[tuple[Problem, Rollout]]
+    ) -> list[Scores]:
         def attempt(limits: PassLimits) -> list[Scores]:
             return self.read(contexts, readings, limits, pairs)
 
-        scores = iter(self._with_less(attempt, pairs))
-        rest(self.models.values())
-        return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+        return self._with_less(attempt, pairs)
 
     def read(
         self,

@@ -28,6 +28,9 @@ ACCEPTED = {
     "generation.rows_per_pass": "the same up to rounding, no longer bit for bit",
     "model.compile": "the same up to rounding, no longer bit for bit",
     "model.offload_reference": "what is learnt stays the same",
+    "generation.engine": "samples are drawn by another engine, or at another address: the same distribution up to "
+    "what sampler/gap_mean measures, not the same samples",
+    "generation.engine_memory": "the same up to rounding, no longer bit for bit",
     "model.device": "the same up to rounding, no longer bit for bit",
 }
 """Settings (or sections, with a dot at the end) that may change on a resume, and what the change does.

@@ -128,6 +128,7 @@ def warm_format(run: Run, steps: int, rate: float, until: float, every: int) -> 
 
 def valid_share(run: Run, problems: Sequence[Problem], step: int) -> float:
     """Share of traces, sampled as in training, that end with the closing tag."""
+    run.generator.publish(step)
     groups = run.sample(problems, Draw(run.config.training.seed, step, "warm-up"))
     rollouts = [r for g in groups for r in g.rollouts]
     return sum(r.valid for r in rollouts) / len(rollouts)

@@ -1,0 +1,50 @@
+"""Which engine samples: the trained model itself, vLLM in this process, or a vLLM server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from covrl.config import RunConfig
+from covrl.errors import UserError
+from covrl.generation.base import Generator
+from covrl.generation.engine import TorchGenerator
+from covrl.generation.outside import OutsideGenerator
+from covrl.training.parallel import Solo
+
+VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
+"""What vLLM computes in, by ``model.dtype``: mixed training reads its float32 weights in bfloat16 too."""
+
+
+def make_generator(
+    config: RunConfig, engine: str, model: Any, tokenizer: Any, world: Solo
+) -> tuple[Generator, list[str]]:
+    """The engine ``engine`` for ``model``, and what is to be said of it.
+
+    Raises:
+        UserError: it is not installed, does not answer, or cannot be used with these settings.
+    """
+    rows = config.generation.rows_per_pass
+    if engine == "torch":
+        torch_engine = TorchGenerator(model, tokenizer, rows, world)
+        notes: list[str] = []
+        world.led(lambda: notes.extend(torch_engine.prove()))  # by the rank that has weights already
+        torch_engine.paths, notes = world.same((torch_engine.paths, notes))
+        return torch_engine, notes
+    if world.size > 1:
+        raise UserError(
+            f"generation.engine = {engine}: with several processes only the torch engine samples; set it to torch, or "
+            "train in one process"
+        )
+    if config.model.dtype not in VLLM_DTYPES:
+        raise UserError(
+            f"generation.engine = {engine}: vLLM has no {config.model.dtype}; use float32 or the torch engine"
+        )
+    if engine == "vllm":
+        from covrl.generation.vllm_local import LocalVllm
+
+        dtype = VLLM_DTYPES[config.model.dtype]
+        local = LocalVllm(model.name_or_path, model, dtype, config.generation.engine_memory, rows)
+        return OutsideGenerator(local, model, tokenizer), []
+    from covrl.generation.vllm_server import ServerVllm
+
+    return OutsideGenerator(ServerVllm(engine, model, rows), model, tokenizer), []

@@ -1,0 +1,148 @@
+"""Engines that are not the trained model itself: they have weights of their own, which each publish replaces.
+
+An engine is asked for tokens and their log-probs, nothing else. Where a trace ends, what of it is kept and what its
+text is, is decided here from the tokens, by the code that the torch engine uses. The stop text is handed on so that an
+engine does not sample in vain, but its own opinion on where the text stopped does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from covrl.errors import EngineError
+from covrl.generation.base import Draw, Sampling
+from covrl.generation.random import trace_key
+from covrl.generation.stop import StopRule
+from covrl.generation.trace import Trace, end_tokens
+from covrl.records import Request, Rollout
+
+_ODD = 0x9E3779B97F4A7C15  # the increment of the keyed random numbers, so that parts of a trace have seeds apart
+
+
+class Ask(NamedTuple):
+    """One row to sample: what was read, a seed below 2**63, and the most tokens to return."""
+
+    ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+
+
+class Drawn(NamedTuple):
+    """What an engine sampled for one row: ids, and their log-probs (nats, at the sampling temperature)."""
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+class Backend(Protocol):
+    """What is asked of an engine.
+
+    ``name`` says in messages which one it is.
+    """
+
+    name: str
+
+    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+        """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its most tokens.
+
+        The same row gives the same tokens, whatever it is sampled with.
+        """
+        ...
+
+    def load(self, version: int) -> None:
+        """Take over the weights of the trained model."""
+        ...
+
+
+class OutsideGenerator:
+    """A :class:`covrl.generation.base.Generator` on a :class:`Backend`.
+
+    Samples are a function of (run seed, step, problem, rollout index) in the engine's own terms: the key of a trace
+    seeds its row. They are not the torch engine's samples. ``wasted`` counts the tokens that the engine sampled behind
+    the end of a trace; more than the odd one says that it does not see the stop text.
+    """
+
+    of_trainer = False
+
+    def __init__(self, backend: Backend, model: Any, tokenizer: Any) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.version = 0
+        self.wasted = 0
+        self._behind = False
+        self._rules: dict[str, StopRule] = {}
+        self._ends = end_tokens(model, tokenizer)
+
+    def publish(self, version: int) -> None:
+        """Hand the weights over. If the engine does not answer, the next :meth:`generate` tries again first.
+
+        So the step whose weights these are counts, and can be saved, when a server died in the meantime.
+        """
+        self.version, self._behind = version, True
+        try:
+            self._catch_up()
+        except EngineError:
+            return
+
+    def _catch_up(self) -> None:
+        if self._behind:
+            self.backend.load(self.version)
+            self._behind = False
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        """One rollout per request, in the same order.
+
+        Raises:
+            EngineError: the engine does not answer, or answers what cannot be used.
+        """
+        self._catch_up()
+        rule = self._rules.setdefault(sampling.stop, StopRule(self.tokenizer, sampling.stop))
+        keys = [trace_key(draw, r.problem_id, r.index) for r in requests]
+        traces = [Trace() for _ in requests]
+        open_rows = list(range(len(requests)))
+        while open_rows:
+            asked = [_ask(requests[i], traces[i], keys[i], sampling.max_tokens) for i in open_rows]
+            drawn = self.backend.draw(asked, sampling.temperature, sampling.stop, sorted(self._ends))
+            for i, part in zip(open_rows, drawn, strict=True):
+                self._take(traces[i], part, rule)
+            open_rows = [i for i in open_rows if not traces[i].ended and len(traces[i].ids) < sampling.max_tokens]
+        return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
+
+    def _take(self, trace: Trace, part: Drawn, rule: StopRule) -> None:
+        """Add what was sampled. An engine that stopped early is asked again from there, for as long as it says more."""
+        if not part.ids or len(part.ids) != len(part.log_probs):
+            raise EngineError(
+                f"{self.backend.name} returned {len(part.ids)} tokens with {len(part.log_probs)} log-probs for a trace "
+                "that is not at its end"
+            )
+        for token, log_prob in zip(part.ids, part.log_probs, strict=True):
+            self.wasted += trace.ended is not None
+            trace.take(token, log_prob, rule, self._ends)
+
+
+def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights that a model computes with, by the names that its files have, tied ones once.
+
+    An engine has no adapters: a linear layer with LoRA is handed over as one matrix, W + scale·BA of what is on.
+    """
+    with torch.no_grad():
+        for module_name, module in model.named_modules():
+            if not hasattr(module, "get_delta_weight"):
+                continue
+            for name, weight in module.base_layer.named_parameters():
+                on = module.active_adapters if name == "weight" and not module.disable_adapters else ()
+                deltas = [module.get_delta_weight(a) for a in on if a in module.lora_A]
+                yield f"{module_name}.{name}", sum(deltas, weight.detach()).to(weight.dtype)
+        for name, weight in model.named_parameters():
+            if ".base_layer." not in name and ".lora_" not in name:
+                yield name, weight.detach()
+
+
+def _ask(request: Request, trace: Trace, key: int, max_tokens: int) -> Ask:
+    sampled = tuple(trace.ids)
+    seed = ((key + _ODD * len(sampled)) % 2**64) >> 1
+    return Ask(request.prompt_ids + request.prefix_ids + sampled, seed, max_tokens - len(sampled))

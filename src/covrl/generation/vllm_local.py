@@ -1,0 +1,141 @@
+"""vLLM in the trainer's own process, asleep while the trainer works; needs ``pip install 'covrl[vllm]'``.
+
+Written against vLLM 0.32: ``LLM`` with the engine core in this process, ``reload_weights`` on its worker to replace
+weights in place, sleep level 2 (weights and cache are dropped, not copied) where there is an accelerator.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from covrl.errors import EngineError, UserError
+from covrl.generation.outside import Ask, Drawn, weights_of
+
+
+def import_vllm() -> Any:
+    """The vllm package, told to stay in this process, to be quiet, and to send no statistics.
+
+    Raises:
+        UserError: it is not installed, or cannot be imported.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as tensors, not by files
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        return import_module("vllm")
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise UserError(f"generation.engine = vllm: vllm is installed, but {error.name} is not: {error}") from error
+        raise UserError("generation.engine = vllm: vllm is not installed; pip install 'covrl[vllm]'") from None
+    except (ImportError, OSError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"generation.engine = vllm: vllm is installed but cannot be imported: {said}") from error
+
+
+class LocalVllm:
+    """A :class:`covrl.generation.outside.Backend`.
+
+    ``source`` is a folder or hub id with the config and tokenizer of ``model``, whose weights it takes; ``memory`` the
+    share of the accelerator that weights and cache may take while it is awake; ``rows`` how many traces are decoded
+    side by side.
+    """
+
+    name = "vllm"
+
+    def __init__(self, source: str, model: Any, dtype: str, memory: float, rows: int) -> None:
+        self._vllm = import_vllm()
+        self._model = model
+        self._sleeps = next(model.parameters()).device.type == "cuda"
+        self._asleep = False
+        try:
+            self._llm = self._vllm.LLM(
+                model=source,
+                dtype=dtype,
+                gpu_memory_utilization=memory,
+                max_num_seqs=rows,
+                max_model_len=-1,  # as long as the model's, or as the cache has room for
+                enable_sleep_mode=self._sleeps,
+                enforce_eager=not self._sleeps,  # compiling for a CPU takes longer than small runs
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled: with the temperature
+                generation_config="vllm",  # not the top_p that a model's folder may ask for
+                trust_remote_code=False,
+                disable_log_stats=True,
+                seed=0,
+            )
+        except Exception as error:  # whatever it cannot do, with this model or on this machine
+            raise UserError(f"generation.engine = vllm: it cannot load {source}: {_short(error)}") from error
+        try:
+            self.load(0)  # the trainer's weights, which may be further than those of the folder
+        except EngineError as error:
+            raise UserError(f"generation.engine = vllm: {error}") from error
+
+    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+        self._wake()
+        prompts = [{"prompt_token_ids": list(row.ids)} for row in rows]
+        params = [self._params(row, temperature, stop, ends) for row in rows]
+        try:
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        except torch.OutOfMemoryError:
+            raise  # said with the arithmetic by whoever asked
+        except Exception as error:
+            raise EngineError(f"vllm cannot sample: {_short(error)}") from error
+        finally:
+            self._sleep()
+        return [_drawn(output.outputs[0]) for output in outputs]
+
+    def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int]) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            seed=row.seed,
+            max_tokens=row.max_tokens,
+            logprobs=0,  # of the sampled token alone
+            stop=[stop],
+            stop_token_ids=list(ends),
+            include_stop_str_in_output=True,
+            ignore_eos=True,  # the ends that are given are all there are
+            skip_special_tokens=False,
+            spaces_between_special_tokens=False,
+        )
+
+    def load(self, version: int) -> None:
+        """Replace the weights in place; of an engine that sleeps, when it wakes, as it has none until then."""
+        del version
+        if not self._asleep:
+            self._reload()
+
+    def _reload(self) -> None:
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights_of(self._model)})
+        except Exception as error:
+            raise EngineError(f"vllm does not take the new weights: {_short(error)}") from error
+        self._llm.reset_prefix_cache()  # what it holds was computed with the old ones
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+            self._reload()
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=2)
+            self._asleep = True
+            torch.cuda.empty_cache()
+
+
+def _drawn(output: Any) -> Drawn:
+    ids = tuple(output.token_ids)
+    return Drawn(ids, tuple(by_id[i].logprob for i, by_id in zip(ids, output.logprobs, strict=True)))
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,135 @@
+"""A vLLM server, on this machine or another, over HTTP; nothing but the standard library is needed on this side.
+
+Written against vLLM 0.32, started with
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm
+
+New weights go by a folder that both sides see under the same path: the trainer writes safetensors below its temporary
+folder (``TMPDIR``), and the server's ``reload_weights`` reads them. The server answers whoever reaches it and its
+development endpoints load what they are told to: leave it on the loopback interface or in a network of your own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from covrl.errors import EngineError, UserError
+from covrl.generation.outside import Ask, Drawn, weights_of
+
+ANSWER_WITHIN_S = 1800.0
+"""Seconds after which one row, or one loading of weights, counts as lost."""
+
+
+class ServerVllm:
+    """A :class:`covrl.generation.outside.Backend`.
+
+    ``model`` is the trained model, whose weights are published; ``rows`` how many requests are under way at once.
+    """
+
+    def __init__(self, address: str, model: Any, rows: int) -> None:
+        self.name = f"the vLLM server at {address}"
+        self._address = address
+        self._model = model
+        self._rows = rows
+        self._folder = Path(tempfile.mkdtemp(prefix="covrl-weights-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        try:
+            self._served = str(self._ask("/v1/models", None, 30.0)["data"][0]["id"])
+            self.load(0)
+        except EngineError as error:
+            raise UserError(f"generation.engine = {address}: {error}") from error
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"generation.engine = {address}: what answers there is no vLLM server") from error
+
+    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+        """Each row is a request of its own, as each has its own seed."""
+        common = {
+            "model": self._served,
+            "temperature": temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logprobs": 0,
+            "stop": [stop],
+            "stop_token_ids": list(ends),
+            "include_stop_str_in_output": True,
+            "ignore_eos": True,
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+            "add_special_tokens": False,
+            "return_token_ids": True,
+        }
+        with ThreadPoolExecutor(min(self._rows, max(len(rows), 1))) as pool:
+            return list(pool.map(lambda row: self._draw(row, common), rows))
+
+    def _draw(self, row: Ask, common: Mapping[str, Any]) -> Drawn:
+        own = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens}
+        answer = self._ask("/v1/completions", {**common, **own})
+        try:
+            choice = answer["choices"][0]
+            return Drawn(tuple(choice["token_ids"]), tuple(map(float, choice["logprobs"]["token_logprobs"])))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{self.name} answers without token ids and log-probs; vLLM 0.32 or newer is needed"
+            ) from error
+
+    def load(self, version: int) -> None:
+        folder = self._folder / f"step-{version:06d}"
+        self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
+        try:
+            self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+            self._ask("/reset_prefix_cache", {})  # what it holds was computed with the old weights
+        except EngineError as error:
+            raise EngineError(f"{error} (the new weights are in {folder}: does the server see that folder?)") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None, within: float = ANSWER_WITHIN_S) -> Any:
+        """What the server answers, as JSON; a GET without a ``body``.
+
+        Raises:
+            EngineError: it does not answer, or refuses; with its address and what it said.
+        """
+        key = os.environ.get("VLLM_API_KEY")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urlopen(Request(self._address + path, data, headers), timeout=within) as answer:
+                said = answer.read()
+            return json.loads(said) if said else {}
+        except HTTPError as error:
+            raise EngineError(f"{self.name} {_refusal(error, path)}") from error
+        except (URLError, OSError, http.client.HTTPException) as error:
+            why = getattr(error, "reason", None) or error
+            raise EngineError(f"{self.name} does not answer ({why or type(error).__name__}); {ADVICE}") from error
+        except ValueError as error:
+            raise EngineError(f"{self.name} does not answer in JSON at {path}") from error
+
+
+ADVICE = "start it (docs/engines.md has the command); a run goes on from its checkpoint with --resume"
+
+
+def _refusal(error: HTTPError, path: str) -> str:
+    if error.code == 404 and path in ("/collective_rpc", "/reset_prefix_cache"):
+        return f"has no {path}, by which it gets new weights; start it with VLLM_SERVER_DEV_MODE=1"
+    if error.code in (401, 403):
+        return "wants a key: set VLLM_API_KEY to the one that it was started with"
+    try:
+        said = json.loads(error.read())["error"]["message"]
+    except (ValueError, KeyError, TypeError, OSError):
+        said = error.reason
+    return f"refuses {path} ({error.code}): {' '.join(str(said).split())[:300]}"

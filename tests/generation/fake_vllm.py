@@ -1,0 +1,222 @@
+"""Stands in for vLLM where it is not installed: the part of its interface that covrl uses, in process and over HTTP.
+
+It has weights of its own, samples in its own way, and can be broken on purpose, to prove that the contract notices.
+What it imitates was read off vLLM 0.32; ``docs/engines.md`` says which parts ran against the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+MUTANTS = ("stop", "seed", "log-prob", "publish", "publish in part", "stale cache")
+
+
+@dataclass
+class SamplingParams:
+    """vLLM's, with its defaults."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int = 16
+    logprobs: int | None = None
+    stop: list[str] = field(default_factory=list)
+    stop_token_ids: list[int] = field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+
+class LLM:
+    """vLLM's, for a folder; ``broken`` names what it does wrong, ``made`` are those that were made."""
+
+    broken: ClassVar[str | None] = None
+    made: ClassVar[list[LLM]] = []
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.settings = settings
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.fresh: dict[str, torch.Tensor] = {}
+        self.asleep: set[str] = set()
+        self.slept = 0
+        self.noise = torch.Generator().manual_seed(1)
+        LLM.made.append(self)
+
+    def generate(
+        self, prompts: Sequence[dict[str, Any]], params: Sequence[SamplingParams], use_tqdm: bool
+    ) -> list[SimpleNamespace]:
+        if self.asleep:
+            raise RuntimeError("asked for samples while asleep")
+        rows = [_Row(self, list(prompt["prompt_token_ids"]), p) for prompt, p in zip(prompts, params, strict=True)]
+        while running := [row for row in rows if row.finish is None]:
+            ids = [row.prompt + row.ids for row in running]
+            padded = torch.tensor([r + [0] * (max(map(len, ids)) - len(r)) for r in ids])
+            with torch.no_grad():
+                logits = self.model(padded).logits
+            for row, at, own in zip(running, logits, ids, strict=True):
+                row.take(at[len(own) - 1])
+        return [SimpleNamespace(outputs=[row.output()]) for row in rows]
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[None]:
+        assert method == "reload_weights"
+        if "weights_path" in kwargs:
+            weights = load_file(Path(kwargs["weights_path"]) / "model.safetensors")
+        else:
+            weights = dict(kwargs["weights_iterator"])
+        known = dict(self.model.named_parameters())
+        assert set(known) == set(weights)
+        if self.broken == "publish":
+            return [None]
+        if self.broken == "publish in part":  # as an engine that keeps packed copies of its matrices
+            weights = {name: w for name, w in weights.items() if "proj" not in name}
+        self.fresh = {name: w.clone() for name, w in weights.items()}
+        if self.slept:
+            self._apply()
+        return [None]
+
+    def reset_prefix_cache(self) -> bool:
+        """Until then, prompts that were read before are answered with the old weights."""
+        if self.broken != "stale cache":
+            self._apply()
+        return True
+
+    def _apply(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in self.fresh:
+                    parameter.copy_(self.fresh[name])
+
+    def sleep(self, level: int) -> None:
+        assert level == 2
+        assert self.settings["enable_sleep_mode"]
+        self.asleep, self.slept = {"weights", "kv_cache"}, self.slept + 1
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.zero_()
+
+    def wake_up(self, tags: Sequence[str]) -> None:
+        self.asleep -= set(tags)
+
+
+class _Row:
+    def __init__(self, llm: LLM, prompt: list[int], params: SamplingParams) -> None:
+        self.llm, self.prompt, self.params = llm, prompt, params
+        self.ids: list[int] = []
+        self.logs: list[float] = []
+        self.finish: str | None = None
+        own = params.seed is not None and llm.broken != "seed"
+        self.noise = torch.Generator().manual_seed(params.seed) if own else llm.noise  # ty: ignore
+
+    def take(self, logits: torch.Tensor) -> None:
+        p, llm = self.params, self.llm
+        raw = torch.log_softmax(logits, -1)
+        processed = torch.log_softmax(logits / (p.temperature or 1.0), -1)
+        draw = torch.empty_like(raw).exponential_(generator=self.noise)
+        token = int(logits.argmax() if p.temperature == 0 else (processed.exp() / draw).argmax())
+        told = processed if llm.settings.get("logprobs_mode") == "processed_logprobs" else raw
+        self.ids.append(token)
+        self.logs.append(float((raw if llm.broken == "log-prob" else told)[token]))
+        text = llm.tokenizer.decode(self.ids, skip_special_tokens=p.skip_special_tokens)
+        ends = [] if p.ignore_eos else [llm.tokenizer.eos_token_id]
+        if llm.broken != "stop" and (any(s in text for s in p.stop) or token in (*p.stop_token_ids, *ends)):
+            self.finish = "stop"
+        elif len(self.ids) >= p.max_tokens:
+            self.finish = "length"
+
+    def output(self) -> SimpleNamespace:
+        logs = [{i: SimpleNamespace(logprob=x)} for i, x in zip(self.ids, self.logs, strict=True)]
+        return SimpleNamespace(token_ids=self.ids, logprobs=logs, finish_reason=self.finish)
+
+
+@dataclass
+class Server:
+    """A running fake server: its address, the engine behind it, the requests that it saw, and what it refuses."""
+
+    address: str
+    llm: LLM
+    http: ThreadingHTTPServer
+    seen: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    refuse: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    die_at: str = ""
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@contextmanager
+def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Server]:
+    """``vllm serve`` on a free port of the loopback interface."""
+    llm, lock = LLM(folder, logprobs_mode=logprobs_mode), threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self._answer(200, {"data": [{"id": folder}]} if self.path == "/v1/models" else {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.seen.append((self.path, body, dict(self.headers)))
+            if server.die_at == self.path:
+                self.connection.close()
+                return
+            if self.path in server.refuse:
+                self._answer(*server.refuse[self.path])
+                return
+            with lock:
+                self._answer(200, self._do(body))
+
+        def _do(self, body: dict[str, Any]) -> Any:
+            if self.path == "/collective_rpc":
+                return {"results": llm.collective_rpc(body["method"], body["kwargs"])}
+            if self.path == "/reset_prefix_cache":
+                return {"success": llm.reset_prefix_cache()}
+            assert self.path == "/v1/completions"
+            assert body["model"] == folder
+            known = SamplingParams.__dataclass_fields__
+            row = llm.generate(
+                [{"prompt_token_ids": body["prompt"]}],
+                [SamplingParams(**{k: v for k, v in body.items() if k in known})],
+                False,
+            )[0].outputs[0]
+            logs = [by_id[i].logprob for i, by_id in zip(row.token_ids, row.logprobs, strict=True)]
+            choice = {"finish_reason": row.finish_reason, "logprobs": {"token_logprobs": logs}}
+            return {"choices": [choice | ({"token_ids": row.token_ids} if body.get("return_token_ids") else {})]}
+
+        def _answer(self, code: int, content: Any) -> None:
+            said = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+    class Http(ThreadingHTTPServer):
+        daemon_threads, request_queue_size = True, 128
+
+    http = Http(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{http.server_address[1]}", llm, http)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()

@@ -1,0 +1,34 @@
+"""The real vLLM, where it is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+INSTALLED = importlib.util.find_spec("vllm") is not None
+
+
+def start_server(folder: str, log: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    """The command of ``docs/engines.md``, by its module, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "128", "--logprobs-mode", "processed_logprobs"]
+    command += ["--generation-config", "vllm", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--gpu-memory-utilization", "0.1"]
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"})
+    for _ in range(300):
+        assert server.poll() is None, log.read_text()[-2000:]
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            return f"http://127.0.0.1:{port}", server
+        time.sleep(1)
+    raise AssertionError(log.read_text()[-2000:])

@@ -1,0 +1,198 @@
+"""The contract of :mod:`generation.contract` on every engine: torch, vLLM and a vLLM server, faked and, where it is
+installed, real. And the proof that the contract notices an engine that is broken."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_vllm
+import pytest
+from contract import CONTRACT, Make
+from real_vllm import INSTALLED, start_server
+
+from covrl.generation.base import Draw, Generator, Sampling
+from covrl.generation.engine import TorchGenerator
+from covrl.generation.outside import OutsideGenerator
+from covrl.generation.vllm_local import LocalVllm
+from covrl.generation.vllm_server import ServerVllm
+from covrl.records import Request, Rollout
+
+ENGINES = ["torch", "fake vllm", "fake vllm that sleeps", "fake server", "vllm", "server"]
+ROWS = 16
+
+
+def folder_of(root: Path, model: Any, tokenizer: Any) -> str:
+    """Where ``model`` is written, a place for each vocabulary: an engine keeps its tokenizer when weights change."""
+    folder = root / str(len(tokenizer))
+    if not folder.exists():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def local(source: str, model: Any) -> LocalVllm:
+    return LocalVllm(source, model, "float32", 0.1, ROWS)
+
+
+def torch_engine(root: Path, stack: contextlib.ExitStack) -> Make:
+    return lambda model, tokenizer: TorchGenerator(model, tokenizer, ROWS)
+
+
+def fake_local(root: Path, stack: contextlib.ExitStack) -> Make:
+    def make(model: Any, tokenizer: Any) -> Generator:
+        model.save_pretrained(root / "model")
+        tokenizer.save_pretrained(root / "model")
+        return OutsideGenerator(local(str(root / "model"), model), model, tokenizer)
+
+    return make
+
+
+def fake_sleeper(root: Path, stack: contextlib.ExitStack) -> Make:
+    """As on an accelerator, where the engine sleeps between calls and has lost its weights when it wakes."""
+
+    def make(model: Any, tokenizer: Any) -> Generator:
+        engine = fake_local(root, stack)(model, tokenizer)
+        engine.backend._sleeps = True  # ty: ignore
+        engine.backend._llm.settings["enable_sleep_mode"] = True  # ty: ignore
+        return engine
+
+    return make
+
+
+def fake_server(root: Path, stack: contextlib.ExitStack) -> Make:
+    def make(model: Any, tokenizer: Any) -> Generator:
+        server = stack.enter_context(fake_vllm.serve(folder_of(root, model, tokenizer)))
+        return OutsideGenerator(ServerVllm(server.address, model, ROWS), model, tokenizer)
+
+    return make
+
+
+REAL_ENGINES: dict[tuple[str, int], Any] = {}
+"""Real engines take long to start: one for each vocabulary serves all checks, as its weights can be replaced."""
+
+
+def real_local(root: Path, stack: contextlib.ExitStack) -> Make:
+    def make(model: Any, tokenizer: Any) -> Generator:
+        key = ("vllm", len(tokenizer))
+        if key not in REAL_ENGINES:
+            REAL_ENGINES[key] = local(folder_of(root, model, tokenizer), model)
+        REAL_ENGINES[key]._model = model
+        engine = OutsideGenerator(REAL_ENGINES[key], model, tokenizer)
+        engine.publish(0)
+        return engine
+
+    return make
+
+
+def real_server(root: Path, stack: contextlib.ExitStack) -> Make:
+    def make(model: Any, tokenizer: Any) -> Generator:
+        key = ("server", len(tokenizer))
+        if key not in REAL_ENGINES:
+            REAL_ENGINES[key] = start_server(folder_of(root, model, tokenizer), root / f"{len(tokenizer)}.log")
+        return OutsideGenerator(ServerVllm(REAL_ENGINES[key][0], model, ROWS), model, tokenizer)
+
+    return make
+
+
+MAKERS: dict[str, Callable[[Path, contextlib.ExitStack], Make]] = {
+    "torch": torch_engine,
+    "fake vllm": fake_local,
+    "fake vllm that sleeps": fake_sleeper,
+    "fake server": fake_server,
+    "vllm": real_local,
+    "server": real_server,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _real_engines_end() -> Iterator[None]:
+    yield
+    for (kind, _), engine in REAL_ENGINES.items():
+        if kind == "server":
+            engine[1].terminate()
+            engine[1].wait()
+    REAL_ENGINES.clear()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@contextlib.contextmanager
+def maker(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    if name in ("vllm", "server") and not INSTALLED:
+        pytest.skip("vllm is not installed")
+    if name.startswith("fake"):
+        monkeypatch.setitem(sys.modules, "vllm", fake_vllm)  # ty: ignore
+    with contextlib.ExitStack() as stack:
+        yield MAKERS[name](root, stack)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("check", CONTRACT)
+def test_the_contract(check: str, engine: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with maker(engine, root, monkeypatch) as make:
+        CONTRACT[check](make)
+
+
+CAUGHT_BY = {
+    "stop": "a_trace_ends_at_the_stop_text_or_at_its_limit",
+    "seed": "a_sample_depends_on_its_key_alone",
+    "log-prob": "log_probs_are_the_models_own",
+    "publish": "a_publish_changes_the_next_sample",
+    "publish in part": "a_publish_changes_the_next_sample",
+    "stale cache": "a_publish_changes_the_next_sample",
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "broken"), [*(("fake vllm", how) for how in fake_vllm.MUTANTS), ("fake server", "seed")]
+)
+def test_the_contract_rejects_an_engine_that_is_broken(
+    engine: str, broken: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with maker(engine, root, monkeypatch) as make:
+        CONTRACT[CAUGHT_BY[broken]](make)
+        monkeypatch.setattr(fake_vllm.LLM, "broken", broken)
+        with pytest.raises(AssertionError):
+            CONTRACT[CAUGHT_BY[broken]](make)
+
+
+class Broken:
+    """The torch engine with one promise broken in what it returns: the contract judges engines, not one adapter."""
+
+    def __init__(self, inner: TorchGenerator, how: str) -> None:
+        self.inner, self.how, self.calls = inner, how, 0
+
+    def publish(self, version: int) -> None:
+        self.inner.publish(version)
+
+    def generate(self, requests: list[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        from dataclasses import replace
+
+        self.calls += 1
+        if self.how == "seed":
+            draw = Draw(self.calls, draw.step, draw.purpose)
+        if self.how == "stop":
+            sampling = Sampling(sampling.max_tokens, "\x00never", sampling.temperature)
+        found = self.inner.generate(requests, sampling, draw)
+        if self.how == "log-prob":
+            found = [replace(r, log_probs=tuple(x - 0.01 for x in r.log_probs)) for r in found]
+        return found
+
+
+@pytest.mark.parametrize("broken", ["stop", "seed", "log-prob", "publish"])
+def test_the_contract_rejects_any_engine_that_breaks_a_promise(broken: str) -> None:
+    def make(model: Any, tokenizer: Any) -> Generator:
+        import copy
+
+        own = copy.deepcopy(model) if broken == "publish" else model
+        return Broken(TorchGenerator(own, tokenizer, ROWS), broken)  # ty: ignore
+
+    with pytest.raises(AssertionError):
+        CONTRACT[CAUGHT_BY[broken]](make)

@@ -1,0 +1,467 @@
+"""Engines outside of the trained model: what is asked of them, what happens when they fail, and whole runs on them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fake_vllm
+import pytest
+import torch
+from contract import DRAW, TOKENIZERS, assert_told_truly, model_of, requests, sample
+from real_vllm import INSTALLED, start_server
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from covrl.api import build, resume, train, train_run
+from covrl.cli import main
+from covrl.config import RunConfig, check
+from covrl.errors import EngineError, TrainingStoppedError, UserError
+from covrl.generation.base import Sampling
+from covrl.generation.engine import TorchGenerator
+from covrl.generation.engines import make_generator
+from covrl.generation.outside import Ask, Drawn, OutsideGenerator
+from covrl.generation.vllm_local import LocalVllm
+from covrl.generation.vllm_server import ServerVllm
+from covrl.reporting.sinks import read_metrics
+from covrl.training.parallel import Solo
+from covrl.training.warm_format import warm_format
+
+CONFIG: dict[str, Any] = {
+    "model": {"device": "cpu"},
+    "problems": {"train": "train.jsonl"},
+    "prompts": {
+        "user": "{question}",
+        "prior_open": "=",
+        "posterior_open": "({hint})=",
+        "close": "e",
+        "answer_prefix": ":",
+        "answer_suffix": ";",
+    },
+    "generation": {"max_trace_tokens": 12, "max_answer_tokens": 4, "rows_per_pass": 4},
+    "training": {"steps": 3, "problems_per_step": 2, "rollouts_per_problem": 4, "warmup_steps": 0},
+    "checkpoint": {"every": 50},
+    "guards": {"publish_check_every": 1},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small model, four problems and a run file; fake vLLM in the place of the real one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm)  # ty: ignore
+    tokenizer = TOKENIZERS["characters"]()
+    model_of(tokenizer).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    rows = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(4)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = []
+    for section, table in settings("torch").items():
+        lines += [f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
+    Path("run.toml").write_text("\n".join(lines))
+    return tmp_path
+
+
+def settings(engine: str, **sections: Any) -> dict[str, Any]:
+    """The run's settings; the learning rate moves weights by far more than rounding."""
+    table = {name: dict(section) for name, section in CONFIG.items()}
+    table["model"]["path"] = "model"
+    table["training"]["learning_rate"] = 1e-3
+    table["generation"]["engine"] = engine
+    for name, values in sections.items():
+        table.setdefault(name, {}).update(values)
+    return table
+
+
+@pytest.fixture
+def server(project: Path) -> Iterator[fake_vllm.Server]:
+    with fake_vllm.serve("model") as running:
+        yield running
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of a command, line breaks taken out."""
+    monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0), " ".join(capsys.readouterr().err.split())
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+@pytest.mark.parametrize("method", ["covrl", "rationalise"])
+def test_a_run_trains_on_another_engine(engine: str, method: str, server: fake_vllm.Server) -> None:
+    """Its samples have the trainer's log-probs up to rounding on every step, so the engine always had its weights."""
+    address = server.address if engine == "server" else "vllm"
+    trained = train(settings(address, algorithm={"name": method}), out="run")
+    before, after = load_file("model/model.safetensors"), load_file(trained.last / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert len(trained.reports) == 3
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["sampler/truncated_share"] == 0
+        assert report.metrics["guard/publish_gap"] < 1e-3
+        assert not [w for w in report.warnings if "sampler" in w]
+
+
+@pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_a_run_trains_on_the_real_one(engine: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vllm")
+    own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}}
+    if engine == "vllm":
+        trained = train(settings("vllm", **own), out="run")
+    else:
+        address, process = start_server(str(project / "model"), project / "log")
+        trained = train(settings(address, **own), out="run")
+        process.terminate()
+        process.wait()
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["guard/publish_gap"] < 1e-3
+
+
+def test_on_the_torch_engine_the_correction_changes_no_byte_of_a_run(project: Path) -> None:
+    found = []
+    for level in ("token", "sequence", "off"):
+        trained = train(settings("torch", generation={"sampler_correction": level}), out=level)
+        found.append((trained.last / "model.safetensors").read_bytes())
+        assert trained.reports[-1].metrics["sampler/gap_max"] < 1e-4
+    assert found[0] == found[1] == found[2]
+
+
+def test_warm_format_samples_from_the_weights_that_it_trains(project: Path) -> None:
+    rows = [{"question": f"{i}+{i}", "answer": str(2 * i), "solution": f"add {i}"} for i in range(4)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = build(check(RunConfig, settings("vllm", problems={"solution_field": "solution"})))
+    list(warm_format(run, steps=2, rate=1e-2, until=2.0, every=1))
+    engine = dict(fake_vllm.LLM.made[-1].model.named_parameters())
+    for name, trained in run.models["policy"].model.named_parameters():
+        assert torch.equal(engine[name], trained)
+
+
+@pytest.mark.parametrize("broken", ["publish", "publish in part", "stale cache"])
+def test_an_engine_that_keeps_old_weights_ends_the_run(
+    broken: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_vllm.LLM, "broken", broken)
+    with pytest.raises(TrainingStoppedError, match="after publish the generator's log-probs of a known row"):
+        train(settings("vllm", training={"learning_rate": 3e-2}), out="run")
+
+
+def test_a_sampler_far_from_the_trainer_has_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reported log-prob without the temperature, say by a server that was started without processed_logprobs."""
+    monkeypatch.setattr(fake_vllm.LLM, "broken", "log-prob")
+    off = {"generation": {"temperature": 2.0}, "guards": {"publish_check_every": 0}}
+    trained = train(settings("vllm", **off), out="run")
+    assert all(any("sampler mismatch: its log-probs are" in w for w in r.warnings) for r in trained.reports)
+    assert trained.reports[0].metrics["sampler/truncated_share"] > 0
+    with pytest.raises(TrainingStoppedError, match="after publish the generator's log-probs"):
+        train(settings("vllm", generation={"temperature": 2.0}), out="checked")
+
+
+# --- a server that fails ------------------------------------------------------------------------------------------
+
+
+def test_no_server_is_one_line_with_its_address(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_vllm.serve("model") as gone:
+        pass
+    code, said = command(
+        monkeypatch,
+        capsys,
+        "train",
+        "--config",
+        "run.toml",
+        "--out",
+        "run",
+        "--set",
+        f"generation.engine={gone.address}",
+    )
+    assert code == 2
+    assert f"generation.engine = {gone.address}: the vLLM server at {gone.address} does not answer" in said
+    assert "Connection refused" in said
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("at", "look", "kept"), [("/v1/completions", 0, 2), ("/collective_rpc", 0, 2), ("/collective_rpc", 1, 1)]
+)
+def test_a_server_that_dies_inside_a_run_ends_it_and_the_run_goes_on_on_another(
+    at: str,
+    look: int,
+    kept: int,
+    server: fake_vllm.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was done is on disk, whether the server died while it sampled or when it was given new weights.
+
+    Where the step would have ended in a look at the generator, that step is not whole and is taken again.
+    """
+    calls = {"publish": 0}
+    load = ServerVllm.load
+
+    def counting(self: ServerVllm, version: int) -> None:
+        calls["publish"] += 1
+        if calls["publish"] == 3:  # the first is before the run, the second after step 1
+            server.die_at = at
+        load(self, version)
+
+    monkeypatch.setattr(ServerVllm, "load", counting)
+    arguments = ["train", "--config", "run.toml", "--out", "run", "--set", f"generation.engine={server.address}"]
+    arguments += ["--set", f"guards.publish_check_every={look}", "--set", "checkpoint.every=1"]
+    code, said = command(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert f"the vLLM server at {server.address} does not answer" in said
+    assert "--resume" in said
+    assert max(p.name for p in Path("run/checkpoints").glob("step-*")) == f"step-{kept:06d}"
+    monkeypatch.setattr(ServerVllm, "load", load)
+    with fake_vllm.serve("model") as other:
+        file = Path("run/config.toml")
+        file.write_text(file.read_text().replace(server.address, other.address))
+        run = resume(Path("run"))
+        assert any("resumed with generation.engine" in note for note in run.notes)
+        assert len(train_run(run, Path("run")).reports) == 3 - kept
+    assert [r.step for r in read_metrics(Path("run/metrics.jsonl"))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        ("/collective_rpc", (404, {}), "has no /collective_rpc, .* start it with VLLM_SERVER_DEV_MODE=1"),
+        ("/collective_rpc", (401, {}), "wants a key: set VLLM_API_KEY"),
+        (
+            "/collective_rpc",
+            (500, {"error": {"message": "no\nsuch folder"}}),
+            r"refuses /collective_rpc \(500\): no such",
+        ),
+        ("/collective_rpc", (500, b"<html>"), r"refuses /collective_rpc \(500\): Internal Server Error"),
+        ("/collective_rpc", (200, b"<html>"), "does not answer in JSON"),
+        ("/collective_rpc", (500, {}), "does the server see that folder?"),
+    ],
+)
+def test_a_refusal_says_what_to_do(path: str, answer: tuple[int, Any], said: str, server: fake_vllm.Server) -> None:
+    server.refuse[path] = answer
+    with pytest.raises(UserError, match=f"generation.engine = {server.address}: .*{said}"):
+        ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((400, {"error": {"message": "maximum context length is 8"}}), "maximum context length is 8"),
+        ((200, {"choices": [{"logprobs": None}]}), "answers without token ids and log-probs; vLLM 0.32 or newer"),
+        (
+            (200, {"choices": [{"logprobs": {"token_logprobs": []}, "token_ids": []}]}),
+            "returned 0 tokens with 0 log-probs",
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_used_names_the_server(answer: Any, said: str, server: fake_vllm.Server) -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = OutsideGenerator(ServerVllm(server.address, model, 4), model, tokenizer)
+    server.refuse["/v1/completions"] = answer
+    with pytest.raises(EngineError, match=f"{server.address} .*{said}"):
+        engine.generate(requests(3), Sampling(4, "Q"), DRAW)
+
+
+def test_another_kind_of_server_is_refused(server: fake_vllm.Server) -> None:
+    with pytest.raises(UserError, match="what answers there is no vLLM server"):
+        ServerVllm(server.address + "/elsewhere", model_of(TOKENIZERS["characters"]()), 4)
+
+
+def test_what_a_server_is_asked(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to a default that a model's folder or a server may set; the key goes in its header alone."""
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = OutsideGenerator(ServerVllm(server.address, model, 4), model, tokenizer)
+    engine.generate(requests(2), Sampling(5, "Q", 0.7), DRAW)
+    asked = [body for path, body, _ in server.seen if path == "/v1/completions"][:2]
+    plain = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
+    for body in asked:
+        assert plain.items() <= body.items()
+        assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.7, 5, ["Q"])
+        assert body["frequency_penalty"] == 0.0
+        assert body["ignore_eos"] is True
+        assert 0 <= body["seed"] < 2**63
+    assert asked[0]["seed"] != asked[1]["seed"]
+    assert all(headers["Authorization"] == "Bearer hush" for _, _, headers in server.seen)
+    assert "hush" not in json.dumps([body for _, body, _ in server.seen])
+    server.refuse["/v1/completions"] = (400, {"error": {"message": "no"}})
+    with pytest.raises(EngineError) as error:
+        engine.generate(requests(1), Sampling(5, "Q"), DRAW)
+    assert "hush" not in str(error.value)
+
+
+def test_written_weights_are_gone_when_they_were_read(server: fake_vllm.Server) -> None:
+    backend = ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+    backend.load(3)
+    folder = backend._folder
+    assert [body["kwargs"]["weights_path"] for path, body, _ in server.seen if path == "/collective_rpc"] == [
+        str(folder / "step-000000"),
+        str(folder / "step-000003"),
+    ]
+    assert folder.is_dir()
+    assert not list(folder.iterdir())
+    del backend
+    assert not folder.exists()
+
+
+# --- vLLM in this process -----------------------------------------------------------------------------------------
+
+
+def test_vllm_that_is_not_installed_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # ty: ignore
+    arguments = ["train", "--config", "run.toml", "--out", "run", "--set", "generation.engine=vllm"]
+    code, said = command(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "generation.engine = vllm: vllm is not installed; pip install 'covrl[vllm]'" in said
+    assert "Traceback" not in said
+    assert not Path("run").exists()
+
+
+def test_how_vllm_is_loaded(project: Path) -> None:
+    """Log-probs of the sampled distribution, nothing from the model's folder but weights, no code of others."""
+    LocalVllm("model", model_of(TOKENIZERS["characters"]()), "float32", 0.25, 4)
+    found = fake_vllm.LLM.made[-1].settings
+    wanted = {
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+        "gpu_memory_utilization": 0.25,
+        "max_num_seqs": 4,
+        "dtype": "float32",
+        "enable_sleep_mode": False,
+    }
+    assert wanted.items() <= found.items()
+
+
+def test_an_engine_that_cannot_load_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise ValueError("no room for the cache\nsecond line")
+
+    monkeypatch.setattr(fake_vllm, "LLM", refuse)
+    with pytest.raises(UserError, match=r"generation.engine = vllm: it cannot load model: no room for the cache$"):
+        LocalVllm("model", model_of(TOKENIZERS["characters"]()), "float32", 0.25, 4)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_adapters_are_handed_over_as_whole_matrices(engine: str, server: fake_vllm.Server) -> None:
+    """The engine's log-probs are those of the model with its adapter, and without it when it is turned off."""
+    peft = pytest.importorskip("peft")
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    peft.inject_adapter_in_model(config, model, adapter_name="policy")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    backend = LocalVllm("model", model, "float32", 0.2, 4) if engine == "vllm" else ServerVllm(server.address, model, 4)
+    outside = OutsideGenerator(backend, model.eval(), tokenizer)
+    with_adapter = sample(outside, requests(6))
+    assert_told_truly(model, with_adapter)
+    for module in model.modules():
+        if hasattr(module, "get_delta_weight"):
+            module.enable_adapters(False)
+    outside.publish(1)
+    without = sample(outside, requests(6))
+    assert_told_truly(model, without)
+    assert [r.trace_ids for r in with_adapter] != [r.trace_ids for r in without]
+
+
+def test_weights_that_are_refused_say_so(project: Path) -> None:
+    model = model_of(TOKENIZERS["characters"]())
+    backend = LocalVllm("model", model, "float32", 0.25, 4)
+    fake_vllm.LLM.made[-1].collective_rpc = refuse_weights  # ty: ignore
+    with pytest.raises(EngineError, match="vllm does not take the new weights: wrong shape"):
+        backend.load(1)
+
+
+def refuse_weights(method: str, kwargs: dict[str, Any]) -> None:
+    raise AssertionError("wrong shape")
+
+
+# --- which engine -------------------------------------------------------------------------------------------------
+
+
+class Several(Solo):
+    size = 2
+
+
+@pytest.mark.parametrize("engine", ["vllm", "http://127.0.0.1:9"])
+def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    config = check(RunConfig, {"model": {"path": "x", "dtype": "float64"}})
+    with pytest.raises(UserError, match="vLLM has no float64; use float32 or the torch engine"):
+        make_generator(config, engine, model, tokenizer, Solo())
+    with pytest.raises(UserError, match="with several processes only the torch engine samples"):
+        make_generator(config, engine, model, tokenizer, Several())
+
+
+def test_mixed_precision_samples_in_bfloat16(project: Path) -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    config = check(RunConfig, {"model": {"path": "model", "dtype": "mixed"}})
+    make_generator(config, "vllm", AutoModelForCausalLM.from_pretrained("model"), tokenizer, Solo())
+    assert fake_vllm.LLM.made[-1].settings["dtype"] == "bfloat16"
+
+
+# --- traces from pieces -------------------------------------------------------------------------------------------
+
+
+class Piecewise:
+    """Returns up to three tokens of a model's greedy row at a time, as an engine that stops early would."""
+
+    name = "pieces"
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.asked = model, []
+
+    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+        self.asked.append(list(rows))
+        found = []
+        for row in rows:
+            ids, logs = list(row.ids), []
+            for _ in range(min(3, row.max_tokens)):
+                log_probs = torch.log_softmax(self.model(torch.tensor([ids])).logits[0, -1].detach(), -1)
+                ids.append(int(log_probs.argmax()))
+                logs.append(float(log_probs.max()))
+            found.append(Drawn(tuple(ids[len(row.ids) :]), tuple(logs)))
+        return found
+
+    def load(self, version: int) -> None:
+        pass
+
+
+def test_an_engine_that_stops_early_is_asked_again_from_there() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    backend = Piecewise(model)
+    found = OutsideGenerator(backend, model, tokenizer).generate(requests(6), Sampling(11, "Q", 0.0), DRAW)
+    expected = TorchGenerator(model, tokenizer, 8).generate(requests(6), Sampling(11, "Q", 0.0), DRAW)
+    assert [(r.trace_ids, r.finish, r.text) for r in found] == [(r.trace_ids, r.finish, r.text) for r in expected]
+    assert len(backend.asked) == 4
+    seeds = [row.seed for rows in backend.asked for row in rows]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_what_is_sampled_behind_the_end_is_dropped_and_counted() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    stop = str(tokenizer.decode([int(model(torch.tensor([requests(1)[0].prompt_ids])).logits[0, -1].argmax())]))
+    engine = OutsideGenerator(Piecewise(model), model, tokenizer)
+    (rollout,) = engine.generate(requests(1), Sampling(11, stop, 0.0), DRAW)
+    assert (rollout.text, len(rollout.trace_ids), rollout.finish) == (stop, 1, "closed")
+    assert engine.wasted == 2
