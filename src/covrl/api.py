@@ -18,6 +18,7 @@ from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
+from covrl.evaluation.reward_watch import blindness
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.plugins import refuse_code_in_file
@@ -292,7 +293,7 @@ def train_run(
         run.folder, run.stopping = folder, lambda: stop.requested
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
-        for note in (*run.notes, *keeper.notes):
+        for note in (*run.notes, *keeper.notes, *_blind(run)):
             say(note)
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)
@@ -319,6 +320,14 @@ def train_run(
         last = keeper.last()
     assert last is not None  # it is None inside a step only
     return Trained(run, folder, last / "model", durable.present(folder / "best"), reports, time.perf_counter() - start)
+
+
+def _blind(run: Run) -> list[str]:
+    """What the reward watch cannot see in this run."""
+    graded = run.evaluator is not None and run.evaluator.grade is not None
+    asked = run.config.evaluation
+    why = blindness(asked.every, min(len(run.held_out), asked.problems), graded)
+    return [why] if why else []
 
 
 def resume(

@@ -112,6 +112,7 @@ class Run:
         self._applied = False
         self._before: Before | None = None
         self._remarks: list[str] = []
+        self._marks = ""
 
     def steps(self) -> Iterator[StepReport]:
         """Reports of all remaining steps, one as each is done.
@@ -173,7 +174,7 @@ class Run:
             self.stopping is not None and self.alone and self._due(self.config.evaluation.every, number)
         )
         self._before = Before(self, weights=several or ends_in_evaluation)
-        self._applied, self._remarks = False, []
+        self._applied, self._remarks, self._marks = False, [], ""
         try:
             return self._step(number)
         except BaseException as error:
@@ -211,9 +212,13 @@ class Run:
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
         counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))
         metrics["time/other"] = clock.seconds["step"] - counted
-        metrics = self.world.same(metrics)  # times differ, and a grader's may; what is decided on them must not
+        # Times differ, and a grader's verdicts may; what is decided on them must not.
+        metrics, marks = self.world.same((metrics, self._marks))
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
-        return StepReport(number, metrics, (*self._remarks, *warnings), self._shown(kept, credits))
+        shown = self._shown(kept, credits)
+        shares = self.algorithm.verified and self.reward is None
+        watched, parted = self.guard.watch.step(number, metrics, marks, shares)  # last: nothing takes it back
+        return StepReport(number, metrics | watched, (*self._remarks, *warnings, *parted), shown)
 
     def _learn(
         self, draw: Draw, clock: Clock
@@ -405,6 +410,7 @@ class Run:
     def _held_out_log_prob(self, problems: Sequence[Problem]) -> dict[str, float]:
         """log p(y|x,z) behind one sampled prior trace a problem, nats, and the share of traces that were closed.
 
+        With a grader also ``eval/sampled``, the share of right answers that are sampled behind the same traces.
         ``eval/log_prob`` takes one that was not closed at the reward's floor; ``eval/log_prob_closed`` leaves it out.
         """
         prompts = self.prompts
@@ -420,6 +426,10 @@ class Run:
         ]
         closed = [value for value, (_, rollout) in zip(values, pairs, strict=True) if rollout.valid]
         metrics = {"eval/log_prob": sum(values) / len(values), "eval/closed_share": len(closed) / len(pairs)}
+        if self.evaluator is not None and self.evaluator.grade is not None:
+            found = self.evaluator.answered(problems, [r for _, r in pairs], self.config.generation.temperature, draw)
+            self._marks = "".join("1" if graded.verdict == "right" else "0" for graded in found)
+            metrics["eval/sampled"] = self._marks.count("1") / len(found)
         return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
 
     def save(self, folder: Path) -> None:
