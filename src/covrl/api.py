@@ -407,6 +407,11 @@ def model_of_run(folder: Path) -> Path:
     return found / "model"
 
 
+def has_settings(model: str) -> bool:
+    """Whether a model brings settings: it is a run's folder, or a shipped base, which has its recipe."""
+    return model in SHIPPED_RECIPES or (Path(model) / "config.toml").is_file()
+
+
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
     """Settings to use ``model`` with: those of ``file``, else of the run that it is the folder of, else the defaults.
 

@@ -61,11 +61,20 @@ def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) ->
     rows = [[_label(name, exam), *(_value(found[m], name) for m in models)] for name in names]
     if exam["chance"] is not None:
         rows.insert(0, ["chance", *([number(exam["chance"], "share")] * len(models))])
+    heat, tokens = _each(exam, "temperature"), _each(exam, "trace_tokens")
     about = (
-        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {exam['temperature']:g} and top-p 1, up "
-        f"to {exam['trace_tokens']:,} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
+        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat} and top-p 1, up to {tokens} "
+        f"trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
     )
     return Table(exam["name"], about, ["", *models], rows)
+
+
+def _each(exam: Mapping[str, Any], key: str) -> str:
+    """A setting's value, or each model's where they differ."""
+    values = {model: f"{found[key]:,.12g}" for model, found in exam["sampling"].items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} ({model})" for model, value in values.items())
 
 
 def _label(name: str, exam: Mapping[str, Any]) -> str:
