@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from models import character_tokenizer, tiny
 
 from covrl.cli import main
 from covrl.errors import UserError
-from covrl.evaluation.exam import Solved, from_json
+from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
+from covrl.evaluation.exam import Exam, Solved, from_json
 from covrl.evaluation.results import markdown, write_results
 from covrl.evaluation.several import Order, evaluate_several
 
@@ -238,6 +240,48 @@ def test_local_benchmarks_from_the_command_line(project: Path, covrl: Callable[.
     assert 0 < record["figures"]["AMC23"]["model"]["trace_tokens"] <= 8
 
 
+@pytest.mark.parametrize("name", ["GSM8K", "MATH-500", "AIME24", "AMC23"])
+def test_a_protocol_is_sampled_as_it_stands(project: Path, covrl: Callable[..., Found], name: str) -> None:
+    """Prompts, samples, temperature and token limits are the protocol's; only the number of problems is not."""
+    protocol = PROTOCOLS[name]
+    if not (DATA / protocol.file).is_file():
+        pytest.skip(f"{DATA / protocol.file} is not there")
+    tokenizer = character_tokenizer()
+    tiny("qwen2", len(tokenizer), max_position_embeddings=4096).save_pretrained(project / "model")
+    found = covrl(*COMMON, "--benchmark", name, "--data", str(DATA), "--limit", "2", "--out", "out", "--json")
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    whole = load_benchmark(protocol, {"": str(DATA)}, 0).problems
+    assert record["notes"] == [f"{name}: only the first 2 of {len(whole)} problems"]
+    (exam,) = record["exams"]
+    assert exam["protocol"]["metric"] == f"avg@{protocol.samples}"
+    assert exam["sampling"]["model"] == {
+        "temperature": protocol.temperature,
+        "trace_tokens": protocol.trace_tokens,
+        "answer_tokens": protocol.answer_tokens,
+    }
+    lines = (project / f"out/samples/{name}/model.jsonl").read_text().splitlines()[1:]
+    solved = [from_json(line) for line in lines]
+    assert [s.problem for s in solved] == [p.id for p in whole[:2]]
+    assert [len(s.samples) for s in solved] == [protocol.samples] * 2
+    assert any(s.said for row in solved for s in row.samples), "some trace was closed and answered"
+    assert f"avg@{protocol.samples}" in (project / "out/results.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["GSM8K", "MATH-500", "AIME24", "AMC23"])
+def test_every_reference_answer_is_right_in_a_box_and_anothers_is_not(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    if not (DATA / protocol.file).is_file():
+        pytest.skip(f"{DATA / protocol.file} is not there")
+    problems = load_benchmark(protocol, {"": str(DATA)}, 0).problems
+    grade = Exam(name, "", problems, 1, 1.0, 8, 8, protocol.verifier, protocol.extraction).grader()
+    assert grade is not None
+    assert set(grade([(p, rf"so it is \boxed{{{p.answer}}}.") for p in problems])) == {"right"}
+    others = [(p, q.answer) for p, q in pairwise(problems) if p.answer != q.answer]
+    taken = {(p.answer, said) for (p, said), verdict in zip(others, grade(others), strict=True) if verdict == "right"}
+    assert taken <= {("5", "x=5")}  # the only neighbours that mean the same
+
+
 def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Callable[..., Found]) -> None:
     row = {"Question": "q", "Correct Answer": "y"} | {f"Incorrect Answer {i}": f"n{i}" for i in (1, 2, 3)}
     (project / "g.jsonl").write_text(json.dumps(row) + "\n")
@@ -324,7 +368,7 @@ def test_a_suite_is_the_mean_of_its_members(
     project: Path, covrl: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CoVRL's overall from local files of one row each: every member has one vote, and the gap is said."""
-    from covrl.evaluation.benchmarks import COVRL_OVERALL, PROTOCOLS
+    from covrl.evaluation.benchmarks import COVRL_OVERALL
     from covrl.evaluation.choices import Options
 
     for name in COVRL_OVERALL.members:
