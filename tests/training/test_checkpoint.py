@@ -99,6 +99,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_pat
     api.train_run(resumed, tmp_path / "parts")
     assert rows(whole) == rows(tmp_path / "parts")
     same_files(whole, tmp_path / "parts", "step-000005")
+    watch = json.loads((whole / "checkpoints/step-000005/state.json").read_text())["guards"]["watch"]
+    assert [step for step, _ in watch["looks"]] == [1, 2, 4, 5]
+    assert len(watch["paid"]) == 5
 
 
 def test_only_the_newest_checkpoints_are_kept_and_the_best_model_beside_them(tmp_path: Path) -> None:
