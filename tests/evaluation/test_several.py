@@ -92,6 +92,9 @@ def test_what_is_written(finished: Path) -> None:
     assert "✓ right" in page
     assert "✗ wrong" in page
     assert "<script" not in page
+    assert page.count("<figure class='chart'>") == 1, "pass@k for every k, one chart an exam"
+    last = figures[PAIR[1]]["pass_curve"][-1]
+    assert f"covrl:digits-common {figures[PAIR[1]]['pass_curve'][0]:.1%} to {last:.1%}" in page
 
 
 def test_it_goes_on_and_ends_in_the_same_results(copied: Path) -> None:
@@ -252,7 +255,8 @@ def test_a_protocol_is_sampled_as_it_stands(project: Path, covrl: Callable[..., 
     assert found.code == 0, found.err
     record = json.loads(found.out)
     whole = load_benchmark(protocol, {"": str(DATA)}, 0).problems
-    assert record["notes"] == [f"{name}: only the first 2 of {len(whole)} problems"]
+    assert record["notes"][0] == f"{name}: only the first 2 of {len(whole)} problems"
+    assert "where the protocol has" not in found.err
     (exam,) = record["exams"]
     assert exam["protocol"]["metric"] == f"avg@{protocol.samples}"
     assert exam["sampling"]["model"] == {
@@ -432,6 +436,16 @@ def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Callab
         assert note in record["notes"]
         assert note in found.err
     assert "at temperature 0.5 (a), 1 (b), 0.5 (model) and top-p 1" in (runs / "o/results.md").read_text()
+
+
+def test_many_unknown_verdicts_are_a_warning(project: Path, covrl: Callable[..., Found]) -> None:
+    (project / "u.jsonl").write_text('{"question": "1+1", "answer": "\\\\frac{1}{"}\n')
+    asked = [*COMMON, "--problems", "u.jsonl", "--set", "evaluation.verifier=math", "-n", "4"]
+    for found in (covrl(*asked), covrl(*asked, "--out", "o")):
+        assert found.code == 0, found.err
+        assert "of the verdicts are unknown and count as not right" in found.err
+    assert "verdicts are unknown" in (project / "o/report.html").read_text()
+    assert "verdicts are unknown" not in covrl(*COMMON, "--problems", "p.jsonl").err
 
 
 def test_options_hold_for_all_models(runs: Path, covrl: Callable[..., Found]) -> None:

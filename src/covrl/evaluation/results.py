@@ -134,12 +134,18 @@ def _cell(text: str) -> str:
     return one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
+def _pass_curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    return {e: {m: found["pass_curve"] for m, found in models.items()} for e, models in record["figures"].items()}
+
+
 def write_results(out: Path, outcome: Outcome) -> list[Path]:
     """``results.json``, ``results.md`` and ``report.html``; returns their paths."""
     contents = {
         "results.json": json.dumps(outcome.record, indent=1, ensure_ascii=False),
         "results.md": markdown(outcome.record),
-        "report.html": render_exams(list(tables(outcome.record)), outcome.record["notes"], outcome.solved),
+        "report.html": render_exams(
+            list(tables(outcome.record)), outcome.record["notes"], outcome.solved, _pass_curves(outcome.record)
+        ),
     }
     for name, text in contents.items():
         (out / name).write_bytes(text.encode("utf-8", "backslashreplace"))

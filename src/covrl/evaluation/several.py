@@ -18,7 +18,7 @@ from covrl.evaluation.asked import differences, exam_for, sampling_of, settings_
 from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
 from covrl.evaluation.choices import Options
 from covrl.evaluation.exam import Exam, Solved, check_room, sit
-from covrl.evaluation.metrics import check_ks, figures, overall, supports
+from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Store, fingerprint, open_store, slug
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
@@ -120,7 +120,10 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         for exam in exams
         for c in candidates
     }
-    return Outcome(_record(exams, suites, candidates, solved, ks, seed, notes), solved)
+    record = _record(exams, suites, candidates, solved, ks, seed, notes)
+    for note in record["notes"][len(notes) :]:
+        say(note)
+    return Outcome(record, solved)
 
 
 def _exams(order: Order, config: RunConfig) -> tuple[list[Exam], list[Suite]]:
@@ -253,7 +256,11 @@ def _record(
         "figures": found,
         "support": [r for e in exams for m in names[1:] if (r := compare(e.name, names[0], m))],
         "overall": [overall(suite, model, found) for suite in suites for model in names],
-        "notes": [*notes, *(f"{s.name}: {s.note}" for s in suites)],
+        "notes": [
+            *notes,
+            *(note for e in exams for m in names for note in unknown_note(f"{m} on {e.name}", found[e.name][m])),
+            *(f"{s.name}: {s.note}" for s in suites),
+        ],
     }
 
 
