@@ -18,6 +18,7 @@ from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Grader
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
+from covrl.evaluation.reward_watch import blindness
 from covrl.generation.base import Sampling
 from covrl.plugins import refuse_code_in_file
 from covrl.prompts import Prompts
@@ -132,7 +133,7 @@ def train_run(
         run.folder, run.stopping = folder, lambda: stop.requested
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
-        for note in (*run.notes, *keeper.notes):
+        for note in (*run.notes, *keeper.notes, *_blind(run)):
             say(note)
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)
@@ -162,6 +163,14 @@ def _keep_what_was_done(keeper: Keeper, error: Exception) -> None:
         keeper.last()
     except CannotSaveError as also:
         raise TrainingStoppedError(f"{error}; {also}") from error
+
+
+def _blind(run: Run) -> list[str]:
+    """What the reward watch cannot see in this run."""
+    graded = run.evaluator is not None and run.evaluator.grade is not None
+    asked = run.config.evaluation
+    why = blindness(asked.every, min(len(run.held_out), asked.problems), graded)
+    return [why] if why else []
 
 
 def resume(
@@ -223,6 +232,11 @@ def _checkpoint_to_resume(folder: Path, config: RunConfig) -> tuple[Path | None,
     if steps and steps[-1] > config.checkpoint.every:
         raise UserError(f"{folder}: {steps[-1]} steps are recorded, but its checkpoints are gone; begin a new run")
     return None, ["the run was stopped before its first checkpoint: it begins again at step 1"]
+
+
+def has_settings(model: str) -> bool:
+    """Whether a model brings settings: it is a run's folder, or a shipped base, which has its recipe."""
+    return model in SHIPPED_RECIPES or (Path(model) / "config.toml").is_file()
 
 
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:

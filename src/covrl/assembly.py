@@ -84,7 +84,7 @@ def build(
         label=data.label,
         evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, data.label),
         held_out=data.held_out,
-        notes=(*policy.given_up, *proved),
+        notes=notes,
         world=world,
     )
     world.distribute(run)

@@ -7,6 +7,7 @@ output, progress and messages to standard error. Exit codes: 0 done, 1 training 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from datetime import datetime
@@ -375,6 +376,8 @@ def _cpu_defaults() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Without a network it reports every retry, before the one line that says what is wrong.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from commands import Covrl
 from models import character_tokenizer, tiny
 
 from covrl.errors import UserError
-from covrl.evaluation.exam import Solved, from_json
+from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
+from covrl.evaluation.exam import Exam, Solved, from_json
 from covrl.evaluation.results import markdown, write_results
 from covrl.evaluation.several import Order, evaluate_several
 
@@ -88,6 +90,9 @@ def test_what_is_written(finished: Path) -> None:
     assert "✓ right" in page
     assert "✗ wrong" in page
     assert "<script" not in page
+    assert page.count("<figure class='chart'>") == 1, "pass@k for every k, one chart an exam"
+    last = figures[PAIR[1]]["pass_curve"][-1]
+    assert f"covrl:digits-common {figures[PAIR[1]]['pass_curve'][0]:.1%} to {last:.1%}" in page
 
 
 def test_it_goes_on_and_ends_in_the_same_results(copied: Path) -> None:
@@ -218,6 +223,49 @@ def test_local_benchmarks_from_the_command_line(project: Path, covrl: Covrl) -> 
     assert 0 < record["figures"]["AMC23"]["model"]["trace_tokens"] <= 8
 
 
+@pytest.mark.parametrize("name", ["GSM8K", "MATH-500", "AIME24", "AMC23"])
+def test_a_protocol_is_sampled_as_it_stands(project: Path, covrl: Covrl, name: str) -> None:
+    """Prompts, samples, temperature and token limits are the protocol's; only the number of problems is not."""
+    protocol = PROTOCOLS[name]
+    if not (DATA / protocol.file).is_file():
+        pytest.skip(f"{DATA / protocol.file} is not there")
+    tokenizer = character_tokenizer()
+    tiny("qwen2", len(tokenizer), max_position_embeddings=4096).save_pretrained(project / "model")
+    found = covrl(*COMMON, "--benchmark", name, "--data", str(DATA), "--limit", "2", "--out", "out", "--json")
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    whole = load_benchmark(protocol, {"": str(DATA)}, 0).problems
+    assert record["notes"][0] == f"{name}: only the first 2 of {len(whole)} problems"
+    assert "where the protocol has" not in found.err
+    (exam,) = record["exams"]
+    assert exam["protocol"]["metric"] == f"avg@{protocol.samples}"
+    assert exam["sampling"]["model"] == {
+        "temperature": protocol.temperature,
+        "trace_tokens": protocol.trace_tokens,
+        "answer_tokens": protocol.answer_tokens,
+    }
+    lines = (project / f"out/samples/{name}/model.jsonl").read_text().splitlines()[1:]
+    solved = [from_json(line) for line in lines]
+    assert [s.problem for s in solved] == [p.id for p in whole[:2]]
+    assert [len(s.samples) for s in solved] == [protocol.samples] * 2
+    assert any(s.said for row in solved for s in row.samples), "some trace was closed and answered"
+    assert f"avg@{protocol.samples}" in (project / "out/results.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["GSM8K", "MATH-500", "AIME24", "AMC23"])
+def test_every_reference_answer_is_right_in_a_box_and_anothers_is_not(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    if not (DATA / protocol.file).is_file():
+        pytest.skip(f"{DATA / protocol.file} is not there")
+    problems = load_benchmark(protocol, {"": str(DATA)}, 0).problems
+    grade = Exam(name, "", problems, 1, 1.0, 8, 8, protocol.verifier, protocol.extraction).grader()
+    assert grade is not None
+    assert set(grade([(p, rf"so it is \boxed{{{p.answer}}}.") for p in problems])) == {"right"}
+    others = [(p, q.answer) for p, q in pairwise(problems) if p.answer != q.answer]
+    taken = {(p.answer, said) for (p, said), verdict in zip(others, grade(others), strict=True) if verdict == "right"}
+    assert taken <= {("5", "x=5")}  # the only neighbours that mean the same
+
+
 def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Covrl) -> None:
     row = {"Question": "q", "Correct Answer": "y"} | {f"Incorrect Answer {i}": f"n{i}" for i in (1, 2, 3)}
     (project / "g.jsonl").write_text(json.dumps(row) + "\n")
@@ -300,7 +348,7 @@ def test_a_file_of_something_else_is_refused(copied: Path) -> None:
 
 def test_a_suite_is_the_mean_of_its_members(project: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch) -> None:
     """CoVRL's overall from local files of one row each: every member has one vote, and the gap is said."""
-    from covrl.evaluation.benchmarks import COVRL_OVERALL, PROTOCOLS
+    from covrl.evaluation.benchmarks import COVRL_OVERALL
     from covrl.evaluation.choices import Options
 
     for name in COVRL_OVERALL.members:
@@ -322,3 +370,74 @@ def test_a_suite_is_the_mean_of_its_members(project: Path, covrl: Covrl, monkeyp
     assert set(overall["members"]) == set(COVRL_OVERALL.members) == {e["name"] for e in record["exams"]}
     assert overall["value"] == pytest.approx(sum(overall["members"].values()) / 8)
     assert "the published overall has a ninth that is not known" in (project / "o/results.md").read_text()
+
+
+# Several models with settings of their own
+
+
+@pytest.fixture
+def runs(project: Path) -> Path:
+    """Two folders of runs, trained with other limits, seeds and fields, and a plain model."""
+    changes = {
+        "a": ("max_trace_tokens = 24", "max_trace_tokens = 12\ntemperature = 0.5", ""),
+        "b": ("max_trace_tokens = 24", "max_trace_tokens = 20", "[training]\nseed = 3\n"),
+        "c": ("[prompts]", "[prompts]", '[problems]\nanswer_field = "solution"\n'),
+    }
+    for name, (old, new, more) in changes.items():
+        shutil.copytree(project / "model", project / name / "best")
+        (project / name / "config.toml").write_text(CONFIG.replace(old, new) + more)
+    return project
+
+
+def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Covrl) -> None:
+    asked = ["--problems", "p.jsonl", "-n", "2", "--out", "o", "--json"]
+    found = covrl("eval", "--model", "a", "--model", "b", "--model", "model", *asked)
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    (exam,) = record["exams"]
+    assert {m: (s["temperature"], s["trace_tokens"]) for m, s in exam["sampling"].items()} == {
+        "a": (0.5, 12),
+        "b": (1.0, 20),
+        "model": (0.5, 12),
+    }
+    lines = {m: json.loads((runs / f"o/samples/p.jsonl/{m}.jsonl").read_text().splitlines()[0]) for m in ("a", "b")}
+    assert [lines[m]["exam"]["trace_tokens"] for m in ("a", "b")] == [12, 20]
+    assert [lines[m]["seed"] for m in ("a", "b")] == [0, 0]
+    for note in (
+        "model has no settings of its own and is asked as a is",
+        "samples of all models are drawn with seed 0; training.seed is a 0, b 3, model 0",
+        "p.jsonl: trace tokens as in each model's settings: a 12, b 20, model 12; what was kept, gained and lost does "
+        "not compare at an equal budget, --max-tokens makes it the same",
+    ):
+        assert note in record["notes"]
+        assert note in found.err
+    assert "at temperature 0.5 (a), 1 (b), 0.5 (model) and top-p 1" in (runs / "o/results.md").read_text()
+
+
+def test_many_unknown_verdicts_are_a_warning(project: Path, covrl: Covrl) -> None:
+    (project / "u.jsonl").write_text('{"question": "1+1", "answer": "\\\\frac{1}{"}\n')
+    asked = [*COMMON, "--problems", "u.jsonl", "--set", "evaluation.verifier=math", "-n", "4"]
+    for found in (covrl(*asked), covrl(*asked, "--out", "o")):
+        assert found.code == 0, found.err
+        assert "of the verdicts are unknown and count as not right" in found.err
+    assert "verdicts are unknown" in (project / "o/report.html").read_text()
+    assert "verdicts are unknown" not in covrl(*COMMON, "--problems", "p.jsonl").err
+
+
+def test_options_hold_for_all_models(runs: Path, covrl: Covrl) -> None:
+    same = ["--max-tokens", "8", "--temperature", "1", "--set", "training.seed=5"]
+    found = covrl("eval", "--model", "a", "--model", "b", "--problems", "p.jsonl", *same, "--out", "o", "--json")
+    record = json.loads(found.out)
+    assert record["notes"] == []
+    assert record["seed"] == 5
+    assert {tuple(s.values()) for s in record["exams"][0]["sampling"].values()} == {(1.0, 8, 4)}
+
+
+def test_models_that_read_the_problems_differently_are_refused(runs: Path, covrl: Covrl) -> None:
+    asked = ["eval", "--model", "a", "--model", "c", "--problems", "p.jsonl", "--out", "o"]
+    found = covrl(*asked)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert "a has problems.answer_field = 'answer' and c has 'solution'" in found.err
+    assert "say which with --set problems.answer_field=…" in found.err
+    assert not (runs / "o").exists()
+    assert covrl(*asked, "--set", "problems.answer_field=answer").code == 0

@@ -37,6 +37,7 @@ def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
     tracker.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"reward/prior" in events.read_bytes()
+    assert b"training reward and held-out accuracy" in events.read_bytes(), "both in one chart"
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,16 +75,24 @@ class Evaluator:
 
     def examine(self, asked: Sequence[tuple[Problem, int]], temperature: float, draw: Draw) -> list[Graded]:
         """One trace and one answer for each (problem, index of the sample), in order; a problem may come often."""
-        close, suffix = self.prompts.config.close, self.prompts.config.answer_suffix
         ask = [Request(p.id, index, self.prompts.prior(p), "prior") for p, index in asked]
-        thinking = Sampling(self.max_trace_tokens, close, temperature)
+        thinking = Sampling(self.max_trace_tokens, self.prompts.config.close, temperature)
         traces = self.generator.generate(ask, thinking, replace(draw, purpose="evaluation"))
+        return self.answered([p for p, _ in asked], traces, temperature, draw)
+
+    def answered(
+        self, problems: Sequence[Problem], traces: Sequence[Rollout], temperature: float, draw: Draw
+    ) -> list[Graded]:
+        """One answer behind each of these traces of the prior prompt, one a problem, and its verdict."""
+        suffix = self.prompts.config.answer_suffix
         closed = [i for i, trace in enumerate(traces) if trace.valid]
-        reply = [replace(ask[i], prompt_ids=self.prompts.answer_prompt(asked[i][0], traces[i])) for i in closed]
+        reply = [
+            replace(traces[i].request, prompt_ids=self.prompts.answer_prompt(problems[i], traces[i])) for i in closed
+        ]
         answering = Sampling(self.max_answer_tokens, suffix, temperature)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
         said = {i: r.text.removesuffix(suffix) for i, r in zip(closed, replies, strict=True)}
-        verdicts = dict(zip(closed, self._verdicts([(asked[i][0], said[i]) for i in closed]), strict=True))
+        verdicts = dict(zip(closed, self._verdicts([(problems[i], said[i]) for i in closed]), strict=True))
         answers = dict(zip(closed, replies, strict=True))
         return [
             Graded(
@@ -95,7 +103,7 @@ class Evaluator:
                 self.label(p, t) if self.label else None,
                 answers.get(i),
             )
-            for i, ((p, _), t) in enumerate(zip(asked, traces, strict=True))
+            for i, (p, t) in enumerate(zip(problems, traces, strict=True))
         ]
 
     def _verdicts(self, answered: Sequence[tuple[Problem, str]]) -> Sequence[Verdict]:

@@ -17,6 +17,7 @@ from covrl.errors import UserError
 from covrl.evaluation.calibration import calibration, mark
 from covrl.evaluation.evaluate import check_writable, evaluate, write_traces
 from covrl.evaluation.leaking import measure_leaks
+from covrl.evaluation.metrics import unknown_note
 from covrl.evaluation.results import tables, write_results
 from covrl.evaluation.several import Order, evaluate_several
 from covrl.generation.base import Sampling
@@ -95,6 +96,8 @@ def _plain(asked: EvalRequest) -> None:
     n = 1 if asked.n is None else asked.n
     chosen = run.held_out[: asked.limit]
     report = evaluate(run.evaluator, chosen, n, checked.generation.temperature, checked.training.seed)
+    for note in unknown_note(f"{model} on {problems}", report.record()):
+        _say(note)
     if asked.traces:
         write_traces(asked.traces, report)
     if asked.as_json:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from heapq import nlargest
 from typing import Any
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
 from covrl.evaluation.choices import letter_of
+from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Finish, Problem, Verdict
@@ -64,16 +66,22 @@ class Exam:
 
     def grader(self) -> Grader | None:
         """Judges what stood between the tags."""
-        grade = make_grader(self.verifier)
+        grade = self.equality
         return None if grade is None else lambda rows: grade([(p, self.answer(said)) for p, said in rows])
+
+    @property
+    def equality(self) -> Grader | None:
+        """Judges answers as they are."""
+        return _grader(self.verifier)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One trace with its answer.
 
-    ``answer`` is what it says in one spelling (None: nothing), ``nats`` the sum of −log p over the trace's tokens as
-    sampled, ``answer_cut`` whether the answer ran into its token limit.
+    ``answer`` is what it says in one spelling (None: nothing), the same for samples of a problem that answer the same
+    (:mod:`covrl.evaluation.same`), ``nats`` the sum of −log p over the trace's tokens as sampled, ``answer_cut``
+    whether the answer ran into its token limit.
     """
 
     trace: str
@@ -106,6 +114,12 @@ class Solved:
     @property
     def marks(self) -> list[bool]:
         return [sample.right for sample in self.samples]
+
+
+@cache
+def _grader(verifier: str) -> Grader | None:
+    """One grader, and one set of its processes, for all exams that are graded so."""
+    return make_grader(verifier)
 
 
 def to_json(solved: Solved) -> str:
@@ -166,17 +180,24 @@ def sit(
         greedy = evaluator.examine([(p, 0) for p in part], 0.0, Draw(seed, 0))
         every = [(p, index) for p in part for index in range(exam.samples)]
         sampled = iter(evaluator.examine(every, exam.temperature, Draw(seed, 1)) if every else [])
+        answers = [[_sample(exam, next(sampled)) for _ in range(exam.samples)] for _ in part]
         yield [
-            Solved(
-                p.id,
-                p.question,
-                p.answer,
-                digest(p),
-                _sample(exam, g),
-                tuple(_sample(exam, next(sampled)) for _ in range(exam.samples)),
-            )
-            for p, g in zip(part, greedy, strict=True)
+            Solved(p.id, p.question, p.answer, digest(p), _sample(exam, g), samples)
+            for p, g, samples in zip(part, greedy, _one_name(exam, part, answers), strict=True)
         ]
+
+
+def _one_name(exam: Exam, problems: Sequence[Problem], every: Sequence[Sequence[Sample]]) -> list[tuple[Sample, ...]]:
+    """The samples with the same ``answer`` where they answer the same."""
+    rows = [
+        (p, [Said(s.answer, exam.answer(s.said), s.verdict) for s in samples])
+        for p, samples in zip(problems, every, strict=True)
+    ]
+    names = classes(rows, exam.verifier, exam.equality)
+    return [
+        tuple(replace(s, answer=name) for s, name in zip(samples, mine, strict=True))
+        for samples, mine in zip(every, names, strict=True)
+    ]
 
 
 def _sample(exam: Exam, graded: Graded) -> Sample:

@@ -83,11 +83,16 @@ class LeakReport:
         return found | {"sentence": sentence(rates), "phrases": list(PHRASES), "examples": examples}
 
     def examples(self) -> list[Read]:
-        """The first traces that admit, then the first that state what they were shown, then clean ones."""
+        """The first traces that admit, then the first that state what they were shown, then clean ones.
+
+        Of each kind one a problem, as the traces of a problem are often alike.
+        """
         behind = [r for r in self.reads if r.source == "posterior"]
-        admit = [r for r in behind if r.admits][:EXAMPLES]
-        early = [r for r in behind if r.shown and not r.admits][:EXAMPLES]
-        return [*admit, *early, *[r for r in behind if not r.shown and not r.admits][:EXAMPLES]]
+        kinds: dict[str, dict[str, Read]] = {"admits": {}, "early": {}, "clean": {}}
+        for r in behind:
+            kind = "admits" if r.admits else "early" if r.shown else "clean"
+            kinds[kind].setdefault(r.problem.id, r)
+        return [r for found in kinds.values() for r in list(found.values())[:EXAMPLES]]
 
     def _columns(self, source: str) -> dict[str, list[float]]:
         """Each rate problem by problem."""

@@ -79,6 +79,21 @@ SHARES: dict[str, Callable[[Sample], bool]] = {
 }
 
 
+MOST_UNKNOWN = 0.1
+"""Share of unknown verdicts from which figures say more about the verifier than about the model (INFERRED)."""
+
+
+def unknown_note(where: str, figures: Mapping[str, Any]) -> list[str]:
+    """A warning where many answers could not be graded, as they all count as not right."""
+    share = figures["unknown"]
+    if share <= MOST_UNKNOWN:
+        return []
+    return [
+        f"{where}: {share:.0%} of the verdicts are unknown and count as not right; look at what was answered, and at "
+        "the verifier"
+    ]
+
+
 def columns_of(solved: Sequence[Solved], ks: Sequence[int]) -> dict[str, list[float]]:
     """The figures whose mean over problems is reported, problem by problem."""
     columns = {"greedy": [float(row.greedy.right) for row in solved]}

@@ -61,11 +61,20 @@ def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) ->
     rows = [[_label(name, exam), *(_value(found[m], name) for m in models)] for name in names]
     if exam["chance"] is not None:
         rows.insert(0, ["chance", *([number(exam["chance"], "share")] * len(models))])
+    heat, tokens = _each(exam, "temperature"), _each(exam, "trace_tokens")
     about = (
-        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {exam['temperature']:g} and top-p 1, up "
-        f"to {exam['trace_tokens']:,} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
+        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat} and top-p 1, up to {tokens} "
+        f"trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
     )
     return Table(exam["name"], about, ["", *models], rows)
+
+
+def _each(exam: Mapping[str, Any], key: str) -> str:
+    """A setting's value, or each model's where they differ."""
+    values = {model: f"{found[key]:,.12g}" for model, found in exam["sampling"].items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} ({model})" for model, value in values.items())
 
 
 def _label(name: str, exam: Mapping[str, Any]) -> str:
@@ -125,12 +134,18 @@ def _cell(text: str) -> str:
     return one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
+def _pass_curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    return {e: {m: found["pass_curve"] for m, found in models.items()} for e, models in record["figures"].items()}
+
+
 def write_results(out: Path, outcome: Outcome) -> list[Path]:
     """``results.json``, ``results.md`` and ``report.html``; returns their paths."""
     contents = {
         "results.json": json.dumps(outcome.record, indent=1, ensure_ascii=False),
         "results.md": markdown(outcome.record),
-        "report.html": render_exams(list(tables(outcome.record)), outcome.record["notes"], outcome.solved),
+        "report.html": render_exams(
+            list(tables(outcome.record)), outcome.record["notes"], outcome.solved, _pass_curves(outcome.record)
+        ),
     }
     for name, text in contents.items():
         (out / name).write_bytes(text.encode("utf-8", "backslashreplace"))

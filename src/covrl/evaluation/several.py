@@ -12,10 +12,11 @@ from covrl import api
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.asked import differences, exam_for, sampling_of, settings_of
 from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
 from covrl.evaluation.choices import Options
 from covrl.evaluation.exam import Exam, Solved, check_room, sit
-from covrl.evaluation.metrics import check_ks, figures, overall, supports
+from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Store, fingerprint, open_store, slug
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
@@ -32,8 +33,8 @@ class Order:
     """What is asked for; None leaves it to the benchmark's protocol or the first model's settings.
 
     ``problems`` are sources as ``covrl train`` takes them, ``benchmarks`` names, ``data`` where their files are.
-    The first model's settings give the fields, the grader, the seed and, for ``problems``, temperature and token
-    limits; each model has its own prompts.
+    Each model has its own prompts and, for ``problems``, its own temperature and token limits; the fields, the grader
+    and the seed are one for all (:mod:`covrl.evaluation.asked`).
     """
 
     models: Sequence[str]
@@ -67,6 +68,7 @@ class _Candidate:
     tokenizer: Any
     context: int | None
     weights: str
+    exams: dict[str, Exam]
     stores: dict[str, Store] = field(default_factory=dict)
 
     def prompts(self, exam: Exam) -> Prompts:
@@ -90,10 +92,13 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         raise UserError("--model: the same model is named twice")
     if not order.problems and not order.benchmarks:
         raise UserError("nothing to evaluate on: give --problems or --benchmark")
-    configs = {name: api.config_for(name, order.config, order.settings) for name in order.models}
+    configs, notes = settings_of(order.models, order.problems, order.config, order.settings)
     exams, suites = _exams(order, next(iter(configs.values())))
     ks = {exam.name: check_ks(order.ks, exam.samples, exam.name) for exam in exams}
-    candidates = [_candidate(name, config, exams) for name, config in configs.items()]
+    candidates = [_candidate(name, config, exams, order) for name, config in configs.items()]
+    for exam in exams:
+        notes += exam.notes
+        notes += differences(exam.name, sampling_of({c.name: c.exams[exam.name] for c in candidates}))
     seed = candidates[0].config.training.seed
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -103,11 +108,10 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         for candidate in candidates:
             for exam in exams:
                 path = out / "samples" / slug(exam.name) / f"{slug(candidate.name)}.jsonl"
-                candidate.stores[exam.name] = open_store(path, _header(candidate, exam, seed))
+                candidate.stores[exam.name] = open_store(path, _header(candidate, candidate.exams[exam.name], seed))
         say(f"finished problems go to {out / 'samples'}; the same command with --out {out} goes on where it was left")
-        for exam in exams:
-            for note in exam.notes:
-                say(note)
+        for note in notes:
+            say(note)
         for candidate in candidates:
             _examine(candidate, exams, seed, say)
     solved = {
@@ -115,7 +119,10 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         for exam in exams
         for c in candidates
     }
-    return Outcome(_record(exams, suites, candidates, solved, ks, seed), solved)
+    record = _record(exams, suites, candidates, solved, ks, seed, notes)
+    for note in record["notes"][len(notes) :]:
+        say(note)
+    return Outcome(record, solved)
 
 
 def _exams(order: Order, config: RunConfig) -> tuple[list[Exam], list[Suite]]:
@@ -133,18 +140,19 @@ def _source_exam(source: str, order: Order, config: RunConfig) -> Exam:
     task = task_of(source)
     problems = load_problems(source, api.problem_fields(config.problems))[: order.limit]
     generation = config.generation
-    return Exam(
+    exam = Exam(
         name=source,
         source=source,
         problems=tuple(problems),
         samples=1 if order.n is None else order.n,
-        temperature=generation.temperature if order.temperature is None else order.temperature,
-        trace_tokens=order.max_tokens or generation.max_trace_tokens,
+        temperature=generation.temperature,
+        trace_tokens=generation.max_trace_tokens,
         answer_tokens=generation.max_answer_tokens,
         verifier=config.evaluation.verifier,
         chance=task.chance() if task else None,
         label=task.label if task else None,
     )
+    return exam_for(exam, config, order.temperature, order.max_tokens)
 
 
 def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, config: RunConfig) -> Exam:
@@ -177,7 +185,7 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
     )
 
 
-def _candidate(name: str, config: RunConfig, exams: Sequence[Exam]) -> _Candidate:
+def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order) -> _Candidate:
     """Everything about a model that can be checked without its weights."""
     source = str(resolve_path(config.model.path))
     base = base_source(source)
@@ -185,8 +193,9 @@ def _candidate(name: str, config: RunConfig, exams: Sequence[Exam]) -> _Candidat
     words = source if (Path(source) / "tokenizer_config.json").is_file() else base
     tokenizer = quoted(words, lambda: load_tokenizer(words))
     weights = fingerprint(Path(source)) + (fingerprint(Path(base)) if base != source else "")
-    candidate = _Candidate(name, config, tokenizer, context, weights)
-    for exam in exams:
+    own = {exam.name: exam_for(exam, config, order.temperature, order.max_tokens) for exam in exams}
+    candidate = _Candidate(name, config, tokenizer, context, weights, own)
+    for exam in own.values():
         prompts = candidate.prompts(exam)
         check_tokens(prompts, [])
         check_room(exam, prompts, context, name)
@@ -210,7 +219,7 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
     generator = TorchGenerator(model.model, tokenizer, rows)
     for note in (*model.given_up, *generator.prove()):
         say(note)
-    for exam in exams:
+    for exam in candidate.exams.values():
         evaluator = Evaluator(
             generator, candidate.prompts(exam), exam.trace_tokens, exam.answer_tokens, exam.grader(), exam.label
         )
@@ -228,6 +237,7 @@ def _record(
     solved: dict[tuple[str, str], list[Solved]],
     ks: dict[str, list[int]],
     seed: int,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     names = [c.name for c in candidates]
     found = {e.name: {m: figures(solved[e.name, m], ks[e.name], e.chance) for m in names} for e in exams}
@@ -239,12 +249,17 @@ def _record(
             {"name": e.name, "source": e.source, "problems": len(e.problems), "chance": e.chance, "k": ks[e.name]}
             | e.settings()
             | {"top_p": 1.0, "protocol": e.protocol, "notes": list(e.notes)}
+            | {"sampling": sampling_of({c.name: c.exams[e.name] for c in candidates})}
             for e in exams
         ],
         "figures": found,
         "support": [r for e in exams for m in names[1:] if (r := compare(e.name, names[0], m))],
         "overall": [overall(suite, model, found) for suite in suites for model in names],
-        "notes": [note for e in exams for note in e.notes] + [f"{s.name}: {s.note}" for s in suites],
+        "notes": [
+            *notes,
+            *(note for e in exams for m in names for note in unknown_note(f"{m} on {e.name}", found[e.name][m])),
+            *(f"{s.name}: {s.note}" for s in suites),
+        ],
     }
 
 

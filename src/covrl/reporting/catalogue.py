@@ -52,6 +52,18 @@ CHARTS = (
         ("eval/accuracy*", "eval/sampled", "eval/sound"), chance=True, zero=True,
     ),
     ChartSpec(
+        LEARNING, "Reward watch: gain of accuracy", "share",
+        "Verified accuracy now less that of an earlier evaluation, and the most that the gain can be at 99 %. In a run "
+        "that learns it is well above 0 until everything is right.",
+        ("watch/accuracy_gain", "watch/accuracy_gain_at_most"),
+    ),
+    ChartSpec(
+        LEARNING, "Reward watch: rise of the reward", "",
+        "Between the same evaluations, in deviations within a group. Parted is 1 where the reward rises and accuracy "
+        "does not follow.",
+        ("watch/reward_rise", "watch/parted", "watch/*"), zero=True,
+    ),
+    ChartSpec(
         LEARNING, "Held-out likelihood", "nats",
         "Mean log p(answer | question, trace) behind sampled prior traces of held-out problems, a trace without an end "
         "at the floor; and behind those with an end alone. Rises towards 0.",
@@ -192,7 +204,7 @@ def label(metric: str) -> str:
 
 def unit_of(metric: str) -> str:
     """The unit that a metric's name gives away."""
-    if metric.endswith(("_share", "_rate", "/accuracy")):
+    if metric.endswith(("_share", "_rate", "/accuracy", "eval/sampled", "eval/sound", "_gain", "_at_most")):
         return "share"
     family = metric.partition("/")[0]
     return {"time": "seconds", "length": "tokens", "entropy": "nats", "reward": "nats", "kl": "nats"}.get(family, "")

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from covrl.records import StepReport
 from covrl.reporting.catalogue import ChartSpec, label
@@ -49,6 +50,11 @@ class Frame:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - self.axis.place(value))
 
 
+def plot_floor() -> int:
+    """The lower edge of the frame."""
+    return HEIGHT - BOTTOM
+
+
 def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = None) -> str:
     """One chart with its title, its sentence and its read-out; empty where no metric has a value to draw."""
     lines = _lines(spec, steps)
@@ -60,14 +66,14 @@ def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = 
     body = _bars(frame, lines) if stacked else _curves(frame, spec, lines)
     outside = _outside(frame, [_total(lines)] if stacked else lines)
     marks = _broken(frame, lines) + _triangles(frame, outside)
-    svg = _svg(spec, lines, _grid(frame, spec.unit) + _chance(frame, level) + body + marks)
+    svg = _svg(spec, lines, grid(frame, spec.unit) + _chance(frame, level) + body + marks)
     unit = UNITS.get(spec.unit, spec.unit)
     heading = escape(spec.title) + (f" <span class='unit'>{escape(unit)}</span>" if unit else "")
     healthy = f"<p class='healthy'>{escape(spec.healthy)}</p>" if spec.healthy else ""
     return (
-        f"<figure class='chart' data-chart='{escape(json.dumps(_readout(frame, spec, lines), ensure_ascii=False))}'>"
+        f"<figure class='chart' data-chart='{escape(json.dumps(readout(frame, spec, lines), ensure_ascii=False))}'>"
         f"<figcaption><h3>{heading}</h3>{healthy}{_remarks(frame, lines, len(outside))}</figcaption>"
-        f"{_legend(spec, lines, level)}{svg}</figure>"
+        f"{legend([(line, spec.unit) for line in lines], level)}{svg}</figure>"
     )
 
 
@@ -103,12 +109,13 @@ def _axis(spec: ChartSpec, lines: Sequence[Line], level: float | None) -> Axis:
     return axis(values, log=spec.log, zero=spec.zero, most=1.0 if spec.unit == "share" else math.inf)
 
 
-def _grid(frame: Frame, unit: str) -> str:
-    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
+def grid(frame: Frame, unit: str) -> str:
+    """The scale on the left with its lines, and the steps below."""
+    right, floor = WIDTH - RIGHT, plot_floor()
     parts = ["<g class='grid'>"]
     for tick in frame.axis.ticks:
         y = frame.y(tick)
-        text = _tick(tick, unit, log=frame.axis.log)
+        text = tick_text(tick, unit, log=frame.axis.log)
         zero = " class='zero'" if tick == 0 and frame.axis.low < 0 else ""
         parts.append(f"<line{zero} x1='{LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
         parts.append(f"<text x='{LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{text}</text>")
@@ -120,7 +127,8 @@ def _grid(frame: Frame, unit: str) -> str:
     return "".join(parts) + "</g>"
 
 
-def _tick(value: float, unit: str, *, log: bool) -> str:
+def tick_text(value: float, unit: str, *, log: bool) -> str:
+    """A tick's number as SVG text; shares in per cent."""
     if unit == "share":
         return typeset(f"{100 * value:.6g}")
     if log or (value and not 1e-3 <= abs(value) < 1e5):
@@ -154,10 +162,11 @@ def _drawable(frame: Frame, line: Line) -> list[list[Point]]:
 
 def _curves(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> str:
     shade = _shade(frame, lines[0], lines[1]) if spec.shade and len(lines) == 2 else ""
-    return shade + "".join(_one_curve(frame, line) for line in lines)
+    return shade + "".join(draw_curve(frame, line) for line in lines)
 
 
-def _one_curve(frame: Frame, line: Line) -> str:
+def draw_curve(frame: Frame, line: Line) -> str:
+    """One line: single steps thin and their trend bold, dots where few steps have a value."""
     parts = [f"<g class='{line.colour}'>"]
     noisy = is_noisy(line.curve.points) and not line.curve.sparse
     for stretch in _drawable(frame, line):
@@ -243,24 +252,25 @@ def _outside(frame: Frame, lines: Sequence[Line]) -> list[tuple[Line, Point]]:
 
 
 def _svg(spec: ChartSpec, lines: Sequence[Line], body: str) -> str:
-    told = "; ".join(_told(line, spec.unit) for line in lines if line.curve.points)
+    said = "; ".join(told(line, spec.unit) for line in lines if line.curve.points)
     return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(f'{spec.title}. {told}')}'>"
-        f"<title>{escape(spec.title)}</title><desc>{escape(told)}</desc>{body}<g class='cursor'></g></svg>"
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(f'{spec.title}. {said}')}'>"
+        f"<title>{escape(spec.title)}</title><desc>{escape(said)}</desc>{body}<g class='cursor'></g></svg>"
     )
 
 
-def _told(line: Line, unit: str) -> str:
+def told(line: Line, unit: str) -> str:
+    """The line in words."""
     first, last = line.curve.points[0], line.curve.points[-1]
     begin, end = number(first.value, unit), number(last.value, unit)
     return f"{line.name} from {begin} at step {first.step:.0f} to {end} at step {last.step:.0f}"
 
 
-def _legend(spec: ChartSpec, lines: Sequence[Line], level: float | None) -> str:
-    """The key to the lines with each one's last value; the script writes other steps' values into it."""
+def legend(lines: Sequence[tuple[Line, str]], level: float | None = None) -> str:
+    """The key to the lines, each with its unit, with each one's last value; the script writes others into it."""
     keys = []
-    for line in lines:
-        last = number(line.curve.points[-1].value, spec.unit) if line.curve.points else "NaN"
+    for line, unit in lines:
+        last = number(line.curve.points[-1].value, unit) if line.curve.points else "NaN"
         swatch = f"<svg class='swatch {line.colour}' viewBox='0 0 14 8' aria-hidden='true'><path d='M0 4H14'/></svg>"
         keys.append(f"<li>{swatch}{escape(line.name)} <b>{typeset(last)}</b></li>")
     if level is not None:
@@ -281,7 +291,7 @@ def _remarks(frame: Frame, lines: Sequence[Line], outside: int) -> str:
     return f"<p class='remark'>{'; '.join(said)}</p>" if said else ""
 
 
-def _readout(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> dict[str, object]:
+def readout(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> dict[str, list[Any]]:
     """What the script needs to read values off: the steps, the values as text, and their heights."""
     series = []
     for line in lines:

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 from covrl.evaluation.exam import Sample, Solved
 from covrl.reporting.browser import attempt
+from covrl.reporting.charts import COLOURS, HEIGHT, WIDTH, Frame, Line, draw_curve, grid, legend
+from covrl.reporting.scales import Curve, Point, axis
 from covrl.reporting.summary import Attempt
 from covrl.reporting.text import escape, one_line
 
@@ -48,12 +50,27 @@ class Pair(NamedTuple):
     bad: Sample
 
 
+CROSSING = (
+    "At least one of k samples is right (unbiased). Where the curve of a trained model ends below its base's, training "
+    "made answers more certain and lost problems that could be solved."
+)
+DOTS = 32
+"""Points that are drawn as dots."""
+
 Records = Mapping[tuple[str, str], Sequence[Solved]]
 
 
-def render_exams(tables: Sequence[TableLike], notes: Sequence[str], solved: Records) -> str:
+Curves = Mapping[str, Mapping[str, Sequence[float]]]
+"""exam -> model -> pass@1, pass@2, … pass@n."""
+
+
+def render_exams(tables: Sequence[TableLike], notes: Sequence[str], solved: Records, curves: Curves) -> str:
     """The page as text; everything that a model or a data set wrote is escaped on its way in."""
     body = "".join(map(section, tables))
+    drawn = "".join(pass_chart(exam, found) for exam, found in curves.items())
+    if drawn:
+        body += f"<section><h2>pass@k for every k</h2><p class='lead'>{CROSSING}</p>"
+        body += f"<div class='charts'>{drawn}</div></section>"
     if notes:
         said = "".join(f"<li><span></span>{escape(note)}</li>" for note in notes)
         body += f"<section><h2>Notes</h2><ul class='remarks'>{said}</ul></section>"
@@ -61,6 +78,31 @@ def render_exams(tables: Sequence[TableLike], notes: Sequence[str], solved: Reco
         models = {model: rows for (name, model), rows in solved.items() if name == exam}
         body += _traces(exam, models)
     return page("covrl eval", "Greedy and sampled traces under the prior prompt.", body)
+
+
+def pass_chart(exam: str, found: Mapping[str, Sequence[float]]) -> str:
+    """pass@k over k, a line a model; empty where a single sample or none was drawn."""
+    count = max((len(values) for values in found.values()), default=0)
+    if count < 2:
+        return ""
+    lines = [
+        Line(
+            name,
+            f"s-{i % COLOURS}",
+            Curve([Point(k, v, v, v) for k, v in enumerate(values, 1)], [], sparse=count <= DOTS),
+        )
+        for i, (name, values) in enumerate(found.items())
+    ]
+    frame = Frame(1, count, axis([v for line in lines for v in line.curve.values()], zero=True, most=1.0))
+    said = "; ".join(
+        f"{line.name} {line.curve.points[0].value:.1%} to {line.curve.points[-1].value:.1%}" for line in lines
+    )
+    return (
+        f"<figure class='chart'><figcaption><h3>{escape(exam)} <span class='unit'>% over k</span></h3></figcaption>"
+        f"{legend([(line, 'share') for line in lines])}<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' "
+        f"aria-label='{escape(f'pass@k of {exam}, from k = 1 to {count}: {said}')}'>{grid(frame, 'share')}"
+        f"{''.join(draw_curve(frame, line) for line in lines)}</svg></figure>"
+    )
 
 
 def page(title: str, subtitle: str, body: str) -> str:

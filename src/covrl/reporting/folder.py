@@ -11,10 +11,11 @@ from covrl.config import read_toml
 from covrl.errors import UserError
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_steps
-from covrl.reporting.summary import ResultRow, RunSummary
+from covrl.reporting.summary import Note, ResultRow, RunSummary
 
 MEASURES = {
     "eval/accuracy": ("held-out accuracy, greedy", "share"),
+    "eval/sampled": ("held-out accuracy, sampled", "share"),
     "eval/sound": ("held-out sound traces, greedy", "share"),
     "eval/log_prob": ("held-out log p(answer | question, trace)", "nats"),
     "reward/prior": ("reward of prior traces in training", "nats"),
@@ -39,8 +40,17 @@ def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
         config=config,
         steps=steps,
         results=_first_and_last(steps, chance),
+        notes=_blind(steps),
         chance=chance,
     )
+
+
+def _blind(steps: Sequence[StepReport]) -> list[Note]:
+    """Said of a run that trained on a reward while no held-out answer was verified."""
+    names = {name for step in steps for name in step.metrics}
+    if not any(name.startswith("reward/") for name in names) or names & {"eval/sampled", "eval/accuracy"}:
+        return []
+    return [Note("the reward watch was blind: no held-out answer was verified, so nothing says what earned the reward")]
 
 
 def _headline(steps: Sequence[StepReport], config: Mapping[str, Any]) -> str:

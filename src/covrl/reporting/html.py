@@ -17,8 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from covrl.records import StepReport
+from covrl.reporting.against import against
 from covrl.reporting.browser import examples, trace_browser
-from covrl.reporting.catalogue import SECTIONS, plan, unit_of
+from covrl.reporting.catalogue import LEARNING, SECTIONS, plan, unit_of
 from covrl.reporting.charts import figure
 from covrl.reporting.format import number, typeset
 from covrl.reporting.scales import MOST_POINTS, curve
@@ -147,7 +148,8 @@ def _strip(row: ResultRow) -> str:
 
 
 def _curves(summary: RunSummary, steps: Sequence[StepReport]) -> str:
-    drawn: dict[str, list[str]] = {}
+    both = against(steps)
+    drawn: dict[str, list[str]] = {LEARNING: [both]} if both else {}
     for spec in plan(name for report in steps for name in report.metrics):
         if chart := figure(spec, steps, summary.chance_line()):
             drawn.setdefault(spec.section, []).append(chart)

@@ -12,7 +12,10 @@ from covrl.reporting.text import escape
 
 HEIGHT = 400
 
-STYLE = "<style>.reliability { max-width: 36rem; } .rail { stroke: var(--soft); stroke-dasharray: 5 4; }</style>"
+STYLE = (
+    "<style>.reliability { max-width: 36rem; margin-top: 1.8rem; } "
+    ".rail { stroke: var(--soft); stroke-dasharray: 5 4; }</style>"
+)
 
 
 class Grid(NamedTuple):
@@ -65,8 +68,8 @@ def plot(bins: Sequence[Mapping[str, Any]]) -> str:
     parts = ["<g class='grid'>"]
     for tick in (0, 0.25, 0.5, 0.75, 1):
         parts.append(f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{_y(tick):.1f}' y2='{_y(tick):.1f}'/>")
-        parts.append(f"<text x='{LEFT - 7}' y='{_y(tick) + 4:.1f}' text-anchor='end'>{100 * tick:g}</text>")
-        parts.append(f"<text x='{_x(tick):.1f}' y='{HEIGHT - BOTTOM + 17}' text-anchor='middle'>{100 * tick:g}</text>")
+        parts.append(f"<text x='{LEFT - 16}' y='{_y(tick) + 4:.1f}' text-anchor='end'>{100 * tick:g}</text>")
+        parts.append(f"<text x='{_x(tick):.1f}' y='{HEIGHT - BOTTOM + 22}' text-anchor='middle'>{100 * tick:g}</text>")
     parts.append(f"</g><path class='rail' d='M{_x(0):.1f} {_y(0):.1f}L{_x(1):.1f} {_y(1):.1f}'/><g class='s-1'>")
     for b in bins:
         x, (low, high) = _x(b["p"]), b["interval"]
@@ -75,7 +78,7 @@ def plot(bins: Sequence[Mapping[str, Any]]) -> str:
     told = "; ".join(f"p {b['p']:.2f}: {b['right']:.2f} right of {b['count']}" for b in bins)
     return (
         "<figure class='chart reliability'><figcaption>"
-        "<h3>Verified right over p(y|x,z) <span class='unit'>%</span></h3>"
+        "<h3>Verified right <span class='unit'>%</span> over p(y|x,z) <span class='unit'>%</span></h3>"
         "<p class='healthy'>Above the dashed line, more answers are right than the model's own probability says.</p>"
         f"</figcaption><svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(told)}'>"
         f"{''.join(parts)}</g></svg></figure>"

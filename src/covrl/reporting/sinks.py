@@ -275,8 +275,9 @@ def _step(record: Any) -> int:
 
 
 def _parse_group(record: Any) -> TraceGroup:
-    values = {"accepted": (), **record["problem"]}
-    problem = Problem(**values | {"accepted": tuple(map(_text, values["accepted"]))})
+    values: dict[str, Any] = {"accepted": (), **record["problem"]}
+    values["accepted"] = tuple(map(_text, values["accepted"]))
+    problem = Problem(**values)
     for text in (problem.id, problem.question, problem.answer):
         _text(text)
     for text in (problem.hint, problem.solution):

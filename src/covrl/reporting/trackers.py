@@ -46,11 +46,21 @@ def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any])
     return made
 
 
+LAYOUT = {
+    "covrl": {
+        "training reward and held-out accuracy": ["Multiline", ["reward/prior", "eval/sampled"]],
+        "reward watch: rises since the same evaluation": ["Multiline", ["watch/reward_rise", "watch/accuracy_gain"]],
+    }
+}
+"""Charts of TensorBoard's "custom scalars" that hold more than one metric."""
+
+
 class TensorBoard:
     """Scalars by metric name, through torch's own writer."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
+        writer.add_custom_scalars(LAYOUT)
 
     def write(self, report: StepReport) -> None:
         for name, value in _finite(report).items():

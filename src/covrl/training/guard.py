@@ -16,6 +16,7 @@ from torch import Tensor
 
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, OutOfMemoryError
+from covrl.evaluation.reward_watch import RewardWatch
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.prompts import Prompts
@@ -57,22 +58,27 @@ class Probe(NamedTuple):
 
 
 class Guard:
-    """The guards of one run and what they remember: steps left out, recent metrics, the last look at the generator."""
+    """The guards of one run and what they remember: steps left out, recent metrics, the last look at the generator, the
+    training reward beside held-out accuracy.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.skipped = 0
         self.divergence = Divergence([parse_condition(c) for c in config.guards.stop_when], config.guards.window)
+        self.watch = RewardWatch()
         self.stale: str | None = None
         self._probe: Probe | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "recent": self.divergence.state_dict()}
+        recent, watch = self.divergence.state_dict(), self.watch.state_dict()
+        return {"skipped": self.skipped, "recent": recent, "watch": watch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; of a checkpoint from before the guards, nothing."""
         self.skipped = int(state.get("skipped", 0))
         self.divergence.load_state_dict(state.get("recent", {}))
+        self.watch.load_state_dict(state.get("watch", {}))
 
     def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None, world: Solo) -> str:
         """Keep what is needed to see it again; a warning if the step may be left out. All ranks call it.

@@ -110,6 +110,7 @@ class Run:
         self._applied = False
         self._before: Before | None = None
         self._remarks: list[str] = []
+        self._marks = ""
 
     def steps(self) -> Iterator[StepReport]:
         """Reports of all remaining steps, one as each is done.
@@ -176,7 +177,7 @@ class Run:
         several = training.mini_batches * training.epochs > 1
         ends_in_evaluation = self.stopping is not None and self._due(self.config.evaluation.every, number)
         self._before = Before(self, weights=several or ends_in_evaluation)
-        self._applied, self._remarks = False, []
+        self._applied, self._remarks, self._marks = False, [], ""
         try:
             return self._step(number)
         except BaseException as error:
@@ -215,10 +216,14 @@ class Run:
         metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
         counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))
         metrics["time/other"] = clock.seconds["step"] - counted
-        metrics = self.world.same(metrics)  # times differ, and a grader's may; what is decided on them must not
+        # Times differ, and a grader's verdicts may; what is decided on them must not.
+        metrics, marks = self.world.same((metrics, self._marks))
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
         warnings += tuple(mismatch_warnings(metrics))
-        return StepReport(number, metrics, (*self._remarks, *warnings), self._shown(kept, credits))
+        shown = self._shown(kept, credits)
+        shares = self.algorithm.verified and self.reward is None
+        watched, parted = self.guard.watch.step(number, metrics, marks, shares)  # last: nothing takes it back
+        return StepReport(number, metrics | watched, (*self._remarks, *warnings, *parted), shown)
 
     def _learn(
         self, draw: Draw, clock: Clock
@@ -358,7 +363,8 @@ class Run:
         return bool(every) and (number % every == 0 or number in (1, self.config.training.steps))
 
     def _evaluate(self) -> dict[str, float]:
-        return held_out_metrics(self)
+        metrics, self._marks = held_out_metrics(self)
+        return metrics
 
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, with LoRA the adapter, and the tokenizer. All ranks call it."""

@@ -1,0 +1,94 @@
+"""The training reward and verified held-out accuracy in one drawing, each with its own scale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from covrl.records import StepReport
+from covrl.reporting.catalogue import LEARNING, ChartSpec
+from covrl.reporting.charts import (
+    HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Frame,
+    Line,
+    draw_curve,
+    grid,
+    legend,
+    plot_floor,
+    readout,
+    tick_text,
+    told,
+)
+from covrl.reporting.scales import axis, curve
+from covrl.reporting.text import escape
+
+SCALE = 48
+"""Room for the second scale, right of the frame."""
+
+LEAST_SCALE = 0.2
+"""The accuracy's scale goes up to here at least: on a scale of 3 % chance would look like learning."""
+
+ACCURACY = ("eval/sampled", "eval/accuracy")
+REWARD = ("reward/prior", "reward/posterior")
+TITLE = "Training reward against held-out accuracy"
+HEALTHY = (
+    "Verified answers to held-out problems (left scale) and what training pays for (right scale) rise together. Where "
+    "the reward rises alone, something other than right answers earns it. Shaded: the reward watch sees the two part."
+)
+
+
+def against(steps: Sequence[StepReport]) -> str:
+    """The chart as HTML; empty where no reward or no verified accuracy was reported."""
+    names = [next((n for n in some if any(n in s.metrics for s in steps)), "") for some in (ACCURACY, REWARD)]
+    if not all(names):
+        return ""
+    accuracy = Line("held-out accuracy", "s-0", curve(steps, names[0]))
+    reward = Line("training reward", f"s-{names[1].partition('/')[2]}", curve(steps, names[1]))
+    if not (accuracy.curve.points and reward.curve.points):
+        return ""
+    ends = steps[0].step, steps[-1].step
+    left = Frame(*ends, axis([*accuracy.curve.values(), LEAST_SCALE], zero=True, most=1.0))
+    right = Frame(*ends, axis(v for p in reward.curve.points for v in (p.low, p.high)))
+    body = _shade(left, steps) + grid(left, "share") + _scale(right)
+    body += draw_curve(right, reward) + draw_curve(left, accuracy)
+    percent, plain = (ChartSpec(LEARNING, TITLE, unit, HEALTHY, ()) for unit in ("share", ""))
+    said = f"{told(accuracy, 'share')}; {told(reward, '')}"
+    data = readout(left, percent, [accuracy])
+    data["series"] = [*data["series"], *readout(right, plain, [reward])["series"]]
+    return (
+        f"<figure class='chart' data-chart='{escape(json.dumps(data, ensure_ascii=False))}'>"
+        f"<figcaption><h3>{TITLE} <span class='unit'>% and reward</span></h3>"
+        f"<p class='healthy'>{HEALTHY}</p></figcaption>"
+        f"{legend([(accuracy, 'share'), (reward, '')])}"
+        f"<svg viewBox='0 0 {WIDTH + SCALE} {HEIGHT}' role='img' aria-label='{escape(f'{TITLE}. {said}')}'>"
+        f"<title>{TITLE}</title><desc>{escape(said)}</desc>{body}<g class='cursor'></g></svg></figure>"
+    )
+
+
+def parted(steps: Sequence[StepReport]) -> Iterator[tuple[int, int]]:
+    """From the evaluation before to each one at which the watch saw the two part."""
+    seen = [(s.step, s.metrics.get("watch/parted", 0.0)) for s in steps if any(n in s.metrics for n in ACCURACY)]
+    return ((before, now) for (before, _), (now, found) in pairwise(seen) if found)
+
+
+def _shade(frame: Frame, steps: Sequence[StepReport]) -> str:
+    return "".join(
+        f"<rect class='parted' x='{frame.x(a):.1f}' y='{TOP}' width='{frame.x(b) - frame.x(a):.1f}' "
+        f"height='{plot_floor() - TOP}'/>"
+        for a, b in parted(steps)
+    )
+
+
+def _scale(frame: Frame) -> str:
+    """The reward's ticks, in its colour, on the right."""
+    edge = WIDTH - RIGHT
+    ticks = "".join(
+        f"<line x1='{edge}' x2='{edge + 4}' y1='{frame.y(t):.1f}' y2='{frame.y(t):.1f}'/>"
+        f"<text x='{edge + 8}' y='{frame.y(t) + 4:.1f}'>{tick_text(t, '', log=False)}</text>"
+        for t in frame.axis.ticks
+    )
+    return f"<g class='scale'>{ticks}</g>"
