@@ -275,12 +275,12 @@ def _step(record: Any) -> int:
 
 
 def _parse_group(record: Any) -> TraceGroup:
-    values = {"accepted": (), **record["problem"]}
-    problem = Problem(**values | {"accepted": tuple(map(_text, values["accepted"]))})
-    for text in (problem.id, problem.question, problem.answer):
+    values: dict[str, Any] = {"accepted": (), **record["problem"]}
+    values["accepted"] = tuple(map(_text, values["accepted"]))
+    problem = Problem(**values)
+    given = (text for text in (problem.hint, problem.solution) if text is not None)
+    for text in (problem.id, problem.question, problem.answer, *given):
         _text(text)
-    for text in (problem.hint, problem.solution):
-        _text(text or "")
     return TraceGroup(problem=problem, traces=tuple(map(_parse_trace, record["traces"])))
 
 
