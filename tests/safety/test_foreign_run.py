@@ -80,6 +80,7 @@ def put(value: Any, place: list[int], into: Any) -> Any:
     name=st.sampled_from(["metrics.jsonl", "traces.jsonl"]), place=st.lists(st.integers(0, 9), max_size=7), value=VALUE
 )
 @example(name="metrics.jsonl", place=[0], value=10**400)
+@example(name="traces.jsonl", place=[1, 0, 0, 4], value=0)
 @example(name="traces.jsonl", place=[1, 0, 1, 0, 7, 0], value=["x", "<b>", None])
 def test_odd_lines_are_one_line_or_no_matter(
     lines: Path, tmp_path: Path, command: Command, name: str, place: list[int], value: Any

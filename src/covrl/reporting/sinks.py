@@ -278,10 +278,9 @@ def _parse_group(record: Any) -> TraceGroup:
     values: dict[str, Any] = {"accepted": (), **record["problem"]}
     values["accepted"] = tuple(map(_text, values["accepted"]))
     problem = Problem(**values)
-    for text in (problem.id, problem.question, problem.answer):
+    given = (text for text in (problem.hint, problem.solution) if text is not None)
+    for text in (problem.id, problem.question, problem.answer, *given):
         _text(text)
-    for text in (problem.hint, problem.solution):
-        _text(text or "")
     return TraceGroup(problem=problem, traces=tuple(map(_parse_trace, record["traces"])))
 
 
