@@ -70,28 +70,32 @@ class Prompts:
 
         Spans: ``trace`` ``[T]``; ``answer`` ``[A]`` if the trace is valid, else absent.
         """
-        ids, spans = self._trace(self.prior(problem), rollout)
+        prompt = self.prior(problem)
+        ids, spans = self._trace(prompt, rollout)
         if rollout.valid:
             ids += self._after_trace(rollout)
             answer = self.answer(problem)
             spans["answer"] = Span(len(ids), len(ids) + len(answer))
             ids += answer
-        return Row(ids, spans)
+        return Row(ids, spans, len(prompt))
 
     def posterior_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Posterior prompt + trace; the answer is never scored from here, since the prompt shows it."""
-        return Row(*self._trace(self.posterior(problem), rollout))
+        prompt = self.posterior(problem)
+        return Row(*self._trace(prompt, rollout), len(prompt))
 
     def response_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Prior prompt + everything that was sampled; span ``trace`` ``[T]``."""
-        return Row(*self._trace(self.prior(problem), rollout))
+        prompt = self.prior(problem)
+        return Row(*self._trace(prompt, rollout), len(prompt))
 
     def direct_row(self, problem: Problem, rollout: Rollout) -> Row:
         """The reference answer behind an empty thought: span ``direct`` ``[A]``; nothing of the trace is read."""
         del rollout
-        before = self.prior(problem) + self.close_ids + self.answer_prefix_ids
+        prompt = self.prior(problem)
+        before = prompt + self.close_ids + self.answer_prefix_ids
         answer = self.answer(problem)
-        return Row(before + answer, {"direct": Span(len(before), len(before) + len(answer))})
+        return Row(before + answer, {"direct": Span(len(before), len(before) + len(answer))}, len(prompt))
 
     def thought(self, rollout: Rollout) -> Rollout | None:
         """A sampled response up to the end of its thought, as a trace; None if the thought was not closed."""
