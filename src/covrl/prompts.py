@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from covrl.config import PromptConfig
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
+
+CACHED = 16_384
+"""Texts whose ids are kept."""
 
 
 class Prompts:
@@ -35,14 +38,17 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        # every trace of a problem asks for the same prompts and answer, at sampling, scoring and training
+        self._prompt = lru_cache(CACHED)(self._render)
+        self._plain = lru_cache(CACHED)(self._tokenize)
 
     def prior(self, problem: Problem) -> Ids:
         """Prompt ids that do not depend on the answer."""
-        return self._prompt(problem, self.config.prior_open)
+        return self._prompt(problem.question, self.config.prior_open)
 
     def posterior(self, problem: Problem) -> Ids:
         """Prompt ids that show the answer (or the hint that stands in for it)."""
-        return self._prompt(problem, self.config.posterior_open.replace("{hint}", problem.shown))
+        return self._prompt(problem.question, self.config.posterior_open.replace("{hint}", problem.shown))
 
     def answer(self, problem: Problem) -> Ids:
         """Ids of the answer and its closing tag: ``[A]``, the tokens whose likelihood is the reward.
@@ -136,8 +142,8 @@ class Prompts:
         stop = len(before) + len(rollout.trace_ids)
         return before + rollout.trace_ids, {"trace": Span(len(before), stop)}
 
-    def _prompt(self, problem: Problem, opening: str) -> Ids:
-        user = self.config.user.replace("{question}", problem.question)
+    def _render(self, question: str, opening: str) -> Ids:
+        user = self.config.user.replace("{question}", question)
         if not self._chats:
             return self._start_ids + self._plain(self.config.system + user + opening)
         messages = [{"role": "user", "content": user}]
@@ -182,7 +188,7 @@ class Prompts:
         kept = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self.tokenizer.decode(list(ids), **kept)) if ids else ""
 
-    def _plain(self, text: str) -> Ids:
+    def _tokenize(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
 
