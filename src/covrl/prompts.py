@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -34,6 +34,9 @@ _TAG = re.compile(r"\s*(?:<[^<>\s]+>|\[[A-Z_]+\])\s*")
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """What an added token looks like that steers a model, and one that only spells a byte."""
 
+CACHED = 16_384
+"""Texts whose ids are kept."""
+
 
 class Prompts:
     """Renders problems and rollouts with one tokenizer and one set of templates.
@@ -47,14 +50,17 @@ class Prompts:
         self.tokenizer = tokenizer
         self.config = config
         self._known_controls: dict[str, Ids] = {}
+        # every trace of a problem asks for the same prompts and answer, at sampling, scoring and training
+        self._prompt = lru_cache(CACHED)(self._render)
+        self._plain = lru_cache(CACHED)(self._tokenize)
 
     def prior(self, problem: Problem) -> Ids:
         """Prompt ids that do not depend on the answer."""
-        return self._prompt(problem, self.config.prior_open)
+        return self._prompt_of(problem, self.config.prior_open, "")
 
     def posterior(self, problem: Problem) -> Ids:
         """Prompt ids that show the answer (or the hint that stands in for it)."""
-        return self._prompt(problem, self.config.posterior_open)
+        return self._prompt_of(problem, self.config.posterior_open, problem.shown)
 
     def answer(self, problem: Problem) -> Ids:
         """Ids of the answer and its closing tag: ``[A]``, the tokens whose likelihood is the reward.
@@ -82,28 +88,32 @@ class Prompts:
 
         Spans: ``trace`` ``[T]``; ``answer`` ``[A]`` if the trace is valid, else absent.
         """
-        ids, spans = self._trace(self.prior(problem), rollout)
+        prompt = self.prior(problem)
+        ids, spans = self._trace(prompt, rollout)
         if rollout.valid:
             ids += self._after_trace(rollout)
             answer = self.answer(problem)
             spans["answer"] = Span(len(ids), len(ids) + len(answer))
             ids += answer
-        return Row(ids, spans)
+        return Row(ids, spans, len(prompt))
 
     def posterior_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Posterior prompt + trace; the answer is never scored from here, since the prompt shows it."""
-        return Row(*self._trace(self.posterior(problem), rollout))
+        prompt = self.posterior(problem)
+        return Row(*self._trace(prompt, rollout), len(prompt))
 
     def response_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Prior prompt + everything that was sampled; span ``trace`` ``[T]``."""
-        return Row(*self._trace(self.prior(problem), rollout))
+        prompt = self.prior(problem)
+        return Row(*self._trace(prompt, rollout), len(prompt))
 
     def direct_row(self, problem: Problem, rollout: Rollout) -> Row:
         """The reference answer behind an empty thought: span ``direct`` ``[A]``; nothing of the trace is read."""
         del rollout
-        before = self.prior(problem) + self.close_ids + self.answer_prefix_ids
+        prompt = self.prior(problem)
+        before = prompt + self.close_ids + self.answer_prefix_ids
         answer = self.answer(problem)
-        return Row(before + answer, {"direct": Span(len(before), len(before) + len(answer))})
+        return Row(before + answer, {"direct": Span(len(before), len(before) + len(answer))}, len(prompt))
 
     def thought(self, rollout: Rollout) -> Rollout | None:
         """A sampled response up to the end of its thought, as a trace; None if the thought was not closed."""
@@ -144,12 +154,18 @@ class Prompts:
         stop = len(before) + len(rollout.trace_ids)
         return before + rollout.trace_ids, {"trace": Span(len(before), stop)}
 
-    def _prompt(self, problem: Problem, opening: str) -> Ids:
+    def _prompt_of(self, problem: Problem, opening: str, hint: str) -> Ids:
+        try:
+            return self._prompt(opening, problem.question, hint)
+        except UserError as error:
+            raise UserError(f"problem {problem.id}: {error}") from None
+
+    def _render(self, opening: str, question: str, hint: str) -> Ids:
         begin = () if self._chats else self._start_ids  # a chat template writes its own beginning of sequence
-        whole = self._plain(self._rendered(opening, problem.question, problem.shown))
+        whole = self._plain(self._rendered(opening, question, hint))
         if self._controls(whole) == self._template_controls(opening):
             return begin + whole
-        return begin + self._in_parts(opening, problem)
+        return begin + self._in_parts(opening, question, hint)
 
     def _rendered(self, opening: str, question: str, hint: str) -> str:
         user, opening = self.config.user.replace("{question}", question), opening.replace("{hint}", hint)
@@ -167,9 +183,9 @@ class Prompts:
             self._known_controls[opening] = self._controls(self._plain(self._rendered(opening, "a", "b")))
         return self._known_controls[opening]
 
-    def _in_parts(self, opening: str, problem: Problem) -> Ids:
+    def _in_parts(self, opening: str, question: str, hint: str) -> Ids:
         """A prompt whose question or hint spells a control token: the template as ever, these as mere text."""
-        texts = {"question": problem.question, "hint": problem.shown}
+        texts = {"question": question, "hint": hint}
         marks = {name: f"covrl-{name}-{uuid4().hex}" for name in texts}
         rendered = self._rendered(opening, marks["question"], marks["hint"])
         found = re.split(f"({'|'.join(marks.values())})", rendered)
@@ -182,8 +198,8 @@ class Prompts:
                 ids += self.encode(piece) if ids else self._plain(piece)
         if self._controls(ids) != self._template_controls(opening):
             raise UserError(
-                f"problem {problem.id}: its question or hint writes control tokens of the tokenizer "
-                f"{_name(self.tokenizer)} into the prompt; leave the problem out"
+                f"its question or hint writes control tokens of the tokenizer {_name(self.tokenizer)} into the prompt; "
+                "leave the problem out"
             )
         return ids
 
@@ -275,7 +291,7 @@ class Prompts:
         kept = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self.tokenizer.decode(list(ids), **kept)) if ids else ""
 
-    def _plain(self, text: str) -> Ids:
+    def _tokenize(self, text: str) -> Ids:
         if not text:
             return ()
         try:

@@ -129,11 +129,14 @@ class Row:
     """Token ids that go through a model in one piece, and what the parts are.
 
     Example:
-        >>> Row(ids=(1, 15, 8, 7, 7, 2, 30, 4, 31), spans={"trace": Span(3, 6), "answer": Span(7, 9)})
+        >>> Row(ids=(1, 15, 8, 7, 7, 2, 30, 4, 31), spans={"trace": Span(3, 6), "answer": Span(7, 9)}, prompt=3)
+
+    The first ``prompt`` ids are those that other rows of the problem begin with too; they may be read once for all.
     """
 
     ids: tuple[int, ...]
     spans: Mapping[str, Span]
+    prompt: int = 0
 
 
 class Output(NamedTuple):

@@ -18,6 +18,7 @@ from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
+from covrl.scoring.shared import NAME, Place, lay_out
 from covrl.scoring.trust import quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
@@ -35,27 +36,48 @@ class Paths(NamedTuple):
 
     ``split_head``: the trunk first, then the output layer on chunks of positions; else the logits of the model's own
     forward, all at once. ``padded``: rows of different lengths side by side; else rows of one length at a time.
+    ``shared``: rows end to end with a prompt that several have read once (:mod:`covrl.scoring.shared`).
     """
 
     split_head: bool = True
     padded: bool = True
+    shared: bool = True
+
+
+class States(NamedTuple):
+    """What a model made of rows: ``flat`` ``[N, D]``, and where the tokens of each row are in it."""
+
+    flat: Tensor
+    places: Sequence[Place]
 
 
 class LanguageModel:
     """Wraps a Hugging Face causal language model.
 
-    ``hidden`` runs the trunk on right-padded rows without a mask: with causal attention no token sees the padding
-    behind it. ``projection`` is the output layer, kept apart so that logits can be computed in chunks. Both are
-    proved at load against the model's own forward (:meth:`prove`), which gives up the path that does not hold.
+    ``states`` reads rows end to end, each prompt once. ``hidden`` runs the trunk on right-padded rows without a mask:
+    with causal attention no token sees the padding behind it. ``projection`` is the output layer, kept apart so that
+    logits can be computed in chunks. All are proved at load against the model's own forward (:meth:`prove`), which
+    gives up the path that does not hold.
     ``compute_dtype`` is what the output layer's product is computed in, if not in the weights' own.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self.model: Any = model.eval()
         self.temperature = temperature
-        self.paths = Paths()
+        self._attention = self.model.config._attn_implementation
+        self.paths = Paths(shared=False)  # until it is proved
         self.given_up: list[str] = []
         self.compute_dtype: torch.dtype | None = None
+
+    @property
+    def paths(self) -> Paths:
+        """The fast paths that are taken. Those with shared prompts have an attention function of their own."""
+        return self._paths
+
+    @paths.setter
+    def paths(self, paths: Paths) -> None:
+        self._paths = paths
+        self.model.config._attn_implementation = NAME if paths.shared else self._attention
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +111,21 @@ class LanguageModel:
         checked = safe_config(str(folder))
         self.model.load_state_dict(read_model(type(self.model), str(folder), self.model.dtype, checked).state_dict())
 
+    def states(self, rows: Sequence[tuple[Ids, int]]) -> States:
+        """Last hidden states of rows of (ids, how many of them are a prompt that other rows may have too).
+
+        Without ``paths.split_head`` these are the logits themselves.
+        """
+        if not self.paths.shared:
+            hidden = self.hidden([ids for ids, _ in rows])
+            width = hidden.shape[1]
+            return States(hidden.flatten(0, 1), [Place(i * width, 0, i * width) for i in range(len(rows))])
+        layout = lay_out(rows, self.device)
+        # a mask of four axes is taken as it is; the layout says what may be seen
+        nothing = torch.zeros(1, 1, 1, 1, device=self.device)
+        position = {"position_ids": layout.positions[None], "attention_mask": nothing, "covrl_layout": layout}
+        return States(self._forward(layout.ids[None], **position)[0], layout.places)
+
     def hidden(self, rows: Sequence[Ids]) -> Tensor:
         """Last hidden states ``[R, L, D]`` of rows of ids, L the longest; what lies behind a row's end means nothing.
 
@@ -105,10 +142,12 @@ class LanguageModel:
         return torch.stack([found[i] for i in range(len(rows))])
 
     def _trunk(self, rows: Sequence[Ids]) -> Tensor:
-        ids = torch.tensor(rows, device=self.device)
+        return self._forward(torch.tensor(rows, device=self.device))
+
+    def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         if self.paths.split_head:
-            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return self.model(input_ids=ids, use_cache=False).logits
+            return self.model.base_model(input_ids=ids, use_cache=False, **named).last_hidden_state
+        return self.model(input_ids=ids, use_cache=False, **named).logits
 
     def projection(self) -> Projection:
         """The output layer with today's weights."""
@@ -134,7 +173,7 @@ class LanguageModel:
             raise UserError(f"model {name}: its logits are not finite on a row of {len(rows[0])} tokens")
         tolerance = PROBE_TOLERANCE.get(own[0].dtype, 0.25)
         given_up: list[str] = []
-        self.paths = Paths()
+        self.paths = Paths(shared=False)
         apart = self._apart(rows[:1], own)
         if not apart <= tolerance:
             self.paths = self.paths._replace(split_head=False)
@@ -152,7 +191,34 @@ class LanguageModel:
         apart = self._apart(rows, own)
         if not apart <= tolerance:
             raise UserError(f"model {name}: the same row gives logits that differ by {apart:.2g} from call to call")
+        if self.paths.padded and (trouble := self._trouble_with_shared(tolerance)):
+            given_up.append(f"model {name}: {trouble}, so each row is read with its own prompt: slower")
         return given_up
+
+    def _trouble_with_shared(self, tolerance: float) -> str | None:
+        """Take up reading rows end to end; what is wrong with it, and it is given up, or None."""
+        size = self.model.config.vocab_size
+        prompt, other = (tuple(i % size for i in r) for r in (range(3, 12), range(20, 24)))
+        rows = [
+            ((*start, *(i % size for i in range(begin, begin + length))), len(start))
+            for start, begin, length in ((prompt, 30, 5), (other, 40, 3), (prompt, 50, 2), (other, 60, 6), ((), 5, 4))
+        ]
+        own = [self.model(input_ids=torch.tensor([row], device=self.device)).logits[0] for row, _ in rows]
+        try:
+            self.paths = self.paths._replace(shared=True)
+            flat, places = self.states(rows)
+            logits = self.projection()(flat) * self.temperature
+            at = [[place(i) for i in range(len(row))] for (row, _), place in zip(rows, places, strict=True)]
+            apart = float(torch.cat([(logits[i] - o).abs().flatten() for i, o in zip(at, own, strict=True)]).max())
+            # wider: norms round to float32 whatever the weights are, and other shapes round otherwise
+            trouble = (
+                None if apart <= max(tolerance, 1e-4) else f"its logits differ by {apart:.2g} where rows share a prompt"
+            )
+        except Exception as error:  # whatever a model cannot do is said, and the plain path is taken
+            trouble = f"rows cannot share a prompt ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        if trouble:
+            self.paths = self.paths._replace(shared=False)
+        return trouble
 
     def _apart(self, rows: Sequence[Ids], own: Sequence[Tensor]) -> float:
         """Largest difference between the logits of today's paths and the model's own; nan if either is."""

@@ -1,7 +1,8 @@
 """Laying rows out in batches, and reading per-token outputs from them.
 
-A unit (here: all contexts of one trace) is never split over packs, as the loss couples its rows. Rows are padded on
-the right and packs are filled longest first, so a pack's rows are of like length.
+A unit (here: all contexts of one trace) is never split over packs, as the loss couples its rows. Units of one problem
+share their prompts, so they go into one pack as far as it holds them, and packs are filled longest problem first, so
+that their rows are of like length.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor
 from covrl.records import Output, Problem, Rollout, Row, Scores
 from covrl.scoring.head import Head, Projection, apply_head
 from covrl.scoring.model import LanguageModel
+from covrl.scoring.shared import Place
+
+Ids = tuple[int, ...]
 
 
 class Context(NamedTuple):
@@ -60,6 +64,11 @@ class Unit:
         return max((len(row.ids) for row in self.rows.values()), default=0)
 
     @property
+    def prompts(self) -> tuple[Ids, ...]:
+        """What its rows begin with, which the traces of one problem have in common."""
+        return tuple(row.ids[: row.prompt] for row in self.rows.values())
+
+    @property
     def tokens(self) -> int:
         return sum(len(row.ids) for row in self.rows.values())
 
@@ -79,15 +88,19 @@ def make_unit(
 
 def make_packs(units: Sequence[Unit], tokens_per_pass: int) -> Iterator[list[Unit]]:
     """Groups of units whose padded rows hold at most ``tokens_per_pass`` tokens; a larger unit comes alone."""
+    families: dict[tuple[Ids, ...], list[Unit]] = {}
+    for unit in units:
+        families.setdefault(unit.prompts, []).append(unit)
+    order = sorted(families.values(), key=lambda family: (-max(u.longest for u in family), family[0].index))
     pack: list[Unit] = []
     rows = longest = 0
-    for unit in sorted(units, key=lambda u: (-u.longest, u.index)):
-        longest = longest or unit.longest
-        if pack and (rows + len(unit.rows)) * longest > tokens_per_pass:
+    for unit in (unit for family in order for unit in sorted(family, key=lambda u: (-u.longest, u.index))):
+        if pack and (rows + len(unit.rows)) * max(longest, unit.longest) > tokens_per_pass:
             yield pack
-            pack, rows, longest = [], 0, unit.longest
+            pack, rows, longest = [], 0, 0
         pack.append(unit)
         rows += len(unit.rows)
+        longest = max(longest, unit.longest)
     if pack:
         yield pack
 
@@ -110,20 +123,19 @@ class _Trunk:
     def __init__(self, models: Mapping[str, LanguageModel], contexts: Sequence[Context], pack: Sequence[Unit]) -> None:
         self.model_of = {context.name: context.model for context in contexts}
         self.flat: dict[str, Tensor] = {}
-        self.first: dict[tuple[int, str], int] = {}
+        self.places: dict[tuple[int, str], Place] = {}
         for name in dict.fromkeys(self.model_of.values()):
             mine = [(unit, c.name) for unit in pack for c in contexts if c.model == name and c.name in unit.rows]
             if not mine:
                 continue
-            rows = [unit.rows[context].ids for unit, context in mine]
-            width = max(map(len, rows))
-            self.flat[name] = models[name].hidden(rows).flatten(0, 1)
-            self.first |= {(unit.index, context): i * width for i, (unit, context) in enumerate(mine)}
+            rows = [(unit.rows[context].ids, unit.rows[context].prompt) for unit, context in mine]
+            self.flat[name], places = models[name].states(rows)
+            self.places |= {(unit.index, c): place for (unit, c), place in zip(mine, places, strict=True)}
 
     def before(self, units: Sequence[Unit], context: str, span: str) -> Tensor:
         """Hidden states ``[N, D]`` that predict the span's tokens: those one position before each."""
         flat = self.flat[self.model_of[context]]
-        places = [self.first[u.index, context] + i - 1 for u in units for i in range(*u.rows[context].spans[span])]
+        places = [self.places[u.index, context](i - 1) for u in units for i in range(*u.rows[context].spans[span])]
         return flat[torch.tensor(places, dtype=torch.long, device=flat.device)]
 
 

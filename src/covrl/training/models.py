@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from covrl.config import ModelConfig, RunConfig
 from covrl.errors import UserError
 from covrl.scoring import adapters
 from covrl.scoring.compute import compile_trunk, recompute_activations
-from covrl.scoring.model import Ids, LanguageModel, resolve_device, resolve_path
+from covrl.scoring.model import LanguageModel, resolve_device, resolve_path
 from covrl.training.parallel import Solo
 from covrl.training.parts import save_model
 
@@ -49,11 +50,11 @@ class Adapted(LanguageModel):
         assert self.adapter is not None
         adapters.put_weights(self.model, self.adapter, adapters.read_weights(folder), folder)
 
-    def hidden(self, rows: Sequence[Ids]) -> Tensor:
+    def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         if self.adapter == adapters.POLICY:
-            return super().hidden(rows)
+            return super()._forward(ids, **named)
         with adapters.switched(self.model, self.adapter), torch.no_grad():
-            return super().hidden(rows)
+            return super()._forward(ids, **named)
 
 
 def load_policy(
@@ -178,9 +179,9 @@ class Offloaded(LanguageModel):
         self.rest()
         super().load(folder)
 
-    def hidden(self, rows: Sequence[Ids]) -> Tensor:
+    def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         self._fetch()
-        return super().hidden(rows)
+        return super()._forward(ids, **named)
 
     def _fetch(self) -> None:
         if self._home:

@@ -1,0 +1,142 @@
+"""The workloads as data, and the model folders that both sides load: same weights, same tokenizer, same prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One GRPO batch: ``problems`` prompts of ``prompt`` tokens, ``rollouts`` responses of at most ``new`` tokens each.
+
+    ``end`` is the chance that a token ends the response; 0: all have exactly ``new`` tokens.
+
+    Example:
+        >>> WORKLOADS["M-34"]
+    """
+
+    name: str
+    hidden: int
+    layers: int
+    heads: tuple[int, int]  # query heads, key and value heads
+    vocabulary: int
+    prompt: int
+    new: int = 64
+    problems: int = 8
+    rollouts: int = 8
+    end: float = 0.0
+    steps: int = 2  # measured, after one that is not
+
+    @property
+    def rows(self) -> int:
+        """Responses of a step."""
+        return self.problems * self.rollouts
+
+    @property
+    def model(self) -> str:
+        """The folder of its model: workloads of the same architecture and end share it."""
+        return f"{self.hidden}x{self.layers}-v{self.vocabulary}-e{self.end}"
+
+
+S = {"hidden": 128, "layers": 2, "heads": (4, 2), "vocabulary": 512}
+M = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 4096}
+WORKLOADS: dict[str, Workload] = {
+    w.name: w
+    for w in (
+        Workload("S", **S, prompt=34, steps=20),  # type: ignore[arg-type]
+        Workload("M-34", **M, prompt=34),  # type: ignore[arg-type]
+        Workload("M-256", **M, prompt=256, steps=1),  # type: ignore[arg-type]
+        Workload("M-early", **M, prompt=34, end=1 / 16),  # type: ignore[arg-type]
+        Workload("M-wide", **(M | {"vocabulary": 151_936}), prompt=34, steps=1),  # type: ignore[arg-type]
+        Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),  # type: ignore[arg-type]
+    )
+}
+
+
+LETTERS = 480
+"""Tokens that are one letter of text; further ones only widen the vocabulary."""
+
+
+def letter(number: int) -> str:
+    """The text of a token: one letter, so that texts and tokens are in step without spaces."""
+    return chr(0x4E00 + number)
+
+
+def questions(workload: Workload, steps: int) -> list[str]:
+    """Prompts of exactly ``prompt`` tokens, all different, the same on both sides."""
+    chosen = random.Random(0)
+    return [
+        "".join(letter(chosen.randrange(8, LETTERS - 8)) for _ in range(workload.prompt))
+        for _ in range(steps * workload.problems)
+    ]
+
+
+def reward(text: str) -> float:
+    """A reward that differs within every group and costs nothing."""
+    return (sum(map(ord, text)) * 2_654_435_761 % 1000) / 1000
+
+
+def make_model(workload: Workload, folder: Path) -> Path:
+    """Write the workload's model and tokenizer under ``folder``, once; returns their folder."""
+    import torch
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.decoders import Fuse
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    target = folder / workload.model
+    if (target / "ready").exists():
+        return target
+    size = workload.vocabulary
+    words = {letter(i) if i < LETTERS else f"<{i}>": i for i in range(size - 2)}
+    tokenizer = Tokenizer(WordLevel(words | {"<pad>": size - 2, "<eos>": size - 1}, unk_token=letter(0)))
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer.decoder = Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(target)
+    torch.manual_seed(0)
+    query, key = workload.heads
+    config = Qwen2Config(
+        hidden_size=workload.hidden,
+        intermediate_size=workload.hidden * 11 // 4,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=query,
+        num_key_value_heads=key,
+        vocab_size=size,
+        max_position_embeddings=4096,
+        eos_token_id=size - 1,
+        pad_token_id=size - 2,
+        tie_word_embeddings=True,
+    )
+    model = Qwen2ForCausalLM(config)
+    fix_end(model, size - 1, workload.end)
+    model.save_pretrained(target)
+    (target / "ready").write_text("")
+    return target
+
+
+def fix_end(model: object, end: int, chance: float) -> None:
+    """Give the end token this chance at every position: one feature of the hidden state is made constant for it."""
+    import torch
+
+    trunk, head = model.model, model.lm_head.weight.data  # tied: what all tokens share cancels in the softmax  # type: ignore[attr-defined]
+    with torch.no_grad():
+        trunk.embed_tokens.weight[:, 0] = 1.0
+        for layer in trunk.layers:
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
+        ids = torch.arange(2, min(len(head) - 8, 66))[None]
+        hidden = trunk(input_ids=ids).last_hidden_state[0]
+        others = torch.logsumexp(hidden @ head.T, dim=-1).mean()
+        wanted = math.log(chance / (1 - chance)) if chance else -30.0
+        head[end] = 0.0  # a row that is read again only behind the end
+        head[end, 0] = (wanted + float(others)) / float(hidden[:, 0].mean())
+
+
+def emit(record: dict[str, object]) -> None:
+    """What a worker found, as the last line of its output."""
+    print(json.dumps(record), flush=True)
