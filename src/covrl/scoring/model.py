@@ -19,7 +19,7 @@ from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
 from covrl.scoring.shared import NAME, Place, lay_out
-from covrl.scoring.trust import quoted, read_model, safe_config
+from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
 
@@ -253,6 +253,7 @@ def base_source(source: str) -> str:
     """
     if not is_adapter(source):
         return source
+    check_weights_there(Path(source), allow_pickle=False)
     base = str(resolve_path(base_of(Path(source))))
     if is_adapter(base):
         raise UserError(f"{source}: its base {base} is an adapter too: `covrl merge {base} --out FOLDER` first")

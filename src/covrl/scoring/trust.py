@@ -31,7 +31,7 @@ def safe_config(source: str, allow_pickle: bool = False) -> Any:
     """
     folder = Path(source)
     if folder.is_dir():
-        _check_weights_there(folder, allow_pickle)
+        check_weights_there(folder, allow_pickle)
     config = quoted(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
     for part in _parts(config):
         for kind in ("attn", "experts"):
@@ -87,7 +87,12 @@ def _first_line(error: Exception) -> str:
     return said if isinstance(error, (OSError, ValueError)) and said else f"{kind}: {said}".removesuffix(": ")
 
 
-def _check_weights_there(folder: Path, allow_pickle: bool) -> None:
+def check_weights_there(folder: Path, allow_pickle: bool) -> None:
+    """A folder must hold weights, of a model or an adapter, that may be read.
+
+    Raises:
+        UserError: there are none, or pickles alone that are not allowed.
+    """
     if list(folder.glob("*.safetensors")):
         if (folder / "adapter_model.bin").exists() and not (folder / "adapter_model.safetensors").exists():
             raise UserError(f"model.path: {_is_pickle(folder / 'adapter_model.bin')}; convert it to safetensors")
