@@ -356,7 +356,7 @@ def test_a_rank_that_runs_out_of_memory_where_others_wait_ends_all_with_the_arit
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["eval", "--model", "x", "--problems", "y"], "covrl eval works as one process: start it without torchrun"),
+        (["train", "--config", "CONFIG", "--dry-run"], "--dry-run works as one process: start it without torchrun"),
         (["train", "--config", "CONFIG", "--set", "model.path=/nowhere"], "model.path: there is no folder /nowhere"),
     ],
 )
