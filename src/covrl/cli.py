@@ -119,6 +119,8 @@ def train(
         raise UserError("give either --config FILE or --resume RUN")
     if resume is not None and (settings or out or dry_run):
         raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
+    if dry_run and several():
+        raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
     from covrl.config import config_from
 

@@ -70,8 +70,6 @@ def run_train(asked: TrainRequest) -> None:
 
 def _rehearse(run: Run) -> None:
     found = dry_run(run)
-    if not run.world.first:
-        return
     show_dry_run(Console(), found, run.prompts)
     complaint = found.complaint()
     if complaint:

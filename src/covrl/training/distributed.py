@@ -174,7 +174,8 @@ class Processes(Solo):
         """With sharded weights one small message a pass; if it says to leave, all leave before the backward."""
         if self.free:
             return super().agree(error, asked)
-        error = error or self._lifeline.taken()
+        held = self._lifeline.taken()  # taken in any case: it must not come up in the next pass
+        error = error or held
         flag = torch.tensor(2 if error is not None else int(asked))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         if flag:
@@ -204,9 +205,10 @@ class Processes(Solo):
         """The others have an empty model of the same class; :meth:`distribute` fills it."""
         found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
         self.led(lambda: found.append(load_model(config, temperature)))
-        model = found[0][0] if found else None
-        facts = model and (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
-        shape, paths, given_up, compute_dtype = self.same(facts)  # ty: ignore
+        facts: tuple[Any, ...] = ()
+        for model, _ in found:
+            facts = (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
+        shape, paths, given_up, compute_dtype = self.same(facts)
         if found:
             return found[0]
         empty = LanguageModel(empty_like(shape), temperature)

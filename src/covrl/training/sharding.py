@@ -89,16 +89,6 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()} | buffers
 
 
-def empty_like(shape_of: ModelShape) -> Any:
-    """A model of the same class whose tensors take no memory yet."""
-    with torch.device("meta"):
-        model = shape_of.cls(shape_of.config)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(shape_of.dtypes[name])
-    model.generation_config = shape_of.generation_config
-    return model
-
-
 class ModelShape(NamedTuple):
     """All of a model but its weights."""
 
@@ -113,6 +103,16 @@ class ModelShape(NamedTuple):
         return cls(
             type(model), model.config, model.generation_config, {n: p.dtype for n, p in model.named_parameters()}
         )
+
+
+def empty_like(shape: ModelShape) -> Any:
+    """A model of the same class whose tensors take no memory yet."""
+    with torch.device("meta"):
+        model = shape.cls(shape.config)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(shape.dtypes[name])
+    model.generation_config = shape.generation_config
+    return model
 
 
 def fill(model: Any, device: torch.device, given: dict[str, Tensor] | None) -> None:
