@@ -130,9 +130,9 @@ def test_any_text_survives_the_round_trip(tmp_path_factory: pytest.TempPathFacto
     assert check(RunConfig, read_toml(path)) == config
 
 
-def test_there_are_at_most_sixty_settings() -> None:
+def test_there_are_at_most_sixty_one_settings() -> None:
     sections = [field.annotation for field in RunConfig.model_fields.values()]
-    assert sum(len(section.model_fields) for section in sections) <= 60  # ty: ignore
+    assert sum(len(section.model_fields) for section in sections) <= 61  # ty: ignore
 
 
 def test_settings_records_and_command_line_do_not_import_torch() -> None:
