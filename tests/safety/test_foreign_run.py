@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safe_project import Command
 
 from covrl.errors import UserError
 from covrl.evaluation.store import open_store

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, Command
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safe_project import CONFIG, Command
 
 from covrl.config import RunConfig, check, config_from, read_toml, to_toml
 from covrl.errors import UserError
