@@ -38,7 +38,7 @@ def _known_verifier(name: str) -> str:
 
 
 def _no_controls(name: str) -> str:
-    if not name.isprintable():
+    if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
         raise ValueError("a name must not hold control characters")
     return name
 

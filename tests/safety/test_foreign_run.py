@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safe_project import Command
+
+from covrl.errors import UserError
+from covrl.evaluation.store import open_store
 
 CODE = "import os\nos.mkdir({mark!r})\ndef f(problem, text): return 1.0\nclass F: pass\n"
 
@@ -124,3 +127,33 @@ def test_an_odd_config_is_no_matter_for_the_page(lines: Path, tmp_path: Path, co
     (tmp_path / "run/config.toml").write_text(text)
     assert command("view", str(tmp_path / "run")).code == 0
     assert "<i>" not in (tmp_path / "run/report.html").read_text().split("id='config'")[1]
+
+
+SAMPLE = {
+    "trace": "t", "said": "4", "answer": "4", "verdict": "right", "finish": "closed", "trace_tokens": 1,
+    "answer_tokens": 1, "answer_cut": False, "nats": 1.0, "label": None,
+}  # fmt: skip
+SOLVED = {"problem": "1", "question": "q", "reference": "4", "digest": "d", "greedy": SAMPLE, "samples": [SAMPLE]}
+
+
+@pytest.mark.parametrize("place", [[0], [1], [3], [4], [4, 0], [4, 3], [4, 5], [5], [5, 0], [5, 0, 8], [5, 0, 9]])
+@pytest.mark.parametrize("value", [3.5, ["x"], {"a": 1}, None])
+def test_odd_records_of_an_evaluation_are_refused(tmp_path: Path, place: list[int], value: Any) -> None:
+    path = tmp_path / "samples.jsonl"
+    head = {"model": "m"}
+    path.write_text(f"{json.dumps(head)}\n{json.dumps(SOLVED)}\n")
+    assert open_store(path, head).solved["1"].greedy.said == "4"
+    changed = put(value, place, SOLVED)
+    if (place == [5, 0, 8] and value == 3.5) or (place == [5, 0, 9] and value is None):
+        return  # as it may be
+    path.write_text(f"{json.dumps(head)}\n{json.dumps(changed)}\n")
+    with pytest.raises(UserError, match="not a file of `covrl eval`"):
+        open_store(path, head)
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"[]\n", b"[" * 100_000 + b"\n", b"\n\n", b'{"model": "m"}\n\xff\n'])
+def test_odd_bytes_of_an_evaluation_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a file of `covrl eval`"):
+        open_store(path, {"model": "m"})

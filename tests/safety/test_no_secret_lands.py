@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Command
+from safe_project import Command
 
 from covrl.records import Problem
 from covrl.rewards.code_tests import CodeVerifier

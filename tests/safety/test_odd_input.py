@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, Command
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safe_project import CONFIG, Command
 
 from covrl.config import RunConfig, check, config_from, read_toml, to_toml
 from covrl.errors import UserError
@@ -273,3 +273,11 @@ def test_odd_questions_of_the_command_line(project: Path, command: Command, ques
     assert found.code in (0, 2), found
     if found.code == 2:
         assert len(found.err.splitlines()) == 1
+
+
+def test_a_name_may_hold_any_character_but_controls(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(CONFIG)
+    for name in ("a b/c", "数学　.jsonl", "naïve\u00a0.jsonl"):
+        assert config_from(tmp_path / "run.toml", [f"problems.train={name}"]).problems.train == name
+    with pytest.raises(UserError, match="a name must not hold control characters"):
+        config_from(tmp_path / "run.toml", ['problems.train="a\\u001b"'])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, Command, Found, write_rows
+from safe_project import CONFIG, Command, Found, write_rows
 
 from covrl import api
 from covrl.errors import UserError

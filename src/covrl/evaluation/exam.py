@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from heapq import nlargest
-from typing import Any
+from typing import Any, TypeVar
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
@@ -75,6 +75,13 @@ class Exam:
         return _grader(self.verifier)
 
 
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "str": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,), "float": (int, float),
+    "Verdict": (str,), "Finish": (str,),
+}  # fmt: skip
+"""What a value of a record may be, by its declared type."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One trace with its answer.
@@ -127,11 +134,27 @@ def to_json(solved: Solved) -> str:
     return json.dumps(asdict(solved), ensure_ascii=True)
 
 
-def from_json(line: str) -> Solved:
-    """The record of a line of :func:`to_json`."""
+Read = TypeVar("Read", "Sample", "Solved")
+
+
+def from_json(line: str | bytes) -> Solved:
+    """The record of a line of :func:`to_json`.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is none.
+    """
     row = json.loads(line)
-    samples = tuple(Sample(**sample) for sample in row.pop("samples"))
-    return Solved(**row | {"greedy": Sample(**row["greedy"]), "samples": samples})
+    samples = tuple(_typed(Sample(**sample)) for sample in row.pop("samples"))
+    return _typed(Solved(**row | {"greedy": _typed(Sample(**row["greedy"])), "samples": samples}))
+
+
+def _typed(record: Read) -> Read:
+    """The record, if its values are of the types that it is declared with; somebody else may have written it."""
+    for each in fields(record):
+        value, kinds = getattr(record, each.name), _KINDS.get(str(each.type), ())
+        if kinds and not isinstance(value, kinds):
+            raise TypeError(f"{each.name}: {each.type} is due")
+    return record
 
 
 def digest(problem: Problem) -> str:

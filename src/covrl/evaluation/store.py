@@ -71,11 +71,11 @@ def open_store(path: Path, header: Mapping[str, Any]) -> Store:
             path.write_bytes(whole)
     except OSError as error:
         raise UserError(f"{path}: cannot write there: {error.strerror}") from None
-    first, *lines = whole.decode("utf-8").splitlines()
+    first, *lines = whole.removesuffix(b"\n").split(b"\n")
     try:
         then = json.loads(first)
         records = [from_json(line) for line in lines]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a file of `covrl eval`; move it away or choose another --out") from None
     _same(path, then, json.loads(json.dumps(dict(header))))
     return Store(path, {record.problem: record for record in records})

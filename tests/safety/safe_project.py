@@ -1,0 +1,95 @@
+"""A small project and the command line, for what hostile input does to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from models import character_tokenizer, tiny
+
+from covrl.cli import main
+
+CONFIG = """
+[model]
+path = "model"
+device = "cpu"
+[problems]
+train = "train.jsonl"
+id_field = "id"
+[prompts]
+user = "{question}"
+prior_open = "="
+posterior_open = "({hint})="
+close = "e"
+answer_prefix = ":"
+answer_suffix = ";"
+[generation]
+max_trace_tokens = 8
+max_answer_tokens = 4
+[training]
+steps = 1
+problems_per_step = 1
+rollouts_per_problem = 2
+warmup_steps = 0
+[evaluation]
+every = 1
+problems = 1
+"""
+
+
+class Found(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Found]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small Qwen2 and one token a character."""
+    place = tmp_path_factory.mktemp("made") / "model"
+    tokenizer = character_tokenizer()
+    tiny("qwen2", len(tokenizer), max_position_embeddings=512).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def project(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that trains as it is."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, tmp_path / "model")
+    write_rows(tmp_path / "train.jsonl", [{"id": str(i), "question": f"{i}+{i}", "answer": str(2 * i)} for i in (1, 2)])
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Problems as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``covrl`` with arguments, without the seconds of a new process; any traceback fails the test."""
+
+    def call(*arguments: str) -> Found:
+        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
+        code = 0
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Found(code, *capfd.readouterr())
+
+    return call
