@@ -55,6 +55,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir()), "nothing is half-written"
 
 
+@pytest.mark.parametrize("command", ["eval", "warm-format", "quickstart", "compare"])
+def test_commands_that_work_as_one_process_refuse_torchrun(
+    monkeypatch: pytest.MonkeyPatch, covrl: Covrl, command: str
+) -> None:
+    needed = {
+        "eval": ["--model", "x"],
+        "warm-format": ["--config", "x.toml", "--out", "x"],
+        "compare": ["--algorithms", "covrl"],
+    }
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    found = covrl(command, *needed.get(command, []))
+    assert (found.code, found.out) == (2, "")
+    assert found.err == f"covrl: covrl {command} works as one process: start it without torchrun\n"
+
+
 def test_grade_reads_standard_input_and_reports_on_standard_error(tmp_path: Path) -> None:
     rows = [{"answer": "42", "response": "so \\boxed{42}"}, {"answer": "1/2", "response": "\\boxed{0.5}"}]
     rows += [{"answer": "7", "response": "\\boxed{8}"}, {"answer": "7", "response": "it is 7"}]

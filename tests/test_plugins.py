@@ -241,9 +241,9 @@ def _draw() -> object:
     return Draw(0, 0)
 
 
-def test_rewards_are_finite_numbers() -> None:
-    for value in (float("nan"), float("inf"), "1", None, True):
-        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a finite number"):
+def test_rewards_are_numbers() -> None:
+    for value in ("1", None, True):
+        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a number"):
             reward_of(lambda problem, text, value=value: value, Problem("p", "", ""), "")
     assert reward_of(lambda problem, text: 2, Problem("p", "", ""), "") == 2.0
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
+from covrl.speaking import end, several
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -34,8 +35,10 @@ app = typer.Typer(
 
 
 @app.callback()
-def _common() -> None:
+def _common(context: typer.Context) -> None:
     """Reinforcement learning of language-model reasoning, with or without a verifier."""
+    if several() and context.invoked_subcommand != "train":
+        raise UserError(f"covrl {context.invoked_subcommand} works as one process: start it without torchrun")
 
 
 @app.command()
@@ -115,6 +118,8 @@ def train(
         raise UserError("give either --config FILE or --resume RUN")
     if resume is not None and (settings or out or dry_run):
         raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
+    if dry_run and several():
+        raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
     from covrl.config import config_from
 
@@ -375,26 +380,18 @@ def _cpu_defaults() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _who() -> str:
-    """Who speaks: under torchrun every process ends with a message of its own."""
-    return f"covrl (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "covrl"
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:  # a wrong option or argument
         said = error.format_message()
-        if said:  # without arguments the help was printed and there is nothing to add
-            print(f"covrl: {said} (covrl --help)".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
+        if not said:  # without arguments the help was printed and there is nothing to add
+            sys.exit(2)
+        end(f"{said} (covrl --help)".replace("\n", " "), 2)
     except (typer.Abort, KeyboardInterrupt):
-        print("covrl: interrupted", file=sys.stderr)
-        sys.exit(130)
+        end("interrupted", 130)
     except UserError as error:
-        print(f"{_who()}: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(str(error), 2)
     except TrainingStoppedError as error:
-        print(f"{_who()}: {error}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, RunInterruptedError) else 1)
+        end(str(error), 130 if isinstance(error, RunInterruptedError) else 1)

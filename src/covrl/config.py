@@ -253,7 +253,7 @@ class GuardsConfig(Settings):
         0.0, ge=0, description="seconds after which a step counts as hung and the process ends; 0 for never"
     )
     publish_check_every: int = Field(
-        10, ge=0, description="steps between comparisons of trainer and generator on one row; 0 for never"
+        1, ge=0, description="steps between comparisons of trainer and generator on one row; 0 for never"
     )
 
     @field_validator("stop_when")

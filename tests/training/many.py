@@ -6,7 +6,10 @@ torchrun --nproc-per-node 2 tests/training/many.py FOLDER
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,16 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from covrl import api
+from covrl.algorithms.base import LossTokens
 from covrl.config import RunConfig
-from covrl.errors import NonFiniteError, UserError
+from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
 from covrl.records import Problem
+from covrl.training import distributed
 from covrl.training.distributed import join_world
 from covrl.training.loop import Run
 from covrl.training.sharding import whole
+from covrl.training.step import accumulate_gradient
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
 PROMPTS = {
@@ -50,6 +56,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+MIXED = ("covrl", "mixed", {"recompute": True}, {})
+"""bfloat16 products on float32 weights: a rank's share rounds as a batch of its own, so samples are not compared."""
+
+EXHAUSTED = [("scoring", "sharded"), ("block", "sharded"), ("loss", "sharded"), ("loss", "replicated")]
+
+STOPPED = {"sampling": ("sampling", (0, 1)), "training": ("training", (0, 1)), "training, one rank": ("training", (1,))}
+
+
 def reward(problem: Problem, text: str) -> float:
     """Any function of the text that differs within a group."""
     return sum(map(ord, text)) % 3 / 2
@@ -57,7 +71,7 @@ def reward(problem: Problem, text: str) -> float:
 
 def config(folder: Path, name: str) -> RunConfig:
     """Three problems of three traces: neither number can be halved; passes of few tokens, so that there are many."""
-    method, dtype, training, algorithm = CASES[name]
+    method, dtype, training, algorithm = (CASES | {"mixed": MIXED})[name]
     return RunConfig.model_validate(
         {
             "model": {
@@ -93,8 +107,13 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
     """What a run of three steps does: its samples, first gradient, weights and metrics; and who held how much."""
     run: Run = api.build(config(folder, name), PROBLEMS, PROBLEMS[:5], reward=reward)
     groups = run.sample(PROBLEMS[:5], Draw(0, 0))
-    run.world.distribute(run)
     gradients: list[torch.Tensor] = []
+    passes = [0]
+
+    def count(*_: Any) -> None:
+        passes[0] += run.done == 0 and torch.is_grad_enabled()
+
+    run.models["policy"].model.base_model.register_forward_pre_hook(count)
 
     def keep(*_: Any) -> None:
         gradients.append(flat([torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]))
@@ -109,7 +128,28 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
         "metrics": [{k: v for k, v in r.metrics.items() if not k.startswith("time/")} for r in reports],
         "held": sum(held) / sum(p.numel() for p in run.parameters),
         "sharded": run.world.sharded,
+        "passes": run.world.shared(list, [passes[0]] * run.world.size),
     }
+
+
+def batch(folder: Path) -> None:
+    """Leave scored groups and their credits for :func:`mixed`."""
+    run: Run = api.build(config(folder, "mixed"), PROBLEMS, reward=reward)
+    groups = run.algorithm.admit(run.score(run.sample(PROBLEMS[:3], Draw(0, 0)))).kept
+    torch.save((groups, run.algorithm.credit(groups)), folder / "batch.pt")
+
+
+def mixed(folder: Path) -> dict[str, Any]:
+    """The gradient of that batch with bfloat16 products, one step, and what everything is held in."""
+    run: Run = api.build(config(folder, "mixed"), PROBLEMS, reward=reward)
+    groups, credits = torch.load(folder / "batch.pt", weights_only=False)
+    accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits, world=run.world)
+    gradients = [p.grad for p in run.parameters if p.grad is not None]
+    found = {"gradient": flat(gradients), "sharded": run.world.sharded}
+    run.optimizer.step()
+    moments = [v for state in run.optimizer.state.values() for k, v in state.items() if k != "step"]
+    kinds = {str(t.dtype) for t in (*run.parameters, *gradients, *moments)}
+    return found | {"weights": flat(list(run.parameters)), "kinds": kinds}
 
 
 def train(folder: Path, out: Path) -> None:
@@ -135,30 +175,131 @@ class Broken:
         return reward(problem, text)
 
 
+def spoil_loss(run: Run, what: str) -> None:
+    """A policy loss that is NaN on the second rank alone, or one trace's gradient that is infinite."""
+    own = run.algorithm.loss
+
+    def loss(tokens: LossTokens) -> dict[str, torch.Tensor]:
+        found = own(tokens)
+        value, owner = found["policy"], tokens.owner["trace"]
+        if what == "loss" and not run.world.first:
+            found["policy"] = value * float("nan")
+        if what == "gradient":
+            mine = (owner == SPOILED).nonzero()[:, 0]
+            found["policy"] = value.index_add(0, mine, torch.sqrt((value[mine] * 0).abs()))  # sqrt'(0) is infinite
+        return found
+
+    run.algorithm.loss = loss  # ty: ignore[invalid-assignment]
+
+
+SPOILED = 4
+"""The second trace of the second of three problems."""
+
+
 def fails(folder: Path, what: str) -> str:
-    """What a run ends with on this rank when the second rank alone fails."""
+    """What a run ends with on this rank when the second rank alone fails, or one trace has a gradient of infinity."""
     settings = config(folder, "covrl")
-    broken = Broken() if what == "reward" else reward
+    broken = {"reward": Broken(), "nan": lambda p, text: float("nan") if run.done else 0.5}.get(what, reward)
     run: Run = api.build(settings, PROBLEMS, reward=broken)
-    if what == "loss" and not run.world.first:
-        own = run.algorithm.loss
-        run.algorithm.loss = lambda tokens: {k: v * float("nan") for k, v in own(tokens).items()}  # ty: ignore
+    spoil_loss(run, what)
+    out = folder / f"{what}-{run.world.size}"
     if run.world.first:
-        api.new_run_folder(folder / what)
+        api.new_run_folder(out)
     try:
-        api.train_run(run, folder / what)
+        api.train_run(run, out)
     except (UserError, NonFiniteError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
 
+def in_second_step(run: Run, training: bool) -> bool:
+    """Whether the second step goes on, in its update or before it."""
+    inside = run._before is not None and run._before.done == 1 and run.done == 1
+    return inside and torch.is_grad_enabled() == training
+
+
+def exhausted(folder: Path, where: str, weights: str, times: int) -> dict[str, Any]:
+    """A run in whose second step the second rank alone runs out of memory that often; what it says and comes to."""
+    name = "covrl" if weights == "sharded" else "covrl replicated"
+    run: Run = api.build(config(folder, name), PROBLEMS, PROBLEMS[:5], reward=reward)
+    policy, left = run.models["policy"], [times if run.world.rank else 0]
+    owner, method = {
+        "scoring": (policy, "hidden"),
+        "block": (policy.model.base_model.h[1].mlp, "forward"),
+        "loss": (run.algorithm, "loss"),
+    }[where]
+    own = getattr(owner, method)
+
+    def full(*given: Any, **named: Any) -> Any:
+        if left[0] and in_second_step(run, where != "scoring"):
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return own(*given, **named)
+
+    setattr(owner, method, full)
+    try:
+        warnings = [warning for report in run.steps() for warning in report.warnings]
+    except OutOfMemoryError as error:
+        return {"said": [str(error)], "agreed": run.world.agreed(error), "done": run.done}
+    said = [w for w in warnings if "out of memory" in w]
+    return {"said": said, "weights": flat(list(run.parameters)), "left": left[0]}
+
+
+def interrupted(folder: Path, out: Path, during: str, ranks: Sequence[int]) -> dict[str, Any]:
+    """A run of which these ranks get SIGTERM in the third pass of the second step's sampling or training."""
+    run: Run = api.build(config(folder, "covrl streams"), PROBLEMS, PROBLEMS[:5])
+    passes = [0]
+
+    def count(*_: Any) -> None:
+        if not in_second_step(run, during == "training"):
+            return
+        passes[0] += 1
+        if passes[0] == 3 and run.world.rank in ranks:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run.models["policy"].model.base_model.register_forward_pre_hook(count)
+    run.world.led(lambda: api.new_run_folder(out))
+    try:
+        api.train_run(run, out)
+    except RunInterruptedError as error:
+        return {"said": str(error), "passes": passes[0]}
+    return {"said": "nothing", "passes": passes[0]}
+
+
+def cut(folder: Path, copy: Path) -> Path:
+    """A copy of a run as if it had been killed behind its second step."""
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-000003")
+    return copy
+
+
+def no_weights(*_: Any) -> None:
+    raise AssertionError("a rank that is not the first reads no model's weights")
+
+
 def main(folder: Path) -> None:
-    found = {name: observe(folder, name) for name in CASES}
+    world = join_world("cpu")
+    if not world.first:
+        distributed.load_model = no_weights
+    found = {name: observe(folder, name) for name in CASES} | {"mixed": mixed(folder)}
     train(folder, folder / "by-two")
     found["resumed"] = {"sharded": resume(folder / "by-one-cut").world.sharded}
-    world = join_world("cpu")
-    for what in ("reward", "loss"):
-        found[f"fails: {what}"] = {"said": world.shared(list, [fails(folder, what)] * world.size)}
+    world.led(lambda: cut(folder / "by-two", folder / "again-by-two"))
+    resume(folder / "again-by-two")
+
+    def of_all(own: Any) -> list[Any]:
+        return world.shared(list, [own] * world.size)
+
+    for what in ("reward", "nan", "loss", "gradient"):
+        found[f"fails: {what}"] = {"said": of_all(fails(folder, what))}
+    for where, weights in EXHAUSTED:
+        found[f"memory: {where} {weights}"] = {"ranks": of_all(exhausted(folder, where, weights, 1))}
+    found["memory: twice"] = {"ranks": of_all(exhausted(folder, "block", "sharded", 2))}
+    for name, (during, ranks) in STOPPED.items():
+        out = folder / f"stopped {name}"
+        found[f"stopped: {name}"] = {"ranks": of_all(interrupted(folder, out, during, ranks))}
+        world.led(lambda out=out: shutil.copytree(out / "checkpoints", folder / f"{out.name} at"))
+        resume(out)
     assert world.size == int(os.environ["WORLD_SIZE"])
     if world.first:
         torch.save(found, folder / "two.pt")

@@ -223,6 +223,32 @@ def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path
         accumulate_gradient(again.algorithm, again.models, [group], [[culprit.credit]], PassLimits(1 << 20, 1 << 20))
 
 
+@pytest.mark.parametrize(("name", "value"), [("covrl", "nan"), ("rlpr", "inf"), ("grpo", "-inf")])
+def test_a_users_reward_that_is_not_finite_obeys_the_policy(folder: Path, name: str, value: str) -> None:
+    """It ends the run with a bundle, or its step is left out and the method sees nothing of it."""
+    stopped, skipping = make_run(name), make_run(name, guards={"non_finite": "skip"})
+    for run in (stopped, skipping):
+        run.reward = lambda problem, text, run=run: float(value) if run.done == 1 else by_length(problem, text)
+        run.step()
+    before = state(stopped)
+    with pytest.raises(NonFiniteError) as caught:
+        stopped.step()
+    assert state(stopped) == before
+    said = str(caught.value)
+    assert re.match(
+        rf"step 2: the reward of test_guards:\S+ is {value} at problem p\d, rollout 0 \(\w+\); no step", said
+    )
+    (where,) = (folder / "run/non-finite").iterdir()
+    assert said.endswith(f"what it was made of is in run/non-finite/{where.name}")
+    _, (culprit,) = read_bundle(where)
+    assert str(culprit.rollout.reward) == value
+    report = skipping.step()
+    assert report.metrics["guard/skipped"] == 1
+    assert "step left out (1 of at most" in report.warnings[0]
+    assert state(skipping)[2:] == before[2:]  # weights, optimizer and the method's memory
+    assert "guard/skipped" not in skipping.step().metrics
+
+
 def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:
     run = make_run("rlpr", guards={"non_finite": "skip", "skip_at_most": 2})
     reference = make_run("rlpr")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +34,10 @@ def name_of(function: Any) -> str:
 
 
 def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
-    """The function's value.
+    """The function's value; one that is NaN or infinite is for the guards to judge (``guards.non_finite``).
 
     Raises:
-        UserError: it raises, or gives anything but a finite number; names the function and the problem.
+        UserError: it raises, or gives anything but a number; names the function and the problem.
     """
     try:
         value = function(problem, text)
@@ -46,8 +45,8 @@ def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
         raise UserError(
             f"reward function {name_of(function)}: problem {problem.id}: {type(error).__name__}: {error}"
         ) from error
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(
-            f"reward function {name_of(function)}: problem {problem.id}: gave {value!r}; it must be a finite number"
+            f"reward function {name_of(function)}: problem {problem.id}: gave {value!r}; it must be a number"
         )
     return float(value)

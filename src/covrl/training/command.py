@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from covrl.reporting.html import write_report
 from covrl.reporting.show import show_dry_run, show_model_path
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
+from covrl.training.distributed import is_lost_peer
 from covrl.training.dry_run import dry_run
 from covrl.training.loop import Run
 from covrl.training.warm_format import solved_problems, warm_format
@@ -44,21 +46,20 @@ def run_train(asked: TrainRequest) -> None:
         return
     check_trackers(run.config.report.trackers)
     folder = run.world.same(asked.folder)
+    if asked.config is not None:
+        run.world.led(lambda: api.new_run_folder(folder))
+    elif run.done >= run.config.training.steps:
+        if run.world.first:
+            _nothing_left(run, folder)
+        run.world.close()
+        return
+    else:
+        run.world.led(lambda: _check_free(folder))  # before a word of progress is printed
     if not run.world.first:  # it works as the first does, and neither prints nor writes
-        if run.done < run.config.training.steps:
+        with _continuing(folder):
             api.train_run(run, folder)
         run.world.close()
         return
-    if asked.config is not None:
-        api.new_run_folder(folder)
-    elif run.done >= run.config.training.steps:
-        print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
-        if not (folder / "report.html").exists():  # killed at the very end
-            _report(folder)
-        return
-    else:
-        with api.alone_in(folder):  # before a word of progress is printed
-            pass
     trained = _shown(run, folder)
     run.world.close()
     console = Console()
@@ -69,8 +70,6 @@ def run_train(asked: TrainRequest) -> None:
 
 def _rehearse(run: Run) -> None:
     found = dry_run(run)
-    if not run.world.first:
-        return
     show_dry_run(Console(), found, run.prompts)
     complaint = found.complaint()
     if complaint:
@@ -78,20 +77,43 @@ def _rehearse(run: Run) -> None:
 
 
 def _shown(run: Run, folder: Path) -> api.Trained:
-    """Train with progress and trackers; a run that ends early has a report and says how it goes on."""
+    """Train with progress and trackers; a run that ends early has a report."""
     progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
     trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
     try:
-        with progress:
+        with progress, _continuing(folder):
             return api.train_run(run, folder, [progress, *trackers], progress.note)
     except RunBusyError:
         raise
-    except BaseException as error:
+    except BaseException:
         if (folder / "metrics.jsonl").exists():
             _report(folder)
-        if isinstance(error, TrainingStoppedError):
-            raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
         raise
+
+
+@contextmanager
+def _continuing(folder: Path) -> Generator[None]:
+    """What ends a run early says how it goes on; the same on all ranks, as it is then said once."""
+    try:
+        yield
+    except TrainingStoppedError as error:
+        raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        said = "another process of the run has ended, and said why; then continue with: covrl train --resume"
+        raise TrainingStoppedError(f"{said} {folder}") from error
+
+
+def _check_free(folder: Path) -> None:
+    with api.alone_in(folder):
+        pass
+
+
+def _nothing_left(run: Run, folder: Path) -> None:
+    print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
+    if not (folder / "report.html").exists():  # killed at the very end
+        _report(folder)
 
 
 def _report(folder: Path) -> bool:

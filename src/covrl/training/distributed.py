@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -26,6 +27,7 @@ from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.training.lifeline import Lifeline, is_out_of_memory
 from covrl.training.models import Offloaded
 from covrl.training.optimizer import make_optimizer
 from covrl.training.parallel import Solo, part_of
@@ -87,6 +89,8 @@ class Processes(Solo):
         self._policy: Any = None
         self._whole = False
         self._agreed: Exception | None = None
+        self._lifeline = Lifeline()
+        self._apart = False
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         if not items:
@@ -95,7 +99,8 @@ class Processes(Solo):
         own: Any = []
         error: Exception | None = None
         try:
-            own = _portable(work(mine) if mine else [])
+            with self.apart():
+                own = _portable(work(mine) if mine else [])
         except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
             error = caught
         self.settle(error)
@@ -146,11 +151,41 @@ class Processes(Solo):
         return result
 
     def settle(self, error: Exception | None) -> None:
-        """The first rank that has one raises its own, the others a copy of it."""
-        found = [e for e in self._gathered(None if error is None else _sendable(error)) if e is not None]
-        if found:
-            self._agreed = error or found[0]
+        """The first rank that has one raises its own, the others a copy of that."""
+        found = self._gathered(None if error is None else _sendable(error))
+        owner = next((rank for rank, one in enumerate(found) if one is not None), None)
+        if owner is not None:
+            self._agreed = error if error is not None and owner == self.rank else found[owner]
             raise self._agreed
+
+    @property
+    def free(self) -> bool:
+        return self._apart
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        before, self._apart = self._apart, not self.sharded or self._whole
+        try:
+            yield
+        finally:
+            self._apart = before
+
+    def agree(self, error: Exception | None, asked: bool) -> bool:
+        """With sharded weights one small message a pass; if it says to leave, all leave before the backward."""
+        if self.free:
+            return super().agree(error, asked)
+        held = self._lifeline.taken()  # taken in any case: it must not come up in the next pass
+        error = error or held
+        flag = torch.tensor(2 if error is not None else int(asked))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        if flag:
+            self._policy.base_model.reset_iter_state()
+        if flag == 2:
+            self.settle(error)
+        return bool(flag)
+
+    def broke_off(self, error: Exception) -> bool:
+        return not self.free and (self._lifeline.inside or not is_out_of_memory(error))
 
     def agreed(self, error: Exception) -> bool:
         if error is self._agreed or (error.__cause__ is not None and error.__cause__ is self._agreed):
@@ -170,9 +205,10 @@ class Processes(Solo):
         """The others have an empty model of the same class; :meth:`distribute` fills it."""
         found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
         self.led(lambda: found.append(load_model(config, temperature)))
-        model = found[0][0] if found else None
-        facts = model and (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
-        shape, paths, given_up, compute_dtype = self.same(facts)  # ty: ignore
+        facts: tuple[Any, ...] = ()
+        for model, _ in found:
+            facts = (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
+        shape, paths, given_up, compute_dtype = self.same(facts)
         if found:
             return found[0]
         empty = LanguageModel(empty_like(shape), temperature)
@@ -189,7 +225,7 @@ class Processes(Solo):
         device = resolve_device(run.config.model.device)
         given = {name: all_tensors(model.model) for name, model in run.models.items()} if self.first else {}
         if run.config.training.weights == "sharded" and not reason:
-            shard(policy.model, init_device_mesh(device.type, (self.size,)))
+            self._lifeline = shard(policy.model, init_device_mesh(device.type, (self.size,)))
             self.sharded, self._policy = True, policy.model
         for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
             if model is not policy and model.model is policy.model:
@@ -240,6 +276,17 @@ class Processes(Solo):
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+_ENDED = ("by peer", "Broken pipe", "remote process exited")
+"""What gloo (closed or reset "by peer", or a broken pipe) and NCCL say of a connection whose other end has gone."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a message between ranks failed because another rank has ended, as far as the backends' words tell."""
+    if isinstance(error, dist.checkpoint.CheckpointException):
+        return any(is_lost_peer(cause) for cause, _ in error.failures.values())
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _ENDED)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -5,6 +5,7 @@ The loop calls; nothing here takes a step. See docs/guards.md for what each guar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,14 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, Request, ScoredGroup
+from covrl.rewards.functions import RewardFunction, name_of
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import Ids, LanguageModel
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
-from covrl.training.memory import generation_arithmetic, is_out_of_memory
+from covrl.training.lifeline import is_out_of_memory
+from covrl.training.memory import generation_arithmetic
+from covrl.training.parallel import Solo
 from covrl.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -70,8 +74,8 @@ class Guard:
         self.skipped = int(state.get("skipped", 0))
         self.divergence.load_state_dict(state.get("recent", {}))
 
-    def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None) -> str:
-        """Keep what is needed to see it again; a warning if the step may be left out.
+    def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None, world: Solo) -> str:
+        """Keep what is needed to see it again; a warning if the step may be left out. All ranks call it.
 
         Raises:
             NonFiniteError: it may not; with the whole message.
@@ -85,7 +89,8 @@ class Guard:
                 "seed": self.config.training.seed,
                 "config": self.config.model_dump(mode="json"),
             }
-            kept = write_bundle(folder / "non-finite" / f"step-{step:06d}", error.culprits, facts)
+            kept = folder / "non-finite" / f"step-{step:06d}"
+            world.led(lambda: write_bundle(kept, error.culprits, facts))
             text += f"; what it was made of is in {kept}"
         guards = self.config.guards
         if guards.non_finite == "stop":
@@ -111,10 +116,7 @@ class Guard:
 
 @contextmanager
 def watched(run: Run) -> Generator[Callable[[int], None]]:
-    """With the watchdog, whose ``arm`` is yielded, and with a look at ``run.stopping`` before each forward.
-
-    Several processes have to leave a step at the same place, so there it is looked at between phases only.
-    """
+    """With the watchdog, whose ``arm`` is yielded, and with a look at ``run.stopping`` before each forward."""
     seconds = run.config.guards.step_deadline_s
     dog = Watchdog(seconds, run.folder) if seconds else None
 
@@ -122,7 +124,7 @@ def watched(run: Run) -> Generator[Callable[[int], None]]:
         del module, given
         run.leave_if_asked()
 
-    trunks = [model.model.base_model for model in run.models.values()] if run.stopping and run.alone else []
+    trunks = [model.model.base_model for model in run.models.values()] if run.stopping else []
     hooks = [trunk.register_forward_pre_hook(look) for trunk in trunks]
     try:
         yield dog.arm if dog else lambda _: None
@@ -206,6 +208,16 @@ def check_scores(groups: Sequence[ScoredGroup]) -> None:
             bad, values = next((t, v) for t, v in parts if bool(_no_number(v).any()))
             said = float(values[_no_number(values)][0])
             raise NonFiniteError(f"the score {output.span}/{output.name} is {said} at {bad.name}", [bad])
+
+
+def check_rewards(groups: Sequence[ScoredGroup], function: RewardFunction | None) -> None:
+    """Raises NonFiniteError if a user's reward ``function`` gave NaN or an infinity."""
+    for group in groups:
+        for rollout, scores in zip(group.rollouts, group.scores, strict=True):
+            if rollout.reward is not None and not math.isfinite(rollout.reward):
+                trace = Culprit(group.problem, rollout, scores)
+                said = f"the reward of {name_of(function)} is {rollout.reward} at {trace.name}"
+                raise NonFiniteError(said, [trace])
 
 
 def check_credits(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> None:

@@ -26,7 +26,7 @@ from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, Scores, 
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
-from covrl.training.guard import Guard, check_credits, check_scores, watched
+from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
 from covrl.training.models import follow, rest, save_policy
@@ -105,7 +105,6 @@ class Run:
         self.optimizer = make_optimizer(self.parameters, training)
         self.limits = PassLimits(training.tokens_per_pass, training.logits_mb_per_chunk << 20)
         self.guard = Guard(self.config)
-        self.alone = self.world.size == 1
         self._update_number = 0
         self._applied = False
         self._before: Before | None = None
@@ -145,9 +144,16 @@ class Run:
     def leave_if_asked(self) -> None:
         """Raises RunInterruptedError if the run was asked to end and the step in progress can be taken back.
 
-        Several processes would have to leave it at the same place: they do so between phases only.
+        In a pass that other ranks take part in, :meth:`_between` looks, and all leave together.
         """
-        if self.stopping is not None and self.alone and self.stopping() and self._can_undo():
+        if self.world.free and self._asked():
+            self._leave_step()
+
+    def _asked(self) -> bool:
+        return self.stopping is not None and self.stopping() and self._can_undo()
+
+    def _between(self, error: Exception | None) -> None:
+        if self.world.agree(error, self._asked()):
             self._leave_step()
 
     def _leave_step(self) -> None:
@@ -167,9 +173,7 @@ class Run:
         """
         number, training = self.done + 1, self.config.training
         several = training.mini_batches * training.epochs > 1
-        ends_in_evaluation = (
-            self.stopping is not None and self.alone and self._due(self.config.evaluation.every, number)
-        )
+        ends_in_evaluation = self.stopping is not None and self._due(self.config.evaluation.every, number)
         self._before = Before(self, weights=several or ends_in_evaluation)
         self._applied, self._remarks = False, []
         try:
@@ -234,8 +238,8 @@ class Run:
         except NonFiniteError as error:
             assert self._before is not None
             self._before.restore(self, keep_problems=True)
-            folder = self.folder if self.world.first else None
-            self._remarks.append(self.guard.non_finite(error, draw.step + 1, self._update_number, folder))
+            at = (draw.step + 1, self._update_number)
+            self._remarks.append(self.guard.non_finite(error, *at, self.folder, self.world))
         nothing = {"optim/updates": 0.0, "guard/skipped": float(self.guard.skipped)} | dict.fromkeys(TOTALS, 0.0)
         return sampled, scored, [], [], nothing
 
@@ -252,6 +256,7 @@ class Run:
                     scored += self.score(fresh)
             self._stop_together()
             check_scores(scored)
+            check_rewards(scored, self.reward)
             kept, want_more = self.algorithm.admit(scored)
             if not want_more:
                 break
@@ -305,8 +310,8 @@ class Run:
             norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
             if not math.isfinite(norm):
                 self.optimizer.zero_grad(set_to_none=True)
-                batch = (groups[part], credits[part], self.limits)
-                raise gradient_error(float(norm), self.algorithm, self.models, *batch, search=self.alone)
+                batch = (groups[part], credits[part], self.limits, self.world)
+                raise gradient_error(float(norm), self.algorithm, self.models, *batch)
             self._applied = True
             self.optimizer.step()
             rest(self.models.values())
@@ -322,17 +327,17 @@ class Run:
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
             made_of = (self.algorithm, self.models, groups, credits, limits)
-            return accumulate_gradient(*made_of, measure_streams=measure, between=self.leave_if_asked, world=self.world)
+            return accumulate_gradient(*made_of, measure_streams=measure, between=self._between, world=self.world)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 
     def _with_less(self, attempt: Callable[[PassLimits], T], pairs: Sequence[tuple[Problem, Rollout]]) -> T:
-        """``attempt`` with the run's limits, or, where one process can decide alone, once more with half of them."""
+        """``attempt`` with the run's limits, or, where all ranks can do so together, once more with half of them."""
 
         def explain(limits: PassLimits) -> str:
             return pass_arithmetic(self, pairs, limits)
 
-        found, warning = with_less(attempt, self.limits, self.alone, explain)
+        found, warning = with_less(attempt, self.limits, self.world.agreed, explain)
         self._remarks += [warning] if warning and warning not in self._remarks else []
         return found
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from covrl.errors import OutOfMemoryError
 from covrl.records import Problem, Rollout
 from covrl.scoring.pack import make_unit
+from covrl.training.lifeline import is_out_of_memory
+from covrl.training.parallel import local_part
 from covrl.training.step import PassLimits
 
 if TYPE_CHECKING:
@@ -18,40 +20,37 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SAID = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-"""What allocators say: CUDA and MPS; torch's CPU allocator; the system's own word for it."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator said that there is no memory left; torch's CPU allocator raises a bare RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
-
 
 def with_less(
-    attempt: Callable[[PassLimits], T], limits: PassLimits, may_retry: bool, explain: Callable[[PassLimits], str]
+    attempt: Callable[[PassLimits], T],
+    limits: PassLimits,
+    agreed: Callable[[Exception], bool],
+    explain: Callable[[PassLimits], str],
 ) -> tuple[T, str | None]:
     """``attempt(limits)``; if memory runs out, once more with half the tokens and half the logits of a pass.
 
     ``attempt`` has to start from nothing each time: what a failed one left behind must not count. Returns what it
-    gave, and a warning if the second try was needed.
+    gave, and a warning if the second try was needed. ``agreed`` says whether all ranks have the error, so that they
+    can try again together.
 
     Raises:
-        OutOfMemoryError: the second try ran out too, or ``may_retry`` is false; ``explain`` gives the arithmetic.
+        OutOfMemoryError: the second try ran out too, or there is none; ``explain`` gives the arithmetic.
     """
     smaller = PassLimits(max(1, limits.tokens // 2), max(1, limits.logits_bytes // 2))
-    for tried in (limits, smaller)[: 1 + may_retry]:
+    for tried in (limits, smaller):
         try:
             found = attempt(tried)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            failed = error.with_traceback(None)  # which holds the failed pass's tensors
+            text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         else:
             return found, None if tried is limits else _warning(limits, smaller, text)
-        _free()  # only here is the failed pass's traceback, which holds its tensors, gone
-    raise OutOfMemoryError(f"{text}: {explain(smaller if may_retry else limits)}")
+        _free()
+        if not agreed(failed):
+            break
+    raise OutOfMemoryError(f"{text}: {explain(tried)}") from failed
 
 
 def _warning(limits: PassLimits, smaller: PassLimits, text: str) -> str:
@@ -111,14 +110,14 @@ def generation_arithmetic(run: Run, max_tokens: int, longest_prompt: int) -> str
 
 
 def model_bytes(run: Run) -> Mapping[str, int]:
-    """Bytes of weights (all models, shared ones once), of a full gradient, and of the optimizer's present state."""
+    """Bytes here of weights (all models, shared ones once), of a full gradient, and of the optimizer's state now."""
     weights = list({id(p): p for model in run.models.values() for p in model.model.parameters()}.values())
     moments = [v for state in run.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     return {"weights": _bytes(weights), "gradients": _bytes(run.parameters), "optimizer": _bytes(moments)}
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(local_part(t).numel() * t.element_size() for t in tensors)
 
 
 def _mebibytes(size: float) -> str:

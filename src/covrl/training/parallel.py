@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,16 @@ class Solo:
     size: int = 1
     sharded: bool = False
     """Whether each rank holds a part of the policy's weights, so that all must take part in each pass of any."""
+
+    @property
+    def free(self) -> bool:
+        """Whether this rank may leave the pass that it is in: no other takes part, and all hear of it behind."""
+        return True
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        """While entered, this rank is :attr:`free`, where its passes are its own; its errors are settled behind."""
+        yield
 
     @property
     def first(self) -> bool:
@@ -77,6 +87,20 @@ class Solo:
         """Scale ``.grad`` so that the norm of the whole gradient is at most ``limit``; the norm before."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
+    def agree(self, error: Exception | None, asked: bool) -> bool:
+        """Between the forward and the backward of a pass: whether any rank was asked to stop.
+
+        Raises what the forward of any rank ran into. Where ranks make their passes apart, each speaks for itself.
+        """
+        if error is not None:
+            raise error
+        return asked
+
+    def broke_off(self, error: Exception) -> bool:
+        """Whether an error came where other ranks may wait for this one, so that it can only end the process."""
+        del error
+        return False
+
     def settle(self, error: Exception | None) -> None:
         """Raise on every rank what was found on any; all ranks call it."""
         if error is not None:
@@ -112,6 +136,11 @@ class Solo:
 
     def close(self) -> None:
         """Leave the group of processes."""
+
+
+def local_part(tensor: Any) -> Tensor:
+    """This rank's part of a tensor that is spread over several, else the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def part_of(length: int, rank: int, size: int) -> slice:

@@ -11,6 +11,7 @@ batch, so that division is switched off here, and nowhere else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from transformers.core_model_loading import WeightConverter
 from covrl.scoring.adapters import all_adapters
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
+from covrl.training.lifeline import Lifeline
 
 
 def why_not(model: LanguageModel) -> str | None:
@@ -39,16 +41,21 @@ def why_not(model: LanguageModel) -> str | None:
     return None
 
 
-def shard(model: Any, mesh: DeviceMesh) -> None:
+def shard(model: Any, mesh: DeviceMesh) -> Lifeline:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
-    trunk = model.base_model
+    trunk, lifeline = model.base_model, Lifeline()
     whole = {*model.get_output_embeddings().parameters(), *all_adapters(model)}
     for block in blocks(model):
+        lifeline.hold(block)
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(trunk, mesh=mesh, ignored_params=whole)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)  # a sum over ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    lifeline.watch(trunk)
+    # FSDP warns of in-place operations on what the trunk gives; there are none
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
+    return lifeline
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
@@ -82,16 +89,6 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()} | buffers
 
 
-def empty_like(shape_of: ModelShape) -> Any:
-    """A model of the same class whose tensors take no memory yet."""
-    with torch.device("meta"):
-        model = shape_of.cls(shape_of.config)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(shape_of.dtypes[name])
-    model.generation_config = shape_of.generation_config
-    return model
-
-
 class ModelShape(NamedTuple):
     """All of a model but its weights."""
 
@@ -106,6 +103,16 @@ class ModelShape(NamedTuple):
         return cls(
             type(model), model.config, model.generation_config, {n: p.dtype for n, p in model.named_parameters()}
         )
+
+
+def empty_like(shape: ModelShape) -> Any:
+    """A model of the same class whose tensors take no memory yet."""
+    with torch.device("meta"):
+        model = shape.cls(shape.config)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(shape.dtypes[name])
+    model.generation_config = shape.generation_config
+    return model
 
 
 def fill(model: Any, device: torch.device, given: dict[str, Tensor] | None) -> None:

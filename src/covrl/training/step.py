@@ -21,7 +21,7 @@ from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
 from covrl.training.bundle import Culprit
-from covrl.training.parallel import Solo, deal
+from covrl.training.parallel import Solo, deal, local_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def accumulate_gradient(
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
     measure_streams: bool = False,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[Exception | None], None] | None = None,
     world: Solo | None = None,
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
@@ -74,7 +74,8 @@ def accumulate_gradient(
     them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
     In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each goes through its share
     of the traces, and all end with the whole gradient and the same report.
-    ``between`` is called before each backward pass and may raise to end it all.
+    ``between`` is called before each backward pass, with the error that its forward ran into or None, and may raise
+    to end it all; on ranks with sharded weights it has to raise on all of them or none.
 
     Raises:
         NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
@@ -88,6 +89,7 @@ def accumulate_gradient(
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
     world = world or Solo()
+    between = between or (lambda error: _raise_together(world, error))
     passes = _Passes(algorithm, models, streams, scale, limits, world, trained, parameters, between)
     collected: dict[str, list[Tensor | None]] = {}
     if not measure_streams:
@@ -108,6 +110,10 @@ def accumulate_gradient(
     return report
 
 
+def _raise_together(world: Solo, error: Exception | None) -> None:
+    world.agree(error, asked=False)
+
+
 @dataclass(frozen=True, slots=True)
 class _Passes:
     """The forward and backward passes of one update, on this rank."""
@@ -120,7 +126,7 @@ class _Passes:
     world: Solo
     trained: Mapping[int, _Trained]
     parameters: Sequence[nn.Parameter]
-    between: Callable[[], None]
+    between: Callable[[Exception | None], None]
 
     def run(
         self,
@@ -130,26 +136,52 @@ class _Passes:
     ) -> None:
         """Gradients of the streams ``wanted``, into ``.grad`` or, apart, into ``collected``.
 
-        What is not finite on one rank is raised on all, after their last pass.
+        What is not finite on one rank is raised on all, after their last pass; what else ends a rank's passes, too.
         """
-        wrong: NonFiniteError | None = None
-        for pack, idle in _packs_of_rank([t.unit for t in self.trained.values()], self.limits, self.world):
-            report.passes += 1
-            mine = {unit.index: self.trained[unit.index] for unit in pack}
-            losses, owner = _token_losses(self.algorithm, self.models, pack, mine, self.streams, self.limits)
-            terms = {name: (0.0 if idle else self.scale[name]) * losses[name].sum() for name in wanted}
-            for name, term in terms.items():
-                report.losses[name] += float(term.detach())
-            wanted_streams = [s for s in self.streams if s.name in terms]
-            wrong = wrong or _check_finite(terms, losses, owner, wanted_streams, mine)
-            self.between()
-            if collected is not None:
-                _collect(terms, self.parameters, collected, self.between)
-                continue
-            # with shards every backward pass has to reach every weight, as on the other ranks
-            reach = [0.0 * part.sum() for part in losses.values()] if self.world.sharded else []
-            sum([*terms.values(), *reach], torch.zeros(())).backward()
+        wrong: Exception | None = None
+        with self.world.apart():
+            free = self.world.free
+            try:
+                for pack, idle in _packs_of_rank([t.unit for t in self.trained.values()], self.limits, self.world):
+                    report.passes += 1
+                    found = self._pass(pack, idle, wanted, report, collected)
+                    wrong = wrong or found
+            except Exception as error:
+                if not free:  # agreed with all ranks already, or where they cannot be reached
+                    raise
+                wrong = error
         self.world.settle(wrong)
+
+    def _pass(
+        self,
+        pack: Sequence[Unit],
+        idle: bool,
+        wanted: Sequence[str],
+        report: GradientReport,
+        collected: dict[str, list[Tensor | None]] | None,
+    ) -> NonFiniteError | None:
+        """One forward and backward; what is not finite in it."""
+        mine = {unit.index: self.trained[unit.index] for unit in pack}
+        failed: Exception | None = None
+        losses, owner = {}, {}
+        try:
+            losses, owner = _token_losses(self.algorithm, self.models, pack, mine, self.streams, self.limits)
+        except Exception as error:
+            if self.world.free or self.world.broke_off(error):
+                raise
+            failed = MemoryError(str(error) or type(error).__name__)
+        self.between(failed)
+        terms = {name: (0.0 if idle else self.scale[name]) * losses[name].sum() for name in wanted}
+        for name, term in terms.items():
+            report.losses[name] += float(term.detach())
+        wrong = _check_finite(terms, losses, owner, [s for s in self.streams if s.name in terms], mine)
+        if collected is not None:
+            _collect(terms, self.parameters, collected, self.between)
+            return wrong
+        # with shards every backward pass has to reach every weight, as on the other ranks
+        reach = [0.0 * part.sum() for part in losses.values()] if self.world.sharded else []
+        sum([*terms.values(), *reach], torch.zeros(())).backward()
+        return wrong
 
 
 def _packs_of_rank(units: Sequence[Unit], limits: PassLimits, world: Solo) -> Iterator[tuple[list[Unit], bool]]:
@@ -173,14 +205,14 @@ def gradient_error(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
-    search: bool,
+    world: Solo,
 ) -> NonFiniteError:
     """What to say of a gradient whose ``norm`` is not finite: the stream and trace it comes from.
 
-    ``search`` makes a pass a trace to find them, which several processes would have to make together. All traces
-    are kept where it is not made or none of them is at fault alone.
+    Finding them takes a pass for each trace and stream, which all ranks make together. All traces are kept where none
+    of them is at fault alone.
     """
-    found = _bad_gradient(algorithm, models, groups, credits, limits) if search else None
+    found = _bad_gradient(algorithm, models, groups, credits, limits, world)
     if found is not None:
         stream, trace = found
         return NonFiniteError(f"the gradient's norm is {norm}, from the {stream} loss at {trace.name}", [trace])
@@ -189,8 +221,7 @@ def gradient_error(
         for group, row in zip(groups, credits, strict=True)
         for trace in zip(group.rollouts, group.scores, row, strict=True)
     ]
-    why = "no trace's is so alone" if search else "with several processes the trace is not looked for"
-    return NonFiniteError(f"the gradient's norm is {norm} ({why})", traces)
+    return NonFiniteError(f"the gradient's norm is {norm} (no trace's is so alone)", traces)
 
 
 def _bad_gradient(
@@ -199,16 +230,22 @@ def _bad_gradient(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
+    world: Solo,
 ) -> tuple[str, Culprit] | None:
-    """The first (stream, trace) whose gradient by itself is not finite."""
+    """The first (stream, trace) whose gradient by itself is not finite; ``.grad`` is empty afterwards."""
     scale, streams = _scaled(algorithm, groups)
     parameters = [p for m in models.values() for p in m.parameters()]
     for index, one in _with_weight(algorithm, groups, credits, streams).items():
-        losses, _ = _token_losses(algorithm, models, [one.unit], {index: one}, streams, limits)
-        collected: dict[str, list[Tensor | None]] = {}
-        _collect({name: scale[name] * part.sum() for name, part in losses.items()}, parameters, collected)
-        for name, gradient in collected.items():
-            if not all(bool(torch.isfinite(part).all()) for part in gradient if part is not None):
+        for name, factor in scale.items():
+            losses, _ = _token_losses(algorithm, models, [one.unit], {index: one}, streams, limits)
+            reach = [0.0 * part.sum() for part in losses.values()] if world.sharded else []
+            term = sum([factor * losses[name].sum(), *reach], torch.zeros(()))
+            if not term.requires_grad:  # the trace has no part in this stream
+                continue
+            term.backward()
+            finite = all(bool(torch.isfinite(local_part(p.grad)).all()) for p in parameters if p.grad is not None)
+            _set_grad(parameters, [None] * len(parameters))
+            if world.any(not finite):
                 return name, one.trace
     return None
 
@@ -302,13 +339,13 @@ def _collect(
     terms: Mapping[str, Tensor],
     parameters: Sequence[nn.Parameter],
     collected: dict[str, list[Tensor | None]],
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[Exception | None], None],
 ) -> None:
     """Each stream's gradient by a backward pass of its own, added up over packs."""
     for name, term in terms.items():
         if not term.requires_grad:
             continue
-        between()
+        between(None)
         gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
         total = collected.setdefault(name, [None] * len(parameters))
         for i, part in enumerate(gradient):

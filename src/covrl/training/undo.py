@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from covrl.training.parallel import local_part
+
 if TYPE_CHECKING:
     from covrl.training.loop import Run
 
@@ -39,7 +41,7 @@ class Before:
         if self.tensors is not None and self.optimizer is not None:
             with torch.no_grad():
                 for tensor, saved in zip(_moved(run), self.tensors, strict=True):
-                    _local(tensor).copy_(saved)
+                    local_part(tensor).copy_(saved)
                 _put_optimizer_state(run.optimizer, run.parameters, self.optimizer)
             run.generator.publish(run.done)
 
@@ -52,13 +54,8 @@ def _moved(run: Run) -> Iterator[Tensor]:
             yield from run.models[spec.name].own_weights()
 
 
-def _local(tensor: Any) -> Tensor:
-    """This process's part of a tensor that is spread over several, else the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def _saved(tensor: Tensor) -> Tensor:
-    return _local(tensor.detach()).to("cpu", copy=True)
+    return local_part(tensor.detach()).to("cpu", copy=True)
 
 
 def _optimizer_state(
@@ -83,6 +80,6 @@ def _put_optimizer_state(
         now = optimizer.state[parameter]
         for key, value in state.items():
             if isinstance(value, Tensor):
-                _local(now[key]).copy_(value)
+                local_part(now[key]).copy_(value)
             else:
                 now[key] = value

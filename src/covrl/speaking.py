@@ -1,0 +1,44 @@
+"""Last words of a process that may be one of several under torchrun: what all of them have to say is said once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from typing import NoReturn
+
+LET_FIRST_SPEAK = 0.3
+"""Seconds that the other ranks wait, so that of equal messages it is rank 0's that is printed."""
+
+
+def several() -> bool:
+    """Whether torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def end(text: str, code: int) -> NoReturn:
+    """Print one line on standard error, unless another process of this torchrun has said the same, and exit."""
+    rank = int(os.environ.get("RANK", "0")) if several() else 0
+    if rank:
+        time.sleep(LET_FIRST_SPEAK)
+    if not several() or _first_to_say(text):
+        print(f"covrl (rank {rank}): {text}" if rank else f"covrl: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _first_to_say(text: str) -> bool:
+    """The processes count together in torchrun's own store; where it cannot be reached each speaks."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"covrl/said/{attempt}/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
