@@ -78,8 +78,8 @@ def compile_trunk(model: Any) -> None:
 
 
 def _cannot_compile(name: str, error: Exception) -> UserError:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join([line for line in str(error).splitlines() if line.strip()][:2]) or type(error).__name__
     return UserError(
-        f"model.compile: torch.compile cannot do {name} here: {lines[0][:300]}; it needs a C++ compiler (g++ or "
+        f"model.compile: torch.compile cannot do {name} here: {said[:300]}; it needs a C++ compiler (g++ or "
         "clang++) for a CPU and triton for a GPU; leave model.compile out"
     )
