@@ -8,8 +8,9 @@ tuned on dev with seeds 100 and 101 by the mean of avg@n; where the best is at t
 grows by a factor of two. What is measured on test is every method at its own rate, with seeds that no rate was chosen
 by.
 
-Writes ``docs/results/STAGE.md`` and ``.html`` for every stage, and the tuned rates into
-``src/covrl/comparison/rates.toml``, from which `covrl compare` takes them.
+Writes ``docs/results/STAGE.md`` and ``.html`` for every stage, the courses of every method on test into
+``docs/results/curves``, and the tuned rates into ``src/covrl/comparison/rates.toml``, from which `covrl compare` takes
+them.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
+from covrl.comparison.curves import curves
 from covrl.comparison.methods import TUNED
 from covrl.comparison.page import render
 from covrl.comparison.run import run_cells
 from covrl.comparison.summary import lines
 from covrl.comparison.table import markdown
+from covrl.comparison.tuning import Tuning
 from covrl.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 BUDGET = Budget("steps", 50)
 DEV, TEST = Exam("dev", 4, 1000), Exam("test", 8)
-TUNING_SEEDS = (100, 101)
-RATES = (1.5e-4, 3e-4, 6e-4)
-LEAST, MOST = 1.8e-5, 4.9e-3  # where the growing of the grid ends
+TUNING = Tuning((100, 101), BUDGET, DEV, rates=(1.5e-4, 3e-4, 6e-4), least=1.8e-5, most=4.9e-3)
 
 CONTROLS = ("rationalise", "ravr-beta-0.3", "covrl-shuffled", "grpo-posterior")
 LONG = ("covrl", *CONTROLS, "verifree", "grpo")  # measured with five seeds
@@ -75,7 +75,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "test-rare": (Stage(LONG, "rare", (0, 1, 2, 3, 4)), Stage(SHORT, "rare", (0, 1, 2))),
     "tuning-common": (Stage((*LONG, "rlpr"), "common"), Stage(SHORT, "common")),
     "test-common": (Stage(LONG, "common", (0, 1, 2, 3, 4)), Stage(SHORT, "common", (0, 1, 2))),
-    "beta": (Stage(BETAS, "rare", TUNING_SEEDS, Budget("steps", 100), DEV, RATES),),
+    "beta": (Stage(BETAS, "rare", TUNING.seeds, Budget("steps", 100), DEV, TUNING.rates),),
     "tuning-ablations": (Stage(ABLATIONS, "rare"),),
     "ablations": (Stage(ABLATIONS, "rare", (0, 1, 2)),),
 }
@@ -102,6 +102,7 @@ def main() -> int:
         return 2
     if not asked.list:
         write_rates(asked.folder)
+        write_curves(asked.folder)
     return 1 if failures else 0
 
 
@@ -117,15 +118,19 @@ def results(cells: Iterable[Cell], folder: Path) -> dict[Cell, Result]:
 
 def wanted(stage: Stage, folder: Path) -> list[Cell]:
     """The cells that a stage asks for as far as results say: a tuning's grow with what was found."""
+    known = read_results(folder / "raw")
     if stage.tunes:
-        known = read_results(folder / "raw")
         cells = [
             cell
             for method in stage.methods
-            for cell in grid((method,), (stage.setting,), TUNING_SEEDS, BUDGET, DEV, tried(method, stage, known))
+            for cell in grid(
+                *((method,), (stage.setting,), TUNING.seeds, BUDGET, DEV),
+                TUNING.tried(method, stage.setting, known),
+            )
         ]
         return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.rate == 0))
-    rates = {method: stage.rates or tuned(method, stage.setting, folder) for method in stage.methods}
+    best = {method: TUNING.best(method, stage.setting, known) for method in stage.methods}
+    rates = {method: stage.rates or ((rate,) if rate else ()) for method, rate in best.items()}
     return [
         cell
         for seed in stage.seeds
@@ -133,40 +138,6 @@ def wanted(stage: Stage, folder: Path) -> list[Cell]:
         for cell in grid((method,), (stage.setting,), (seed,), stage.budget, stage.exam, rates[method])
         if rates[method]
     ]
-
-
-def tried(method: str, stage: Stage, known: Sequence[Result]) -> list[float]:
-    """The rates of a method's tuning: the grid, and beyond its edge while the best so far is there."""
-    rates = sorted(RATES)
-    while True:
-        scores = {rate: score(method, stage.setting, rate, known) for rate in rates}
-        counted = {rate: value for rate, value in scores.items() if value is not None}
-        if len(counted) < len(rates):
-            return rates
-        best = max(rates, key=lambda rate: counted[rate])
-        if best == rates[0] and best / 2 > LEAST:
-            rates.insert(0, best / 2)
-        elif best == rates[-1] and best * 2 < MOST:
-            rates.append(best * 2)
-        else:
-            return rates
-
-
-def score(method: str, setting: str, rate: float, known: Sequence[Result]) -> float | None:
-    """Mean avg@n on dev over the tuning's seeds, None before all are there."""
-    cells = [Cell(method, setting, rate, seed, BUDGET, DEV) for seed in TUNING_SEEDS]
-    have = found(cells, known)
-    return fmean(have[cell].figures["exam"]["avg@n"] for cell in cells) if len(have) == len(cells) else None
-
-
-def tuned(method: str, setting: str, folder: Path) -> tuple[float, ...]:
-    """The best rate of a method, alone; empty while its tuning is not finished."""
-    known = read_results(folder / "raw")
-    rates = tried(method, Stage((method,), setting), known)
-    scores = {rate: score(method, setting, rate, known) for rate in rates}
-    if None in scores.values():
-        return ()
-    return (max(rates, key=lambda rate: scores[rate] or 0.0),)
 
 
 def run(stage: Stage, folder: Path) -> int:
@@ -191,14 +162,24 @@ def write(name: str, folder: Path) -> None:
     (folder / f"{name}.html").write_text(render(every, {}), encoding="utf-8")
 
 
+def write_curves(folder: Path) -> None:
+    """An SVG for each method that was measured on test, in ``folder/curves``."""
+    (folder / "curves").mkdir(exist_ok=True)
+    cells = [cell for name in ("test-rare", "test-common") for part in STAGES[name] for cell in wanted(part, folder)]
+    every = lines(cells, results(cells, folder))
+    for method in dict.fromkeys(cell.method for cell in cells):
+        if text := curves(method, every):
+            (folder / "curves" / f"{method}.svg").write_text(text, encoding="utf-8")
+
+
 def write_rates(folder: Path) -> None:
     """The rates that are tuned so far, for `covrl compare`."""
+    known = read_results(folder / "raw")
     text = "# Learning rates tuned on dev by benchmarks/comparison.py; not edited by hand.\n"
     for setting in ("rare", "common"):
-        rates = {method: tuned(method, setting, folder) for method in dict.fromkeys((*LONG, *SHORT, *ABLATIONS))}
-        rows = [f"{method} = {rate[0]!r}" for method, rate in rates.items() if rate]
-        quoted = [row.replace(row.split(" = ")[0], f'"{row.split(" = ")[0]}"', 1) for row in rows]
-        text += "\n".join(["", f"[{setting}]", *quoted, ""])
+        best = {m: TUNING.best(m, setting, known) for m in dict.fromkeys((*LONG, *SHORT, *ABLATIONS))}
+        rows = [f'"{method}" = {rate!r}' for method, rate in best.items() if rate]
+        text += "\n".join(["", f"[{setting}]", *rows, ""])
     TUNED.write_text(text, encoding="utf-8")
 
 

@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from commands import Covrl, process
 from models import character_tokenizer, tiny
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
-
-from covrl.cli import main
 
 CONFIG = """
 [model]
@@ -41,14 +40,6 @@ warmup_steps = 0
 """
 
 Refused = Callable[..., str]
-
-
-class Found(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -80,31 +71,14 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Found]:
-    """Runs ``covrl`` with arguments, without the seconds of a new process; what libraries print is caught too."""
-
-    def call(*arguments: str) -> Found:
-        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        code = 0
-        capfd.readouterr()
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Found(code, *capfd.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def refused(project: Path, command: Callable[..., Found]) -> Refused:
+def refused(project: Path, covrl: Covrl) -> Refused:
     """Runs ``covrl`` and gives the one line with which it refused; arguments that begin with --set are of train."""
 
     def call(*arguments: str) -> str:
         if arguments[0].startswith("--set"):
             arguments = ("train", "--config", "run.toml", "--out", "run", *arguments)
         before = contents(project)
-        found = command(*arguments)
+        found = covrl(*arguments)
         assert found.code == 2, found
         assert found.out == ""
         (line,) = found.err.splitlines()
@@ -115,17 +89,15 @@ def refused(project: Path, command: Callable[..., Found]) -> Refused:
     return call
 
 
-def test_the_project_itself_is_good(project: Path, command: Callable[..., Found]) -> None:
-    found = command("train", "--config", "run.toml", "--out", "run")
+def test_the_project_itself_is_good(project: Path, covrl: Covrl) -> None:
+    found = covrl("train", "--config", "run.toml", "--out", "run")
     assert found.code == 0, found.err
     assert (project / "run/checkpoints/step-000001/model/model.safetensors").is_file()
 
 
 def test_a_process_of_its_own_says_the_same(project: Path) -> None:
     arguments = ["train", "--config", "run.toml", "--out", "run", "--set", "problems.train=none.jsonl"]
-    found = subprocess.run(
-        [sys.executable, "-m", "covrl", *arguments], cwd=project, capture_output=True, text=True, timeout=120
-    )
+    found = process(*arguments, cwd=project)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr == "covrl: none.jsonl: no such file\n"
     assert not (project / "run").exists()
@@ -240,10 +212,10 @@ def test_a_source_whose_extra_is_missing(
     ("module", "name"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")]
 )
 def test_a_tracker_whose_extra_is_missing(
-    project: Path, command: Callable[..., Found], monkeypatch: pytest.MonkeyPatch, module: str, name: str
+    project: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    found = command("train", "--config", "run.toml", "--out", "run", "--set", f'report.trackers=["{name}"]')
+    found = covrl("train", "--config", "run.toml", "--out", "run", "--set", f'report.trackers=["{name}"]')
     assert found.code == 2
     assert found.err == f"covrl: report.trackers: {name} is not installed: pip install 'covrl[{name}]'\n"
     assert not (project / "run/config.toml").exists()
@@ -318,9 +290,9 @@ def test_a_folder_that_holds_a_run(refused: Refused, project: Path) -> None:
 
 
 @pytest.fixture
-def going(project: Path, command: Callable[..., Found]) -> Iterator[Path]:
+def going(project: Path, covrl: Covrl) -> Iterator[Path]:
     """A run of two steps of which one is done, and another process that holds its folder."""
-    assert command("train", "--config", "run.toml", "--out", "run").code == 0
+    assert covrl("train", "--config", "run.toml", "--out", "run").code == 0
     folder = project / "run"
     (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("\nsteps = 1\n", "\nsteps = 2\n"))
     hold = "import fcntl, sys; f = open('.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True)"
@@ -337,19 +309,19 @@ def going(project: Path, command: Callable[..., Found]) -> Iterator[Path]:
         other.communicate()
 
 
-def test_a_run_that_is_going(going: Path, command: Callable[..., Found]) -> None:
+def test_a_run_that_is_going(going: Path, covrl: Covrl) -> None:
     before = contents(going)
-    found = command("train", "--resume", "run")
+    found = covrl("train", "--resume", "run")
     assert (found.code, found.out) == (2, "")
     assert found.err == "covrl: run: a run is going on in this folder; wait for it or stop it\n"
     assert contents(going) == before
 
 
-def test_a_run_without_a_checkpoint(refused: Refused, project: Path, command: Callable[..., Found]) -> None:
+def test_a_run_without_a_checkpoint(refused: Refused, project: Path, covrl: Covrl) -> None:
     (project / "run").mkdir()
     (project / "run/config.toml").write_text(CONFIG)
     assert refused("eval", "--model", "run", "--problems", "train.jsonl") == "run: the run has no model yet"
-    found = command("train", "--resume", "run")
+    found = covrl("train", "--resume", "run")
     assert found.code == 0
     assert "begins again at step 1" in found.err
 

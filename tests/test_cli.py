@@ -5,41 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Covrl, process
 
-from covrl.cli import main
 from covrl.training.loop import Run
 
 QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
 
 
-def covrl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV_")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "covrl", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def in_process(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The same, without the seconds that a new process takes to import torch."""
-    monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
 def test_help_lists_the_commands(tmp_path: Path) -> None:
-    found = covrl("--help", cwd=tmp_path)
+    found = process("--help", cwd=tmp_path)
     assert found.returncode == 0
     assert "quickstart" in found.stdout
 
@@ -65,16 +43,11 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl, arguments: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert in_process(monkeypatch, *QUICK, *arguments) == 2
-    found = capsys.readouterr()
-    assert found.out == ""
+    found = covrl(*QUICK, *arguments)
+    assert (found.code, found.out) == (2, "")
     assert "Traceback" not in found.err
     last = found.err.strip().splitlines()[-1]
     assert last.startswith("covrl: ")
@@ -85,15 +58,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_grade_reads_standard_input_and_reports_on_standard_error(tmp_path: Path) -> None:
     rows = [{"answer": "42", "response": "so \\boxed{42}"}, {"answer": "1/2", "response": "\\boxed{0.5}"}]
     rows += [{"answer": "7", "response": "\\boxed{8}"}, {"answer": "7", "response": "it is 7"}]
-    found = subprocess.run(
-        [sys.executable, "-m", "covrl", "grade"],
-        input="\n".join(map(json.dumps, rows)),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    found = process("grade", cwd=tmp_path, given="\n".join(map(json.dumps, rows)))
+    assert found.returncode == 0, found.stderr
     verdicts = [json.loads(line)["verdict"] for line in found.stdout.splitlines()]
     assert verdicts == ["right", "right", "wrong", "unknown"]
     assert "unknown" in found.stderr
@@ -101,7 +67,7 @@ def test_grade_reads_standard_input_and_reports_on_standard_error(tmp_path: Path
 
 def test_grade_names_a_broken_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"answer": "1", "response": "2"}\n{"answer": "1"}\n')
-    found = covrl("grade", "rows.jsonl", cwd=tmp_path)
+    found = process("grade", "rows.jsonl", cwd=tmp_path)
     assert found.returncode == 2
     assert "rows.jsonl line 2: no field 'response'" in found.stderr
     assert "Traceback" not in found.stderr
@@ -109,14 +75,14 @@ def test_grade_names_a_broken_line(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    found = covrl(*QUICK, "--set", f"model.path={tmp_path / 'empty'}", cwd=tmp_path)
+    found = process(*QUICK, "--set", f"model.path={tmp_path / 'empty'}", cwd=tmp_path)
     assert found.returncode == 2
     assert "holds no *.safetensors weights" in found.stderr
     assert "Traceback" not in found.stderr
 
 
 def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path: Path) -> None:
-    found = covrl(*QUICK, "--out", "run", cwd=tmp_path)
+    found = process(*QUICK, "--out", "run", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     (line,) = found.stdout.splitlines()
     result = json.loads(line)
@@ -135,14 +101,14 @@ def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path:
         "checkpoints/step-000001/model/model.safetensors",
         "checkpoints/step-000001/state.json",
     }
-    again = covrl(*QUICK, "--out", "run", cwd=tmp_path)
+    again = process(*QUICK, "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
     assert "there is a run in this folder already" in again.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_the_step_in_progress_and_says_where_the_run_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl, number: signal.Signals
 ) -> None:
     """Sent inside the second step: it is left, the first is checkpointed and reported; one line; exit code 130."""
     monkeypatch.chdir(tmp_path)
@@ -155,8 +121,8 @@ def test_a_signal_leaves_the_step_in_progress_and_says_where_the_run_is(
 
     monkeypatch.setattr(Run, "sample", signalled)
     small = ["--set", "training.problems_per_step=2", "--set", "training.steps=9", "--out", "run"]
-    assert in_process(monkeypatch, *QUICK, *small) == 130
-    said = capsys.readouterr().err
+    code, _, said = covrl(*QUICK, *small)
+    assert code == 130
     assert f"{number.name}: stopping" in said
     assert said.strip().endswith("covrl: interrupted inside step 2, of which nothing was kept; what was done is in run")
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1

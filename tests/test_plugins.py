@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Covrl
 from models import character_tokenizer, tiny
 
 import covrl as covrl_package
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.covrl import CoVRL
-from covrl.cli import main
 from covrl.errors import UserError
 from covrl.records import Problem
 from covrl.rewards.functions import find_reward, reward_of
@@ -86,8 +85,6 @@ broken = echo_method:broken
 number = echo_method:NOT_A_METHOD
 """
 
-Covrl = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -140,21 +137,6 @@ every = 0
     )
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def covrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Covrl:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
 
 
 def in_file(project: Path, text: str) -> None:

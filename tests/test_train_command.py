@@ -5,43 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Covrl
 from models import character_tokenizer, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import covrl as covrl_package
 from covrl.api import alone_in
-from covrl.cli import main
-
-Covrl = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def covrl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Covrl:
-    """Runs a command in ``tmp_path``; (exit code, standard output, standard error)."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command runs: a small Qwen2 whose traces often end, seven problems with solutions, and a config."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A small Qwen2 whose traces often end, seven problems with solutions, and a config."""
     tokenizer = character_tokenizer()
     model = tiny("qwen2", len(tokenizer), max_position_embeddings=128)
     model.save_pretrained(tmp_path / "model")

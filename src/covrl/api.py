@@ -1,221 +1,61 @@
-"""The Python API that the command line calls: build a run from settings, train it, write its folder."""
+"""The Python API that the command line calls: build a run from settings, train it, resume it, ask its model."""
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from covrl.algorithms import find_algorithm, make_algorithm
-from covrl.algorithms.base import Algorithm, Setup
-from covrl.config import ProblemsConfig, RunConfig, Settings, check, override, read_settings, read_toml
-from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError, UserError
-from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
+from covrl.algorithms import find_algorithm
+from covrl.algorithms.base import Algorithm
+from covrl.assembly import build, build_algorithm, build_evaluation, check_lengths, problem_fields
+from covrl.config import RunConfig, check, override, read_settings, read_toml
+from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
+from covrl.evaluation.accuracy import Grader
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.evaluation.reward_watch import blindness
 from covrl.generation.base import Sampling
-from covrl.generation.engine import TorchGenerator
 from covrl.plugins import refuse_code_in_file
-from covrl.problems.loading import Fields, load_problems
-from covrl.problems.source import ProblemSource, shuffle_hints
-from covrl.problems.tasks import task_of
-from covrl.prompts import Prompts, check_tokens
+from covrl.prompts import Prompts
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
-from covrl.rewards.graders import make_grader
-from covrl.scoring.compute import recompute_activations
-from covrl.scoring.model import SHIPPED, LanguageModel, load_model
+from covrl.scoring.model import SHIPPED, load_model
 from covrl.training import durable
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
-from covrl.training.distributed import join_world
+from covrl.training.folder import alone_in, model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
-from covrl.training.loop import Run, response_tokens
-from covrl.training.models import frozen_copy
+from covrl.training.loop import Run
 from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.signals import StopRequest
-from covrl.training.warm_format import WarmFormat
+
+__all__ = [
+    "SHIPPED_RECIPES",
+    "Trained",
+    "alone_in",
+    "ask",
+    "build",
+    "build_algorithm",
+    "build_evaluation",
+    "config_for",
+    "model_of_run",
+    "new_run_folder",
+    "problem_fields",
+    "resume",
+    "train",
+    "train_run",
+]
 
 SHIPPED_RECIPES = {
     "covrl:digits": "quickstart.toml",
     "covrl:digits-common": "quickstart.toml",
     "covrl:animals": "animals.toml",
 }
-
-
-def build(
-    config: RunConfig,
-    problems: Sequence[Problem] | None = None,
-    held_out: Sequence[Problem] | None = None,
-    grade: Grader | None = None,
-    label: TraceLabel | None = None,
-    reward: RewardFunction | None = None,
-    algorithm: type[Algorithm] | None = None,
-    evaluation_only: bool = False,
-    policy_path: Path | None = None,
-) -> Run:
-    """Load the model and assemble a run that has not taken a step.
-
-    Problems come from ``[problems]`` unless they are given. ``grade`` judges held-out answers (the default is
-    ``evaluation.verifier``) and ``label`` names what traces do in the report: neither has a part in training.
-    ``reward`` is a function of problem and sampled text, in the place of ``rewards.function``, and ``algorithm`` a
-    class in the place of ``algorithm.name``. ``policy_path`` is where the policy's weights are, if they are no longer
-    those of ``model.path``: frozen references are always the latter.
-
-    Raises:
-        UserError: a setting, the model, or a problem cannot be used.
-    """
-    task = task_of(config.problems.train) if problems is None else None
-    fields = problem_fields(config.problems)
-    if problems is None:
-        problems = load_problems(config.problems.train, fields)
-    if held_out is None and config.problems.held_out:
-        held_out = load_problems(config.problems.held_out, fields)
-    if config.problems.shuffle_hints:
-        problems = shuffle_hints(problems, config.training.seed)
-    source = ProblemSource(problems, config.training.seed)
-    if config.training.problems_per_step > len(problems) and not evaluation_only:
-        raise UserError(
-            f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(problems)} "
-            "problems, and the same problem twice in a step gives the same traces twice; lower it"
-        )
-    world = join_world(config.model.device)
-    config = named_in_config(config, reward, algorithm)
-    reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
-    moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
-    policy, tokenizer = load_model(moved, config.generation.temperature)
-    if config.training.recompute:
-        recompute_activations(policy.model)
-    prompts = Prompts(tokenizer, config.prompts)
-    check_tokens(prompts, [*problems, *(held_out or ())])
-    check_lengths(prompts, policy.context_length, config, [*problems, *(held_out or ())])
-    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
-    notes = (*policy.given_up, *generator.prove())
-    limits = config.generation
-    grade = grade or make_grader(config.evaluation.verifier)
-    label = label or (task.label if task else None)
-    method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
-    return Run(
-        config=config,
-        algorithm=method,
-        models={"policy": policy} | _beside(method, policy, config if policy_path else None),
-        generator=generator,
-        prompts=prompts,
-        source=source,
-        verify=make_grader(config.rewards.verifier) if method.verified and reward is None else None,
-        reward=reward,
-        label=label,
-        evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, label),
-        held_out=held_out or (),
-        notes=notes,
-        world=world,
-    )
-
-
-def build_algorithm(
-    config: RunConfig, prompts: Prompts, cls: type[Algorithm] | None, rewarded: bool, evaluation_only: bool = False
-) -> Algorithm:
-    """The run's method, with combinations that make no sense refused.
-
-    Raises:
-        UserError: no such method, a wrong setting, or a combination that cannot train, with the reason.
-    """
-    training = config.training
-    setup = Setup(
-        prompts,
-        training.rollouts_per_problem,
-        training.problems_per_step,
-        response_tokens(prompts, config.generation),
-    )
-    if evaluation_only:  # the method has no part in it, and one that was given in Python may not be at hand
-        return WarmFormat(Settings(), setup)
-    if cls is not None:
-        method = cls(check(cls.Config, config.algorithm.settings, where="[algorithm] "), setup)
-    else:
-        method = make_algorithm(config.algorithm, setup)
-    updates = training.mini_batches * training.epochs
-    if updates > 1 and method.one_update:
-        raise UserError(
-            f"training.mini_batches x epochs = {updates}: {method.name} takes one update a batch, because "
-            f"{method.one_update}"
-        )
-    if updates < method.updates_wanted:
-        raise UserError(
-            f"training.mini_batches x epochs = {updates}: {method.name} needs at least {method.updates_wanted} updates "
-            "a batch; its first update is plain REINFORCE"
-        )
-    if method.verified and not rewarded and config.rewards.verifier == "none":
-        raise UserError(
-            f"{method.name} takes its reward from a verifier: set rewards.verifier (text, math, choice, code, …) or "
-            "rewards.function, or choose a likelihood method such as covrl"
-        )
-    return method
-
-
-def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None) -> dict[str, LanguageModel]:
-    """The method's other models: copies of the base, which is the policy itself unless ``base`` says otherwise."""
-    if not method.models:
-        return {}
-    start = load_model(base.model, base.generation.temperature)[0] if base else policy
-    return {spec.name: frozen_copy(start) for spec in method.models}
-
-
-def named_in_config(config: RunConfig, reward: RewardFunction | None, algorithm: type[Algorithm] | None) -> RunConfig:
-    """The settings with the names of what was given in Python, so that the run's file says what it was."""
-    changed = config
-    if reward is not None:
-        changed = changed.model_copy(
-            update={"rewards": config.rewards.model_copy(update={"function": name_of(reward)})}
-        )
-    if algorithm is not None:
-        changed = changed.model_copy(
-            update={"algorithm": config.algorithm.model_copy(update={"name": name_of(algorithm)})}
-        )
-    return changed
-
-
-def build_evaluation(config: RunConfig, source: str) -> Run:
-    """A run whose held-out problems are those of ``source``, for its evaluator; nothing else of it is used."""
-    task = task_of(source)
-    problems = load_problems(source, problem_fields(config.problems))
-    return build(config, problems, problems, label=task.label if task else None, evaluation_only=True)
-
-
-def problem_fields(config: ProblemsConfig) -> Fields:
-    """The field names of ``[problems]`` as the loader takes them."""
-    return Fields(
-        question=config.question_field,
-        answer=config.answer_field,
-        accepted=config.accepted_field or None,
-        id=config.id_field or None,
-        extract=config.extract,
-        solution=config.solution_field or None,
-    )
-
-
-def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, problems: Sequence[Problem]) -> None:
-    """Every prompt, a whole trace and the answer must fit the model's context (``None``: it has no limit).
-
-    Raises:
-        UserError: the longest problem does not fit; names it, with the arithmetic.
-    """
-    if context is None:
-        return
-    longest = max(problems, key=lambda p: len(p.question) + len(p.shown))
-    prompt = max(len(prompts.prior(longest)), len(prompts.posterior(longest)))
-    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + len(prompts.answer(longest))
-    trace = config.generation.max_trace_tokens
-    if prompt + trace + after > context:
-        raise UserError(
-            f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {after} answer tokens exceed the "
-            f"model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +150,8 @@ def train_run(
         except CannotSaveError:
             raise
         except Exception as error:
-            if not world.agreed(error):
-                raise  # it is this rank's alone: the others cannot take part in a checkpoint
-            try:
-                keeper.last()
-            except CannotSaveError as also:
-                raise TrainingStoppedError(f"{error}; {also}") from error
+            if world.agreed(error):  # else it is this rank's alone: the others cannot take part in a checkpoint
+                _keep_what_was_done(keeper, error)
             raise
         last = keeper.last()
     assert last is not None  # it is None inside a step only
@@ -328,6 +164,13 @@ def _blind(run: Run) -> list[str]:
     asked = run.config.evaluation
     why = blindness(asked.every, min(len(run.held_out), asked.problems), graded)
     return [why] if why else []
+
+
+def _keep_what_was_done(keeper: Keeper, error: Exception) -> None:
+    try:
+        keeper.last()
+    except CannotSaveError as also:
+        raise TrainingStoppedError(f"{error}; {also}") from error
 
 
 def resume(
@@ -391,22 +234,6 @@ def _checkpoint_to_resume(folder: Path, config: RunConfig) -> tuple[Path | None,
     return None, ["the run was stopped before its first checkpoint: it begins again at step 1"]
 
 
-def model_of_run(folder: Path) -> Path:
-    """The best model of a run's folder, or its newest.
-
-    Raises:
-        UserError: the run has no model yet.
-    """
-    best = durable.present(folder / "best")
-    if best is not None:
-        return best
-    found, damaged = newest_whole(folder / "checkpoints")
-    if found is None:
-        said = f"{damaged[0][0]} is damaged: {damaged[0][1]}" if damaged else f"{folder}: the run has no model yet"
-        raise UserError(said)
-    return found / "model"
-
-
 def has_settings(model: str) -> bool:
     """Whether a model brings settings: it is a run's folder, or a shipped base, which has its recipe."""
     return model in SHIPPED_RECIPES or (Path(model) / "config.toml").is_file()
@@ -454,42 +281,3 @@ def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: 
         check_lengths(prompts, loaded.context_length, config, [problem])
         replies += ask_model(name, loaded, prompts, question, answer, sampling, n, seed)
     return replies
-
-
-def new_run_folder(folder: Path) -> None:
-    """Create the folder of a run.
-
-    Raises:
-        UserError: it cannot be written, or holds a run already.
-    """
-    if (folder / "config.toml").exists():
-        raise UserError(f"{folder}: there is a run in this folder already; resume it, or choose another with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-
-
-@contextmanager
-def alone_in(folder: Path) -> Generator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
-
-    Raises:
-        RunBusyError: another process holds it.
-        UserError: the folder cannot be written, or its file system has no locks.
-    """
-    try:
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusyError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
-        except OSError as error:
-            raise UserError(f"{folder}: cannot lock {lock.name}: {error.strerror}") from None
-        yield

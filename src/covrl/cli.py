@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from covrl.errors import RunBusyError, RunInterruptedError, TrainingStoppedError, UserError
+from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -119,82 +119,12 @@ def train(
     _cpu_defaults()
     from covrl.config import config_from
 
-    checked = None
-    if config is not None:
-        named = [f"algorithm.name={algorithm}"] * bool(algorithm) + [f"rewards.function={reward}"] * bool(reward)
-        checked = config_from(config, [*named, *(settings or [])])
-    from rich.console import Console
-
-    from covrl import api
-    from covrl.reporting.show import show_dry_run, show_model_path
-    from covrl.reporting.terminal import Progress
-    from covrl.reporting.trackers import check_trackers, make_trackers
-
-    if resume is not None:
-        run = api.resume(resume, reward=reward, algorithm=algorithm)
-    else:
-        run = api.build(checked) if checked else None
-    assert run is not None
-    if dry_run:
-        from covrl.training.dry_run import dry_run as rehearse
-
-        found = rehearse(run)
-        if not run.world.first:
-            return
-        show_dry_run(Console(), found, run.prompts)
-        complaint = found.complaint()
-        if complaint:
-            raise UserError(complaint)
-        return
-    check_trackers(run.config.report.trackers)
+    named = [f"algorithm.name={algorithm}"] * bool(algorithm) + [f"rewards.function={reward}"] * bool(reward)
+    checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = run.world.same(folder)
-    if not run.world.first:  # it works as the first does, and neither prints nor writes
-        if run.done < run.config.training.steps:
-            api.train_run(run, folder)
-        run.world.close()
-        return
-    if resume is None:
-        api.new_run_folder(folder)
-    elif run.done >= run.config.training.steps:
-        print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
-        if not (folder / "report.html").exists():  # killed at the very end
-            _report(folder)
-        return
-    else:
-        with api.alone_in(folder):  # before a word of progress is printed
-            pass
-    progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
-    trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
-    try:
-        with progress:
-            trained = api.train_run(run, folder, [progress, *trackers], progress.note)
-    except RunBusyError:
-        raise
-    except BaseException as error:
-        if (folder / "metrics.jsonl").exists():
-            _report(folder)
-        if isinstance(error, TrainingStoppedError):
-            raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
-        raise
-    run.world.close()
-    console = Console()
-    if _report(folder):
-        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
-    show_model_path(console, trained.best or trained.last)
+    from covrl.training.command import TrainRequest, run_train
 
-
-def _report(folder: Path) -> bool:
-    """Write the run's report; where the disk does not take it, say so: the run itself is not worse for it."""
-    from covrl.reporting.folder import summary_of
-    from covrl.reporting.html import write_report
-
-    try:
-        write_report(folder / "report.html", summary_of(folder))
-    except OSError as error:
-        print(f"covrl: {folder / 'report.html'} cannot be written: {error.strerror}", file=sys.stderr)
-        return False
-    return True
+    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward))
 
 
 @app.command("warm-format")
@@ -209,29 +139,9 @@ def warm_format(
 ) -> None:
     """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
     _cpu_defaults()
-    from covrl import api
-    from covrl.config import config_from
-    from covrl.reporting.show import show_model_path
-    from covrl.training.warm_format import solved_problems
-    from covrl.training.warm_format import warm_format as lessons
+    from covrl.training.command import run_warm_format
 
-    run = api.build(config_from(config, settings or []))
-    solved_problems(run)
-    api.new_run_folder(out)
-    valid = 0.0
-    for lesson in lessons(run, steps, rate, until, every):
-        valid = lesson.valid
-        print(
-            f"step {lesson.step}/{steps}  loss {lesson.loss:.3f} nats a token  valid traces {valid:.0%}",
-            file=sys.stderr,
-            flush=True,
-        )
-    run.save(out)
-    from rich.console import Console
-
-    show_model_path(Console(), out)
-    if valid < until:
-        raise TrainingStoppedError(f"only {valid:.0%} of the traces are valid after {steps} steps; go on with more")
+    run_warm_format(config, out, settings or [], steps, rate, until, every)
 
 
 @app.command("eval")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from commands import Covrl
 from comparison.results import result
 
-from covrl.cli import main
 from covrl.comparison import compare as module
 from covrl.comparison.cells import Budget, Cell, Exam, write_result
 from covrl.comparison.compare import ask_for, compare
@@ -94,37 +93,33 @@ def test_what_is_typed(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: Typed, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl, typed: Typed, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, "--algorithms", "covrl", *typed) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    found = covrl("compare", "--algorithms", "covrl", *typed)
+    assert found.code == 2
+    last = found.err.strip().splitlines()[-1]
     assert last.startswith("covrl: ")
     assert said in last
     assert not list(tmp_path.iterdir())
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["covrl", "compare", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
 def test_the_command_lists_runs_and_fails_where_a_cell_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: list[Cell]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl, workers: list[Cell]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plain = ("--algorithms", "covrl", "--settings", "rare", "--seeds", "0", "--out", "res")
-    assert command(monkeypatch, *plain, "--list") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["missing"] * 2
+    plain = ("compare", "--algorithms", "covrl", "--settings", "rare", "--seeds", "0", "--out", "res")
+    code, out, _ = covrl(*plain, "--list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["missing"] * 2
     assert not list(tmp_path.iterdir()), "listing writes nothing"
-    assert command(monkeypatch, *plain) == 0
-    assert "res/compare.md" in capsys.readouterr().out
+    code, out, _ = covrl(*plain)
+    assert code == 0
+    assert "res/compare.md" in out
     assert "covrl compare --algorithms covrl --settings rare" in (tmp_path / "res/compare.md").read_text()
-    assert command(monkeypatch, *plain, "--list") == 0
-    assert "done abc" in capsys.readouterr().out
-    assert command(monkeypatch, *plain, "--algorithms", "covrl-shuffled", "--seeds", "1") == 1
+    code, out, _ = covrl(*plain, "--list")
+    assert code == 0
+    assert "done abc" in out
+    assert covrl(*plain, "--algorithms", "covrl-shuffled", "--seeds", "1").code == 1
     (tmp_path / "res/raw/odd.json").write_text(json.dumps({"a": 1}))
-    assert command(monkeypatch, *plain) == 2
+    assert covrl(*plain).code == 2

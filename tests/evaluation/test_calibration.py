@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 from pathlib import Path
 
 import pytest
+from commands import Covrl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covrl.cli import main
 from covrl.evaluation.calibration import Marked, auc, auc_within, calibration, reliability, tenths
 
 SCORED = st.lists(st.tuples(st.sampled_from([-3.0, -2.0, -1.0, 0.0]), st.booleans()), max_size=12)
@@ -104,24 +103,17 @@ def test_nothing_to_measure() -> None:
     assert record["sentence"].startswith("Cannot be told")
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, covrl: Covrl) -> None:
     asked = ["calibrate", "--model", "covrl:digits-common", "--problems", "digits:test", "--limit", "30", "-n", "4"]
-    monkeypatch.setattr(sys, "argv", ["covrl", *asked, "--json", "--out", str(tmp_path / "c")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    record = json.loads(capsys.readouterr().out)
+    code, out, _ = covrl(*asked, "--json", "--out", str(tmp_path / "c"))
+    assert code == 0
+    record = json.loads(out)
     assert record["traces"] == 120
     assert record == json.loads((tmp_path / "c/calibration.json").read_text())
     page = (tmp_path / "c/calibration.html").read_text()
     assert record["sentence"].split(":")[0] in page
     assert page.count("<circle") == len(record["reliability"])
-    monkeypatch.setattr(sys, "argv", ["covrl", *asked, "--set", "evaluation.verifier=none"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    assert "evaluation.verifier is none" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["covrl", *asked])
-    with pytest.raises(SystemExit):
-        main()
-    assert "questions with both" in capsys.readouterr().out
+    code, _, err = covrl(*asked, "--set", "evaluation.verifier=none")
+    assert code == 2
+    assert "evaluation.verifier is none" in err
+    assert "questions with both" in covrl(*asked).out

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from commands import Covrl
 from hypothesis import given
 from hypothesis import strategies as st
 from models import byte_tokenizer
 
-from covrl.cli import main
 from covrl.config import PromptConfig
 from covrl.errors import UserError
 from covrl.evaluation.leak import other_answers
@@ -117,16 +116,11 @@ def test_one_answer_alone_is_refused() -> None:
         measure_leaks(Telling(lambda s, a: a), PROMPTS, PROBLEMS[:1], Sampling(5, "</think>"), 1, 0)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, covrl: Covrl) -> None:
     asked = ["leak", "--model", "covrl:digits", "--problems", "digits:test", "--limit", "6", "-n", "2"]
-    monkeypatch.setattr(sys, "argv", ["covrl", *asked, "--json", "--traces", str(tmp_path / "t.jsonl")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    record = json.loads(capsys.readouterr().out)
+    code, out, _ = covrl(*asked, "--json", "--traces", str(tmp_path / "t.jsonl"))
+    assert code == 0
+    record = json.loads(out)
     assert record["problems"] == 6
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 6 * 2 * 3
-    monkeypatch.setattr(sys, "argv", ["covrl", *asked])
-    with pytest.raises(SystemExit):
-        main()
-    assert "posterior" in capsys.readouterr().out
+    assert "posterior" in covrl(*asked).out

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from commands import Covrl
 from models import character_tokenizer, tiny
 
-from covrl.cli import main
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
 from covrl.evaluation.exam import Exam, Solved, from_json
@@ -196,12 +194,6 @@ def test_model_text_is_escaped(copied: Path) -> None:
 # Benchmarks and the command line
 
 
-class Found(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -213,22 +205,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def covrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Found]:
-    def call(*arguments: str) -> Found:
-        monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return Found(int(stop.value.code or 0), *capfd.readouterr())
-
-    return call
-
-
 COMMON = ["eval", "--model", "model", "--config", "run.toml"]
 
 
-def test_local_benchmarks_from_the_command_line(project: Path, covrl: Callable[..., Found]) -> None:
+def test_local_benchmarks_from_the_command_line(project: Path, covrl: Covrl) -> None:
     if not (DATA / "amc23" / "test.jsonl").is_file():
         pytest.skip(f"{DATA / 'amc23' / 'test.jsonl'} is not there")
     asked = ["--benchmark", "aime24", "--benchmark", "AMC23", "--data", str(DATA), "-n", "2", "--limit", "2"]
@@ -244,7 +224,7 @@ def test_local_benchmarks_from_the_command_line(project: Path, covrl: Callable[.
 
 
 @pytest.mark.parametrize("name", ["GSM8K", "MATH-500", "AIME24", "AMC23"])
-def test_a_protocol_is_sampled_as_it_stands(project: Path, covrl: Callable[..., Found], name: str) -> None:
+def test_a_protocol_is_sampled_as_it_stands(project: Path, covrl: Covrl, name: str) -> None:
     """Prompts, samples, temperature and token limits are the protocol's; only the number of problems is not."""
     protocol = PROTOCOLS[name]
     if not (DATA / protocol.file).is_file():
@@ -286,7 +266,7 @@ def test_every_reference_answer_is_right_in_a_box_and_anothers_is_not(name: str)
     assert taken <= {("5", "x=5")}  # the only neighbours that mean the same
 
 
-def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Callable[..., Found]) -> None:
+def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Covrl) -> None:
     row = {"Question": "q", "Correct Answer": "y"} | {f"Incorrect Answer {i}": f"n{i}" for i in (1, 2, 3)}
     (project / "g.jsonl").write_text(json.dumps(row) + "\n")
     asked = ["--benchmark", "GPQA-Diamond", "--data", "GPQA-Diamond=g.jsonl", "-n", "2", "--max-tokens", "8"]
@@ -296,7 +276,7 @@ def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covr
     assert "| chance | 25.0 % |" in (project / "out/results.md").read_text().replace("\u00a0", " ")
 
 
-def test_the_plain_form_keeps_its_keys(project: Path, covrl: Callable[..., Found]) -> None:
+def test_the_plain_form_keeps_its_keys(project: Path, covrl: Covrl) -> None:
     found = covrl(*COMMON, "--problems", "p.jsonl", "--json")
     keys = ["model", "problem_source", "problems", "greedy", "n", "avg@n", "pass@1", "unknown", "truncated"]
     assert list(json.loads(found.out)) == [*keys, "no_closing_tag", "trace_tokens", "intervals"]
@@ -324,9 +304,7 @@ def test_the_plain_form_keeps_its_keys(project: Path, covrl: Callable[..., Found
         ([], "give --problems or --benchmark"),
     ],
 )
-def test_unusable_input_is_one_line(
-    project: Path, covrl: Callable[..., Found], arguments: list[str], said: str
-) -> None:
+def test_unusable_input_is_one_line(project: Path, covrl: Covrl, arguments: list[str], said: str) -> None:
     (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
     found = covrl(*COMMON, *arguments)
     assert (found.code, found.out) == (2, "")
@@ -350,7 +328,7 @@ def test_unusable_input_is_one_line(
     ],
 )
 def test_leak_and_calibrate_refuse_alike(
-    project: Path, covrl: Callable[..., Found], command: str, arguments: list[str], said: str
+    project: Path, covrl: Covrl, command: str, arguments: list[str], said: str
 ) -> None:
     (project / "empty.jsonl").write_text('{"question": "1", "answer": ""}\n')
     found = covrl(command, *COMMON[1:], *arguments)
@@ -368,9 +346,7 @@ def test_a_file_of_something_else_is_refused(copied: Path) -> None:
         evaluate_several(order(), copied)
 
 
-def test_a_suite_is_the_mean_of_its_members(
-    project: Path, covrl: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_suite_is_the_mean_of_its_members(project: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch) -> None:
     """CoVRL's overall from local files of one row each: every member has one vote, and the gap is said."""
     from covrl.evaluation.benchmarks import COVRL_OVERALL
     from covrl.evaluation.choices import Options
@@ -413,7 +389,7 @@ def runs(project: Path) -> Path:
     return project
 
 
-def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Callable[..., Found]) -> None:
+def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Covrl) -> None:
     asked = ["--problems", "p.jsonl", "-n", "2", "--out", "o", "--json"]
     found = covrl("eval", "--model", "a", "--model", "b", "--model", "model", *asked)
     assert found.code == 0, found.err
@@ -438,7 +414,7 @@ def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Callab
     assert "at temperature 0.5 (a), 1 (b), 0.5 (model) and top-p 1" in (runs / "o/results.md").read_text()
 
 
-def test_many_unknown_verdicts_are_a_warning(project: Path, covrl: Callable[..., Found]) -> None:
+def test_many_unknown_verdicts_are_a_warning(project: Path, covrl: Covrl) -> None:
     (project / "u.jsonl").write_text('{"question": "1+1", "answer": "\\\\frac{1}{"}\n')
     asked = [*COMMON, "--problems", "u.jsonl", "--set", "evaluation.verifier=math", "-n", "4"]
     for found in (covrl(*asked), covrl(*asked, "--out", "o")):
@@ -448,7 +424,7 @@ def test_many_unknown_verdicts_are_a_warning(project: Path, covrl: Callable[...,
     assert "verdicts are unknown" not in covrl(*COMMON, "--problems", "p.jsonl").err
 
 
-def test_options_hold_for_all_models(runs: Path, covrl: Callable[..., Found]) -> None:
+def test_options_hold_for_all_models(runs: Path, covrl: Covrl) -> None:
     same = ["--max-tokens", "8", "--temperature", "1", "--set", "training.seed=5"]
     found = covrl("eval", "--model", "a", "--model", "b", "--problems", "p.jsonl", *same, "--out", "o", "--json")
     record = json.loads(found.out)
@@ -457,7 +433,7 @@ def test_options_hold_for_all_models(runs: Path, covrl: Callable[..., Found]) ->
     assert {tuple(s.values()) for s in record["exams"][0]["sampling"].values()} == {(1.0, 8, 4)}
 
 
-def test_models_that_read_the_problems_differently_are_refused(runs: Path, covrl: Callable[..., Found]) -> None:
+def test_models_that_read_the_problems_differently_are_refused(runs: Path, covrl: Covrl) -> None:
     asked = ["eval", "--model", "a", "--model", "c", "--problems", "p.jsonl", "--out", "o"]
     found = covrl(*asked)
     assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)

@@ -161,7 +161,7 @@ def production_gradient(
     before = get_weights(run)
     if drift is not None:
         set_weights(run, before + drift)
-    report = accumulate_gradient(run.algorithm, run.models, kept, credits, run.limits, run.reducer)
+    report = accumulate_gradient(run.algorithm, run.models, kept, credits, run.limits)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
     set_weights(run, before)
     return torch.cat([g.flatten() for g in grads]), report

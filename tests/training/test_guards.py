@@ -220,9 +220,7 @@ def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path
     (group,) = again.score([type(run.sample(PROBLEMS[:1], Draw(0, 0))[0])(culprit.problem, (culprit.rollout,))])
     assert all(torch.equal(group.scores[0].values[o], t) for o, t in culprit.scores.values.items())
     with pytest.raises(NonFiniteError, match=f"kl loss is nan at problem {problem}, rollout {index}"):
-        accumulate_gradient(
-            again.algorithm, again.models, [group], [[culprit.credit]], PassLimits(1 << 20, 1 << 20), again.reducer
-        )
+        accumulate_gradient(again.algorithm, again.models, [group], [[culprit.credit]], PassLimits(1 << 20, 1 << 20))
 
 
 def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:

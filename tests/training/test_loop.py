@@ -22,6 +22,7 @@ from covrl.records import Problem, Verdict
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.loop import Run
 from covrl.training.models import follow, frozen_copy
+from covrl.training.rollouts import judged
 
 PROMPTS = {
     "user": "{question}",
@@ -87,9 +88,9 @@ def test_a_response_is_read_between_the_tags_and_one_without_answer_is_wrong(fol
     texts = {"abe12t": "12", "abe 345t": " 345", "abe12": None, "ab12t": None, "abe12345t": "12345"}
     rollouts = [replace(group.rollouts[0], text=text, correct=None) for text in texts]
     asked.clear()
-    (judged,) = run._judged([replace(group, rollouts=tuple(rollouts))], Draw(0, 0))
+    (found,) = judged(run, [replace(group, rollouts=tuple(rollouts))], Draw(0, 0))
     assert asked == [said for said in texts.values() if said is not None]
-    assert [r.correct for r in judged.rollouts] == ["unknown", "wrong", "wrong", "wrong", "unknown"]
+    assert [r.correct for r in found.rollouts] == ["unknown", "wrong", "wrong", "wrong", "unknown"]
 
 
 def test_unknown_responses_are_in_no_statistics_and_have_no_weight(folder: Path) -> None:

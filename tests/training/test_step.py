@@ -20,6 +20,7 @@ from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.training.loop import Run
+from covrl.training.parallel import Solo
 from covrl.training.step import PassLimits, accumulate_gradient
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
@@ -76,7 +77,7 @@ def gradient(
 ) -> Tensor:
     for p in run.parameters:
         p.grad = None
-    accumulate_gradient(run.algorithm, run.models, groups, credits, limits, run.reducer, **options)
+    accumulate_gradient(run.algorithm, run.models, groups, credits, limits, **options)
     return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
 
 
@@ -115,7 +116,7 @@ def test_measuring_streams_does_not_change_the_gradient_and_the_parts_add_up() -
     plain = gradient(run, limits, groups, credits)
     measured = gradient(run, limits, groups, credits, measure_streams=True)
     assert float((plain - measured).norm() / plain.norm()) < 1e-10
-    report = accumulate_gradient(run.algorithm, run.models, groups, credits, limits, run.reducer, measure_streams=True)
+    report = accumulate_gradient(run.algorithm, run.models, groups, credits, limits, measure_streams=True)
     assert set(report.norms) == {"policy", "kl", "nll"}
     assert all(norm > 0 for norm in report.norms.values())
     assert sum(report.norms.values()) >= float(plain.norm())
@@ -133,7 +134,7 @@ def test_traces_without_weight_are_dropped_before_the_forward_and_still_counted_
         for row in credits
     ]
     limits = PassLimits(1 << 20, 1 << 30)
-    report = accumulate_gradient(run.algorithm, run.models, groups, idle, limits, run.reducer)
+    report = accumulate_gradient(run.algorithm, run.models, groups, idle, limits)
     assert report.dropped >= sum(len(row) // 2 for row in credits)
     assert torch.equal(gradient(run, limits, groups, idle), gradient(run, limits, groups, zeros))
     kept_only = [ScoredGroup(g.problem, g.rollouts[::2], g.scores[::2]) for g in groups]
@@ -141,20 +142,28 @@ def test_traces_without_weight_are_dropped_before_the_forward_and_still_counted_
     assert float(fewer_below.norm()) > float(gradient(run, limits, groups, idle).norm())
 
 
+class OneOfTwo(Solo):
+    """One of two ranks that hold whole weights, without the other: its losses and gradient stay its own."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
 def test_denominators_come_from_the_batch_of_all_ranks() -> None:
-    """With twice the counts from the reducer, every stream's loss is half: the ranks' gradients then add up."""
-
-    class TwoRanks:
-        def sum(self, value: float) -> float:
-            return 2 * value
-
+    """So the losses and gradients of two ranks' shares add up to those of one process."""
     run = make_run()
     groups, credits = credited(run)
     limits = PassLimits(1 << 20, 1 << 30)
-    one = accumulate_gradient(run.algorithm, run.models, groups, credits, limits, run.reducer)
-    two = accumulate_gradient(run.algorithm, run.models, groups, credits, limits, TwoRanks())
+    made_of = (run.algorithm, run.models, groups, credits, limits)
+    one = accumulate_gradient(*made_of)
+    shares = [accumulate_gradient(*made_of, world=OneOfTwo(rank)) for rank in (0, 1)]
     for name, loss in one.losses.items():
-        assert two.losses[name] == pytest.approx(loss / 2)
+        assert sum(share.losses[name] for share in shares) == pytest.approx(loss)
+    whole = gradient(run, limits, groups, credits)
+    parts = [gradient(run, limits, groups, credits, world=OneOfTwo(rank)) for rank in (0, 1)]
+    assert float((parts[0] + parts[1] - whole).norm() / whole.norm()) <= 1e-5
 
 
 def test_policy_and_kl_share_a_denominator_and_the_nll_counts_all_prior_traces() -> None:

@@ -24,7 +24,7 @@ def test_the_loss_is_the_plain_likelihood_of_solution_and_answer() -> None:
     model, prompts = run.models["policy"].model, run.prompts
     lessons = WarmFormat(Settings(), Setup(prompts, 1))
     groups = [ScoredGroup(p, (given_trace(prompts, p, p.solution or ""),), (Scores({}),)) for p in SOLVED[:2]]
-    report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits, run.reducer)
+    report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits)
     sums = {"prior": 0.0, "posterior": 0.0, "answer": 0.0}
     tokens = 0
     for group in groups:

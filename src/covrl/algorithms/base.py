@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -18,7 +18,6 @@ from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.pack import Context, Reading
-from covrl.training.parallel import Reducer, Solo
 
 
 class Stream(NamedTuple):
@@ -61,14 +60,14 @@ class Setup:
     """What a method is given when it is made.
 
     ``problems_per_step`` and ``rollouts_per_problem`` are the sizes that the run asks for; ``max_tokens`` is the
-    longest trace or response that can be sampled. Batch statistics go through ``reducer``.
+    longest trace or response that can be sampled. A method sees the whole batch, however many processes share the
+    work: its statistics need nothing from other processes.
     """
 
     prompts: Prompts
     rollouts_per_problem: int
     problems_per_step: int = 1
     max_tokens: int = 2048
-    reducer: Reducer = field(default_factory=Solo)
 
 
 class ModelSpec(NamedTuple):

@@ -90,8 +90,7 @@ class ReinforcePP(GroupMethod):
 
     def _moments(self, returns: Sequence[Tensor]) -> tuple[float, float]:
         """Mean and sample deviation over all tokens of all ranks."""
-        reducer = self.setup.reducer
-        count = reducer.sum(float(sum(len(r) for r in returns)))
-        mean = reducer.sum(sum(float(r.double().sum()) for r in returns)) / max(count, 1.0)
-        squares = reducer.sum(sum(float((r.double() - mean).square().sum()) for r in returns))
+        count = float(sum(len(r) for r in returns))
+        mean = sum(float(r.double().sum()) for r in returns) / max(count, 1.0)
+        squares = sum(float((r.double() - mean).square().sum()) for r in returns)
         return mean, math.sqrt(squares / max(count - 1.0, 1.0))

@@ -70,7 +70,6 @@ class RLPR(OnePrompt):
 
     def __init__(self, config: RLPRConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        self.reducer = setup.reducer
         self.usual_std: float | None = None
         self.models = (ModelSpec("reference"),)
         self.read_responses()
@@ -85,8 +84,7 @@ class RLPR(OnePrompt):
     def admit(self, groups: Sequence[ScoredGroup]) -> Admission:
         """Questions whose rewards differ enough; moves the running mean, so it is called once a step."""
         spreads = [spread(self.rewards(group)) for group in groups]
-        total, count = self.reducer.sum(sum(spreads)), self.reducer.sum(float(len(groups)))
-        here = total / count if count else 0.0
+        here = sum(spreads) / len(spreads) if spreads else 0.0
         usual = here if self.usual_std is None else self.usual_std
         decay = self.config.filter_decay
         self.usual_std = decay * usual + (1 - decay) * here

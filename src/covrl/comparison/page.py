@@ -137,17 +137,17 @@ def _chart(axis_name: Axis, bold: Sequence[Line], trained: Sequence[Line], colou
     drawn = [point for courses in every.values() for points in courses for point in points]
     heights = [y for _, y in drawn]
     frame = Frame(0.0, max(x for x, _ in drawn), axis([*heights, chance or 0.0], zero=True, most=1.0))
-    parts = [_grid(frame)]
+    parts = [draw_grid(frame)]
     if chance is not None:
         y = frame.y(chance)
         parts.append(f"<line class='chance' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
     others = [points for key, points in means.items() if points and key not in seeds]
-    parts += [f"<path class='rest' d='{_path(frame, points)}'/>" for points in others]
+    parts += [f"<path class='rest' d='{draw_path(frame, points)}'/>" for points in others]
     keys = []
     for line in shown:
         colour, mean = colours[line.key], means[line.key]
-        thin = "".join(f"<path class='raw' d='{_path(frame, points)}'/>" for points in seeds[line.key])
-        parts.append(f"<g class='{colour}'>{thin}<path class='line' d='{_path(frame, mean)}'/></g>")
+        thin = "".join(f"<path class='raw' d='{draw_path(frame, points)}'/>" for points in seeds[line.key])
+        parts.append(f"<g class='{colour}'>{thin}<path class='line' d='{draw_path(frame, mean)}'/></g>")
         swatch = f"<svg class='swatch {colour}' viewBox='0 0 14 8' aria-hidden='true'><path d='M0 4H14'/></svg>"
         keys.append(f"<li>{swatch}{escape(_name(line, trained))} <b>{percent(mean[-1][1])} %</b></li>")
     told = "; ".join(f"{_name(line, trained)} ends at {percent(means[line.key][-1][1])} %" for line in shown)
@@ -162,7 +162,8 @@ def mean_course(line: Line, axis_name: Axis) -> list[tuple[float, float]]:
     return [(fmean(x for x, _ in row), fmean(y for _, y in row)) for row in zip(*every, strict=False)]
 
 
-def _grid(frame: Frame) -> str:
+def draw_grid(frame: Frame) -> str:
+    """The horizontal lines of a chart of accuracy against tokens, with both axes' numbers."""
     parts = ["<g class='grid'>"]
     for tick in frame.axis.ticks:
         y = frame.y(tick)
@@ -174,7 +175,8 @@ def _grid(frame: Frame) -> str:
     return "".join(parts) + "</g>"
 
 
-def _path(frame: Frame, points: Points) -> str:
+def draw_path(frame: Frame, points: Points) -> str:
+    """The straight lines between points, as the data of an SVG path."""
     return "M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in points)
 
 

@@ -25,7 +25,6 @@ from covrl.scoring.model import Ids, LanguageModel
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
 from covrl.training.memory import generation_arithmetic, is_out_of_memory
-from covrl.training.parallel import Reducer
 from covrl.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -202,17 +201,6 @@ def _apart(a: Sequence[float], b: Sequence[float]) -> float:
     if len(a) != len(b) or not a:
         return float("nan")
     return float((torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs().max())
-
-
-def together(reducer: Reducer, check: Callable[[], None]) -> None:
-    """Make ``check``; a NonFiniteError of one process is raised in all of them."""
-    wrong: NonFiniteError | None = None
-    try:
-        check()
-    except NonFiniteError as error:
-        wrong = error
-    if reducer.sum(float(wrong is not None)):
-        raise wrong or NonFiniteError("something is not finite in another process")
 
 
 def check_scores(groups: Sequence[ScoredGroup]) -> None:

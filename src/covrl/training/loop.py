@@ -9,27 +9,25 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 from covrl.algorithms.base import Algorithm
-from covrl.config import GenerationConfig, RunConfig
+from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
-from covrl.generation.base import Draw, Sampling
+from covrl.generation.base import Draw
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Request, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
-from covrl.rewards.functions import RewardFunction, reward_of
-from covrl.rewards.likelihood import reward_floor
-from covrl.scoring.head import log_prob
+from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
+from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
-from covrl.training.guard import Guard, check_credits, check_scores, sampling_errors, together, watched
+from covrl.training.guard import Guard, check_credits, check_scores, watched
+from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
 from covrl.training.models import follow
 from covrl.training.monitors import (
@@ -42,7 +40,8 @@ from covrl.training.monitors import (
     verdict_warnings,
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from covrl.training.parallel import Reducer, Solo
+from covrl.training.parallel import Solo
+from covrl.training.rollouts import sample
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error
 from covrl.training.undo import Before
 from covrl.training.views import trace_group
@@ -93,7 +92,6 @@ class Run:
     label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
-    reducer: Reducer = field(default_factory=Solo)
     world: Solo = field(default_factory=Solo)
     done: int = 0
     best: tuple[float, float] | None = None
@@ -235,7 +233,7 @@ class Run:
             with self.world.whole_weights():
                 kept = self._collect(draw, clock, sampled, scored)
             credits = self.algorithm.credit(kept)
-            together(self.reducer, partial(check_credits, kept, credits))
+            check_credits(kept, credits)
             with clock("train"):
                 return sampled, scored, kept, credits, self._update(kept, credits)
         except NonFiniteError as error:
@@ -258,7 +256,7 @@ class Run:
                 with clock("score"):
                     scored += self.score(fresh)
             self._stop_together()
-            together(self.reducer, partial(check_scores, scored))
+            check_scores(scored)
             kept, want_more = self.algorithm.admit(scored)
             if not want_more:
                 break
@@ -270,65 +268,8 @@ class Run:
             self._leave_step()
 
     def sample(self, problems: Sequence[Problem], draw: Draw) -> list[Group]:
-        """Plan and generate until the method asks for nothing more; one group per problem."""
-        sampling = self._sampling()
-        history: list[list[Rollout]] = [[] for _ in problems]
-        while True:
-            plans = [self.algorithm.plan(p, h, draw) for p, h in zip(problems, history, strict=True)]
-            requests = [request for plan in plans for request in plan]
-            if not requests:
-                break
-            rollouts = iter(self._generated(requests, sampling, draw))
-            for past, plan in zip(history, plans, strict=True):
-                past += [next(rollouts) for _ in plan]
-        return self._judged([Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)
-
-    def _generated(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-        with sampling_errors(self, requests, sampling):
-            return self.generator.generate(requests, sampling, draw)
-
-    def _sampling(self) -> Sampling:
-        """How traces are drawn; a response has room for its trace, the tags and its answer."""
-        generation, prompts = self.config.generation, self.config.prompts
-        if self.algorithm.samples == "thought":
-            return Sampling(generation.max_trace_tokens, prompts.close, generation.temperature)
-        return Sampling(response_tokens(self.prompts, generation), prompts.answer_suffix, generation.temperature)
-
-    def _judged(self, groups: Sequence[Group], draw: Draw) -> list[Group]:
-        """The groups with verdicts, where the method asks for them, and with the user's rewards.
-
-        A response without an answer in its place is wrong: there is nothing to be in doubt about.
-        """
-        pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-        if self.algorithm.verified and self.verify is not None:
-            said = self._said(pairs, draw)
-            asked = [(problem, text) for (problem, _), text in zip(pairs, said, strict=True) if text is not None]
-            verdicts = iter(self.world.shared(self.verify, asked))
-            pairs = [
-                (p, replace(r, correct="wrong" if text is None else next(verdicts)))
-                for (p, r), text in zip(pairs, said, strict=True)
-            ]
-        if self.reward is not None:
-            rewards = iter(self.world.shared(self._rewards, pairs))
-            pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
-        judged = iter(rollout for _, rollout in pairs)
-        return [Group(g.problem, tuple(next(judged) for _ in g.rollouts)) for g in groups]
-
-    def _rewards(self, pairs: Sequence[tuple[Problem, Rollout]]) -> list[float]:
-        assert self.reward is not None
-        return [reward_of(self.reward, problem, rollout.text) for problem, rollout in pairs]
-
-    def _said(self, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
-        """What each rollout answered: read from a response; behind a thought, sampled with the prior prompt."""
-        if self.algorithm.samples == "response":
-            return [self.prompts.said(rollout.text) for _, rollout in pairs]
-        generation, suffix = self.config.generation, self.config.prompts.answer_suffix
-        asked = [
-            replace(r.request, prompt_ids=self.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid
-        ]
-        sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
-        replies = iter(self._generated(asked, sampling, replace(draw, purpose="answer")) if asked else [])
-        return [next(replies).text.removesuffix(suffix) if r.valid else None for _, r in pairs]
+        """Plan and generate until the method asks for nothing more; one judged group per problem."""
+        return sample(self, problems, draw)
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Read every trace under the method's contexts, without gradients."""
@@ -336,19 +277,24 @@ class Run:
         contexts, readings = self.algorithm.contexts, self.algorithm.scoring
 
         def attempt(limits: PassLimits) -> list[Scores]:
-            return self.world.shared(partial(self._read, contexts, readings, limits), pairs)
+            return self.read(contexts, readings, limits, pairs)
 
         scores = iter(self._with_less(attempt, pairs))
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
-    def _read(
+    def read(
         self,
         contexts: Sequence[Context],
         readings: Sequence[Reading],
         limits: PassLimits,
         pairs: Sequence[tuple[Problem, Rollout]],
     ) -> list[Scores]:
-        return score(self.models, contexts, readings, pairs, limits.tokens, limits.logits_bytes)
+        """Each rollout's scores under ``contexts``, each rank reading its share."""
+
+        def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
+            return score(self.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
+
+        return self.world.shared(share, pairs)
 
     def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """One optimizer step per mini-batch of groups and epoch; returns what is logged of them."""
@@ -362,7 +308,7 @@ class Run:
             norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
             if not math.isfinite(norm):
                 self.optimizer.zero_grad(set_to_none=True)
-                batch = (groups[part], credits[part], self.limits, self.reducer)
+                batch = (groups[part], credits[part], self.limits)
                 raise gradient_error(float(norm), self.algorithm, self.models, *batch, search=self.alone)
             self._applied = True
             self.optimizer.step()
@@ -377,7 +323,7 @@ class Run:
 
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
-            made_of = (self.algorithm, self.models, groups, credits, limits, self.reducer)
+            made_of = (self.algorithm, self.models, groups, credits, limits)
             return accumulate_gradient(*made_of, measure_streams=measure, between=self.leave_if_asked, world=self.world)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
@@ -397,40 +343,8 @@ class Run:
         return bool(every) and (number % every == 0 or number in (1, self.config.training.steps))
 
     def _evaluate(self) -> dict[str, float]:
-        if self.evaluator is None or not self.held_out:
-            return {}
-        problems = self.held_out[: self.config.evaluation.problems]
-        metrics = self._held_out_log_prob(problems)
-        if self.evaluator.grade is not None:
-            found = self.evaluator(problems, 0.0, Draw(self.config.training.seed, 0))
-            metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
-            metrics |= {} if found.sound is None else {"eval/sound": found.sound}
+        metrics, self._marks = held_out_metrics(self)
         return metrics
-
-    def _held_out_log_prob(self, problems: Sequence[Problem]) -> dict[str, float]:
-        """log p(y|x,z) behind one sampled prior trace a problem, nats, and the share of traces that were closed.
-
-        With a grader also ``eval/sampled``, the share of right answers that are sampled behind the same traces.
-        ``eval/log_prob`` takes one that was not closed at the reward's floor; ``eval/log_prob_closed`` leaves it out.
-        """
-        prompts = self.prompts
-        asked = [Request(p.id, 0, prompts.prior(p), "prior") for p in problems]
-        draw = Draw(self.config.training.seed, 0, "held-out likelihood")
-        thinking = Sampling(self._sampling().max_tokens, self.config.prompts.close, self.config.generation.temperature)
-        pairs = list(zip(problems, self.generator.generate(asked, thinking, draw), strict=True))
-        context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-        scores = self.world.shared(partial(self._read, (context,), (reading,), self.limits), pairs)
-        values = [
-            float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
-            for (p, r), s in zip(pairs, scores, strict=True)
-        ]
-        closed = [value for value, (_, rollout) in zip(values, pairs, strict=True) if rollout.valid]
-        metrics = {"eval/log_prob": sum(values) / len(values), "eval/closed_share": len(closed) / len(pairs)}
-        if self.evaluator is not None and self.evaluator.grade is not None:
-            found = self.evaluator.answered(problems, [r for _, r in pairs], self.config.generation.temperature, draw)
-            self._marks = "".join("1" if graded.verdict == "right" else "0" for graded in found)
-            metrics["eval/sampled"] = self._marks.count("1") / len(found)
-        return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
 
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder: safetensors, config, tokenizer."""
@@ -445,12 +359,6 @@ class Run:
         return tuple(
             trace_group(g, c, self.prompts, self.label) for g, c in zip(groups[:count], credits[:count], strict=True)
         )
-
-
-def response_tokens(prompts: Prompts, generation: GenerationConfig) -> int:
-    """Most tokens of a whole response: trace, closing tag, opening tag, answer."""
-    tags = len(prompts.close_ids) + len(prompts.answer_prefix_ids)
-    return generation.max_trace_tokens + tags + generation.max_answer_tokens
 
 
 def _parts(length: int, count: int) -> list[slice]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Reducer(Protocol):
-    """Sums over the parts of a batch that the caller does not see; denominators and batch statistics go through it.
-
-    A rank sees the whole batch, so the loop's reducer is that of one process. It is for callers that hold a part.
-    """
-
-    def sum(self, value: float) -> float:
-        """The value summed over all parts."""
-        ...
 
 
 class Solo:
@@ -47,10 +36,6 @@ class Solo:
     def first(self) -> bool:
         """Whether this rank is the one that prints and writes."""
         return self.rank == 0
-
-    def sum(self, value: float) -> float:
-        """The whole batch is here: nothing to add."""
-        return value
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         """``work`` done on this rank's share of ``items``; the results of all ranks, in the order of the items.

@@ -21,7 +21,7 @@ from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
 from covrl.training.bundle import Culprit
-from covrl.training.parallel import Reducer, Solo, deal
+from covrl.training.parallel import Solo, deal
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,6 @@ def accumulate_gradient(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
-    reducer: Reducer,
     measure_streams: bool = False,
     between: Callable[[], None] = lambda: None,
     world: Solo | None = None,
@@ -81,7 +80,7 @@ def accumulate_gradient(
         NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
             that every process makes as many. ``.grad`` is then not to be used.
     """
-    scale, streams = _scaled(algorithm, groups, reducer)
+    scale, streams = _scaled(algorithm, groups)
     trained = _with_weight(algorithm, groups, credits, streams)
     report = GradientReport(losses=dict.fromkeys(scale, 0.0))
     report.rows = sum(len(t.unit.rows) for t in trained.values())
@@ -174,7 +173,6 @@ def gradient_error(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
-    reducer: Reducer,
     search: bool,
 ) -> NonFiniteError:
     """What to say of a gradient whose ``norm`` is not finite: the stream and trace it comes from.
@@ -182,7 +180,7 @@ def gradient_error(
     ``search`` makes a pass a trace to find them, which several processes would have to make together. All traces
     are kept where it is not made or none of them is at fault alone.
     """
-    found = _bad_gradient(algorithm, models, groups, credits, limits, reducer) if search else None
+    found = _bad_gradient(algorithm, models, groups, credits, limits) if search else None
     if found is not None:
         stream, trace = found
         return NonFiniteError(f"the gradient's norm is {norm}, from the {stream} loss at {trace.name}", [trace])
@@ -201,10 +199,9 @@ def _bad_gradient(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
-    reducer: Reducer,
 ) -> tuple[str, Culprit] | None:
     """The first (stream, trace) whose gradient by itself is not finite."""
-    scale, streams = _scaled(algorithm, groups, reducer)
+    scale, streams = _scaled(algorithm, groups)
     parameters = [p for m in models.values() for p in m.parameters()]
     for index, one in _with_weight(algorithm, groups, credits, streams).items():
         losses, _ = _token_losses(algorithm, models, [one.unit], {index: one}, streams, limits)
@@ -216,12 +213,10 @@ def _bad_gradient(
     return None
 
 
-def _scaled(
-    algorithm: Algorithm, groups: Sequence[ScoredGroup], reducer: Reducer
-) -> tuple[dict[str, float], list[Stream]]:
+def _scaled(algorithm: Algorithm, groups: Sequence[ScoredGroup]) -> tuple[dict[str, float], list[Stream]]:
     """coefficient / denominator of each stream that is not switched off, and these streams."""
     streams = [s for s in algorithm.streams if s.coefficient != 0]
-    return {s.name: s.coefficient / max(reducer.sum(s.denominator(groups)), 1.0) for s in streams}, streams
+    return {s.name: s.coefficient / max(s.denominator(groups), 1.0) for s in streams}, streams
 
 
 def _with_weight(

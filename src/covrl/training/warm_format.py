@@ -114,7 +114,7 @@ def warm_format(run: Run, steps: int, rate: float, until: float, every: int) -> 
         ]
         optimizer.zero_grad(set_to_none=True)
         credits = lessons.credit(groups)
-        report = accumulate_gradient(lessons, run.models, groups, credits, run.limits, run.reducer)
+        report = accumulate_gradient(lessons, run.models, groups, credits, run.limits)
         norm = torch.nn.utils.clip_grad_norm_(run.parameters, training.gradient_clip)
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"warm-up step {step}: the gradient's norm is {float(norm)}; no step was taken")

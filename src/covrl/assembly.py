@@ -1,0 +1,215 @@
+"""From settings to a run that has not taken a step: problems, model, prompts, method, generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from covrl.algorithms import make_algorithm
+from covrl.algorithms.base import Algorithm, Setup
+from covrl.config import ProblemsConfig, RunConfig, Settings, check
+from covrl.errors import UserError
+from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
+from covrl.generation.engine import TorchGenerator
+from covrl.problems.loading import Fields, load_problems
+from covrl.problems.source import ProblemSource, shuffle_hints
+from covrl.problems.tasks import task_of
+from covrl.prompts import Prompts, check_tokens
+from covrl.records import Problem
+from covrl.rewards.functions import RewardFunction, find_reward, name_of
+from covrl.rewards.graders import make_grader
+from covrl.scoring.compute import recompute_activations
+from covrl.scoring.model import LanguageModel, load_model
+from covrl.training.distributed import join_world
+from covrl.training.loop import Run
+from covrl.training.models import frozen_copy
+from covrl.training.rollouts import response_tokens
+from covrl.training.warm_format import WarmFormat
+
+
+def build(
+    config: RunConfig,
+    problems: Sequence[Problem] | None = None,
+    held_out: Sequence[Problem] | None = None,
+    grade: Grader | None = None,
+    label: TraceLabel | None = None,
+    reward: RewardFunction | None = None,
+    algorithm: type[Algorithm] | None = None,
+    evaluation_only: bool = False,
+    policy_path: Path | None = None,
+) -> Run:
+    """Load the model and assemble a run that has not taken a step.
+
+    Problems come from ``[problems]`` unless they are given. ``grade`` judges held-out answers (the default is
+    ``evaluation.verifier``) and ``label`` names what traces do in the report: neither has a part in training.
+    ``reward`` is a function of problem and sampled text, in the place of ``rewards.function``, and ``algorithm`` a
+    class in the place of ``algorithm.name``. ``policy_path`` is where the policy's weights are, if they are no longer
+    those of ``model.path``: frozen references are always the latter.
+
+    Raises:
+        UserError: a setting, the model, or a problem cannot be used.
+    """
+    data = _data(config, problems, held_out, label)
+    source = ProblemSource(data.train, config.training.seed)
+    if config.training.problems_per_step > len(data.train) and not evaluation_only:
+        raise UserError(
+            f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(data.train)} "
+            "problems, and the same problem twice in a step gives the same traces twice; lower it"
+        )
+    world = join_world(config.model.device)
+    config = named_in_config(config, reward, algorithm)
+    reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
+    moved = config.model.model_copy(update={"path": str(policy_path)}) if policy_path else config.model
+    policy, tokenizer = load_model(moved, config.generation.temperature)
+    if config.training.recompute:
+        recompute_activations(policy.model)
+    prompts = Prompts(tokenizer, config.prompts)
+    check_tokens(prompts, [*data.train, *data.held_out])
+    check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
+    generator = TorchGenerator(policy.model, tokenizer, config.generation.rows_per_pass, world)
+    notes = (*policy.given_up, *generator.prove())
+    limits = config.generation
+    grade = grade or make_grader(config.evaluation.verifier)
+    method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
+    return Run(
+        config=config,
+        algorithm=method,
+        models={"policy": policy} | _beside(method, policy, config if policy_path else None),
+        generator=generator,
+        prompts=prompts,
+        source=source,
+        verify=make_grader(config.rewards.verifier) if method.verified and reward is None else None,
+        reward=reward,
+        label=data.label,
+        evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, data.label),
+        held_out=data.held_out,
+        notes=notes,
+        world=world,
+    )
+
+
+class _Data(NamedTuple):
+    """Problems to train on, held-out problems, and what names their traces in reports."""
+
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+    label: TraceLabel | None
+
+
+def _data(
+    config: RunConfig,
+    problems: Sequence[Problem] | None,
+    held_out: Sequence[Problem] | None,
+    label: TraceLabel | None,
+) -> _Data:
+    """What is given, and the rest from ``[problems]``; the task's own label goes with its own problems."""
+    task = task_of(config.problems.train) if problems is None else None
+    fields = problem_fields(config.problems)
+    if problems is None:
+        problems = load_problems(config.problems.train, fields)
+    if held_out is None and config.problems.held_out:
+        held_out = load_problems(config.problems.held_out, fields)
+    if config.problems.shuffle_hints:
+        problems = shuffle_hints(problems, config.training.seed)
+    return _Data(problems, held_out or (), label or (task.label if task else None))
+
+
+def build_algorithm(
+    config: RunConfig, prompts: Prompts, cls: type[Algorithm] | None, rewarded: bool, evaluation_only: bool = False
+) -> Algorithm:
+    """The run's method, with combinations that make no sense refused.
+
+    Raises:
+        UserError: no such method, a wrong setting, or a combination that cannot train, with the reason.
+    """
+    training = config.training
+    setup = Setup(
+        prompts,
+        training.rollouts_per_problem,
+        training.problems_per_step,
+        response_tokens(prompts, config.generation),
+    )
+    if evaluation_only:  # the method has no part in it, and one that was given in Python may not be at hand
+        return WarmFormat(Settings(), setup)
+    if cls is not None:
+        method = cls(check(cls.Config, config.algorithm.settings, where="[algorithm] "), setup)
+    else:
+        method = make_algorithm(config.algorithm, setup)
+    updates = training.mini_batches * training.epochs
+    if updates > 1 and method.one_update:
+        raise UserError(
+            f"training.mini_batches x epochs = {updates}: {method.name} takes one update a batch, because "
+            f"{method.one_update}"
+        )
+    if updates < method.updates_wanted:
+        raise UserError(
+            f"training.mini_batches x epochs = {updates}: {method.name} needs at least {method.updates_wanted} updates "
+            "a batch; its first update is plain REINFORCE"
+        )
+    if method.verified and not rewarded and config.rewards.verifier == "none":
+        raise UserError(
+            f"{method.name} takes its reward from a verifier: set rewards.verifier (text, math, choice, code, …) or "
+            "rewards.function, or choose a likelihood method such as covrl"
+        )
+    return method
+
+
+def _beside(method: Algorithm, policy: LanguageModel, base: RunConfig | None) -> dict[str, LanguageModel]:
+    """The method's other models: copies of the base, which is the policy itself unless ``base`` says otherwise."""
+    if not method.models:
+        return {}
+    start = load_model(base.model, base.generation.temperature)[0] if base else policy
+    return {spec.name: frozen_copy(start) for spec in method.models}
+
+
+def named_in_config(config: RunConfig, reward: RewardFunction | None, algorithm: type[Algorithm] | None) -> RunConfig:
+    """The settings with the names of what was given in Python, so that the run's file says what it was."""
+    changed = config
+    if reward is not None:
+        changed = changed.model_copy(
+            update={"rewards": config.rewards.model_copy(update={"function": name_of(reward)})}
+        )
+    if algorithm is not None:
+        changed = changed.model_copy(
+            update={"algorithm": config.algorithm.model_copy(update={"name": name_of(algorithm)})}
+        )
+    return changed
+
+
+def build_evaluation(config: RunConfig, source: str) -> Run:
+    """A run whose held-out problems are those of ``source``, for its evaluator; nothing else of it is used."""
+    task = task_of(source)
+    problems = load_problems(source, problem_fields(config.problems))
+    return build(config, problems, problems, label=task.label if task else None, evaluation_only=True)
+
+
+def problem_fields(config: ProblemsConfig) -> Fields:
+    """The field names of ``[problems]`` as the loader takes them."""
+    return Fields(
+        question=config.question_field,
+        answer=config.answer_field,
+        accepted=config.accepted_field or None,
+        id=config.id_field or None,
+        extract=config.extract,
+        solution=config.solution_field or None,
+    )
+
+
+def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, problems: Sequence[Problem]) -> None:
+    """Every prompt, a whole trace and the answer must fit the model's context (``None``: it has no limit).
+
+    Raises:
+        UserError: the longest problem does not fit; names it, with the arithmetic.
+    """
+    if context is None:
+        return
+    longest = max(problems, key=lambda p: len(p.question) + len(p.shown))
+    prompt = max(len(prompts.prior(longest)), len(prompts.posterior(longest)))
+    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + len(prompts.answer(longest))
+    trace = config.generation.max_trace_tokens
+    if prompt + trace + after > context:
+        raise UserError(
+            f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {after} answer tokens exceed the "
+            f"model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
+        )

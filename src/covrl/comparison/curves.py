@@ -1,0 +1,69 @@
+"""A method's courses as one SVG file of its own, for its page in the docs: a panel for each setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from covrl.comparison.methods import BASE
+from covrl.comparison.page import draw_grid, draw_path, mean_course
+from covrl.comparison.summary import AXES, Axis, Line, course
+from covrl.reporting.charts import HEIGHT, LEFT, RIGHT, WIDTH, Frame
+from covrl.reporting.scales import axis
+from covrl.reporting.text import escape
+
+HEAD = 40  # height of a panel's two lines of text
+STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #555; }
+.name { font-weight: 600; fill: #222; }
+.grid line { stroke: #ddd; }
+.chance { stroke: #999; stroke-dasharray: 4 4; fill: none; }
+path { fill: none; }
+.rest { stroke: #bbb; stroke-width: 1; }
+.seed { stroke: #2f6fb5; stroke-width: 1; opacity: 0.45; }
+.mean { stroke: #2f6fb5; stroke-width: 2.4; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #aaa; } .name { fill: #eee; } .grid line { stroke: #333; } .chance { stroke: #777; }
+  .rest { stroke: #555; } .seed, .mean { stroke: #7db3f0; }
+}
+"""
+
+
+def curves(method: str, every: Sequence[Line], axis_name: Axis = "generated") -> str:
+    """The method's seeds and their mean against tokens, the means of all other methods in grey; empty without results.
+
+    ``every`` are the lines of all methods at the rates that are to be shown, one for each method and setting.
+    """
+    settings = dict.fromkeys(line.setting for line in every if line.method == method and line.results)
+    panels = [_panel(method, [line for line in every if line.setting == s], axis_name) for s in settings]
+    if not panels:
+        return ""
+    placed = "".join(f"<g transform='translate({i * WIDTH} 0)'>{panel}</g>" for i, panel in enumerate(panels))
+    title = f"{method}: held-out accuracy (%) against {AXES[axis_name]}"
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH * len(panels)} {HEIGHT + HEAD}' role='img'>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style>{placed}</svg>\n"
+    )
+
+
+def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
+    trained = [line for line in here if line.method != BASE and mean_course(line, axis_name)]
+    (own,) = (line for line in trained if line.method == method)
+    seeds = [points for result in own.results if (points := course(result, axis_name))]
+    chance = fmean(result.figures["chance"] for result in own.results)
+    means = {line.method: mean_course(line, axis_name) for line in trained}
+    drawn = [point for points in (*means.values(), *seeds) for point in points]
+    frame = Frame(0.0, max(x for x, _ in drawn), axis([*(y for _, y in drawn), chance], zero=True, most=1.0))
+    parts = [draw_grid(frame)]
+    y = frame.y(chance)
+    parts.append(f"<line class='chance' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
+    parts += [f"<path class='rest' d='{draw_path(frame, p)}'/>" for name, p in means.items() if name != method]
+    parts += [f"<path class='seed' d='{draw_path(frame, points)}'/>" for points in seeds]
+    parts.append(f"<path class='mean' d='{draw_path(frame, means[method])}'/>")
+    count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+    text = (
+        f"<text class='name' x='{LEFT}' y='16'>{escape(method)}, {escape(own.setting)}</text>"
+        f"<text x='{LEFT}' y='32'>rate {own.rate:g}, {count}; held-out accuracy, %, against {AXES[axis_name]}; "
+        "others in grey</text>"
+    )
+    return f"{text}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"

@@ -1,0 +1,125 @@
+"""What `covrl train` and `covrl warm-format` do once their options are read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from covrl import api
+from covrl.config import RunConfig, config_from
+from covrl.errors import RunBusyError, TrainingStoppedError, UserError
+from covrl.reporting.folder import summary_of
+from covrl.reporting.html import write_report
+from covrl.reporting.show import show_dry_run, show_model_path
+from covrl.reporting.terminal import Progress
+from covrl.reporting.trackers import check_trackers, make_trackers
+from covrl.training.dry_run import dry_run
+from covrl.training.loop import Run
+from covrl.training.warm_format import solved_problems, warm_format
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """The options of `covrl train`: settings of a new run in ``folder``, or None to resume the one that is there."""
+
+    config: RunConfig | None
+    folder: Path
+    dry_run: bool
+    algorithm: str | None
+    reward: str | None
+
+
+def run_train(asked: TrainRequest) -> None:
+    """Begin or resume a run, or rehearse it; of several processes the first alone prints and reports."""
+    if asked.config is not None:
+        run = api.build(asked.config)
+    else:
+        run = api.resume(asked.folder, reward=asked.reward, algorithm=asked.algorithm)
+    if asked.dry_run:
+        _rehearse(run)
+        return
+    check_trackers(run.config.report.trackers)
+    folder = run.world.same(asked.folder)
+    if not run.world.first:  # it works as the first does, and neither prints nor writes
+        if run.done < run.config.training.steps:
+            api.train_run(run, folder)
+        run.world.close()
+        return
+    if asked.config is not None:
+        api.new_run_folder(folder)
+    elif run.done >= run.config.training.steps:
+        print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
+        if not (folder / "report.html").exists():  # killed at the very end
+            _report(folder)
+        return
+    else:
+        with api.alone_in(folder):  # before a word of progress is printed
+            pass
+    trained = _shown(run, folder)
+    run.world.close()
+    console = Console()
+    if _report(folder):
+        console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    show_model_path(console, trained.best or trained.last)
+
+
+def _rehearse(run: Run) -> None:
+    found = dry_run(run)
+    if not run.world.first:
+        return
+    show_dry_run(Console(), found, run.prompts)
+    complaint = found.complaint()
+    if complaint:
+        raise UserError(complaint)
+
+
+def _shown(run: Run, folder: Path) -> api.Trained:
+    """Train with progress and trackers; a run that ends early has a report and says how it goes on."""
+    progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
+    trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
+    try:
+        with progress:
+            return api.train_run(run, folder, [progress, *trackers], progress.note)
+    except RunBusyError:
+        raise
+    except BaseException as error:
+        if (folder / "metrics.jsonl").exists():
+            _report(folder)
+        if isinstance(error, TrainingStoppedError):
+            raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
+        raise
+
+
+def _report(folder: Path) -> bool:
+    """Write the run's report; where the disk does not take it, say so: the run itself is not worse for it."""
+    try:
+        write_report(folder / "report.html", summary_of(folder))
+    except OSError as error:
+        print(f"covrl: {folder / 'report.html'} cannot be written: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+def run_warm_format(
+    config: Path, out: Path, settings: Sequence[str], steps: int, rate: float, until: float, every: int
+) -> None:
+    """Teach the base of ``config`` the format, and save it in ``out``."""
+    run = api.build(config_from(config, settings))
+    solved_problems(run)
+    api.new_run_folder(out)
+    valid = 0.0
+    for lesson in warm_format(run, steps, rate, until, every):
+        valid = lesson.valid
+        print(
+            f"step {lesson.step}/{steps}  loss {lesson.loss:.3f} nats a token  valid traces {valid:.0%}",
+            file=sys.stderr,
+            flush=True,
+        )
+    run.save(out)
+    show_model_path(Console(), out)
+    if valid < until:
+        raise TrainingStoppedError(f"only {valid:.0%} of the traces are valid after {steps} steps; go on with more")

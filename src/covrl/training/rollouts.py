@@ -1,0 +1,84 @@
+"""What a step samples: the method's requests until it asks for nothing more, then verdicts and rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from covrl.config import GenerationConfig
+from covrl.generation.base import Draw, Sampling
+from covrl.prompts import Prompts
+from covrl.records import Group, Problem, Request, Rollout
+from covrl.rewards.functions import reward_of
+from covrl.training.guard import sampling_errors
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
+
+
+def sample(run: Run, problems: Sequence[Problem], draw: Draw) -> list[Group]:
+    """Plan and generate until the method asks for nothing more; one judged group per problem."""
+    sampling = sampling_of(run)
+    history: list[list[Rollout]] = [[] for _ in problems]
+    while True:
+        plans = [run.algorithm.plan(p, h, draw) for p, h in zip(problems, history, strict=True)]
+        requests = [request for plan in plans for request in plan]
+        if not requests:
+            break
+        rollouts = iter(_generated(run, requests, sampling, draw))
+        for past, plan in zip(history, plans, strict=True):
+            past += [next(rollouts) for _ in plan]
+    return judged(run, [Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)
+
+
+def sampling_of(run: Run) -> Sampling:
+    """How traces are drawn; a response has room for its trace, the tags and its answer."""
+    generation, prompts = run.config.generation, run.config.prompts
+    if run.algorithm.samples == "thought":
+        return Sampling(generation.max_trace_tokens, prompts.close, generation.temperature)
+    return Sampling(response_tokens(run.prompts, generation), prompts.answer_suffix, generation.temperature)
+
+
+def response_tokens(prompts: Prompts, generation: GenerationConfig) -> int:
+    """Most tokens of a whole response: trace, closing tag, opening tag, answer."""
+    tags = len(prompts.close_ids) + len(prompts.answer_prefix_ids)
+    return generation.max_trace_tokens + tags + generation.max_answer_tokens
+
+
+def _generated(run: Run, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+    with sampling_errors(run, requests, sampling):
+        return run.generator.generate(requests, sampling, draw)
+
+
+def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
+    """The groups with verdicts, where the method asks for them, and with the user's rewards.
+
+    A response without an answer in its place is wrong: there is nothing to be in doubt about.
+    """
+    pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+    if run.algorithm.verified and run.verify is not None:
+        said = _said(run, pairs, draw)
+        asked = [(problem, text) for (problem, _), text in zip(pairs, said, strict=True) if text is not None]
+        verdicts = iter(run.world.shared(run.verify, asked))
+        pairs = [
+            (p, replace(r, correct="wrong" if text is None else next(verdicts)))
+            for (p, r), text in zip(pairs, said, strict=True)
+        ]
+    if run.reward is not None:
+        function = run.reward
+        rewards = iter(run.world.shared(lambda mine: [reward_of(function, p, r.text) for p, r in mine], pairs))
+        pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
+    found = iter(rollout for _, rollout in pairs)
+    return [Group(g.problem, tuple(next(found) for _ in g.rollouts)) for g in groups]
+
+
+def _said(run: Run, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
+    """What each rollout answered: read from a response; behind a thought, sampled with the prior prompt."""
+    if run.algorithm.samples == "response":
+        return [run.prompts.said(rollout.text) for _, rollout in pairs]
+    generation, suffix = run.config.generation, run.config.prompts.answer_suffix
+    asked = [replace(r.request, prompt_ids=run.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid]
+    sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
+    replies = iter(_generated(run, asked, sampling, replace(draw, purpose="answer")) if asked else [])
+    return [next(replies).text.removesuffix(suffix) if r.valid else None for _, r in pairs]

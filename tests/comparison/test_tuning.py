@@ -1,0 +1,68 @@
+"""Rates are chosen from results alone, and the grid grows where the best is at its edge."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from comparison.results import cell, result
+
+from covrl.comparison.cells import Budget, Cell, Exam, Result
+from covrl.comparison.curves import curves
+from covrl.comparison.summary import lines
+from covrl.comparison.tuning import Tuning
+
+TUNING = Tuning((100, 101), Budget("steps", 50), Exam("dev", 4, 1000), rates=(2.0, 4.0), least=0.5, most=16.0)
+
+
+def known(scores: dict[float, float], seeds: tuple[int, ...] = TUNING.seeds) -> list[Result]:
+    """Results whose avg@n is the score, a little more for the second seed."""
+    found = []
+    for rate, score in scores.items():
+        for more, seed in enumerate(seeds):
+            one = result(Cell("covrl", "rare", rate, seed, TUNING.budget, TUNING.exam), 0.5)
+            one.figures["exam"]["avg@n"] = score + 0.01 * more
+            found.append(one)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried", "best"),
+    [
+        ({}, [2, 4], None),
+        ({2: 0.9}, [2, 4], None),
+        ({2: 0.9, 4: 0.8}, [1, 2, 4], None),
+        ({1: 0.1, 2: 0.9, 4: 0.8}, [1, 2, 4], 2),
+        ({2: 0.7, 4: 0.8}, [2, 4, 8], None),
+        ({2: 0.7, 4: 0.8, 8: 0.9}, [2, 4, 8, 16], None),
+        ({2: 0.7, 4: 0.8, 8: 0.9, 16: 0.95}, [2, 4, 8, 16], 16),
+        ({0.5: 0.9, 1: 0.8, 2: 0.7, 4: 0.6}, [0.5, 1, 2, 4], 0.5),
+    ],
+)
+def test_the_grid_grows_at_its_edge_within_bounds(
+    scores: dict[float, float], tried: list[float], best: float | None
+) -> None:
+    assert TUNING.tried("covrl", "rare", known(scores)) == tried
+    assert TUNING.best("covrl", "rare", known(scores)) == best
+
+
+def test_a_rate_counts_when_every_seed_is_there_and_only_of_the_same_exam() -> None:
+    half = known({2: 0.9, 4: 0.8}, seeds=(100,))
+    assert TUNING.score("covrl", "rare", 2.0, half) is None
+    assert TUNING.best("covrl", "rare", half) is None
+    assert TUNING.score("covrl", "rare", 2.0, known({2: 0.9})) == pytest.approx(0.905)
+    assert TUNING.score("covrl", "common", 2.0, known({2: 0.9})) is None
+    other = Tuning((100, 101), Budget("steps", 100), TUNING.exam, (2.0,), 0.5, 16.0)
+    assert other.score("covrl", "rare", 2.0, known({2: 0.9})) is None
+
+
+def test_the_curves_of_a_method_are_one_drawing_with_every_seed() -> None:
+    mine = [result(cell(seed=s), g) for s, g in enumerate((0.5, 0.6))]
+    other = result(cell("grpo"), 0.4)
+    every = lines([r.cell for r in (*mine, other)], {r.cell: r for r in (*mine, other)})
+    drawn = curves("covrl", every)
+    root = ElementTree.fromstring(drawn)
+    classes = [node.get("class") for node in root.iter() if node.tag.endswith("path")]
+    assert sorted(filter(None, classes)) == ["mean", "rest", "seed", "seed"]
+    assert "2 seeds" in drawn
+    assert curves("rloo", every) == ""
