@@ -1,6 +1,7 @@
 # make quickstart   the environment, then `covrl quickstart`
 # make test         the environment, then the tests
 # make check        the tests, the linter and the type checker: what CI runs
+# make test-gym     adds the extra reasoning-gym to the environment, and runs the test of its scorers
 
 PYTHON ?= python3
 # The CPU build where the index offers one; any torch >= 2.13 will do (make TORCH=torch for the newest).
@@ -8,13 +9,18 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test check base base-common probe clean
+.PHONY: quickstart test test-gym check base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+# Not in `dev`: one of its dependencies has no wheels, so it wants a C compiler, and all of them weigh 141 MB.
+test-gym: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,reasoning-gym]"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/rewards/test_names_and_outside.py -rs $(ARGS)
 
 check: test
 	$(VENV)/bin/ruff check .

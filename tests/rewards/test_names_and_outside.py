@@ -108,6 +108,39 @@ def test_reasoning_gyms_own_scorers() -> None:
     assert judged[8].why.startswith("no answer found")
 
 
+STAND_IN = """
+def get_score_answer_fn(task):
+    if task == "none":
+        raise ValueError(task)
+    def score(answer, entry):
+        if answer == "raise":
+            raise KeyError(answer)
+        if answer == "hang":
+            while True: pass
+        return {"nan": float("nan"), "half": 0.5}.get(answer, float(answer == entry["answer"]))
+    return score
+"""
+
+
+def test_what_is_made_of_a_scorers_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the extra, so that this runs where it is not installed; the scorers themselves run above."""
+    (tmp_path / "reasoning_gym.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def problem(task: str) -> Problem:
+        return Problem("p", "", "7", (json.dumps({"answer": "7", "metadata": {"source_dataset": task}}),))
+
+    said = ["7", "8", "half", "nan", "raise", "hang", "7"]
+    with open_verifier("reasoning-gym,seconds=1", ("none",)) as verifier:
+        judged = verifier.judge_all([*((problem("sum"), text) for text in said), (problem("none"), "7")])  # ty: ignore
+    verdicts = ["right", "wrong", "wrong", "unknown", "unknown", "unknown", "right", "unknown"]
+    assert [j.verdict for j in judged] == verdicts
+    assert judged[2].why == "score of reasoning-gym: 0.5"
+    assert judged[4].why == "the scorer failed: KeyError"
+    assert judged[5].why.startswith("time limit")
+    assert judged[7].why == "no scorer: none: ValueError"
+
+
 # A user's function
 
 MINE = """

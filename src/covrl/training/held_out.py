@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from covrl.generation.base import Draw, Sampling
-from covrl.records import Problem, Request
+from covrl.records import Problem, Request, Rollout
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
@@ -17,34 +17,42 @@ if TYPE_CHECKING:
 
 
 def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
-    """Of the first ``evaluation.problems``: log-likelihood, and where there is a grader the accuracy.
+    """Log-likelihood of the first ``evaluation.problems``, and accuracy (greedy, sampled) where there is a grader.
 
-    Beside them the marks of the answers that were sampled, ``"1"`` for right, one a problem: what the reward watch
-    compares.
+    And the marks for the reward watch, a problem each: ``1`` if the sampled answer is right, else ``0``; without a
+    grader there are none.
     """
     if run.evaluator is None or not run.held_out:
         return {}, ""
     problems = run.held_out[: run.config.evaluation.problems]
-    metrics, marks = _log_prob(run, problems)
+    traces = _sampled_traces(run, problems)
+    metrics, marks = _log_prob(run, problems, traces), ""
     if run.evaluator.grade is not None:
+        draw = Draw(run.config.training.seed, 0, "held-out likelihood")
+        answered = run.evaluator.answered(problems, traces, run.config.generation.temperature, draw)
+        marks = "".join("1" if graded.verdict == "right" else "0" for graded in answered)
+        metrics["eval/sampled"] = marks.count("1") / len(marks)
         found = run.evaluator(problems, 0.0, Draw(run.config.training.seed, 0))
         metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
         metrics |= {} if found.sound is None else {"eval/sound": found.sound}
     return metrics, marks
 
 
-def _log_prob(run: Run, problems: Sequence[Problem]) -> tuple[dict[str, float], str]:
+def _sampled_traces(run: Run, problems: Sequence[Problem]) -> list[Rollout]:
+    """One prior trace a problem at the temperature of training, with the same random numbers at every evaluation."""
+    asked = [Request(p.id, 0, run.prompts.prior(p), "prior") for p in problems]
+    draw = Draw(run.config.training.seed, 0, "held-out likelihood")
+    thinking = Sampling(sampling_of(run).max_tokens, run.config.prompts.close, run.config.generation.temperature)
+    return run.generator.generate(asked, thinking, draw)
+
+
+def _log_prob(run: Run, problems: Sequence[Problem], traces: Sequence[Rollout]) -> dict[str, float]:
     """log p(y|x,z) behind one sampled prior trace a problem, nats, and the share of traces that were closed.
 
-    With a grader also ``eval/sampled``, the share of right answers that are sampled behind the same traces, and each
-    one's mark.
     ``eval/log_prob`` takes one that was not closed at the reward's floor; ``eval/log_prob_closed`` leaves it out.
     """
     prompts = run.prompts
-    asked = [Request(p.id, 0, prompts.prior(p), "prior") for p in problems]
-    draw = Draw(run.config.training.seed, 0, "held-out likelihood")
-    thinking = Sampling(sampling_of(run).max_tokens, run.config.prompts.close, run.config.generation.temperature)
-    pairs = list(zip(problems, run.generator.generate(asked, thinking, draw), strict=True))
+    pairs = list(zip(problems, traces, strict=True))
     context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
     scores = run.read((context,), (reading,), run.limits, pairs)
     values = [
@@ -53,9 +61,4 @@ def _log_prob(run: Run, problems: Sequence[Problem]) -> tuple[dict[str, float], 
     ]
     closed = [value for value, (_, rollout) in zip(values, pairs, strict=True) if rollout.valid]
     metrics = {"eval/log_prob": sum(values) / len(values), "eval/closed_share": len(closed) / len(pairs)}
-    metrics |= {"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {}
-    if run.evaluator is None or run.evaluator.grade is None:
-        return metrics, ""
-    found = run.evaluator.answered(problems, [r for _, r in pairs], run.config.generation.temperature, draw)
-    marks = "".join("1" if graded.verdict == "right" else "0" for graded in found)
-    return metrics | {"eval/sampled": marks.count("1") / len(found)}, marks
+    return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
