@@ -78,7 +78,8 @@ def compile_trunk(model: Any) -> None:
 
 
 def _cannot_compile(name: str, error: Exception) -> UserError:
-    said = " ".join([line for line in str(error).splitlines() if line.strip()][:2]) or type(error).__name__
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Set TORCH")]
+    said = " ".join(lines[:2]) or type(error).__name__
     return UserError(
         f"model.compile: torch.compile cannot do {name} here: {said[:300]}; it needs a C++ compiler (g++ or "
         "clang++) for a CPU and triton for a GPU; leave model.compile out"
