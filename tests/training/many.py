@@ -92,7 +92,7 @@ def config(folder: Path, name: str) -> RunConfig:
                 "stream_norms_every": 0,
             }
             | training,
-            "evaluation": {"every": 2, "verifier": "none"},
+            "evaluation": {"every": 2, "verifier": "text"},
             "checkpoint": {"every": 2},
             "algorithm": {"name": method, **algorithm},
         }
