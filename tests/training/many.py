@@ -224,7 +224,7 @@ def exhausted(folder: Path, where: str, weights: str, times: int) -> dict[str, A
     run: Run = api.build(config(folder, name), PROBLEMS, PROBLEMS[:5], reward=reward)
     policy, left = run.models["policy"], [times if run.world.rank else 0]
     owner, method = {
-        "scoring": (policy, "hidden"),
+        "scoring": (policy, "states"),
         "block": (policy.model.base_model.h[1].mlp, "forward"),
         "loss": (run.algorithm, "loss"),
     }[where]

@@ -64,8 +64,8 @@ KILLS = [  # run, moment, which pass of it, and the newest checkpoint that there
     ("grpo", "between two updates", 10, 2),
     ("nover", "before the copies follow", 4, 2),
     ("nover", "inside a checkpoint's files", 2, 2),
-    ("nover", "after a move", 2, None),
-    ("nover", "before a rename", 5, 4),
+    ("nover", "after a move", 1, None),
+    ("nover", "before a rename", 4, 4),
 ]
 
 

@@ -111,7 +111,7 @@ def measured_activations(run: Run, groups: Sequence[Group]) -> int:
     algorithm = run.algorithm
     pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
     units = [make_unit(i, algorithm.contexts, algorithm.training, *pair) for i, pair in enumerate(pairs)]
-    unit = max(units, key=lambda u: u.longest * len(u.rows))
+    unit = max(units, key=lambda u: u.tokens)
     if not unit.rows:  # the method reads none of the sampled traces, so no pass would be made
         return 0
     saved: dict[int, int] = {}
@@ -126,12 +126,11 @@ def measured_activations(run: Run, groups: Sequence[Group]) -> int:
     for parameter in (p for model in run.models.values() for p in model.model.parameters()):
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     del kept  # up to here the graph held what was counted, so that no storage was counted in another's place
-    tokens = unit.longest * len(unit.rows)
-    return round(sum(saved.values()) * _largest_pass(run, tokens) / tokens)
+    return round(sum(saved.values()) * _largest_pass(run, unit.tokens) / unit.tokens)
 
 
 def _largest_pass(run: Run, unit_tokens: int) -> int:
-    """Padded tokens in the largest pass of a step whose traces all are ``unit_tokens`` long, rows added up."""
+    """Tokens in the largest pass of a step whose traces all are ``unit_tokens`` long, rows added up."""
     training = run.config.training
     step = unit_tokens * training.problems_per_step * training.rollouts_per_problem
     return min(max(run.limits.tokens, unit_tokens), step)
