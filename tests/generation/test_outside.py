@@ -111,10 +111,12 @@ def test_a_run_trains_on_another_engine(engine: str, method: str, server: fake_v
 
 
 @pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("engine", ["vllm", "server"])
-def test_a_run_trains_on_the_real_one(engine: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_trains_on_the_real_one(engine: str, rank: int, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights, and LoRA adapters, which are handed over as whole matrices."""
     monkeypatch.delitem(sys.modules, "vllm")
-    own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}}
+    own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}, "lora": {"rank": rank}}
     if engine == "vllm":
         trained = train(settings("vllm", **own), out="run")
     else:
