@@ -59,6 +59,7 @@ KILLS = [  # run, moment, which pass of it, and the newest checkpoint that there
     ("covrl", "inside an evaluation", 3, 2),
     ("covrl", "inside a line", 7, 2),
     ("covrl", "inside a deletion", 1, 2),
+    ("nover", "inside a deletion", 1, 5),  # the last one, behind which nothing is left to do
     ("rlpr", "between rollout and update", 4, 2),
     ("rlpr", "between two updates", 4, 4),
     ("grpo", "between two updates", 10, 2),

@@ -93,6 +93,11 @@ def updates_of(run: Run) -> int:
     return max((int(state["step"]) for state in run.optimizer.state.values() if "step" in state), default=0)
 
 
+def leftovers(root: Path) -> list[Path]:
+    """What a kill inside the writing or the deletion of a checkpoint left under ``root``; nobody reads it."""
+    return [*root.glob(f"{durable.OLD}step-*"), *root.glob(f"{durable.NEW}step-*")]
+
+
 def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None) -> Path:
     """Write the run's state under ``root`` and drop all but the newest ``keep`` checkpoints; returns its folder.
 
@@ -108,7 +113,7 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
     written = durable.beside(final)
 
     def begin() -> None:
-        for leftover in (*root.glob(f"{durable.OLD}step-*"), *root.glob(f"{durable.NEW}step-*")):
+        for leftover in leftovers(root):
             durable.discard(leftover)
         durable.begin(final)
 

@@ -18,6 +18,8 @@ from covrl.reporting.html import write_report
 from covrl.reporting.show import show_dry_run, show_model_path
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
+from covrl.training import durable
+from covrl.training.checkpoint import leftovers
 from covrl.training.distributed import is_lost_peer
 from covrl.training.dry_run import dry_run
 from covrl.training.loop import Run
@@ -112,7 +114,11 @@ def _check_free(folder: Path) -> None:
 
 def _nothing_left(run: Run, folder: Path) -> None:
     print(f"{folder}: all {run.done} steps are done; there is nothing left to resume")
-    if not (folder / "report.html").exists():  # killed at the very end
+    if left := leftovers(folder / "checkpoints"):  # killed at the very end
+        with api.alone_in(folder):
+            for path in left:
+                durable.discard(path)
+    if not (folder / "report.html").exists():
         _report(folder)
 
 
