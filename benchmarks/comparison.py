@@ -1,6 +1,6 @@
 """Every method on the digits task: rates tuned on dev, then measured on test, then the ablations.
 
-    python benchmarks/comparison.py [--stage NAME] [--list]
+    python benchmarks/comparison.py [--stage NAME] [--list | --tables]
 
 Stages run in the order of ``STAGES``, first parts before second ones. Each runs only the cells that have no result in
 ``docs/results/raw`` yet, two single-thread processes at a time, so the command may be cut and started again. A rate is
@@ -8,7 +8,7 @@ tuned on dev with seeds 100 and 101 by the mean of avg@n; where the best is at t
 grows by a factor of two. What is measured on test is every method at its own rate, with seeds that no rate was chosen
 by.
 
-Writes ``docs/results/STAGE.md`` and ``.html`` for every stage, the courses of every method on test into
+Writes ``docs/results/STAGE.md`` for every stage, the courses of every method on test into
 ``docs/results/curves``, and the tuned rates into ``src/covrl/comparison/rates.toml``, from which `covrl compare` takes
 them.
 """
@@ -24,7 +24,6 @@ from pathlib import Path
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
 from covrl.comparison.curves import curves
 from covrl.comparison.methods import TUNED
-from covrl.comparison.page import render
 from covrl.comparison.run import run_cells
 from covrl.comparison.summary import lines
 from covrl.comparison.table import markdown
@@ -87,6 +86,9 @@ def main() -> int:
     options.add_argument("--stage", choices=list(STAGES), action="append", help="only this stage; may be repeated")
     options.add_argument("--first", action="store_true", help="only the first part of each stage")
     options.add_argument("--list", action="store_true", help="say what is missing and run nothing")
+    options.add_argument(
+        "--tables", action="store_true", help="write tables from the results that are there; run nothing"
+    )
     options.add_argument("--folder", type=Path, default=FOLDER, help="where results are and go")
     asked = options.parse_args()
     failures = 0
@@ -95,7 +97,7 @@ def main() -> int:
             cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, asked.folder)))
             print(f"{name}: {len(missing(cells, results(cells, asked.folder)))} of {len(cells)} cells are missing")
         for number, name in () if asked.list else order(asked.stage or list(STAGES), asked.first):
-            failures += run(STAGES[name][number], asked.folder)
+            failures += 0 if asked.tables else run(STAGES[name][number], asked.folder)
             write(name, asked.folder)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -154,12 +156,11 @@ def run(stage: Stage, folder: Path) -> int:
 
 
 def write(name: str, folder: Path) -> None:
-    """A stage's table and page from the results that are there."""
+    """A stage's table from the results that are there."""
     cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, folder)))
     every = lines(cells, results(cells, folder))
     command = f"python benchmarks/comparison.py --stage {name}"
     (folder / f"{name}.md").write_text(markdown(every, {}, command), encoding="utf-8")
-    (folder / f"{name}.html").write_text(render(every, {}), encoding="utf-8")
 
 
 def write_curves(folder: Path) -> None:
