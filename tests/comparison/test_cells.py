@@ -26,6 +26,7 @@ from covrl.comparison.cells import (
 )
 from covrl.comparison.methods import (
     BASE,
+    RATES,
     SETTINGS,
     VARIANTS,
     check_names,
@@ -72,10 +73,15 @@ def test_a_grid_has_the_base_once_and_goes_seed_by_seed() -> None:
 
 
 def test_without_rates_each_method_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("covrl.comparison.methods", fromlist=["RATES"]).RATES, ("covrl", "rare"), 7e-5)
+    monkeypatch.setattr("covrl.comparison.methods.RATES", {("covrl", "rare"): 7e-5})
     cells = grid(["covrl"], ["rare", "common"], [0], Budget("steps", 9), Exam("dev"))
     assert [c.rate for c in cells[2:]] == [7e-5, 1.5e-4]
     assert default_rate("grpo", "rare") == recipe_config(()).training.learning_rate
+
+
+def test_the_tuned_rates_are_of_known_methods_and_settings() -> None:
+    check_names(tuple({method for method, _ in RATES}), tuple({setting for _, setting in RATES}))
+    assert all(0 < rate < 0.01 for rate in RATES.values())
 
 
 def test_results_are_written_whole_and_read_back(tmp_path: Path) -> None:

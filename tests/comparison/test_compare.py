@@ -47,6 +47,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         return [Failure(c, "it broke") for c in cells if (c.method, c.seed) == ("covrl-shuffled", 1)]
 
     monkeypatch.setattr(module, "run_cells", run_cells)
+    monkeypatch.setattr("covrl.comparison.methods.RATES", {})
     return ran
 
 

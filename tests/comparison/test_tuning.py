@@ -58,11 +58,12 @@ def test_a_rate_counts_when_every_seed_is_there_and_only_of_the_same_exam() -> N
 
 def test_the_curves_of_a_method_are_one_drawing_with_every_seed() -> None:
     mine = [result(cell(seed=s), g) for s, g in enumerate((0.5, 0.6))]
-    other = result(cell("grpo"), 0.4)
-    every = lines([r.cell for r in (*mine, other)], {r.cell: r for r in (*mine, other)})
+    others = [result(cell("grpo"), 0.4), result(cell("base"), 0.05, tokens=(0,))]
+    every = lines([r.cell for r in (*mine, *others)], {r.cell: r for r in (*mine, *others)})
     drawn = curves("covrl", every)
     root = ElementTree.fromstring(drawn)
     classes = [node.get("class") for node in root.iter() if node.tag.endswith("path")]
     assert sorted(filter(None, classes)) == ["mean", "rest", "seed", "seed"]
     assert "2 seeds" in drawn
     assert curves("rloo", every) == ""
+    assert curves("base", every) == ""
