@@ -239,7 +239,7 @@ def test_a_name_from_a_data_set_is_no_path(project: Path, command: Command, name
     (project / "train.jsonl").write_text(json.dumps(row) + "\n")
     before = {p for p in project.parent.rglob("*") if project / "run" not in p.parents}
     found = command("train", "--config", "run.toml", "--out", "run")
-    assert found.code in (0, 2), found
+    assert found.code in (0, 2), found.err
     after = {p for p in project.parent.rglob("*") if project / "run" not in p.parents}
     assert after - before <= {project / "run"}
     assert not any("evil" in str(p) for p in (project / "run").rglob("*"))
@@ -252,6 +252,7 @@ def test_a_name_from_a_data_set_is_no_path(project: Path, command: Command, name
 )
 @example(question="\x00", answer="1")
 @example(question="<eos><unk>", answer="<eos>")
+@example(question="10", answer="<eos>")
 @example(question="\ud800", answer="1")
 @example(question="{hint}{question}", answer="{question}")
 @example(question="\u2028\u202e\U000e0001", answer="e;")
@@ -259,10 +260,12 @@ def test_odd_texts_through_the_whole_command(project: Path, command: Command, qu
     shutil.rmtree(project / "run", ignore_errors=True)
     (project / "train.jsonl").write_text(json.dumps({"id": "1", "question": question, "answer": answer}) + "\n")
     found = command("train", "--config", "run.toml", "--out", "run")
-    assert found.code in (0, 2), found
+    # 1: a guard ended the run, as where no trace reaches the answer; its report and checkpoint are there all the same.
+    assert found.code in (0, 1, 2), found.err
     if found.code == 2:
         assert len(found.err.splitlines()) == 1
     else:
+        assert found.code == 0 or "covrl: stopped after step" in found.err.splitlines()[-1], found.err
         assert (project / "run/report.html").read_bytes().decode("utf-8")
 
 
@@ -270,7 +273,7 @@ def test_odd_texts_through_the_whole_command(project: Path, command: Command, qu
 @pytest.mark.parametrize("answer", ["4", "\udce9", ""])
 def test_odd_questions_of_the_command_line(project: Path, command: Command, question: str, answer: str) -> None:
     found = command("ask", "model", question, "--answer", answer, "--config", "run.toml", "-n", "1")
-    assert found.code in (0, 2), found
+    assert found.code in (0, 2), found.err
     if found.code == 2:
         assert len(found.err.splitlines()) == 1
 
