@@ -14,12 +14,14 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
+from covrl.generation import decoding
 from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import DecodingPaths, TorchGenerator, choose
 from covrl.generation.random import trace_key, uniforms
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
+from covrl.scoring.model import LanguageModel
 
 TOKENIZER = character_tokenizer()
 DRAW = Draw(seed=7, step=3)
@@ -39,12 +41,17 @@ def generate(
     return engine.generate(asked, Sampling(**{"max_tokens": 12, "stop": "Q", **sampling}), DRAW)  # ty: ignore
 
 
+@pytest.mark.parametrize("rows", [5, 64])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(family: str) -> None:
-    """Padding, shared prefills, cache and leaving rows change nothing: each token is re-derived from one bare row."""
+def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(family: str, shared: bool, rows: int) -> None:
+    """Shared prompts, padding, cache and leaving rows change nothing: each token is re-derived from one bare row."""
     model = tiny(family, len(TOKENIZER)).double()
-    engine = TorchGenerator(model, TOKENIZER, 5)
+    if shared:
+        assert not LanguageModel(model).prove()
+    engine = TorchGenerator(model, TOKENIZER, rows)
     engine.prove()  # Gemma 2's eager attention in transformers gives NaN for left padding in float64
+    assert engine.paths.shared == shared
     for rollout in engine.generate(requests(9), Sampling(max_tokens=12, stop="Q"), DRAW):
         ids = rollout.request.prompt_ids + rollout.trace_ids
         with torch.no_grad():
@@ -60,6 +67,33 @@ def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(family: st
 
 def test_the_same_call_gives_the_same_bits() -> None:
     assert generate("qwen2", requests(9)) == generate("qwen2", requests(9))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_rows_longer_than_their_first_room_go_on_as_before(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their keys and values move to twice the room, once or more often."""
+    monkeypatch.setattr(decoding, "ROOM", 4)
+    model = tiny(family, len(TOKENIZER)).double()
+    LanguageModel(model).prove()
+    rollouts = TorchGenerator(model, TOKENIZER, 64).generate(requests(7), Sampling(max_tokens=40, stop="~"), DRAW)
+    assert max(len(r.trace_ids) for r in rollouts) == 40
+    for rollout in rollouts:
+        ids = rollout.request.prompt_ids + rollout.trace_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, len(rollout.request.prompt_ids) - 1 : -1]
+        taken = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.trace_ids)[:, None])[:, 0]
+        assert torch.allclose(taken, torch.tensor(rollout.log_probs, dtype=torch.float64), atol=1e-4)
+
+
+def test_a_prompt_that_no_row_continues_any_more_is_let_go() -> None:
+    model = tiny("qwen2", len(TOKENIZER))
+    LanguageModel(model).prove()
+    with torch.no_grad():
+        _, state = decoding.prefill_shared(model, [(5, 6), (7, 8, 9), (5, 6), (10,)], torch.device("cpu"))
+    assert [t.shape[0] for t in state.prompts[0]] == [3, 3]
+    state.select(torch.tensor([3, 0]))
+    assert [t.shape[0] for t in state.prompts[0]] == [2, 2]
+    assert state.lengths[state.of].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 64])
@@ -217,12 +251,33 @@ def no_left_padding() -> Any:
     return model
 
 
+def knows_arrangements() -> Any:
+    """A model as it is loaded: its attention is the one that reads shared prompts."""
+    model = LanguageModel(tiny("mistral", len(TOKENIZER)))
+    assert not model.prove()
+    return model.model
+
+
+def breaks_shared() -> Any:
+    """The same, with logits for one position only where several are asked for by number, as some models have them."""
+    model = knows_arrangements()
+    own = model.forward
+
+    def one(*args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+        return own(*args, logits_to_keep=logits_to_keep if isinstance(logits_to_keep, int) else 1, **kwargs)
+
+    model.forward = one
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "paths", "notes"),
     [
-        (mamba, DecodingPaths(padded=False, cached=False), ["only prompts of one length", "without a cache"]),
-        (no_left_padding, DecodingPaths(padded=False), ["differ by .* only prompts of one length"]),
-        (lambda: tiny("gemma2", len(TOKENIZER)), DecodingPaths(), []),
+        (mamba, DecodingPaths(False, False, False), ["only prompts of one length", "without a cache"]),
+        (no_left_padding, DecodingPaths(False, False), ["differ by .* only prompts of one length"]),
+        (lambda: tiny("gemma2", len(TOKENIZER)), DecodingPaths(False), []),
+        (knows_arrangements, DecodingPaths(), []),
+        (breaks_shared, DecodingPaths(False), ["fails .* each row keeps its own copy of its prompt"]),
     ],
 )
 def test_decoding_falls_back_and_samples_stay_those_of_the_model(

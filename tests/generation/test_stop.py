@@ -74,8 +74,23 @@ def test_only_tokens_that_could_end_the_tag_are_looked_at(name: str) -> None:
         assert (">" not in rule.text([token])) or token in rule.may_end
 
 
-def test_a_tag_that_does_not_end_in_ascii_looks_at_every_token() -> None:
+@pytest.mark.parametrize("name", [n for n in TOKENIZERS if n != "characters"])
+@pytest.mark.parametrize("tag", ["完数", "naïve é", "so ☕"])
+@given(text=st.text(alphabet="ab 完数学é☕\n", max_size=8))
+def test_a_tag_that_does_not_end_in_ascii_is_found_too(name: str, tag: str, text: str) -> None:
+    """Also where its last character is spread over several tokens; few tokens are looked at."""
+    tokenizer = TOKENIZERS[name]()
+    rule = StopRule(tokenizer, tag)
+    ids = tokenizer(text + tag, add_special_tokens=False).input_ids
+    every = range(1, len(ids) + 1)
+    ends = [n for n in every if tag in rule.text(ids[:n])]
+    assert next(n for n in every if rule.check(ids[:n])) == ends[0]
+    assert len(rule.may_end) < len(tokenizer)
+
+
+def test_a_tag_that_ends_in_space_looks_at_every_token() -> None:
     tokenizer = TOKENIZERS["bytes"]()
-    rule = StopRule(tokenizer, "完了")
-    ids = tokenizer("x完了").input_ids
+    rule = StopRule(tokenizer, "so\n")
+    assert len(rule.may_end) == len(tokenizer)
+    ids = tokenizer("x so\n").input_ids
     assert rule.check(ids) == Stop(len(ids), "sampled")

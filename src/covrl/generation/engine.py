@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
+from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
 from covrl.generation.random import trace_key, uniforms
 from covrl.generation.stop import StopRule
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
+from covrl.scoring.compute import weights_cast_once
+from covrl.scoring.shared import NAME
 from covrl.training.parallel import Solo
 
 DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 0.5}
@@ -26,20 +27,27 @@ alone asks for: some models round norms or positions to float32 or less, whateve
 
 
 class DecodingPaths(NamedTuple):
-    """How rows are decoded: prompts of different lengths side by side (padded on the left), and with a cache."""
+    """How rows are decoded: with prompts that are kept once; prompts of different lengths side by side; with a cache.
 
+    See :mod:`covrl.generation.decoding`; without ``shared`` prompts are padded on the left.
+    """
+
+    shared: bool = True
     padded: bool = True
     cached: bool = True
 
     @property
     def text(self) -> str:
-        return ("with" if self.cached else "without") + " a cache" + (" and left padding" if self.padded else "")
+        kept = "with" if self.cached else "without"
+        more = " of shared prompts" if self.shared else " and left padding" if self.padded else ""
+        return f"{kept} a cache{more}"
 
 
 LADDER: tuple[tuple[DecodingPaths, str | None], ...] = (
-    (DecodingPaths(), "only prompts of one length are decoded together: slower"),
-    (DecodingPaths(padded=False), "it is decoded without a cache: much slower"),
-    (DecodingPaths(padded=False, cached=False), None),
+    (DecodingPaths(), "each row keeps its own copy of its prompt: slower"),
+    (DecodingPaths(shared=False), "only prompts of one length are decoded together: slower"),
+    (DecodingPaths(shared=False, padded=False), "it is decoded without a cache: much slower"),
+    (DecodingPaths(shared=False, padded=False, cached=False), None),
 )
 """Paths in the order in which they are tried, and what giving each up costs."""
 
@@ -74,7 +82,7 @@ class TorchGenerator:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order. Rows of like length are decoded together."""
-        with self.world.whole_weights():
+        with self.world.whole_weights(), weights_cast_once(self.model):
             return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
@@ -102,7 +110,7 @@ class TorchGenerator:
             UserError: even whole rows without a cache give other logits than the model itself.
         """
         name, given_up = type(self.model).__name__, []
-        for paths, loss in LADDER:
+        for paths, loss in LADDER if self._can_share else LADDER[1:]:
             self.paths = paths
             trouble = self._trouble()
             if trouble is None:
@@ -161,73 +169,20 @@ class TorchGenerator:
         self.model.train(was_training)
         return traces
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, _Decoding | _Replay]:
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Decoding]:
         """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once."""
         device = next(self.model.parameters()).device
-        if not self.paths.cached:
-            ids = torch.tensor(prompts, device=device)
-            return self.model(input_ids=ids, use_cache=False).logits[:, -1], _Replay(ids)
-        distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
-        width = max(map(len, distinct))
-        pads = torch.tensor([width - len(ids) for ids in distinct], device=device)
-        filled = [(0,) * (width - len(ids)) + ids for ids in distinct]
-        mask = (torch.arange(width, device=device)[None] >= pads[:, None]).long()
-        cache = DynamicCache(config=self.model.config)
-        out = self.model(
-            input_ids=torch.tensor(filled, device=device),
-            attention_mask=mask if bool(pads.any()) else None,
-            position_ids=(torch.arange(width, device=device)[None] - pads[:, None]).clamp_min(0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        rows = torch.tensor([distinct[ids] for ids in prompts], device=device)
-        cache.batch_select_indices(rows)
-        state = _Decoding(cache, mask[rows] if bool(pads.any()) else None, width - pads[rows])
-        return out.logits[rows, -1], state
+        if self.paths.shared and self._can_share:
+            return prefill_shared(self.model, prompts, device)
+        if self.paths.cached:
+            return prefill_padded(self.model, prompts, device)
+        ids = torch.tensor(prompts, device=device)
+        return self.model(input_ids=ids, use_cache=False).logits[:, -1], Replay(ids)
 
-
-@dataclass(slots=True)
-class _Decoding:
-    """Cache, padding mask ``[B, past]`` (None where no row is padded) and next position ``[B]`` of the live rows."""
-
-    cache: DynamicCache
-    mask: Tensor | None
-    position: Tensor
-
-    def select(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask = None if self.mask is None else self.mask[rows]
-        self.position = self.position[rows]
-
-    def advance(self, model: Any, tokens: Tensor) -> Tensor:
-        """Feed one token per row; next-token logits ``[B, V]``."""
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        out = model(
-            input_ids=tokens[:, None],
-            attention_mask=self.mask,
-            position_ids=self.position[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.position = self.position + 1
-        return out.logits[:, -1]
-
-
-@dataclass(slots=True)
-class _Replay:
-    """The way without a cache: the whole rows ``[B, L]`` are read again for every token."""
-
-    ids: Tensor
-
-    def select(self, rows: Tensor) -> None:
-        self.ids = self.ids[rows]
-
-    def advance(self, model: Any, tokens: Tensor) -> Tensor:
-        """Append one token per row; next-token logits ``[B, V]``."""
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        return model(input_ids=self.ids, use_cache=False).logits[:, -1]
+    @property
+    def _can_share(self) -> bool:
+        """Whether the model's attention is the one that knows arrangements; others would ignore them."""
+        return self.model.config._attn_implementation == NAME
 
 
 def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | None) -> Tensor:

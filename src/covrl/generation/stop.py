@@ -59,13 +59,18 @@ class StopRule:
 def _tokens_with(tokenizer: PreTrainedTokenizerBase, character: str) -> frozenset[int]:
     """Ids of all tokens whose text may hold ``character``; all of them if the vocabulary cannot tell.
 
-    Byte-level and sentencepiece vocabularies write printable ASCII as itself, or as ``<0x3E>``; other characters
-    may be spread over several tokens.
+    Byte-level and sentencepiece vocabularies write printable ASCII as itself, or as ``<0x3E>``. Of another character a
+    token's own text shows it, or shows that some of its bytes are another token's. Spaces can come from anywhere.
     """
-    ids = range(len(tokenizer))
-    if not "!" <= character <= "~":
+    ids = list(range(len(tokenizer)))
+    if character.isspace():
         return frozenset(ids)
-    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    if not "!" <= character <= "~":
+        texts = tokenizer.batch_decode(
+            [[i] for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return frozenset(i for i, text in zip(ids, texts, strict=True) if character in text or "\ufffd" in text)
+    pieces = tokenizer.convert_ids_to_tokens(ids)
     return frozenset(i for i, piece in zip(ids, pieces, strict=True) if piece is None or _may_hold(piece, character))
 
 

@@ -18,7 +18,7 @@ from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.head import Projection
-from covrl.scoring.shared import NAME, Place, lay_out
+from covrl.scoring.shared import NAME, Place, lay_out, nothing_masked
 from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
@@ -27,8 +27,11 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else transformer
 
 SHIPPED = Path(__file__).parents[1] / "quickstart"
 
-PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Largest difference in logits at which the split forward counts as the model's own, by dtype."""
+PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest difference in logits at which a path counts as the model's own forward, by dtype."""
+
+SHORT_TOLERANCE = 0.0625
+"""The same for bfloat16 and its like, over the largest logit or 4: such numbers have two digits and a half."""
 
 
 class Paths(NamedTuple):
@@ -121,9 +124,8 @@ class LanguageModel:
             width = hidden.shape[1]
             return States(hidden.flatten(0, 1), [Place(i * width, 0, i * width) for i in range(len(rows))])
         layout = lay_out(rows, self.device)
-        # a mask of four axes is taken as it is; the layout says what may be seen
-        nothing = torch.zeros(1, 1, 1, 1, device=self.device)
-        position = {"position_ids": layout.positions[None], "attention_mask": nothing, "covrl_layout": layout}
+        mask = nothing_masked(self.device)
+        position = {"position_ids": layout.positions[None], "attention_mask": mask, "covrl_layout": layout}
         return States(self._forward(layout.ids[None], **position)[0], layout.places)
 
     def hidden(self, rows: Sequence[Ids]) -> Tensor:
@@ -171,7 +173,8 @@ class LanguageModel:
         own = [self.model(input_ids=torch.tensor([row], device=self.device)).logits[0] for row in rows]
         if not all(bool(torch.isfinite(logits).all()) for logits in own):
             raise UserError(f"model {name}: its logits are not finite on a row of {len(rows[0])} tokens")
-        tolerance = PROBE_TOLERANCE.get(own[0].dtype, 0.25)
+        largest = max(float(logits.abs().max()) for logits in own)
+        tolerance = PROBE_TOLERANCE.get(own[0].dtype, SHORT_TOLERANCE * max(largest, 4.0))
         given_up: list[str] = []
         self.paths = Paths(shared=False)
         apart = self._apart(rows[:1], own)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,37 @@ Ids = tuple[int, ...]
 NAME = "covrl_shared"
 """The attention function's name in transformers' table; it also works where no layout is given."""
 
-SHORT = 256
+SHORT = 384
 """Keys up to which attention in bfloat16 on a CPU is spelt out: there the fused kernel's backward pass is slower."""
+
+
+class Call(NamedTuple):
+    """What a layer's attention is besides its tensors: its number, and how it weighs keys.
+
+    ``window``: keys that a query sees, itself included, None for all. ``scaling``: factor of the logits, None for
+    1/√D. ``cap`` c: logits become c·tanh(logits / c), as in Gemma 2.
+    """
+
+    layer: int
+    window: int | None = None
+    scaling: float | None = None
+    cap: float | None = None
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Queries ``[N, Q, D]`` times keys ``[N, K, D]``, scaled before they are rounded, and capped; ``[N, Q, K]``."""
+        scale = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        logits = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=scale)
+        if self.cap is None:
+            return logits
+        return self.cap * torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.cap)
+
+
+class Arrangement(Protocol):
+    """How the tokens of one flat row see each other."""
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Query ``[1, H, N, D]``, key and value ``[1, H', N, D]`` -> ``[1, N, H, D]``."""
+        ...
 
 
 class Place(NamedTuple):
@@ -59,22 +88,37 @@ class Layout:
     keys: Tensor
     back: Tensor
     places: tuple[Place, ...]
-    masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[str, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def mask(self, queries: str, window: int | None) -> Tensor:
-        """What ``prompts`` or ``own`` may look at, ``[·, 1, Q, K]``: itself and before, at most ``window`` back.
+    def mask(self, queries: str, window: int | None, dtype: torch.dtype) -> Tensor:
+        """0 where ``prompts`` or ``own`` may look, itself and before, at most ``window`` back, else -inf.
 
-        Padded queries may look at the first key, as a softmax over nothing is not a number.
+        ``[·, 1, Q, K]``. Padded queries may look at the first key, as a softmax over nothing is not a number.
         """
-        if (queries, window) not in self.masks:
+        if (queries, window, dtype) not in self.masks:
             asking, asked = (self.prompts, self.prompts) if queries == "prompts" else (self.own, self.keys)
             q, k = self.positions[asking.clamp_min(0)][:, :, None], self.positions[asked.clamp_min(0)][:, None, :]
             seen = (k <= q) & (asked >= 0)[:, None, :]
             if window is not None:
                 seen &= q - k < window
             seen[:, :, 0] |= (asking < 0) | ~seen.any(-1)
-            self.masks[queries, window] = seen[:, None]
-        return self.masks[queries, window]
+            self.masks[queries, window, dtype] = additive(seen[:, None], dtype)
+        return self.masks[queries, window, dtype]
+
+    def rows(self, flat: Tensor) -> Tensor:
+        """Tokens ``[1, H, N, D]`` as rows ``[R, H, T, D]`` behind their prompts; padding means nothing."""
+        return _side_by_side(flat[0], self.own)
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See :class:`Arrangement`: a row's tokens see their prompt's and their own."""
+        parts = []
+        for name, asking, asked in (("prompts", self.prompts, self.prompts), ("own", self.own, self.keys)):
+            if not asking.numel():
+                continue
+            q, k, v = (_side_by_side(t[0], at) for t, at in ((query, asking), (key, asked), (value, asked)))
+            mask = self.mask(name, call.window, q.dtype)
+            parts.append(_attend(q, k, v, mask, call).transpose(1, 2).flatten(0, 1))
+        return torch.cat(parts)[self.back][None]
 
 
 def lay_out(rows: Sequence[tuple[Ids, int]], device: torch.device) -> Layout:
@@ -123,7 +167,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    covrl_layout: Layout | None = None,
+    covrl_layout: Arrangement | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **named: Any,
@@ -137,20 +181,16 @@ def attention(
     if covrl_layout is None and cap is None:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **named)
         return out, None
+    query, key, value = (_as_computed(t) for t in (query, key, value))
     if covrl_layout is None:  # which the fused kernel cannot do
         mask = attention_mask if attention_mask is not None else _causal(query.shape[2], key.shape[2], query.device)
-        return _attend(query, key, value, mask, scaling, cap).transpose(1, 2), None
+        out = _attend(query, key, value, additive(mask, query.dtype), Call(-1, None, scaling, cap))
+        return out.transpose(1, 2), None
     unknown = [name for name in ("s_aux", "position_bias") if named.get(name) is not None]
     if dropout or unknown:
         raise NotImplementedError(f"attention with {unknown or 'dropout'}")
-    window, layout, parts = named.get("sliding_window"), covrl_layout, []
-    for name, asking, asked in (("prompts", layout.prompts, layout.prompts), ("own", layout.own, layout.keys)):
-        if not asking.numel():
-            continue
-        q, k, v = (_side_by_side(t[0], at) for t, at in ((query, asking), (key, asked), (value, asked)))
-        mask = layout.mask(name, window)
-        parts.append(_attend(q, k, v, mask, scaling, cap).transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[layout.back][None], None
+    call = Call(module.layer_idx, named.get("sliding_window"), scaling, cap)
+    return covrl_layout.attend(call, query, key, value), None
 
 
 def _side_by_side(flat: Tensor, table: Tensor) -> Tensor:
@@ -159,23 +199,48 @@ def _side_by_side(flat: Tensor, table: Tensor) -> Tensor:
     return rows.unflatten(1, tuple(table.shape)).transpose(0, 1)
 
 
+def _as_computed(t: Tensor) -> Tensor:
+    """In autocast's dtype where that is on: rotations leave queries and keys in float32 there."""
+    kind = t.device.type
+    return t.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else t
+
+
 def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """``[Q, K]``: the last query sees every key."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    """``[1, 1, Q, K]``: the last query sees every key."""
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, cap: float | None) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to logits: 0 where it is true, else -inf."""
+    return (
+        mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else mask
+    )
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, call: Call) -> Tensor:
+    """Queries ``[R, H, Q, D]``, keys and values ``[R, H', K, D]``, an additive mask ``[R, 1, Q, K]``."""
+    spelt = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
+    if spelt or call.cap is not None:
+        return _spelt(q, k, v, mask, call)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-    spelt = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
-    if not spelt and cap is None:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    logits = (q @ k.transpose(-1, -2)).float() if q.dtype != torch.float64 else q @ k.transpose(-1, -2)
-    logits = logits * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return torch.softmax(logits.masked_fill(~mask, float("-inf")), dim=-1).to(v.dtype) @ v
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scaling)
+
+
+def _spelt(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, call: Call) -> Tensor:
+    """Query heads that share a key head are one product; few passes over the logits, which are in the given dtype."""
+    rows, heads, queries, size = q.shape
+    together = (rows * k.shape[1], heads // k.shape[1] * queries, -1)
+    logits = call.logits(q.reshape(together), k.flatten(0, 1))
+    logits = logits.view(rows, k.shape[1], -1, queries, k.shape[2]).add_(mask[:, :, None])
+    weights = torch.softmax(logits, dim=-1).to(v.dtype)
+    return torch.bmm(weights.view(together), v.flatten(0, 1)).view(rows, heads, queries, size)
+
+
+def nothing_masked(device: torch.device) -> Tensor:
+    """The attention mask for a forward with an arrangement: of four axes, so that models take it as it is."""
+    return torch.zeros(1, 1, 1, 1, device=device)
 
 
 AttentionInterface.register(NAME, attention)

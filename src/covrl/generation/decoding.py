@@ -1,0 +1,244 @@
+"""How rows are decoded side by side: the state between two tokens, in three ways.
+
+:class:`Shared` keeps the keys and values of each distinct prompt once, however many rows continue it, and of each row
+only its own tokens. :class:`Padded` is transformers' cache, with each row's prompt in it. :class:`Replay` has no cache
+and reads whole rows again. All have ``select`` and ``advance``; which of them a model can do is proved when it is
+loaded (:meth:`covrl.generation.engine.TorchGenerator.prove`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
+
+ROOM = 64
+"""Tokens that a row's keys and values have room for at first; the room doubles when it is full."""
+
+
+class Decoding(Protocol):
+    """Rows between two tokens."""
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows ``[B']`` alone, in this order."""
+        ...
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        """Feed one token per row, ``[B]``; next-token logits ``[B, V]``."""
+        ...
+
+
+@dataclass(slots=True)
+class Shared:
+    """Rows that continue prompts: row i continues prompt ``of[i]`` and has ``taken`` tokens of its own.
+
+    ``prompts[layer]`` are keys and values ``[F, H', P, D]``, ``lengths`` ``[F]`` how many of the P are a prompt's;
+    ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. ``members`` ``[F, G]`` are the rows
+    of each prompt, with any row where there are fewer than G, and ``place`` ``[B]`` where a row is in it, flattened.
+    """
+
+    prompts: dict[int, tuple[Tensor, Tensor]]
+    lengths: Tensor
+    of: Tensor
+    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    taken: int = 0
+    members: Tensor = field(init=False)
+    place: Tensor = field(init=False)
+    longest: int = field(init=False)
+    ragged: bool = field(init=False)
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    decodes = True
+
+    def __post_init__(self) -> None:
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Say which rows continue which prompt, and let go of prompts that none continues."""
+        used, of = torch.unique(self.of, return_inverse=True)
+        if len(used) < len(self.lengths):
+            self.prompts = {layer: (k[used], v[used]) for layer, (k, v) in self.prompts.items()}
+            self.lengths = self.lengths[used]
+        self.longest = next(iter(self.prompts.values()))[0].shape[2]
+        self.ragged = bool((self.lengths < self.longest).any())
+        self.of = of
+        order = torch.argsort(of, stable=True)
+        counts = torch.bincount(of)
+        rank = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
+        width = int(counts.max())
+        self.members = of.new_zeros(len(counts), width)
+        self.members[of[order], rank] = order
+        self.place = torch.empty_like(of)
+        self.place[order] = of[order] * width + rank
+
+    def select(self, rows: Tensor) -> None:
+        self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
+        self.of = self.of[rows]
+        self._arrange()
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        self.masks.clear()
+        out = model(
+            input_ids=tokens[None],
+            attention_mask=nothing_masked(tokens.device),
+            position_ids=(self.lengths[self.of] + self.taken)[None],
+            use_cache=False,
+            covrl_layout=self,
+        )
+        self.taken += 1
+        return out.logits[0]
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One token per row: query ``[1, H, B, D]``, its key and value ``[1, H', B, D]`` -> ``[1, B, H, D]``."""
+        own = [t[:, :, : self.taken + 1].flatten(0, 1) for t in self._keep(call.layer, key, value)]
+        prompts = [t.flatten(0, 1) for t in self.prompts[call.layer]]
+        (_, heads, batch, size), shared = query.shape, key.shape[1]
+        rows = query[0].transpose(0, 1).reshape(batch, shared, heads // shared, size)
+        before = self._by_row(call.logits(self._by_prompt(rows), prompts[0]), heads // shared)
+        after = call.logits(rows.flatten(0, 1), own[0]).unflatten(0, (batch, shared))
+        logits = torch.cat([before, after], dim=-1)
+        window = call.window if call.window is not None and call.window <= self.longest + self.taken else None
+        if self.ragged or window is not None:
+            logits += self._mask(window, logits.dtype)
+        weights = torch.softmax(logits, dim=-1).to(value.dtype)
+        before, after = weights.split([self.longest, self.taken + 1], dim=-1)
+        out = self._by_row(torch.bmm(self._by_prompt(before), prompts[1]), heads // shared)
+        out = out + torch.bmm(after.flatten(0, 1), own[1]).unflatten(0, (batch, shared))
+        return out.reshape(1, batch, heads, size)
+
+    def _keep(self, layer: int, *fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the token's key and value behind the rows' own; both with all that came before."""
+        held = self.own.get(layer)
+        if held is None or self.taken == held[0].shape[2]:
+            room = ROOM if held is None else 2 * held[0].shape[2]
+            wider = [t.new_zeros(t.shape[2], t.shape[1], room, t.shape[3]) for t in fresh]
+            for new, old in zip(wider, held or (), strict=False):
+                new[:, :, : old.shape[2]] = old
+            held = self.own[layer] = (wider[0], wider[1])
+        for kept, t in zip(held, fresh, strict=True):
+            kept[:, :, self.taken] = t[0].transpose(0, 1)
+        return held
+
+    def _by_prompt(self, rows: Tensor) -> Tensor:
+        """``[B, H', g, X]`` as ``[F·H', G·g, X]``."""
+        _, _, group, width = rows.shape
+        return rows[self.members].transpose(1, 2).reshape(-1, self.members.shape[1] * group, width)
+
+    def _by_row(self, together: Tensor, group: int) -> Tensor:
+        """``[F·H', G·g, X]`` as ``[B, H', g, X]``."""
+        prompts, width = self.members.shape
+        split = together.view(prompts, -1, width, group, together.shape[-1])
+        return split.transpose(1, 2).flatten(0, 1)[self.place]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits ``[B, H', g, P + taken + 1]``: -inf behind a prompt's end and before a window."""
+        if (window, dtype) not in self.masks:
+            lengths = self.lengths[self.of][:, None]
+            slots = torch.arange(self.longest + self.taken + 1, device=lengths.device)[None]
+            own = slots >= self.longest
+            seen = own | (slots < lengths)
+            if window is not None:
+                position = torch.where(own, slots - self.longest + lengths, slots)
+                seen &= lengths + self.taken - position < window
+            self.masks[window, dtype] = additive(seen[:, None, None], dtype)
+        return self.masks[window, dtype]
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """Prompts laid end to end, and the keys and values that they leave, ``[F, H', P, D]`` by layer."""
+
+    layout: Layout
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    decodes = True
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.kept[call.layer] = (self.layout.rows(key), self.layout.rows(value))
+        return self.layout.attend(call, query, key, value)
+
+
+def prefill_shared(model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Shared]:
+    """Next-token logits ``[B, V]`` after each prompt, and the state; each distinct prompt is read once."""
+    distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
+    layout = lay_out([(ids, 0) for ids in distinct], device)
+    reading = _Prefill(layout)
+    last = torch.tensor([p(len(ids) - 1) for p, ids in zip(layout.places, distinct, strict=True)], device=device)
+    out = model(
+        input_ids=layout.ids[None],
+        attention_mask=nothing_masked(device),
+        position_ids=layout.positions[None],
+        use_cache=False,
+        logits_to_keep=last,
+        covrl_layout=reading,
+    )
+    of = torch.tensor([distinct[ids] for ids in prompts], device=device)
+    lengths = torch.tensor([len(ids) for ids in distinct], device=device)
+    return out.logits[0][of], Shared(reading.kept, lengths, of)
+
+
+@dataclass(slots=True)
+class Padded:
+    """transformers' cache, padding mask ``[B, past]`` (None where no row is padded) and next position ``[B]``."""
+
+    cache: DynamicCache
+    mask: Tensor | None
+    position: Tensor
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask = None if self.mask is None else self.mask[rows]
+        self.position = self.position[rows]
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        out = model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position = self.position + 1
+        return out.logits[:, -1]
+
+
+def prefill_padded(model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Padded]:
+    """As :func:`prefill_shared`; prompts are padded on the left, and each row gets a copy of its prompt's cache."""
+    distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
+    width = max(map(len, distinct))
+    pads = torch.tensor([width - len(ids) for ids in distinct], device=device)
+    filled = [(0,) * (width - len(ids)) + ids for ids in distinct]
+    mask = (torch.arange(width, device=device)[None] >= pads[:, None]).long()
+    cache = DynamicCache(config=model.config)
+    out = model(
+        input_ids=torch.tensor(filled, device=device),
+        attention_mask=mask if bool(pads.any()) else None,
+        position_ids=(torch.arange(width, device=device)[None] - pads[:, None]).clamp_min(0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    rows = torch.tensor([distinct[ids] for ids in prompts], device=device)
+    cache.batch_select_indices(rows)
+    state = Padded(cache, mask[rows] if bool(pads.any()) else None, width - pads[rows])
+    return out.logits[rows, -1], state
+
+
+@dataclass(slots=True)
+class Replay:
+    """The way without a cache: the whole rows ``[B, L]`` are read again for every token."""
+
+    ids: Tensor
+
+    def select(self, rows: Tensor) -> None:
+        self.ids = self.ids[rows]
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        return model(input_ids=self.ids, use_cache=False).logits[:, -1]
