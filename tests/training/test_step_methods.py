@@ -13,7 +13,7 @@ from covrl.generation.base import Draw
 from covrl.records import Credit, Group, Rollout, ScoredGroup
 from covrl.training.loop import Run
 from covrl.training.models import frozen_copy
-from covrl.training.step import PassLimits
+from covrl.training.step import PassLimits, accumulate_gradient
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "verifree": ("verifree", {}),
@@ -145,3 +145,53 @@ def test_a_step_reports_finite_metrics(case: str) -> None:
     assert report.metrics["grad_norm/total"] >= 0
     shares = {k: v for k, v in report.metrics.items() if k.endswith("_share") and v == v}
     assert all(0 <= v <= 1 for v in shares.values())
+
+
+LATE = [case for case in METHODS if method_run(case).algorithm.late]
+
+
+def test_the_group_family_reads_late_what_its_credit_does_not_need() -> None:
+    assert set(METHODS) - set(LATE) >= {"verifree", "rlpr", "grpo, posterior control", "reinforce_pp", "rover"}
+    assert {"grpo", "grpo, exact kl and entropy", "dapo", "rloo", "gspo", "cispo", "nsr", "rapo", "dash"} <= set(LATE)
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_what_is_read_late_is_what_scoring_reads_and_the_gradient_is_the_same(case: str) -> None:
+    """On the first update behind the rollouts; traces without weight are not read."""
+    run = method_run(case)
+    groups, credits = credited(run)
+    expected = gradient(run, run.limits, groups, credits)
+    bare = [
+        replace(g, scores=short.scores)
+        for g, short in zip(groups, run.score(groups, without=run.late), strict=True)  # ty: ignore[invalid-argument-type]
+    ]
+    assert run.late == run.algorithm.late
+    again = run.algorithm.credit(bare)
+    for p in run.parameters:
+        p.grad = None
+    report = accumulate_gradient(run.algorithm, run.models, bare, again, run.limits, late=run.late)
+    found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
+    assert float((found - expected).norm() / expected.norm()) < 1e-12
+    scores = [s for g in groups for s in g.scores]
+    weighed = [any(bool(w.any()) for w in c.weights.values()) for row in again for c in row]
+    assert sorted(report.late) == [i for i, has in enumerate(weighed) if has]
+    for i, values in report.late.items():
+        for output, value in values.items():
+            assert torch.allclose(value, scores[i].values[output], atol=1e-10)
+
+
+def test_a_second_update_on_the_same_rollouts_needs_old_log_probs() -> None:
+    run = make_run(name="grpo")
+    run.config = run.config.model_copy(update={"training": run.config.training.model_copy(update={"epochs": 2})})
+    assert run.algorithm.late
+    assert run.late == ()
+
+
+def test_a_run_reports_what_it_read_late() -> None:
+    """Entropy and the sampler's gap are those of the traces that trained; nothing was scored before."""
+    run = method_run("grpo")
+    report = next(run.steps())
+    assert report.metrics["tokens/scored"] == 0
+    assert report.metrics["tokens/trained"] > 0
+    assert 0 < report.metrics["entropy/prior"] < 10
+    assert report.metrics["sampler/gap_max"] < 1e-6

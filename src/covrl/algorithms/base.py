@@ -93,7 +93,9 @@ class Algorithm(ABC):
     what generation stops at: the end of the thought (its answer is scored, not sampled) or of the whole response.
     ``verified`` methods take their reward from a verifier or the user's reward function. ``one_update`` says why a
     batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
-    sense.
+    sense. ``late`` are those of ``scoring`` that neither ``admit`` nor ``credit`` looks at: where a batch of rollouts
+    serves for one update, they are read off its training forward, in which old and new log-probs are the same, and
+    for traces with weight alone.
     """
 
     name: ClassVar[str]
@@ -111,6 +113,7 @@ class Algorithm(ABC):
     contexts: tuple[Context, ...]
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
+    late: tuple[Reading, ...] = ()
     streams: tuple[Stream, ...]
 
     @abstractmethod

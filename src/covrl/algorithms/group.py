@@ -163,6 +163,8 @@ class GroupMethod(Algorithm):
             contexts.append(Context("posterior", self.prompts.posterior_row))
             scoring.append(Reading("trace", ("posterior",), log_prob, ("posterior",)))
         self.contexts, self.scoring = tuple(contexts), tuple(scoring)
+        if not config.posterior_share and (config.kl == "none" or config.kl_in == "loss"):
+            self.late = self.scoring[:1]  # advantages are made of outcomes alone
         if config.kl == "exact":
             both = ("prior", "reference")
             self.training = (Reading("trace", both, log_prob_reverse_kl, ("prior", "entropy", "kl")),)
@@ -197,22 +199,23 @@ class GroupMethod(Algorithm):
         marked = self.mark(group)
         advantages = self.advantages(marked)
         rows = zip(group.rollouts, group.scores, marked, advantages, strict=True)
-        return [self.credit_of(r, s, m, torch.full_like(s[P], a or 0.0)) for r, s, m, a in rows]
+        return [self.credit_of(r, s, m, at_each_token(r, a or 0.0)) for r, s, m, a in rows]
 
     def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
         """Weights of one response from its per-token advantage ``[T]``; an unknown one has no policy weight."""
         share = 1.0 / max(len(advantage), 1) if self.config.aggregation == "sequence_mean" else 1.0
         everywhere = torch.full_like(advantage, share)
         weights = {stream.name: everywhere for stream in self.streams}
-        weights["policy"] = self._source_correction(rollout, scores) * share * advantage
+        weights["policy"] = share * self._source_corrected(rollout, scores, advantage)
         shown = None if marked.outcome is None else marked.reward
         return Credit(weights, reward=shown, advantage=float(advantage.mean()) if len(advantage) else 0.0)
 
-    def _source_correction(self, rollout: Rollout, scores: Scores) -> Tensor:
-        """1, or p_old/q_old capped for a thought that was drawn from the posterior prompt; ``[T]``."""
+    def _source_corrected(self, rollout: Rollout, scores: Scores, advantage: Tensor) -> Tensor:
+        """The advantage ``[T]``, times p_old/q_old capped for a thought that was drawn from the posterior prompt."""
         if rollout.source == "prior":
-            return torch.ones_like(scores[P])
-        return capped((scores[P] - scores[Q]).exp(), self.config.source_cap)
+            return advantage
+        ratio = capped((scores[P] - scores[Q]).exp(), self.config.source_cap)
+        return ratio * advantage.to(ratio)
 
     def mark(self, group: ScoredGroup) -> list[Marked]:
         """Outcome and shaped reward of each response."""
@@ -267,14 +270,14 @@ class GroupMethod(Algorithm):
         return doubly_clipped_ratio(drift, weight, config.clip_low, config.clip_high, config.dual_clip)
 
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        rows = [pair for group in groups for pair in zip(group.rollouts, group.scores, strict=True)]
-        entropies = torch.cat([s[ENTROPY] for _, s in rows]) if rows else torch.zeros(0)
+        read = [s for group in groups for s in group.scores if ENTROPY in s]
+        entropies = torch.cat([s[ENTROPY] for s in read]) if read else torch.zeros(0)
         flat = [all(not bool(c.weights["policy"].any()) for c in row) for row in credits]
         metrics = {"entropy/prior": float(entropies.double().mean()) if len(entropies) else float("nan")}
         if flat:
             metrics["groups/without_signal_share"] = sum(flat) / len(flat)
-        if self.models and rows:
-            kl = torch.cat([s[P] - s[REFERENCE] for _, s in rows])
+        if self.models and read:
+            kl = torch.cat([s[P] - s[REFERENCE] for s in read])
             metrics["kl/nats_per_token"] = float(kl.double().mean())
         return metrics
 
@@ -286,6 +289,11 @@ class GroupMethod(Algorithm):
             "no signal: in every group all rewards are equal, so no response can be told from another; take a stronger "
             "base, easier problems, more rollouts, or a likelihood method such as covrl"
         ]
+
+
+def at_each_token(rollout: Rollout, value: float) -> Tensor:
+    """The same value at every token of a trace, ``[T]``, in float64."""
+    return torch.full((len(rollout.trace_ids),), value, dtype=torch.float64)
 
 
 def outcome(rollout: Rollout) -> float | None:

@@ -123,7 +123,7 @@ class RAPO(GroupMethod):
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         metrics = super().monitors(groups, credits)
         rows = [pair for g, row in zip(groups, credits, strict=True) for pair in zip(g.scores, row, strict=True)]
-        excess = [c.constants[TARGET] - s[P] for s, c in rows if TARGET in c.constants]
+        excess = [c.constants[TARGET] - s[P] for s, c in rows if TARGET in c.constants and P in s]
         if excess:
             capped = torch.cat(excess) > math.log(self.own.largest_weight)
             metrics["kl/capped_share"] = float(capped.double().mean())

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Setup
-from covrl.algorithms.group import Divergence, GroupConfig, GroupMethod, Marked, outcome
+from covrl.algorithms.group import Divergence, GroupConfig, GroupMethod, Marked, at_each_token, outcome
 from covrl.config import Settings
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 
@@ -77,15 +77,15 @@ class ReinforcePP(GroupMethod):
         baseline = sum(known) / len(known) if known and self.own.baseline == "group" else 0.0
         rows: list[Row] = []
         for rollout, scores, value, reward in zip(group.rollouts, group.scores, values, rewards, strict=True):
-            kl = self._to_go(scores)
+            kl = self._to_go(rollout, scores)
             whole = reward - float(kl[:1].sum())  # the KL from the first token on is that of the response
             rows.append((rollout, scores, Marked(value, whole), reward - baseline - kl))
         return rows
 
-    def _to_go(self, scores: Scores) -> Tensor:
+    def _to_go(self, rollout: Rollout, scores: Scores) -> Tensor:
         """β Σ_{u≥t} kl_u, ``[T]``."""
         if self.config.kl == "none":
-            return scores["trace", "prior"] * 0.0
+            return at_each_token(rollout, 0.0)
         return self.config.kl_weight * self.token_kl(scores).flip(0).cumsum(0).flip(0)
 
     def _moments(self, returns: Sequence[Tensor]) -> tuple[float, float]:

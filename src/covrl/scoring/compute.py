@@ -6,7 +6,7 @@ hooks, which are outside of ``forward``, work as without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -39,7 +39,7 @@ def _autocast(module: nn.Module, *given: Any, **named: Any) -> Any:
 
 
 @contextmanager
-def weights_cast_once(model: Any) -> Iterator[None]:
+def weights_cast_once(model: Any) -> Generator[None]:
     """Inside, without gradients, the passes of a model that computes in bfloat16 share one cast of its weights.
 
     Without this every pass casts them anew, which for a pass of a few tokens costs more than the pass itself.

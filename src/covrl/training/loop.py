@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import TypeVar
+
+from torch import Tensor
 
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
@@ -22,7 +24,7 @@ from covrl.generation.base import Draw, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Problem, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
+from covrl.records import Credit, Group, Output, Problem, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
@@ -48,6 +50,9 @@ from covrl.training.undo import Before
 from covrl.training.views import trace_group
 
 T = TypeVar("T")
+
+Late = Mapping[int, Mapping[Output, Tensor]]
+"""What was read off a training forward: by number of the trace among all admitted, then by output, ``[T]``."""
 
 TOTALS = ("train/rows", "train/dropped_traces", "tokens/trained")
 """Metrics of an update that add up over the updates of a step; the others are averaged."""
@@ -203,7 +208,7 @@ class Run:
             if self._due(self.config.guards.publish_check_every, number):
                 update["guard/publish_gap"] = self._look_at_generator()
         metrics = rollout_metrics(sampled) | verdict_metrics(sampled) | token_metrics(scored)
-        metrics |= self.mismatch.metrics(scored)
+        metrics |= self.mismatch.metrics(kept if self.late else scored)
         metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
         if "guard/skipped" not in update:
             metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits)
@@ -242,7 +247,8 @@ class Run:
             credits = self.mismatch.corrected(kept, self.algorithm.credit(kept), self.algorithm.streams)
             check_credits(kept, credits)
             with clock("train"):
-                return sampled, scored, kept, credits, self._update(kept, credits)
+                update, read = self._update(kept, credits)
+            return sampled, scored, _with_values(kept, read), credits, update
         except NonFiniteError as error:
             assert self._before is not None
             self._before.restore(self, keep_problems=True)
@@ -266,7 +272,7 @@ class Run:
                     fresh = self.sample(problems[part], draw)
                 sampled += fresh
                 with clock("score"):
-                    scored += self.score(fresh)
+                    scored += self.score(fresh, without=self.late)
             self._stop_together()
             check_scores(scored)
             check_rewards(scored, self.reward)
@@ -284,13 +290,20 @@ class Run:
         """Plan and generate until the method asks for nothing more; one judged group per problem."""
         return sample(self, problems, draw)
 
-    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Read every trace under the method's contexts, without gradients."""
+    def score(self, groups: Sequence[Group], without: Sequence[Reading] = ()) -> list[ScoredGroup]:
+        """Read every trace under the method's contexts, without gradients; ``without`` some of its readings."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-        scores = self._scores(self.algorithm.contexts, self.algorithm.scoring, pairs)
+        wanted = [reading for reading in self.algorithm.scoring if reading not in without]
+        scores = self._scores(self.algorithm.contexts, wanted, pairs) if wanted else [Scores({}) for _ in pairs]
         scores = iter(self.mismatch.complete(pairs, scores, self._scores))
         rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+
+    @property
+    def late(self) -> tuple[Reading, ...]:
+        """What is read off the training forward instead of before it; see :class:`Algorithm`."""
+        once = self.config.training.mini_batches * self.config.training.epochs == 1
+        return self.algorithm.late if once and self.mismatch.of_trainer else ()
 
     def _scores(
         self, contexts: Sequence[Context], readings: Sequence[Reading], pairs: Sequence[tuple[Problem, Rollout]]
@@ -315,27 +328,39 @@ class Run:
         with self.world.whole_weights():
             return self.world.shared(share, pairs)
 
-    def _update(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        """One optimizer step per mini-batch of groups and epoch; returns what is logged of them."""
+    def _update(
+        self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]
+    ) -> tuple[dict[str, float], Late]:
+        """One optimizer step per mini-batch of groups and epoch; what is logged of them, and what was read late."""
         training = self.config.training
         rate = learning_rate(training, self.done)
         set_learning_rate(self.optimizer, rate)
         parts: list[dict[str, float]] = []
+        read: Late = {}
         for part in _parts(len(groups), training.mini_batches) * training.epochs:
             self._update_number += 1
             report = self._gradient(groups[part], credits[part])
             norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
             if not math.isfinite(norm):
                 self.optimizer.zero_grad(set_to_none=True)
-                batch = (groups[part], credits[part], self.limits, self.world)
+                batch = (groups[part], credits[part], self.limits, self.world, self.late)
                 raise gradient_error(float(norm), self.algorithm, self.models, *batch)
             self._applied = True
             self.optimizer.step()
             rest(self.models.values())
             parts.append(_gradient_metrics(report, float(norm)))
+            if self.late:  # then this is the only update
+                read = self._of_all_ranks(report.late)
         means = _means(parts)
         totals = {name: sum(part[name] for part in parts) for name in TOTALS}
-        return {"optim/lr": rate, "optim/updates": float(len(parts))} | means | totals
+        return {"optim/lr": rate, "optim/updates": float(len(parts))} | means | totals, read
+
+    def _of_all_ranks(self, late: Late) -> Late:
+        """What every rank read late of its share of the traces."""
+        each = range(self.world.size)
+        numbers = self.world.shared(lambda _: list(late), each)
+        values = self.world.shared(lambda _: [Scores(v) for v in late.values()], each)
+        return {number: scores.values for number, scores in zip(numbers, values, strict=True)}
 
     def _gradient(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> GradientReport:
         """The gradient of one update in ``.grad``; from an empty one again if memory runs out."""
@@ -344,7 +369,8 @@ class Run:
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
             made_of = (self.algorithm, self.models, groups, credits, limits)
-            return accumulate_gradient(*made_of, measure_streams=measure, between=self._between, world=self.world)
+            how = {"measure_streams": measure, "between": self._between, "world": self.world, "late": self.late}
+            return accumulate_gradient(*made_of, **how)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 
@@ -385,6 +411,15 @@ def _parts(length: int, count: int) -> list[slice]:
     """``count`` contiguous parts of almost equal size; fewer where there is less to share out."""
     edges = [round(i * length / count) for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _with_values(groups: Sequence[ScoredGroup], read: Late) -> list[ScoredGroup]:
+    """The groups with what was read of their traces late."""
+    traces = count()
+    return [
+        replace(g, scores=tuple(replace(s, values={**s.values, **read.get(next(traces), {})}) for s in g.scores))
+        for g in groups
+    ]
 
 
 def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:

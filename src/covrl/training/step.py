@@ -38,7 +38,7 @@ class GradientReport:
 
     ``losses[stream]`` include coefficient and denominator, so that they add up to the loss; ``norms[stream]`` are
     filled when measured. ``rows`` of together ``tokens`` went through the model; ``dropped`` traces had no weight;
-    ``passes`` were made.
+    ``passes`` were made. ``late[i]`` are the late readings' values of trace i of those with weight, by output.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
@@ -47,6 +47,7 @@ class GradientReport:
     tokens: int = 0
     dropped: int = 0
     passes: int = 0
+    late: dict[int, dict[Output, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def accumulate_gradient(
     measure_streams: bool = False,
     between: Callable[[Exception | None], None] | None = None,
     world: Solo | None = None,
+    late: Sequence[Reading] = (),
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
 
@@ -74,6 +76,8 @@ def accumulate_gradient(
     them. With ``measure_streams`` each stream has a backward pass of its own, to report its gradient's norm.
     In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each goes through its share
     of the traces, and all end with the whole gradient and the same report.
+    ``late`` are readings that were not scored, as this is the first update since the rollouts: their old values are
+    the new ones as constants, and the report has them.
     ``between`` is called before each backward pass, with the error that its forward ran into or None, and may raise
     to end it all; on ranks with sharded weights it has to raise on all of them or none.
 
@@ -82,7 +86,8 @@ def accumulate_gradient(
             that every process makes as many. ``.grad`` is then not to be used.
     """
     scale, streams = _scaled(algorithm, groups)
-    trained = _with_weight(algorithm, groups, credits, streams)
+    readings = with_late(algorithm.training, late)
+    trained = _with_weight(algorithm, readings, groups, credits, streams)
     report = GradientReport(losses=dict.fromkeys(scale, 0.0))
     report.rows = sum(len(t.unit.rows) for t in trained.values())
     report.tokens = sum(t.unit.tokens for t in trained.values())
@@ -90,7 +95,7 @@ def accumulate_gradient(
     parameters = [p for m in models.values() for p in m.parameters()]
     world = world or Solo()
     between = between or (lambda error: _raise_together(world, error))
-    passes = _Passes(algorithm, models, streams, scale, limits, world, trained, parameters, between)
+    passes = _Passes(algorithm, readings, late, models, streams, scale, limits, world, trained, parameters, between)
     collected: dict[str, list[Tensor | None]] = {}
     if not measure_streams:
         passes.run(list(scale), report)
@@ -119,6 +124,8 @@ class _Passes:
     """The forward and backward passes of one update, on this rank."""
 
     algorithm: Algorithm
+    readings: Sequence[Reading]
+    late: Sequence[Reading]
     models: Mapping[str, LanguageModel]
     streams: Sequence[Stream]
     scale: Mapping[str, float]
@@ -165,7 +172,10 @@ class _Passes:
         failed: Exception | None = None
         losses, owner = {}, {}
         try:
-            losses, owner = _token_losses(self.algorithm, self.models, pack, mine, self.streams, self.limits)
+            tokens = read(self.models, self.algorithm.contexts, self.readings, pack, self.limits.logits_bytes)
+            losses, owner = _token_losses(self.algorithm, tokens, mine, self.streams, self.late), tokens.owner
+            if not idle:
+                _collect_late(tokens, self.late, report.late)
         except Exception as error:
             if self.world.free or self.world.broke_off(error):
                 raise
@@ -206,13 +216,14 @@ def gradient_error(
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
     world: Solo,
+    late: Sequence[Reading] = (),
 ) -> NonFiniteError:
     """What to say of a gradient whose ``norm`` is not finite: the stream and trace it comes from.
 
     Finding them takes a pass for each trace and stream, which all ranks make together. All traces are kept where none
     of them is at fault alone.
     """
-    found = _bad_gradient(algorithm, models, groups, credits, limits, world)
+    found = _bad_gradient(algorithm, models, groups, credits, limits, world, late)
     if found is not None:
         stream, trace = found
         return NonFiniteError(f"the gradient's norm is {norm}, from the {stream} loss at {trace.name}", [trace])
@@ -231,13 +242,16 @@ def _bad_gradient(
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
     world: Solo,
+    late: Sequence[Reading],
 ) -> tuple[str, Culprit] | None:
     """The first (stream, trace) whose gradient by itself is not finite; ``.grad`` is empty afterwards."""
     scale, streams = _scaled(algorithm, groups)
+    readings = with_late(algorithm.training, late)
     parameters = [p for m in models.values() for p in m.parameters()]
-    for index, one in _with_weight(algorithm, groups, credits, streams).items():
+    for index, one in _with_weight(algorithm, readings, groups, credits, streams).items():
         for name, factor in scale.items():
-            losses, _ = _token_losses(algorithm, models, [one.unit], {index: one}, streams, limits)
+            tokens = read(models, algorithm.contexts, readings, [one.unit], limits.logits_bytes)
+            losses = _token_losses(algorithm, tokens, {index: one}, streams, late)
             reach = [0.0 * part.sum() for part in losses.values()] if world.sharded else []
             term = sum([factor * losses[name].sum(), *reach], torch.zeros(()))
             if not term.requires_grad:  # the trace has no part in this stream
@@ -256,8 +270,28 @@ def _scaled(algorithm: Algorithm, groups: Sequence[ScoredGroup]) -> tuple[dict[s
     return {s.name: s.coefficient / max(s.denominator(groups), 1.0) for s in streams}, streams
 
 
+def with_late(training: Sequence[Reading], late: Sequence[Reading]) -> tuple[Reading, ...]:
+    """The readings of a training forward that gives the ``late`` ones too.
+
+    One that reads the same span in the same contexts takes the place of a training reading that gives less.
+    """
+    readings = list(training)
+    for wanted in late:
+        given = {(r.span, name) for r in readings for name in r.outputs}
+        if given >= {(wanted.span, name) for name in wanted.outputs}:
+            continue
+        same = [
+            i
+            for i, r in enumerate(readings)
+            if (r.span, r.contexts) == (wanted.span, wanted.contexts) and set(r.outputs) <= set(wanted.outputs)
+        ]
+        readings[slice(same[0], same[0] + 1) if same else slice(len(readings), None)] = [wanted]
+    return tuple(readings)
+
+
 def _with_weight(
     algorithm: Algorithm,
+    readings: Sequence[Reading],
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     streams: Sequence[Stream],
@@ -271,37 +305,36 @@ def _with_weight(
     for index, (problem, rollout, scores, credit) in enumerate(pairs):
         weights = [credit.weights[s.name] for s in streams if s.name in credit.weights]
         if rollout.request.trains and any(bool(w.any()) for w in weights):
-            unit = make_unit(index, algorithm.contexts, algorithm.training, problem, rollout)
+            unit = make_unit(index, algorithm.contexts, readings, problem, rollout)
             trained[index] = _Trained(unit, Culprit(problem, rollout, scores, credit), credit)
     return trained
 
 
 def _token_losses(
     algorithm: Algorithm,
-    models: Mapping[str, LanguageModel],
-    pack: Sequence[Unit],
+    tokens: Tokens,
     trained: Mapping[int, _Trained],
     streams: Sequence[Stream],
-    limits: PassLimits,
-) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-    """Each stream's weighted loss of each token in one pack, ``[N]`` with gradient, and the tokens' units by span."""
-    tokens = read(models, algorithm.contexts, algorithm.training, pack, limits.logits_bytes)
-    view = _loss_tokens(tokens, trained, streams, algorithm.training)
+    late: Sequence[Reading],
+) -> dict[str, Tensor]:
+    """Each stream's weighted loss of each token of one pack, ``[N]`` with gradient."""
+    view = _loss_tokens(tokens, trained, streams, late)
     losses = algorithm.loss(view)
-    return {s.name: view.weight[s.name] * losses[s.name] for s in streams}, tokens.owner
+    return {s.name: view.weight[s.name] * losses[s.name] for s in streams}
 
 
 def _loss_tokens(
-    tokens: Tokens, trained: Mapping[int, _Trained], streams: Sequence[Stream], readings: Sequence[Reading]
+    tokens: Tokens, trained: Mapping[int, _Trained], streams: Sequence[Stream], late: Sequence[Reading]
 ) -> LossTokens:
     """Old scores, constants and weights of the pack's units, laid out as the new values are."""
-    like = {r.span: tokens.values[Output(r.span, r.outputs[0])] for r in readings}
+    like = {output.span: values for output, values in tokens.values.items()}
 
     def flat(span: str, part: dict[int, Tensor]) -> Tensor:
-        pieces = [part[i].to(like[span]) if i in part else like[span].new_zeros(n) for i, n in tokens.lengths[span]]
-        return torch.cat(pieces) if pieces else like[span].detach()
+        some = next(iter(part.values()), like[span].detach())  # where they are, and only then to the device, at once
+        pieces = [part[i] if i in part else some.new_zeros(n) for i, n in tokens.lengths[span]]
+        return torch.cat(pieces).to(like[span]) if pieces else like[span].detach()
 
-    old: dict[Output, Tensor] = {}
+    old = {output: tokens.values[output].detach() for output in _outputs(late)}
     known = {i: {**t.trace.scores.values, **t.credit.constants} for i, t in trained.items()}
     for output in {o for values in known.values() for o in values if o.span in like}:
         old[output] = flat(output.span, {i: v[output] for i, v in known.items() if output in v})
@@ -310,6 +343,18 @@ def _loss_tokens(
         for s in streams
     }
     return LossTokens(tokens.values, old, weight, tokens.owner)
+
+
+def _outputs(readings: Sequence[Reading]) -> list[Output]:
+    return [Output(r.span, name) for r in readings for name in r.outputs]
+
+
+def _collect_late(tokens: Tokens, late: Sequence[Reading], found: dict[int, dict[Output, Tensor]]) -> None:
+    """Add the pack's late values to ``found``, trace by trace."""
+    for output in _outputs(late):
+        sizes = tokens.lengths[output.span]
+        for (index, _), part in zip(sizes, tokens.values[output].detach().split([n for _, n in sizes]), strict=True):
+            found.setdefault(index, {})[output] = part
 
 
 def _check_finite(
