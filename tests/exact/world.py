@@ -23,9 +23,10 @@ from covrl.config import RunConfig
 from covrl.generation.base import Draw
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Group, Problem, Request, Rollout
+from covrl.records import Group, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
 from covrl.training.loop import Run
+from covrl.training.merged import merged_gradient
 from covrl.training.step import GradientReport, accumulate_gradient
 
 A, B, CLOSE = 0, 1, 2
@@ -164,7 +165,19 @@ def production_gradient(
     report = accumulate_gradient(run.algorithm, run.models, kept, credits, run.limits)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
     set_weights(run, before)
-    return torch.cat([g.flatten() for g in grads]), report
+    flat = torch.cat([g.flatten() for g in grads])
+    if run.algorithm.merged and drift is None and kept:
+        assert torch.allclose(merged_production_gradient(run, rollouts, problem), flat, atol=1e-12, rtol=1e-10)
+    return flat, report
+
+
+def merged_production_gradient(run: Run, rollouts: Sequence[Rollout], problem: Problem) -> Tensor:
+    """The same of a step that scores in its training forward, which has to be the same gradient."""
+    for parameter in run.parameters:
+        parameter.grad = None
+    groups = run.algorithm.admit([ScoredGroup(problem, tuple(rollouts), tuple(Scores({}) for _ in rollouts))]).kept
+    merged_gradient(run.algorithm, run.models, groups, run.algorithm.credit, run.limits, lambda _: None)
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
 
 
 def get_weights(run: Run) -> Tensor:

@@ -171,8 +171,8 @@ def test_a_score_that_is_not_finite_is_caught_before_the_method_sees_it() -> Non
     before = state(run)
     scored = run.score
 
-    def spoiled(groups: Any) -> Any:
-        found = scored(groups)
+    def spoiled(groups: Any, **named: Any) -> Any:
+        found = scored(groups, **named)
         next(iter(found[2].scores[1].values.values()))[0] = float("nan")
         return found
 

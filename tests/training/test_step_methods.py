@@ -12,6 +12,7 @@ from training.test_step import PROBLEMS, gradient, make_run
 from covrl.generation.base import Draw
 from covrl.records import Credit, Group, Rollout, ScoredGroup
 from covrl.training.loop import Run
+from covrl.training.merged import merged_gradient
 from covrl.training.models import frozen_copy
 from covrl.training.step import PassLimits, accumulate_gradient
 
@@ -195,3 +196,46 @@ def test_a_run_reports_what_it_read_late() -> None:
     assert report.metrics["tokens/trained"] > 0
     assert 0 < report.metrics["entropy/prior"] < 10
     assert report.metrics["sampler/gap_max"] < 1e-6
+
+
+MERGED = [case for case in METHODS if method_run(case).algorithm.merged]
+
+
+def test_methods_whose_credit_needs_one_groups_scores_alone_read_each_group_once() -> None:
+    assert {"verifree", "jepo", "jepo, multi, kl", "latro", "latro, sft", "rationalise"} == set(MERGED)
+    assert make_run().algorithm.merged  # covrl
+
+
+@pytest.mark.parametrize("case", [*MERGED, "covrl"])
+@pytest.mark.parametrize("limits", [PassLimits(1 << 20, 1 << 30), PassLimits(400, 4 * 97 * 3), PassLimits(1, 1)])
+def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case: str, limits: PassLimits) -> None:
+    run = make_run(nll="exact", kl_in_return=True) if case == "covrl" else method_run(case)
+    groups, credits = credited(run)
+    expected = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
+    bare = run.score(sampled(run), without=run.algorithm.scoring)
+    assert not any(s.values for g in bare for s in g.scores)
+    for p in run.parameters:
+        p.grad = None
+    made_of = (run.algorithm, run.models, run.algorithm.admit(bare).kept)
+    found = merged_gradient(*made_of, run.algorithm.credit, limits, lambda _: None)
+    merged = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
+    assert float((merged - expected).norm() / expected.norm()) < 1e-10
+    fewest, most = {1: (len(groups), len(groups)), 400: (2, len(groups)), 1 << 20: (1, 1)}[limits.tokens]
+    assert fewest <= found.report.passes <= most
+    for one, other in zip(found.credits, credits, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.advantage == pytest.approx(b.advantage, abs=1e-9)
+            assert a.weights.keys() == b.weights.keys()
+            assert all(torch.allclose(a.weights[k], b.weights[k], atol=1e-9) for k in a.weights)
+
+
+def test_a_step_is_merged_only_where_its_batch_serves_once_and_streams_are_not_measured() -> None:
+    def merges(**training: Any) -> bool:
+        run = make_run()
+        run.config = run.config.model_copy(update={"training": run.config.training.model_copy(update=training)})
+        return run.merges
+
+    assert merges(stream_norms_every=0)
+    assert not merges(stream_norms_every=1)
+    assert not merges(stream_norms_every=0, epochs=2)
+    assert not merges(stream_norms_every=0, mini_batches=2)

@@ -95,7 +95,9 @@ class Algorithm(ABC):
     batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
     sense. ``late`` are those of ``scoring`` that neither ``admit`` nor ``credit`` looks at: where a batch of rollouts
     serves for one update, they are read off its training forward, in which old and new log-probs are the same, and
-    for traces with weight alone.
+    for traces with weight alone. ``merged`` are the readings of one forward that gives all that ``scoring`` and
+    ``training`` do, for methods of scope "group" whose ``admit`` and denominators look at rollouts alone: where a
+    batch serves for one update, each group is then read once, with gradients, and credited in between.
     """
 
     name: ClassVar[str]
@@ -114,6 +116,7 @@ class Algorithm(ABC):
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
     late: tuple[Reading, ...] = ()
+    merged: tuple[Reading, ...] = ()
     streams: tuple[Stream, ...]
 
     @abstractmethod

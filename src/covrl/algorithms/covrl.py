@@ -133,6 +133,8 @@ class CoVRL(Algorithm):
         self.detach_reference = config.kl_reference == "detached"
         head = partial(composite, detach_reference=self.detach_reference)
         self.training = (Reading("trace", both, head, names), answer)
+        whole = partial(composite_entropy, detach_reference=self.detach_reference)
+        self.merged = (self.scoring[0]._replace(head=whole), answer)
         nll_per = prior_traces if config.nll == "selective" else trace_tokens
         self.streams = (
             Stream("policy", "trace", 1.0, trace_tokens),

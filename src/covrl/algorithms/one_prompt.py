@@ -50,10 +50,12 @@ class OnePrompt(Algorithm):
 
     Scored are the trace (with its entropy) and the answer behind it, both from the prior prompt. ``reward_in`` says
     what rewards are made of, which decides when traces cannot be told apart: probabilities vanish, floored
-    log-likelihoods meet at the floor, an order within the group stays.
+    log-likelihoods meet at the floor, an order within the group stays. A member that ``merges`` is scored in its
+    training forward (:attr:`Algorithm.merged`).
     """
 
     source: ClassVar[Literal["prior", "posterior"]] = "prior"
+    merges: ClassVar[bool] = False
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "order"
 
     def __init__(self, config: Any, setup: Setup) -> None:
@@ -63,12 +65,14 @@ class OnePrompt(Algorithm):
         self.contexts = (Context("prior", self.prompts.prior_row),)
         self.scoring = (TRACE_SCORING, ANSWER_READING)
         self.training = (TRACE_READING, ANSWER_READING)
+        self.merged = self.scoring if self.merges else ()
 
     def read_reference(self, spec: ModelSpec = FROZEN) -> None:
         """Also score the sampled tokens under a model beside the policy, from the prior prompt."""
         self.models = (spec,)
         self.contexts += (Context("reference", self.prompts.response_row, model="reference"),)
         self.scoring += (REFERENCE_READING,)
+        self.merged = self.scoring if self.merges else ()
 
     def read_responses(self, model: str = "policy") -> None:
         """Train whole responses; ``model`` scores the reference answer in the place of the response's own.
@@ -127,7 +131,7 @@ def worst_for_invalid(rewards: Sequence[float | None], penalty: float) -> list[f
 
 def with_a_valid_trace(groups: Sequence[ScoredGroup]) -> Admission:
     """Groups in which at least one trace can be followed by an answer; the others have nothing to compare."""
-    return Admission([g for g in groups if any(ANSWER in s for s in g.scores)])
+    return Admission([g for g in groups if any(rollout.valid for rollout in g.rollouts)])
 
 
 def constant(like: Tensor, value: float) -> Tensor:

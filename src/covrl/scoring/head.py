@@ -64,24 +64,32 @@ def composite(
     return _at(prior, targets), _at(posterior, targets), kl
 
 
-def composite_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
-    """What :func:`composite` gives, then the entropies of prior and posterior in nats: five outputs ``[n]``."""
+def composite_entropy(logits: Sequence[Tensor], targets: Tensor, detach_reference: bool = False) -> tuple[Tensor, ...]:
+    """What :func:`composite` gives, then the entropies of prior and posterior in nats, without gradient.
+
+    Five outputs ``[n]``. In the backward pass, which computes a chunk again, the entropies are left at 0.
+    """
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
-    entropies = [-(part.exp() * part).sum(dim=-1) for part in (prior, posterior)]
-    return _at(prior, targets), _at(posterior, targets), normalised_composite_kl(prior, posterior), *entropies
+    kl = normalised_composite_kl(prior, posterior, detach_reference=detach_reference)
+    entropies = [torch.zeros_like(kl.detach()) if torch.is_grad_enabled() else _entropy(p) for p in (prior, posterior)]
+    return _at(prior, targets), _at(posterior, targets), kl, *entropies
 
 
 def log_prob_entropy(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
     """(log-probs of the targets, entropy in nats), each ``[n]``, under the one context that is read."""
     (single,) = logits
     logs = torch.log_softmax(single, dim=-1)
-    return _at(logs, targets), -(logs.exp() * logs).sum(dim=-1)
+    return _at(logs, targets), _entropy(logs)
 
 
 def log_prob_reverse_kl(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(log π, entropy of π, exact KL(π‖π_ref)), each ``[n]``, for contexts (policy, reference)."""
     policy, reference = (torch.log_softmax(part, dim=-1) for part in logits)
-    return _at(policy, targets), -(policy.exp() * policy).sum(dim=-1), reverse_kl(policy, reference)
+    return _at(policy, targets), _entropy(policy), reverse_kl(policy, reference)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
 def _at(log_probs: Tensor, targets: Tensor) -> Tensor:

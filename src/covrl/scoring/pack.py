@@ -105,6 +105,11 @@ def make_packs(units: Sequence[Unit], tokens_per_pass: int) -> Iterator[list[Uni
         yield pack
 
 
+def padded_tokens(units: Sequence[Unit]) -> int:
+    """Tokens of the units' rows side by side, as long as the longest."""
+    return sum(len(unit.rows) for unit in units) * max((unit.longest for unit in units), default=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """A reading's tokens of all units of a pack, one after the other: ``[N]`` each.

@@ -31,6 +31,7 @@ from covrl.scoring.pack import Context, Reading, score
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
+from covrl.training.merged import Merged, merged_gradient
 from covrl.training.mismatch import Mismatch, mismatch_warnings
 from covrl.training.models import follow, rest, save_policy
 from covrl.training.monitors import (
@@ -197,7 +198,7 @@ class Run:
 
     def _step(self, number: int) -> StepReport:
         clock = Clock()
-        draw = Draw(self.config.training.seed, number - 1)
+        draw, merged = Draw(self.config.training.seed, number - 1), self.merges
         with clock("step"):
             sampled, scored, kept, credits, update = self._learn(draw, clock)
             self.done = number
@@ -208,7 +209,7 @@ class Run:
             if self._due(self.config.guards.publish_check_every, number):
                 update["guard/publish_gap"] = self._look_at_generator()
         metrics = rollout_metrics(sampled) | verdict_metrics(sampled) | token_metrics(scored)
-        metrics |= self.mismatch.metrics(kept if self.late else scored)
+        metrics |= self.mismatch.metrics(kept if self.late or merged else scored)
         metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
         if "guard/skipped" not in update:
             metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits)
@@ -244,8 +245,10 @@ class Run:
         try:
             with self.world.whole_weights():
                 kept = self._collect(draw, clock, sampled, scored)
-            credits = self.mismatch.corrected(kept, self.algorithm.credit(kept), self.algorithm.streams)
-            check_credits(kept, credits)
+            if self.merges:
+                with clock("train"):
+                    return sampled, scored, *self._merged_update(kept)
+            credits = self.credit(kept)
             with clock("train"):
                 update, read = self._update(kept, credits)
             return sampled, scored, _with_values(kept, read), credits, update
@@ -256,6 +259,16 @@ class Run:
             self._remarks.append(self.guard.non_finite(error, *at, self.folder, self.world))
         nothing = {"optim/updates": 0.0, "guard/skipped": float(self.guard.skipped)} | dict.fromkeys(TOTALS, 0.0)
         return sampled, scored, [], [], nothing
+
+    def credit(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
+        """What each token of admitted groups is worth, corrected for a sampler that is not the trainer.
+
+        Raises:
+            NonFiniteError: some of it is not finite.
+        """
+        credits = self.mismatch.corrected(groups, self.algorithm.credit(groups), self.algorithm.streams)
+        check_credits(groups, credits)
+        return credits
 
     @property
     def mismatch(self) -> Mismatch:
@@ -272,7 +285,7 @@ class Run:
                     fresh = self.sample(problems[part], draw)
                 sampled += fresh
                 with clock("score"):
-                    scored += self.score(fresh, without=self.late)
+                    scored += self.score(fresh, without=self.algorithm.scoring if self.merges else self.late)
             self._stop_together()
             check_scores(scored)
             check_rewards(scored, self.reward)
@@ -298,6 +311,15 @@ class Run:
         scores = iter(self.mismatch.complete(pairs, scores, self._scores))
         rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+
+    @property
+    def merges(self) -> bool:
+        """Whether this step's groups are scored in their training forward; see :class:`Algorithm`."""
+        training = self.config.training
+        once = training.mini_batches * training.epochs == 1 and not self._due(
+            training.stream_norms_every, self.done + 1
+        )
+        return bool(self.algorithm.merged) and once and self.mismatch.of_trainer and self.world.size == 1
 
     @property
     def late(self) -> tuple[Reading, ...]:
@@ -333,27 +355,54 @@ class Run:
     ) -> tuple[dict[str, float], Late]:
         """One optimizer step per mini-batch of groups and epoch; what is logged of them, and what was read late."""
         training = self.config.training
-        rate = learning_rate(training, self.done)
-        set_learning_rate(self.optimizer, rate)
+        rate = self._set_rate()
         parts: list[dict[str, float]] = []
         read: Late = {}
         for part in _parts(len(groups), training.mini_batches) * training.epochs:
             self._update_number += 1
             report = self._gradient(groups[part], credits[part])
-            norm = self.world.clip_gradient(self.parameters, training.gradient_clip)
-            if not math.isfinite(norm):
-                self.optimizer.zero_grad(set_to_none=True)
-                batch = (groups[part], credits[part], self.limits, self.world, self.late)
-                raise gradient_error(float(norm), self.algorithm, self.models, *batch)
-            self._applied = True
-            self.optimizer.step()
-            rest(self.models.values())
-            parts.append(_gradient_metrics(report, float(norm)))
+            parts.append(_gradient_metrics(report, self._apply(groups[part], credits[part])))
             if self.late:  # then this is the only update
                 read = self._of_all_ranks(report.late)
         means = _means(parts)
         totals = {name: sum(part[name] for part in parts) for name in TOTALS}
         return {"optim/lr": rate, "optim/updates": float(len(parts))} | means | totals, read
+
+    def _set_rate(self) -> float:
+        rate = learning_rate(self.config.training, self.done)
+        set_learning_rate(self.optimizer, rate)
+        return rate
+
+    def _apply(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> float:
+        """One optimizer step with the gradient in ``.grad``, clipped; its norm before that."""
+        norm = float(self.world.clip_gradient(self.parameters, self.config.training.gradient_clip))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            batch = (groups, credits, self.limits, self.world, self.late)
+            raise gradient_error(norm, self.algorithm, self.models, *batch)
+        self._applied = True
+        self.optimizer.step()
+        rest(self.models.values())
+        return norm
+
+    def _merged_update(
+        self, groups: Sequence[ScoredGroup]
+    ) -> tuple[list[ScoredGroup], list[list[Credit]], dict[str, float]]:
+        """One optimizer step on admitted groups that are not scored yet: they with scores, credits, what is logged."""
+        rate = self._set_rate()
+        self._update_number = 1
+
+        def attempt(limits: PassLimits) -> Merged:
+            self.optimizer.zero_grad(set_to_none=True)
+            return merged_gradient(self.algorithm, self.models, groups, self._credit_read, limits, self._between)
+
+        found = self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
+        metrics = _gradient_metrics(found.report, self._apply(found.groups, found.credits))
+        return found.groups, found.credits, {"optim/lr": rate, "optim/updates": 1.0} | metrics
+
+    def _credit_read(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
+        check_scores(groups)
+        return self.credit(groups)
 
     def _of_all_ranks(self, late: Late) -> Late:
         """What every rank read late of its share of the traces."""

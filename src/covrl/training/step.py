@@ -51,7 +51,7 @@ class GradientReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained:
+class Trained:
     """One trace that has weight: its rows, and what it and its credit are."""
 
     unit: Unit
@@ -85,7 +85,7 @@ def accumulate_gradient(
         NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
             that every process makes as many. ``.grad`` is then not to be used.
     """
-    scale, streams = _scaled(algorithm, groups)
+    scale, streams = scaled(algorithm, groups)
     readings = with_late(algorithm.training, late)
     trained = _with_weight(algorithm, readings, groups, credits, streams)
     report = GradientReport(losses=dict.fromkeys(scale, 0.0))
@@ -131,7 +131,7 @@ class _Passes:
     scale: Mapping[str, float]
     limits: PassLimits
     world: Solo
-    trained: Mapping[int, _Trained]
+    trained: Mapping[int, Trained]
     parameters: Sequence[nn.Parameter]
     between: Callable[[Exception | None], None]
 
@@ -173,7 +173,7 @@ class _Passes:
         losses, owner = {}, {}
         try:
             tokens = read(self.models, self.algorithm.contexts, self.readings, pack, self.limits.logits_bytes)
-            losses, owner = _token_losses(self.algorithm, tokens, mine, self.streams, self.late), tokens.owner
+            losses, owner = token_losses(self.algorithm, tokens, mine, self.streams, self.late), tokens.owner
             if not idle:
                 _collect_late(tokens, self.late, report.late)
         except Exception as error:
@@ -184,7 +184,7 @@ class _Passes:
         terms = {name: (0.0 if idle else self.scale[name]) * losses[name].sum() for name in wanted}
         for name, term in terms.items():
             report.losses[name] += float(term.detach())
-        wrong = _check_finite(terms, losses, owner, [s for s in self.streams if s.name in terms], mine)
+        wrong = check_finite(terms, losses, owner, [s for s in self.streams if s.name in terms], mine)
         if collected is not None:
             _collect(terms, self.parameters, collected, self.between)
             return wrong
@@ -245,13 +245,13 @@ def _bad_gradient(
     late: Sequence[Reading],
 ) -> tuple[str, Culprit] | None:
     """The first (stream, trace) whose gradient by itself is not finite; ``.grad`` is empty afterwards."""
-    scale, streams = _scaled(algorithm, groups)
+    scale, streams = scaled(algorithm, groups)
     readings = with_late(algorithm.training, late)
     parameters = [p for m in models.values() for p in m.parameters()]
     for index, one in _with_weight(algorithm, readings, groups, credits, streams).items():
         for name, factor in scale.items():
             tokens = read(models, algorithm.contexts, readings, [one.unit], limits.logits_bytes)
-            losses = _token_losses(algorithm, tokens, {index: one}, streams, late)
+            losses = token_losses(algorithm, tokens, {index: one}, streams, late)
             reach = [0.0 * part.sum() for part in losses.values()] if world.sharded else []
             term = sum([factor * losses[name].sum(), *reach], torch.zeros(()))
             if not term.requires_grad:  # the trace has no part in this stream
@@ -264,7 +264,7 @@ def _bad_gradient(
     return None
 
 
-def _scaled(algorithm: Algorithm, groups: Sequence[ScoredGroup]) -> tuple[dict[str, float], list[Stream]]:
+def scaled(algorithm: Algorithm, groups: Sequence[ScoredGroup]) -> tuple[dict[str, float], list[Stream]]:
     """coefficient / denominator of each stream that is not switched off, and these streams."""
     streams = [s for s in algorithm.streams if s.coefficient != 0]
     return {s.name: s.coefficient / max(s.denominator(groups), 1.0) for s in streams}, streams
@@ -295,25 +295,29 @@ def _with_weight(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     streams: Sequence[Stream],
-) -> dict[int, _Trained]:
-    trained: dict[int, _Trained] = {}
+) -> dict[int, Trained]:
+    trained: dict[int, Trained] = {}
     pairs = [
         (group.problem, *trace)
         for group, row in zip(groups, credits, strict=True)
         for trace in zip(group.rollouts, group.scores, row, strict=True)
     ]
     for index, (problem, rollout, scores, credit) in enumerate(pairs):
-        weights = [credit.weights[s.name] for s in streams if s.name in credit.weights]
-        if rollout.request.trains and any(bool(w.any()) for w in weights):
+        if rollout.request.trains and has_weight(credit, streams):
             unit = make_unit(index, algorithm.contexts, readings, problem, rollout)
-            trained[index] = _Trained(unit, Culprit(problem, rollout, scores, credit), credit)
+            trained[index] = Trained(unit, Culprit(problem, rollout, scores, credit), credit)
     return trained
 
 
-def _token_losses(
+def has_weight(credit: Credit, streams: Sequence[Stream]) -> bool:
+    """Whether any token has weight in any of the streams."""
+    return any(bool(credit.weights[s.name].any()) for s in streams if s.name in credit.weights)
+
+
+def token_losses(
     algorithm: Algorithm,
     tokens: Tokens,
-    trained: Mapping[int, _Trained],
+    trained: Mapping[int, Trained],
     streams: Sequence[Stream],
     late: Sequence[Reading],
 ) -> dict[str, Tensor]:
@@ -324,7 +328,7 @@ def _token_losses(
 
 
 def _loss_tokens(
-    tokens: Tokens, trained: Mapping[int, _Trained], streams: Sequence[Stream], late: Sequence[Reading]
+    tokens: Tokens, trained: Mapping[int, Trained], streams: Sequence[Stream], late: Sequence[Reading]
 ) -> LossTokens:
     """Old scores, constants and weights of the pack's units, laid out as the new values are."""
     like = {output.span: values for output, values in tokens.values.items()}
@@ -357,12 +361,12 @@ def _collect_late(tokens: Tokens, late: Sequence[Reading], found: dict[int, dict
             found.setdefault(index, {})[output] = part
 
 
-def _check_finite(
+def check_finite(
     terms: Mapping[str, Tensor],
     losses: Mapping[str, Tensor],
     owner: Mapping[str, Tensor],
     streams: Sequence[Stream],
-    trained: Mapping[int, _Trained],
+    trained: Mapping[int, Trained],
 ) -> NonFiniteError | None:
     """What is wrong in a pack: the first stream whose sum is not finite, and the trace of its first bad token.
 
