@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from covrl.config import ModelConfig
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Request
-from covrl.scoring.compute import blocks, recompute_activations
+from covrl.scoring import compute
+from covrl.scoring.compute import blocks, compute_in_bfloat16, recompute_activations, weights_ready
 from covrl.scoring.head import apply_head, log_prob
 from covrl.scoring.model import LanguageModel, load_model
 from covrl.training.models import frozen_copy
@@ -102,3 +104,41 @@ def test_recomputed_activations_give_the_same_gradient(family: str) -> None:
     assert calls == [2]
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_made_ready_give_what_the_model_gives_and_are_put_back(family: str, mixed: bool) -> None:
+    """With the casts kept and the weights packed; frozen ones too, and behind an error."""
+    model = tiny(family) if mixed else tiny(family).to(torch.bfloat16)
+    if mixed:
+        compute_in_bfloat16(model)
+    frozen = next(model.parameters()).requires_grad_(False)
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        plain = model(ids).logits
+    with contextlib.suppress(KeyError), weights_ready(model):
+        ready = model(ids).logits
+        raise KeyError
+    assert float((ready - plain).abs().max()) <= 0.0625 * max(4.0, float(plain.abs().max()))
+    assert not frozen.requires_grad
+    assert all(p.requires_grad for p in model.parameters() if p is not frozen)
+    assert not any("forward" in m.__dict__ for m in model.modules() if isinstance(m, torch.nn.Linear))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain)
+
+
+def test_weights_of_float32_are_left_as_they_are() -> None:
+    model = tiny("llama")
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        plain = model(ids).logits
+    with weights_ready(model):
+        assert torch.equal(model(ids).logits, plain)
+
+
+def test_without_the_operators_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_can_pack", lambda: False)
+    model = tiny("llama").to(torch.bfloat16)
+    with weights_ready(model):
+        assert not any("forward" in m.__dict__ for m in model.modules())

@@ -105,13 +105,16 @@ def install() -> None:
     from covrl.evaluation.accuracy import Evaluator
     from covrl.generation.engine import TorchGenerator
     from covrl.reporting import sinks
-    from covrl.training import checkpoint, durable, keeper, loop, step
+    from covrl.training import checkpoint, durable, keeper, loop, merged, step
 
     around(TorchGenerator, "generate", before="before sampling", after="after sampling")
     around(loop.Run, "score", after="after scoring")
     around(loop.Run, "_update", before="between rollout and update", after="after the update")
+    around(loop.Run, "_merged_update", before="between rollout and update", after="after the update")
     around(loop, "accumulate_gradient", before="before a gradient", after="after a gradient")
-    around(step, "_token_losses", before="inside an accumulation")
+    around(loop, "merged_gradient", before="before a gradient", after="after a gradient")
+    around(step, "token_losses", before="inside an accumulation")
+    around(merged, "token_losses", before="inside an accumulation")
     around(torch.optim.AdamW, "step", after="between two updates")
     around(loop, "follow", before="before the copies follow", after="after the copies followed")
     around(Evaluator, "__call__", before="before an evaluation", after="inside an evaluation")

@@ -17,7 +17,7 @@ from covrl.generation.random import trace_key, uniforms
 from covrl.generation.stop import StopRule
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
-from covrl.scoring.compute import weights_cast_once
+from covrl.scoring.compute import weights_ready
 from covrl.scoring.shared import NAME
 from covrl.training.parallel import Solo
 
@@ -82,7 +82,7 @@ class TorchGenerator:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order. Rows of like length are decoded together."""
-        with self.world.whole_weights(), weights_cast_once(self.model):
+        with self.world.whole_weights(), weights_ready(self.model):
             return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:

@@ -6,13 +6,14 @@ hooks, which are outside of ``forward``, work as without.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from covrl.errors import UserError
@@ -39,24 +40,63 @@ def _autocast(module: nn.Module, *given: Any, **named: Any) -> Any:
 
 
 @contextmanager
-def weights_cast_once(model: Any) -> Generator[None]:
-    """Inside, without gradients, the passes of a model that computes in bfloat16 share one cast of its weights.
+def weights_ready(model: Any) -> Generator[None]:
+    """Inside, passes without gradients share what each of them would else do to the weights first.
 
-    Without this every pass casts them anew, which for a pass of a few tokens costs more than the pass itself.
+    That is the cast of a model that computes in bfloat16 on float32 weights, and on a CPU the layout that its
+    bfloat16 units want (oneDNN's). For a pass of a few tokens either costs more than the products themselves.
     """
-    if getattr(model.forward, "__func__", None) is not _autocast:
-        yield
-        return
+    mixed = getattr(model.forward, "__func__", None) is _autocast
     weights = list(model.parameters())
-    learned = [p.requires_grad for p in weights]
-    with torch.no_grad(), torch.autocast(weights[0].device.type, torch.bfloat16):
-        try:
+    device, short = weights[0].device.type, mixed or weights[0].dtype == torch.bfloat16
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if short and device == "cpu" and _can_pack():
+            stack.callback(_unpack, _pack(model))
+        if mixed:
+            stack.callback(_give_back, weights, [p.requires_grad for p in weights])
             for p in weights:  # autocast keeps casts of those alone that want a gradient
                 p.requires_grad_(True)
-            yield
-        finally:
-            for p, before in zip(weights, learned, strict=True):
-                p.requires_grad_(before)
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        yield
+
+
+def _give_back(weights: Sequence[nn.Parameter], learned: Sequence[bool]) -> None:
+    for p, before in zip(weights, learned, strict=True):
+        p.requires_grad_(before)
+
+
+def _pack(model: Any) -> list[nn.Linear]:
+    """Let every linear layer multiply by a packed copy of its weights; the layers, for :func:`_unpack`."""
+    layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in m.__dict__]
+    for layer in layers:
+        bias = None if layer.bias is None else layer.bias.to(torch.bfloat16)
+        layer.forward = partial(_times_packed, _packed(layer.weight), bias)
+    return layers
+
+
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.bfloat16), None)
+
+
+def _unpack(layers: Sequence[nn.Linear]) -> None:
+    for layer in layers:
+        del layer.__dict__["forward"]
+
+
+def _times_packed(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows.to(torch.bfloat16), packed, bias, "none", [], "")
+
+
+@cache
+def _can_pack() -> bool:
+    """Whether this torch has these operators, which are not public, and they multiply rightly here."""
+    rows, weight = (torch.linspace(-1, 1, n * 48).view(n, 48).bfloat16() for n in (5, 33))
+    try:
+        found = _times_packed(_packed(weight), None, rows)
+    except (AttributeError, RuntimeError, TypeError):  # another build, or a CPU without the units
+        return False
+    return bool(torch.allclose(found.float(), rows.float() @ weight.float().T, atol=0.1))
 
 
 def recompute_activations(model: Any) -> None:
