@@ -48,9 +48,8 @@ def text(found: Mapping[str, Any]) -> list[str]:
     for name, one in found["grown"].items():
         cells = ", ".join(f"{size}: {v[0]:.3f} s" for size, v in zip(one["sizes"], one["cpu"], strict=True))
         than = "below" if name == "prompt" else "at most"
-        rows.append(
-            f"{name} {cells}; exponent {one['exponent']:.2f}, at the end {one['last_exponent']:.2f} (goal: {than} {one['goal']})"
-        )
+        powers = f"exponent {one['exponent']:.2f}, at the end {one['last_exponent']:.2f}"
+        rows.append(f"{name} {cells}; {powers} (goal: {than} {one['goal']})")
     return rows
 
 
@@ -123,9 +122,10 @@ def _panel(name: str, one: Mapping[str, Any]) -> str:
     parts.append(f"<path d='{draw_path(frame, points)}'/>")
     parts += [f"<circle cx='{frame.x(x):.1f}' cy='{frame.y(y):.1f}' r='3.2'/>" for x, y in points]
     label = {"prompt": "tokens of a prompt"}.get(name, name)
+    powers = f"exponent {one['exponent']:.2f}, at the end {one['last_exponent']:.2f}"
     head = (
         f"<text class='name' x='{LEFT}' y='16'>CPU seconds of a step against {label}</text>"
-        f"<text x='{LEFT}' y='32'>exponent {one['exponent']:.2f}, at the end {one['last_exponent']:.2f}; dashed: proportional to the size</text>"
+        f"<text x='{LEFT}' y='32'>{powers}; dashed: proportional to the size</text>"
     )
     return f"{head}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"
 
