@@ -4,7 +4,7 @@
 the paper compares with, a call of the generator and an update for each problem (``training.problems_per_step = 1``). On
 an accelerator small batches cost as much as large ones, here much less is to be gained. How much is predicted from
 rates that are measured in the same process: the seconds that sampling 8 and 64 rows takes, and the seconds of the rest
-of a step as a line through steps of 1, 2 and 4 problems (so much an update, so much a response). Both go without KL
+of a step as a line through steps of 1, 2, 4 and 8 problems (so much an update, so much a response). Both go without KL
 (with it the filter has nothing to drop) and with signal in every group.
 
 *Filter.* ``filter = "exact"`` drops rows before any training pass where all their rewards are equal. Rewards make a
@@ -125,9 +125,9 @@ def batching(asked: dict[str, Any]) -> dict[str, Any]:
 
     rows = workload.rollouts
     generate = {rows: sampling(1, 5), window * rows: sampling(window, 2)}
-    sizes, rest = (1, 2, 4), []
+    sizes, rest = (1, 2, window // 2, window), []
     for problems in sizes:
-        steps = 2 + 4 // problems
+        steps = 2 + window // problems
         rest.append(median(rest_of_steps(build(problems, steps), steps)))
     through: Line = line([problems * rows for problems in sizes], rest)
     baseline = sum(seconds_of(build(1, window), window))

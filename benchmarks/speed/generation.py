@@ -17,7 +17,7 @@ from speed.step import Search, named, search
 from speed.workloads import WORKLOADS, Workload, questions, workload_of
 
 WORKLOAD = "M-early"
-WAVES = 5
+WAVES = 10
 CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
     "ours": {"dtype": ("mixed", "float32", "bfloat16")},
     "peer": {
