@@ -21,6 +21,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ Measure = Callable[[Bench], dict[str, Any]]
 
 def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, int, Measure, Callable[[dict[str, Any]], list[str]]]]:
     """Name, threads, measurement and text of everything that is asked for."""
+    searches: dict[str, Any] = {}
     parts = asked.part or (["step"] if asked.workload else list(PARTS))
     for part in parts:
         module = PARTS[part]
@@ -103,12 +105,14 @@ def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, int, Measure, Calla
                 yield part, threads, module.measure, module.text
                 continue
             for name in asked.workload or STEP_WORKLOADS:
-                yield (
-                    f"step {name}",
-                    threads,
-                    lambda bench, name=name: step.measure(bench, WORKLOADS[name]),
-                    step.text,
-                )
+                yield f"step {name}", threads, partial(measure_step, name, searches), step.text
+
+
+def measure_step(name: str, searches: dict[str, Any], bench: Bench) -> dict[str, Any]:
+    """The figures of one workload; its settings are searched at the first number of threads only."""
+    if name not in searches:
+        searches[name] = step.find_settings(bench, WORKLOADS[name])
+    return step.measure(bench, WORKLOADS[name], searches[name])
 
 
 def save(record: dict[str, Any], found: dict[str, Any]) -> None:

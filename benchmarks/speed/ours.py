@@ -94,7 +94,7 @@ def count_cpu() -> None:
 
 
 def take_steps(run: Any, meter: Meter, count: int) -> list[dict[str, float]]:
-    """Metrics of the measured steps; one that is not measured comes before them."""
+    """Metrics of the measured steps; those to warm up come before them."""
     metrics = []
     steps = run.steps()
     for _ in range(meter.warm + count):
@@ -107,10 +107,10 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Steps of the production loop, measured one by one; ``phases`` are CPU seconds."""
     begin(asked["threads"], asked.get("memory_mb"))
     count_cpu()
-    workload, count = workload_of(asked), asked["steps"]
-    given = asked.get("algorithm", "grpo"), count + 1, asked.get("settings")
+    workload, count, warm = workload_of(asked), asked["steps"], asked.get("warm", 1)
+    given = asked.get("algorithm", "grpo"), warm + count, asked.get("settings")
     run = build_run(workload, asked["model"], asked["dtype"], *given)
-    meter = Meter([p for model in run.models.values() for p in model.model.parameters()])
+    meter = Meter([p for model in run.models.values() for p in model.model.parameters()], warm)
     metrics = take_steps(run, meter, count)
     phases = {name: [m.get(f"time/{name}", 0.0) for m in metrics] for name in ("generate", "score", "train", "other")}
     tokens = {name: [m[f"tokens/{name}"] for m in metrics] for name in ("generated", "trained")}

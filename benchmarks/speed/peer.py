@@ -21,7 +21,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOTrainer
 
-    workload, count = workload_of(asked), asked["steps"]
+    workload, count, warm = workload_of(asked), asked["steps"], asked.get("warm", 1)
     policy = load(asked["model"], asked["dtype"], asked["attention"])
 
     class Clock(TrainerCallback):
@@ -35,13 +35,13 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = GRPOTrainer(
             model=policy,
-            args=settings(workload, asked, count, scratch),
+            args=settings(workload, asked, warm + count, scratch),
             processing_class=PreTrainedTokenizerFast.from_pretrained(asked["model"], padding_side="left"),
             reward_funcs=lambda completions, **_: [reward(text) for text in completions],
-            train_dataset=Dataset.from_dict({"prompt": questions(workload, count + 1)}),
+            train_dataset=Dataset.from_dict({"prompt": questions(workload, warm + count)}),
             callbacks=[Clock()],
         )
-        meter = Meter(policy.parameters())
+        meter = Meter(policy.parameters(), warm)
         trainer.train()
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
     return meter.record(optimizer)
@@ -71,7 +71,7 @@ def settings(workload: Workload, asked: dict[str, Any], count: int, scratch: str
         num_generations=workload.rollouts,
         max_completion_length=workload.new,
         generation_kwargs={"min_new_tokens": workload.new} if not workload.end else {},
-        max_steps=count + 1,
+        max_steps=count,
         learning_rate=1e-6,
         lr_scheduler_type="constant",
         adam_beta2=0.95,

@@ -1,7 +1,8 @@
 """The GRPO step, ours against TRL's, each at its best settings.
 
 A side's best settings are searched first: from a start, one setting after the other is changed and what is faster is
-kept, one short trial each. Then both sides are measured in turn, a process for each measurement.
+kept, one short trial each, at the first number of threads that is asked for. Then both sides are measured in turn, a
+process for each measurement.
 """
 
 from __future__ import annotations
@@ -92,7 +93,21 @@ def unfit(workload: Workload, settings: Settings, free: float) -> str | None:
     return f"about {need:,.0f} MiB of logits do not fit in {free:,.0f} MiB" if need > 0.8 * free else None
 
 
-def measure(bench: Bench, workload: Workload) -> dict[str, Any]:
+def find_settings(bench: Bench, workload: Workload) -> dict[str, Search]:
+    """A short trial of each side's settings; where a step takes long, the first one counts."""
+    task = {"workload": workload.name, "model": bench.model(workload)}
+    task |= {"steps": max(1, workload.steps // 4), "warm": int(workload.steps > 1)}
+    return {
+        side: search(
+            choices,
+            lambda settings, side=side: median(bench.worker(side, peer=side == "peer", **task, **settings)["cpu"]),
+            lambda settings: unfit(workload, settings, free_mb()),
+        )
+        for side, choices in CHOICES.items()
+    }
+
+
+def measure(bench: Bench, workload: Workload, searches: Mapping[str, Search]) -> dict[str, Any]:
     """Both sides at their best settings, in turn; the figures of one workload at the bench's threads."""
     model = bench.model(workload)
 
@@ -100,14 +115,6 @@ def measure(bench: Bench, workload: Workload) -> dict[str, Any]:
         task = {"workload": workload.name, "model": model, "steps": steps}
         return bench.worker(side, peer=side == "peer", **task, **settings)
 
-    searches = {
-        side: search(
-            choices,
-            lambda settings, side=side: median(once(side, settings, max(1, workload.steps // 4))["cpu"]),
-            lambda settings: unfit(workload, settings, free_mb()),
-        )
-        for side, choices in CHOICES.items()
-    }
     best = {side: found.best() for side, found in searches.items()}
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in best}
     for _ in range(bench.repeats):
@@ -169,4 +176,6 @@ def text(found: Mapping[str, Any]) -> list[str]:
 
 def named(settings: Settings) -> str:
     """Settings in words."""
-    return "[" + ", ".join(f"{k} {v}" for k, v in settings.items()) + "]"
+    flat = {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
+    deep = {f"{s}.{k}": v for s, table in settings.get("settings", {}).items() for k, v in table.items()}
+    return "[" + ", ".join(f"{k} {v}" for k, v in (flat | deep).items()) + "]"

@@ -248,3 +248,14 @@ def agree_model(asked: dict[str, Any]) -> Any:
     from speed.peer import load
 
     return load(asked["model"], asked["dtype"], "sdpa").eval()
+
+
+def test_memory_is_compared_between_fastest_and_smallest_settings() -> None:
+    def one(cpu: float, mb: float) -> dict[str, Any]:
+        return {"cpu": cpu, "step_mb": [mb, mb, mb]}
+
+    found = memory.chosen({"ours": [one(5.0, 100.0), one(6.0, 50.0)], "peer": [one(8.0, 300.0), one(9.0, 75.0)]})
+    assert found["ratio_fastest"] == pytest.approx(3.0)
+    assert found["ratio_smallest"] == pytest.approx(1.5)
+    settings = {"dtype": "mixed", "settings": {"training": {"tokens_per_pass": 2048}}}
+    assert step.named(settings) == "[dtype mixed, training.tokens_per_pass 2048]"
