@@ -29,7 +29,12 @@ def agreement(bench: Bench, workload: Workload, model: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for dtype in TOLERANCE:
         with tempfile.TemporaryDirectory() as scratch:
-            task = {"workload": workload.name, "model": model, "dtype": dtype, "file": os.path.join(scratch, "rows")}
+            task: dict[str, Any] = {
+                "workload": workload.name,
+                "model": model,
+                "dtype": dtype,
+                "file": os.path.join(scratch, "rows"),
+            }
             bench.worker("agree", side="ours", **task)
             found[dtype] = bench.worker("agree", peer=True, side="peer", **task)
     return found | {"equal": all(within(dtype, found[dtype]) for dtype in TOLERANCE)}

@@ -29,7 +29,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     model = bench.model(WORKLOADS[WORKLOAD])
 
     def once(method: str, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
-        task = {"workload": WORKLOAD, "model": model, "steps": steps, "algorithm": method}
+        task: dict[str, Any] = {"workload": WORKLOAD, "model": model, "steps": steps, "algorithm": method}
         return bench.worker("ours", **task, **settings)
 
     best = search(CHOICES["ours"], lambda s: median(once("grpo", s, 1)["cpu"]), lambda _: None).best()

@@ -39,7 +39,7 @@ GOAL = 0.9
 def measure(bench: Bench) -> dict[str, Any]:
     """Measured and predicted gain of batching over repeats, and the filter's line."""
     model = bench.model(WORKLOADS[WORKLOAD])
-    task = {"workload": WORKLOAD, "model": model, "dtype": "mixed"}
+    task: dict[str, Any] = {"workload": WORKLOAD, "model": model, "dtype": "mixed"}
     batching, filtering = [], []
     for _ in range(bench.repeats):
         batching.append(bench.worker("dash", what="batching", **task))
@@ -171,7 +171,8 @@ def filtering(asked: dict[str, Any]) -> dict[str, Any]:
     shares = asked.get("shares", SHARES)
     given = workload, asked["model"], asked["dtype"], "dash", len(shares) + 1, settings, judge
     run = build_run(*given, problems=workload.problems)  # the same problems in every step
-    steps, found = run.steps(), {"dropped": [], "step": [], "train": []}
+    steps = run.steps()
+    found: dict[str, list[float]] = {"dropped": [], "step": [], "train": []}
     for share in (0.0, *shares):
         flat = round(share * workload.problems)
         begun = time.process_time()

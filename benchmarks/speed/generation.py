@@ -34,7 +34,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     model = bench.model(WORKLOADS[WORKLOAD])
 
     def once(side: str, settings: Mapping[str, Any], waves: int) -> dict[str, Any]:
-        task = {"workload": WORKLOAD, "model": model, "side": side, "waves": waves}
+        task: dict[str, Any] = {"workload": WORKLOAD, "model": model, "side": side, "waves": waves}
         return bench.worker("generation", peer=side == "peer", **task, **settings)
 
     searches: dict[str, Search] = {}

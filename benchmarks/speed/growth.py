@@ -31,7 +31,7 @@ GOALS = {"problems": 1.1, "rollouts": 1.1, "prompt": 1.0}
 def measure(bench: Bench) -> dict[str, Any]:
     """CPU seconds of a step at each size, and each setting's exponent."""
     model = bench.model(WORKLOADS[WORKLOAD])
-    task = {"workload": WORKLOAD, "model": model, "dtype": "float32"}
+    task: dict[str, Any] = {"workload": WORKLOAD, "model": model, "dtype": "float32"}
     runs = [bench.worker("growth", **task) for _ in range(bench.repeats)]
     grown = {}
     for name, sizes in SIZES.items():

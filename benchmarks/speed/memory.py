@@ -37,7 +37,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """Memory and CPU seconds of each side's settings, and our largest tensors with a vocabulary axis."""
     workload = WORKLOADS[WORKLOAD]
     model = bench.model(workload)
-    task = {"workload": WORKLOAD, "model": model, "steps": 1}
+    task: dict[str, Any] = {"workload": WORKLOAD, "model": model, "steps": 1}
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     left_out = []
     for side, choices in (("ours", OURS), ("peer", PEERS)):

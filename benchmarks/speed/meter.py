@@ -98,7 +98,8 @@ def begin(threads: int, memory_mb: float | None = None) -> None:
 
     torch.set_num_threads(threads)
     if memory_mb:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory_mb * MIB),) * 2)
+        bound = int(memory_mb * MIB)
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 
 
 def asked() -> dict[str, Any]:

@@ -95,7 +95,7 @@ def unfit(workload: Workload, settings: Settings, free: float) -> str | None:
 
 def find_settings(bench: Bench, workload: Workload) -> dict[str, Search]:
     """A short trial of each side's settings; where a step takes long, the first one counts."""
-    task = {"workload": workload.name, "model": bench.model(workload)}
+    task: dict[str, Any] = {"workload": workload.name, "model": bench.model(workload)}
     task |= {"steps": max(1, workload.steps // 4), "warm": int(workload.steps > 1)}
     return {
         side: search(
@@ -112,7 +112,7 @@ def measure(bench: Bench, workload: Workload, searches: Mapping[str, Search]) ->
     model = bench.model(workload)
 
     def once(side: str, settings: Settings, steps: int) -> dict[str, Any]:
-        task = {"workload": workload.name, "model": model, "steps": steps}
+        task: dict[str, Any] = {"workload": workload.name, "model": model, "steps": steps}
         return bench.worker(side, peer=side == "peer", **task, **settings)
 
     best = {side: found.best() for side, found in searches.items()}

@@ -51,18 +51,18 @@ class Workload:
         return (1 - (1 - chance) ** self.new) / chance if chance else float(self.new)
 
 
-S = {"hidden": 128, "layers": 2, "heads": (4, 2), "vocabulary": 512}
-M = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 4096}
+S: dict[str, Any] = {"hidden": 128, "layers": 2, "heads": (4, 2), "vocabulary": 512}
+M: dict[str, Any] = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 4096}
 WORKLOADS: dict[str, Workload] = {
     w.name: w
     for w in (
-        Workload("S", **S, prompt=34, steps=20),  # type: ignore[arg-type]
-        Workload("M-34", **M, prompt=34),  # type: ignore[arg-type]
-        Workload("M-256", **M, prompt=256, steps=1),  # type: ignore[arg-type]
-        Workload("M-early", **M, prompt=34, end=1 / 16),  # type: ignore[arg-type]
-        Workload("M-wide", **(M | {"vocabulary": 151_936}), prompt=34, steps=1),  # type: ignore[arg-type]
-        Workload("M-close", **M, prompt=34, new=128, close=1 / 64, steps=1),  # type: ignore[arg-type]
-        Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),  # type: ignore[arg-type]
+        Workload("S", **S, prompt=34, steps=20),
+        Workload("M-34", **M, prompt=34),
+        Workload("M-256", **M, prompt=256, steps=1),
+        Workload("M-early", **M, prompt=34, end=1 / 16),
+        Workload("M-wide", **(M | {"vocabulary": 151_936}), prompt=34, steps=1),
+        Workload("M-close", **M, prompt=34, new=128, close=1 / 64, steps=1),
+        Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),
     )
 }
 
