@@ -65,7 +65,7 @@ def main() -> int:
             failed = True
             continue
         about = {"name": name, "threads": threads, "repeats": asked.repeats, "commit": commit()}
-        record = {**about, "machine": machine(), "peer": bench.peer_versions, **found}
+        record = {**about, "machine": machine(), "peer_versions": bench.peer_versions, **found}
         lines = [f"{name}, {threads} thread(s), {asked.repeats} repeat(s): median (least to most)", *text(found)]
         print(json.dumps(record) if asked.json else "\n  ".join(lines), flush=True)
         if asked.save:

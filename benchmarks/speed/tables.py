@@ -240,7 +240,7 @@ def first_step_rows(r: Record) -> list[str]:
 
 def origin(r: Record) -> tuple[str, ...]:
     """Where a record comes from."""
-    m, peer = r["machine"], r["peer"]
+    m, peer = r["machine"], r.get("peer_versions")
     versions = f"torch {m['torch']}, transformers {m['transformers']}"
     versions += f", TRL {peer['trl']}" if peer else ""
     name = f"{r['name']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}"

@@ -152,12 +152,13 @@ def test_the_plot_has_a_panel_for_each_course() -> None:
 
 
 def test_the_page_says_which_goals_are_met() -> None:
-    about = {"threads": 1, "repeats": 5, "commit": "abc", "peer": {}}
+    about = {"threads": 1, "repeats": 5, "commit": "abc", "peer_versions": {"trl": "1.16"}}
     machine = {"processor": "P", "cores": 2, "torch": "2", "transformers": "5"}
     first = {"name": "first-step", "wall": [12.0, 11.0, 13.0], "parts": {"import torch": 1.5}, "machine": machine}
     page = tables.render({"first-step": about | first})
     assert "| `covrl quickstart` to its first step, wall s | ≤ 10 | 12.00 | missed |" in page
     assert "12.00 (11.00 to 13.00)" in page
+    assert "TRL 1.16" in page
     first["wall"] = [9.0, 8.0, 10.0]
     assert "| 9.00 | met |" in tables.render({"first-step": about | first})
 
