@@ -1,12 +1,17 @@
-"""Our GRPO step against TRL's on the same work: ``python benchmarks/run.py [--workload NAME] [--json]``.
+"""How fast we are: ``python benchmarks/run.py [--part NAME] [--workload NAME] [--threads 1 2] [--json] [--save]``.
 
-Same weights, prompts, number of new tokens and optimizer; a process for every measurement, ours and the peer's in turn.
-Before that each side is tried once with each of its settings, and goes on with its best. Shown are medians with the
-least and the most, of process CPU seconds a step, wall seconds a step, and MiB of memory above the loaded model.
+    step         a GRPO step against TRL's at its best settings, on each workload, with the floor of matrix products
+    generation   useful tokens a CPU second against transformers' generate, responses of different lengths
+    covrl        CoVRL's training part over GRPO's
+    memory       what a step takes over model, gradients and optimizer at a wide vocabulary, against TRL's
+    dash         DASH against its micro-batched baseline, and what its filter saves
+    growth       a step's time as problems, rollouts and prompts grow
+    first-step   covrl quickstart until its first step is shown
 
-TRL has to be installed in the environment of ``--peer-python``: pip install trl datasets. The last line of a workload
-is the ratio of the medians, peer / ours, and the share of our step that the matrix products alone would take at rates
-that are measured in the same run.
+Without a part all are run, which takes hours; ``--repeats 1`` is a quick look. Both sides have the same weights,
+prompts, number of new tokens and optimizer, and every measurement is a process of its own. TRL has to be installed in
+the environment of ``--peer-python``: pip install trl datasets. ``--save`` writes the figures to docs/results/speed, and
+``--tables`` makes docs/results/speed.md from what is there without measuring.
 """
 
 from __future__ import annotations
@@ -14,120 +19,110 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from speed.floor import floor_seconds
-from speed.workloads import WORKLOADS, Workload, make_model
+from speed import covrl_share, dash, first_step, generation, growth, memory, step, tables
+from speed.processes import Bench, WorkerError, commit, machine, split_prefix
+from speed.workloads import STEP_WORKLOADS, WORKLOADS
 
-HERE = Path(__file__).parent
-OURS = (("float32",), ("mixed",))
-PEERS = tuple(
-    (dtype, str(micro), attention)
-    for dtype in ("float32", "mixed")
-    for micro in (8, 16, 64)
-    for attention in ("sdpa", "eager")
-)
+SAVED = Path(__file__).parent.parent / "docs" / "results" / "speed"
+PARTS: dict[str, Any] = {
+    "step": step,
+    "generation": generation,
+    "covrl": covrl_share,
+    "memory": memory,
+    "dash": dash,
+    "growth": growth,
+    "first-step": first_step,
+}
+AT_EACH_NUMBER_OF_THREADS = ("step", "generation")
 
 
 def main() -> int:
-    """Measure the workloads that are asked for; 1 where a side could not be run."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--workload", choices=list(WORKLOADS), action="append", help="may be repeated; default: all")
-    options.add_argument("--repeats", type=int, default=5, help="measurements of each side")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--peer-python", default=sys.executable, help="interpreter of the environment that has TRL")
-    options.add_argument("--models", type=Path, default=Path.home() / ".cache" / "covrl-speed", help="where models go")
-    options.add_argument("--json", action="store_true", help="one JSON line a workload instead of text")
-    asked = options.parse_args()
+    """Measure what is asked for; 1 where something could not be run."""
+    asked = options().parse_args()
+    if asked.tables:
+        print(*tables.write(SAVED), sep="\n")
+        return 0
     failed = False
-    for name in asked.workload or WORKLOADS:
+    for name, threads, measure, text in chosen(asked):
+        bench = Bench(
+            models=asked.models,
+            peer_python=asked.peer_python,
+            threads=threads,
+            repeats=asked.repeats,
+            prefix=split_prefix(asked.prefix),
+            log=sys.stderr if asked.verbose else None,
+        )
         try:
-            found = measure(WORKLOADS[name], asked)
-        except subprocess.CalledProcessError as error:
-            print(
-                f"{name}: {error.cmd[1:4]} failed: {(error.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr
-            )
+            found = measure(bench)
+        except WorkerError as error:
+            print(f"{name}, {threads} thread(s): {error}", file=sys.stderr)
             failed = True
             continue
-        print(json.dumps(found) if asked.json else text(found), flush=True)
+        about = {"name": name, "threads": threads, "repeats": asked.repeats, "commit": commit()}
+        record = {**about, "machine": machine(), "peer_versions": bench.peer_versions, **found}
+        lines = [f"{name}, {threads} thread(s), {asked.repeats} repeat(s): median (least to most)", *text(found)]
+        print(json.dumps(record) if asked.json else "\n  ".join(lines), flush=True)
+        if asked.save:
+            save(record, found)
     return int(failed)
 
 
-def measure(workload: Workload, asked: argparse.Namespace) -> dict[str, Any]:
-    """Both sides at their best settings, in turn; the figures of one workload."""
-    model = str(make_model(workload, asked.models))
-    sides = {"ours": (sys.executable, OURS), "peer": (asked.peer_python, PEERS)}
-    best: dict[str, tuple[str, ...]] = {}
-    tried: dict[str, dict[str, float]] = {}
-    for side, (python, settings) in sides.items():
-        costs = {}
-        for one in settings:
-            if side == "peer" and workload.rows % int(one[1]):
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="may be repeated; default: all")
+    parser.add_argument("--workload", choices=STEP_WORKLOADS, action="append", help="of the part step; default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for the parts step and generation")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the environment that has TRL")
+    parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "covrl-speed", help="where models go")
+    parser.add_argument("--prefix", default="", help="command put before every measuring one, such as 'taskset -c 0'")
+    parser.add_argument("--json", action="store_true", help="a JSON line for each measurement instead of text")
+    parser.add_argument("--save", action="store_true", help="write the figures to docs/results/speed")
+    parser.add_argument("--tables", action="store_true", help="only write docs/results/speed.md from saved figures")
+    parser.add_argument("--verbose", action="store_true", help="say on standard error what is being run")
+    return parser
+
+
+Measure = Callable[[Bench], dict[str, Any]]
+
+
+def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, int, Measure, Callable[[dict[str, Any]], list[str]]]]:
+    """Name, threads, measurement and text of everything that is asked for."""
+    searches: dict[str, Any] = {}
+    parts = asked.part or (["step"] if asked.workload else list(PARTS))
+    for part in parts:
+        module = PARTS[part]
+        fixed = [os.cpu_count() or 1] if part == "first-step" else [1]  # the quickstart has the threads of a user
+        for threads in asked.threads if part in AT_EACH_NUMBER_OF_THREADS else fixed:
+            if part != "step":
+                yield part, threads, module.measure, module.text
                 continue
-            costs[one] = median(once(python, side, workload, model, asked.threads, one)["cpu"])
-        best[side] = min(costs, key=lambda one: costs[one])
-        tried[side] = {", ".join(one): cost for one, cost in costs.items()}
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(asked.repeats):
-        for side, (python, _) in sides.items():
-            runs[side].append(once(python, side, workload, model, asked.threads, best[side]))
-    shown = {side: figures(found) | {"settings": ", ".join(best[side])} for side, found in runs.items()}
-    cpu = {side: shown[side]["cpu"][0] for side in sides}
-    floor = floor_seconds(workload, asked.threads)
-    return {
-        "workload": workload.name,
-        "threads": asked.threads,
-        "repeats": asked.repeats,
-        **shown,
-        "tried": tried,
-        "ratio": cpu["peer"] / cpu["ours"],
-        "floor_s": floor,
-        "floor_share": floor / cpu["ours"],
-    }
+            for name in asked.workload or STEP_WORKLOADS:
+                yield f"step {name}", threads, partial(measure_step, name, searches), step.text
 
 
-def once(
-    python: str, side: str, workload: Workload, model: str, threads: int, settings: tuple[str, ...]
-) -> dict[str, Any]:
-    """One process; what it printed last."""
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    environment = os.environ | limits | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    command = [python, "-m", f"speed.{side}", workload.name, model, str(threads), *settings]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def measure_step(name: str, searches: dict[str, Any], bench: Bench) -> dict[str, Any]:
+    """The figures of one workload; its settings are searched at the first number of threads only."""
+    if name not in searches:
+        searches[name] = step.find_settings(bench, WORKLOADS[name])
+    return step.measure(bench, WORKLOADS[name], searches[name])
 
 
-def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median, least and most over runs of each run's median step, and of its memory above the loaded model."""
-    each = {
-        "cpu": [median(run["cpu"]) for run in runs],
-        "wall": [median(run["wall"]) for run in runs],
-        "memory_mb": [run["rss_mb"] - run["loaded_mb"] for run in runs],
-    }
-    found: dict[str, Any] = {name: [median(v), min(v), max(v)] for name, v in each.items()}
-    if "phases" in runs[0]:
-        found["phases"] = {k: median(median(run["phases"][k]) for run in runs) for k in runs[0]["phases"]}
-    return found
-
-
-def text(found: dict[str, Any]) -> str:
-    """The figures of a workload for a person."""
-    rows = [f"{found['workload']}, {found['threads']} thread(s), {found['repeats']} repeats: median (least to most)"]
-    for side in ("ours", "peer"):
-        shown = found[side]
-        cells = [f"{n} {v[0]:.2f} ({v[1]:.2f} to {v[2]:.2f})" for n, v in shown.items() if isinstance(v, list)]
-        rows.append(f"  {side} [{shown['settings']}]: {'; '.join(cells)}")
-    phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in found["ours"]["phases"].items())
-    rows.append(f"  ours by phase, wall seconds: {phases}")
-    rows.append(
-        f"  ratio peer / ours {found['ratio']:.2f}; matrix products alone {found['floor_s']:.2f} s, "
-        f"{found['floor_share']:.0%} of our step"
-    )
-    return "\n".join(rows)
+def save(record: dict[str, Any], found: dict[str, Any]) -> None:
+    """Write a measurement's figures, and its plot where it has one."""
+    SAVED.mkdir(parents=True, exist_ok=True)
+    several = record["name"].split()[0] in AT_EACH_NUMBER_OF_THREADS
+    name = record["name"].replace(" ", "-") + (f"-{record['threads']}-threads" if several else "")
+    (SAVED / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    if record["name"] == "growth":
+        (SAVED / "growth.svg").write_text(growth.plot(found))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What a step's matrix products alone cost, at rates measured here and now: no code that does the work is faster."""
+"""What a step's matrix products alone cost, at rates measured here and now: no code that does the work is faster.
+
+``python -m speed.floor '{"workload": "M-34", "threads": 1}'`` prints them as one JSON line.
+"""
 
 from __future__ import annotations
 
 import time
 
-from speed.workloads import Workload
+from speed.meter import asked, emit
+from speed.workloads import Workload, workload_of
 
 
 def floor_seconds(workload: Workload, threads: int) -> float:
@@ -20,8 +24,7 @@ def floor_seconds(workload: Workload, threads: int) -> float:
     hidden, key = workload.hidden, workload.hidden * workload.heads[1] // workload.heads[0]
     inner = hidden * 11 // 4
     shapes = [(hidden, hidden)] * 2 + [(hidden, key)] * 2 + [(hidden, inner)] * 2 + [(inner, hidden)]
-    expected = _mean_length(workload)
-    prompts, responses = workload.problems * workload.prompt, workload.rows * expected
+    prompts, responses = workload.problems * workload.prompt, workload.rows * workload.mean_length
 
     def cost(tokens: float, side_by_side: int) -> float:
         body = sum(
@@ -35,11 +38,6 @@ def floor_seconds(workload: Workload, threads: int) -> float:
     decoding = cost(responses, workload.rows) + head(responses, workload.rows)
     prefill, training = cost(prompts, 1024), 3 * (cost(prompts + responses, 1024) + head(responses, 1024))
     return decoding + prefill + training
-
-
-def _mean_length(workload: Workload) -> float:
-    """Mean tokens of a response that ends with chance ``end`` at each token, and at ``new``."""
-    return (1 - (1 - workload.end) ** workload.new) / workload.end if workload.end else float(workload.new)
 
 
 _MEASURED: dict[tuple[int, int, int], float] = {}
@@ -62,3 +60,8 @@ def _seconds(rows: int, inner: int, outer: int) -> float:
                 found.append((time.process_time() - begun) / count)
         _MEASURED[rows, inner, outer] = min(found)
     return _MEASURED[rows, inner, outer]
+
+
+if __name__ == "__main__":
+    given = asked()
+    emit({"seconds": floor_seconds(workload_of(given), given["threads"])})

@@ -1,28 +1,33 @@
-"""Our side: ``python -m speed.ours WORKLOAD MODEL THREADS DTYPE [ALGORITHM]`` prints one JSON line."""
+"""Our side: ``python -m speed.ours '{"workload": "M-34", "model": …, "threads": 1, "dtype": "mixed"}'``.
+
+Prints one JSON line. All steps are those of the production loop, built by the public API.
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
 
-from speed.workloads import WORKLOADS, emit, letter, questions, reward
+from speed.meter import Meter, asked, begin, emit
+from speed.workloads import CLOSE, Workload, letter, questions, reward, workload_of
 
 NO_STOP = 8 * letter(1)  # eight given letters in a row are not sampled
+ANSWER = letter(5) + letter(6)  # as long as a random model gives it a likelihood above the floor of rewards
 
 
-def main(name: str, model: str, threads: int, dtype: str, algorithm: str = "grpo") -> None:
-    """Steps of the production loop, timed one by one."""
-    import torch
+def config_of(workload: Workload, model: str, dtype: str, algorithm: str, steps: int) -> dict[str, Any]:
+    """Settings of a run on the workload.
 
-    torch.set_num_threads(threads)
-    from covrl.api import build
-    from covrl.config import RunConfig, check
-    from covrl.records import Problem
-
-    workload = WORKLOADS[name]
-    config = {
+    A response ends at the end token, or never before ``new`` tokens. Where the workload's thoughts close, a thought
+    and a response both end at :data:`CLOSE`, so both have the same lengths.
+    """
+    stop = CLOSE if workload.close else NO_STOP
+    thoughts = algorithm == "covrl"
+    suffix = 8 * letter(3) if not workload.close else letter(3) if thoughts else CLOSE
+    tags = 0 if thoughts else len(stop) + 2  # a response has room for the closing tag, the opening one, the answer
+    return {
         "model": {"path": model, "device": "cpu", "dtype": dtype},
         "algorithm": {"name": algorithm},
         "prompts": {
@@ -30,13 +35,13 @@ def main(name: str, model: str, threads: int, dtype: str, algorithm: str = "grpo
             "user": "{question}",
             "prior_open": "",
             "posterior_open": "{hint}",
-            "close": NO_STOP,
+            "close": stop,
             "answer_prefix": letter(2),
-            "answer_suffix": 8 * letter(3),
+            "answer_suffix": suffix,
         },
-        "generation": {"max_trace_tokens": workload.new - 10, "max_answer_tokens": 1, "rows_per_pass": 512},
+        "generation": {"max_trace_tokens": workload.new - tags, "max_answer_tokens": 1, "rows_per_pass": 512},
         "training": {
-            "steps": workload.steps + 1,
+            "steps": steps,
             "problems_per_step": workload.problems,
             "rollouts_per_problem": workload.rollouts,
             "learning_rate": 1e-6,
@@ -47,37 +52,71 @@ def main(name: str, model: str, threads: int, dtype: str, algorithm: str = "grpo
         "evaluation": {"every": 0},
         "guards": {"publish_check_every": 0},
     }
-    if algorithm != "grpo":
-        config["generation"] |= {"max_trace_tokens": workload.new}  # type: ignore[operator]
-    asked = questions(workload, workload.steps + 1)
-    problems = [
-        Problem(id=str(i), question=text, answer=letter(5) + letter(6) + letter(7)) for i, text in enumerate(asked)
-    ]
-    hand = (lambda _, text: reward(text)) if algorithm == "grpo" else None
-    run = build(check(RunConfig, config), problems, reward=hand)
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cpu, wall, metrics = [], [], []
+
+
+def build_run(
+    workload: Workload,
+    model: str,
+    dtype: str,
+    algorithm: str = "grpo",
+    steps: int = 1,
+    settings: dict[str, dict[str, Any]] | None = None,
+    judge: Callable[[Any, str], float] | None = None,
+    problems: int | None = None,
+) -> Any:
+    """A run that has not taken a step. ``settings`` change sections; ``judge`` is the reward, for the group family."""
+    from covrl.api import build
+    from covrl.config import RunConfig, check
+    from covrl.records import Problem
+
+    table = config_of(workload, model, dtype, algorithm, steps)
+    for section, values in (settings or {}).items():
+        table[section] = table.get(section, {}) | values
+    count = problems or steps * workload.problems
+    texts = questions(workload, -(-count // workload.problems))[:count]
+    asked = [Problem(id=str(i), question=text, answer=ANSWER) for i, text in enumerate(texts)]
+    hand = None if algorithm == "covrl" else judge or (lambda _, text: reward(text))
+    return build(check(RunConfig, table), asked, reward=hand)
+
+
+def count_cpu() -> None:
+    """Let the loop's clock count CPU seconds: they stand still while another process has the core."""
+    from covrl.training import loop
+
+    class CpuClock(loop.Clock):
+        @contextmanager
+        def __call__(self, phase: str) -> Generator[None]:
+            begun = time.process_time()
+            yield
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.process_time() - begun
+
+    loop.Clock = CpuClock
+
+
+def take_steps(run: Any, meter: Meter, count: int) -> list[dict[str, float]]:
+    """Metrics of the measured steps; those to warm up come before them."""
+    metrics = []
     steps = run.steps()
-    for _ in range(workload.steps + 1):
-        before, clock = time.process_time(), time.perf_counter()
-        metrics.append(next(steps).metrics)
-        cpu.append(time.process_time() - before)
-        wall.append(time.perf_counter() - clock)
-    tokens = metrics[-1]["tokens/generated"]
-    phases = {name: [m.get(f"time/{name}", 0.0) for m in metrics[1:]] for name in ("generate", "score", "train")}
-    emit(
-        {
-            "cpu": cpu[1:],
-            "wall": wall[1:],
-            "tokens": tokens,
-            "phases": phases,
-            "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "loaded_mb": loaded / 1024,
-            "threads": threads,
-            "omp": os.environ.get("OMP_NUM_THREADS"),
-        }
-    )
+    for _ in range(meter.warm + count):
+        with meter.step():
+            metrics.append(next(steps).metrics)
+    return metrics[meter.warm :]
+
+
+def main(asked: dict[str, Any]) -> dict[str, Any]:
+    """Steps of the production loop, measured one by one; ``phases`` are CPU seconds."""
+    begin(asked["threads"], asked.get("memory_mb"))
+    count_cpu()
+    workload, count, warm = workload_of(asked), asked["steps"], asked.get("warm", 1)
+    given = asked.get("algorithm", "grpo"), warm + count, asked.get("settings")
+    run = build_run(workload, asked["model"], asked["dtype"], *given)
+    meter = Meter([p for model in run.models.values() for p in model.model.parameters()], warm)
+    metrics = take_steps(run, meter, count)
+    phases = {name: [m.get(f"time/{name}", 0.0) for m in metrics] for name in ("generate", "score", "train", "other")}
+    tokens = {name: [m[f"tokens/{name}"] for m in metrics] for name in ("generated", "trained")}
+    shown = {k: [m[k] for m in metrics] for k in ("trace/invalid_share", "train/dropped_traces") if k in metrics[0]}
+    return meter.record(run.optimizer) | {"tokens": tokens, "phases": phases, "metrics": shown}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    emit(main(asked()))

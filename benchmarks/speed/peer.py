@@ -1,88 +1,91 @@
-"""TRL's side: ``python -m speed.peer WORKLOAD MODEL THREADS DTYPE MICRO ATTENTION`` prints one JSON line."""
+"""TRL's side: ``python -m speed.peer '{"workload": "M-34", "model": …, "threads": 1, "dtype": "mixed", …}'``.
+
+Prints one JSON line. ``micro`` is the micro-batch and ``attention`` the attention function; accumulation makes up the
+workload's rows, and each batch is trained on once, so that TRL needs no pass for old log-probs.
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import tempfile
-import time
+from contextlib import ExitStack
+from typing import Any
 
-from speed.workloads import WORKLOADS, emit, questions, reward
+from speed.meter import Meter, asked, begin, emit
+from speed.workloads import Workload, questions, reward, workload_of
 
 
-def main(name: str, model: str, threads: int, dtype: str, micro: int, attention: str) -> None:
-    """GRPOTrainer on the workload, each optimizer step timed."""
-    import torch
-
-    torch.set_num_threads(threads)
+def main(asked: dict[str, Any]) -> dict[str, Any]:
+    """GRPOTrainer on the workload, each optimizer step measured."""
+    begin(asked["threads"], asked.get("memory_mb"))
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOTrainer
 
-    workload = WORKLOADS[name]
-    fixed = {"min_new_tokens": workload.new} if not workload.end else {}
-    cpu, wall, peak = [], [], []
+    workload, count, warm = workload_of(asked), asked["steps"], asked.get("warm", 1)
+    policy = load(asked["model"], asked["dtype"], asked["attention"])
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
-            self.begun = time.process_time(), time.perf_counter()
+            self.open = ExitStack()
+            self.open.enter_context(meter.step())
 
         def on_step_end(self, *_: object, **__: object) -> None:
-            cpu.append(time.process_time() - self.begun[0])
-            wall.append(time.perf_counter() - self.begun[1])
-            peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            self.open.close()
 
-    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=weights, attn_implementation=attention)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = GRPOConfig(
-            output_dir=scratch,
-            use_cpu=True,
-            bf16=dtype == "mixed",
-            fp16=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=workload.rows // micro,
-            num_generations=workload.rollouts,
-            max_completion_length=workload.new,
-            generation_kwargs=fixed,
-            max_steps=workload.steps + 1,
-            learning_rate=1e-6,
-            lr_scheduler_type="constant",
-            adam_beta2=0.95,
-            beta=0.0,
-            loss_type="dapo",
-            temperature=1.0,
-            top_k=0,
-            shuffle_dataset=False,
-            report_to="none",
-            logging_steps=1000,
-            save_strategy="no",
-            disable_tqdm=True,
-        )
         trainer = GRPOTrainer(
             model=policy,
-            args=settings,
-            processing_class=PreTrainedTokenizerFast.from_pretrained(model, padding_side="left"),
+            args=settings(workload, asked, warm + count, scratch),
+            processing_class=PreTrainedTokenizerFast.from_pretrained(asked["model"], padding_side="left"),
             reward_funcs=lambda completions, **_: [reward(text) for text in completions],
-            train_dataset=Dataset.from_dict({"prompt": questions(workload, workload.steps + 1)}),
+            train_dataset=Dataset.from_dict({"prompt": questions(workload, warm + count)}),
             callbacks=[Clock()],
         )
-        loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        meter = Meter(policy.parameters(), warm)
         trainer.train()
-    emit(
-        {
-            "cpu": cpu[1:],
-            "wall": wall[1:],
-            "rss_mb": peak[-1] / 1024,
-            "loaded_mb": loaded / 1024,
-            "threads": threads,
-            "omp": os.environ.get("OMP_NUM_THREADS"),
-            "settings": f"{dtype}, micro-batch {micro}, {attention}",
-        }
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    return meter.record(optimizer)
+
+
+def load(model: str, dtype: str, attention: str) -> Any:
+    """The workload's model; ``mixed`` has float32 weights, and autocast makes the rest."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return AutoModelForCausalLM.from_pretrained(model, dtype=weights, attn_implementation=attention)
+
+
+def settings(workload: Workload, asked: dict[str, Any], count: int, scratch: str) -> Any:
+    """TRL's settings for the workload: the same optimizer, sampling and number of tokens as ours."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=scratch,
+        use_cpu=True,
+        bf16=asked["dtype"] == "mixed",
+        fp16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=asked["micro"],
+        gradient_accumulation_steps=workload.rows // asked["micro"],
+        num_generations=workload.rollouts,
+        max_completion_length=workload.new,
+        generation_kwargs={"min_new_tokens": workload.new} if not workload.end else {},
+        max_steps=count,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        beta=0.0,
+        loss_type="dapo",
+        temperature=1.0,
+        top_k=0,
+        shuffle_dataset=False,
+        report_to="none",
+        logging_steps=1000,
+        save_strategy="no",
+        disable_tqdm=True,
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]), sys.argv[6])
+    emit(main(asked()))

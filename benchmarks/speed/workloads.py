@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One GRPO batch: ``problems`` prompts of ``prompt`` tokens, ``rollouts`` responses of at most ``new`` tokens each.
 
-    ``end`` is the chance that a token ends the response; 0: all have exactly ``new`` tokens.
+    ``end`` is the chance that a token ends the response; 0: all have exactly ``new`` tokens. ``close`` is the chance
+    of the token that closes a thought (:data:`CLOSE`), for methods that read an answer behind it.
 
     Example:
         >>> WORKLOADS["M-34"]
@@ -29,6 +30,7 @@ class Workload:
     problems: int = 8
     rollouts: int = 8
     end: float = 0.0
+    close: float = 0.0
     steps: int = 2  # measured, after one that is not
 
     @property
@@ -39,23 +41,34 @@ class Workload:
     @property
     def model(self) -> str:
         """The folder of its model: workloads of the same architecture and end share it."""
-        return f"{self.hidden}x{self.layers}-v{self.vocabulary}-e{self.end}"
+        closing = f"-c{self.close}" if self.close else ""
+        return f"{self.hidden}x{self.layers}-v{self.vocabulary}-e{self.end}{closing}"
+
+    @property
+    def mean_length(self) -> float:
+        """Expected tokens of a response: one that ends or closes with a chance at each token, and at ``new``."""
+        chance = self.end + self.close
+        return (1 - (1 - chance) ** self.new) / chance if chance else float(self.new)
 
 
-S = {"hidden": 128, "layers": 2, "heads": (4, 2), "vocabulary": 512}
-M = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 4096}
+S: dict[str, Any] = {"hidden": 128, "layers": 2, "heads": (4, 2), "vocabulary": 512}
+M: dict[str, Any] = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 4096}
 WORKLOADS: dict[str, Workload] = {
     w.name: w
     for w in (
-        Workload("S", **S, prompt=34, steps=20),  # type: ignore[arg-type]
-        Workload("M-34", **M, prompt=34),  # type: ignore[arg-type]
-        Workload("M-256", **M, prompt=256, steps=1),  # type: ignore[arg-type]
-        Workload("M-early", **M, prompt=34, end=1 / 16),  # type: ignore[arg-type]
-        Workload("M-wide", **(M | {"vocabulary": 151_936}), prompt=34, steps=1),  # type: ignore[arg-type]
-        Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),  # type: ignore[arg-type]
+        Workload("S", **S, prompt=34, steps=20),
+        Workload("M-34", **M, prompt=34),
+        Workload("M-256", **M, prompt=256, steps=1),
+        Workload("M-early", **M, prompt=34, end=1 / 16),
+        Workload("M-wide", **(M | {"vocabulary": 151_936}), prompt=34, steps=1),
+        Workload("M-close", **M, prompt=34, new=128, close=1 / 64, steps=1),
+        Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),
     )
 }
 
+
+STEP_WORKLOADS = ("S", "M-34", "M-256", "M-early", "M-wide", "S-long")
+"""Those whose step is compared with TRL's."""
 
 LETTERS = 480
 """Tokens that are one letter of text; further ones only widen the vocabulary."""
@@ -64,6 +77,15 @@ LETTERS = 480
 def letter(number: int) -> str:
     """The text of a token: one letter, so that texts and tokens are in step without spaces."""
     return chr(0x4E00 + number)
+
+
+CLOSE = letter(1)
+"""The token that closes a thought where a workload has a chance for it."""
+
+
+def workload_of(asked: dict[str, Any]) -> Workload:
+    """The workload that a worker is asked for: its name, and what is changed of it."""
+    return replace(WORKLOADS[asked["workload"]], **asked.get("changes", {}))
 
 
 def questions(workload: Workload, steps: int) -> list[str]:
@@ -113,17 +135,17 @@ def make_model(workload: Workload, folder: Path) -> Path:
         tie_word_embeddings=True,
     )
     model = Qwen2ForCausalLM(config)
-    fix_end(model, size - 1, workload.end)
+    fix_chances(model, {size - 1: workload.end, 1: workload.close} if workload.close else {size - 1: workload.end})
     model.save_pretrained(target)
     (target / "ready").write_text("")
     return target
 
 
-def fix_end(model: object, end: int, chance: float) -> None:
-    """Give the end token this chance at every position: one feature of the hidden state is made constant for it."""
+def fix_chances(model: Any, chances: dict[int, float]) -> None:
+    """Give tokens their chance at every position: one feature of the hidden state is made constant for them."""
     import torch
 
-    trunk, head = model.model, model.lm_head.weight.data  # tied: what all tokens share cancels in the softmax  # type: ignore[attr-defined]
+    trunk, head = model.model, model.lm_head.weight.data  # tied: what all tokens share cancels in the softmax
     with torch.no_grad():
         trunk.embed_tokens.weight[:, 0] = 1.0
         for layer in trunk.layers:
@@ -132,11 +154,7 @@ def fix_end(model: object, end: int, chance: float) -> None:
         ids = torch.arange(2, min(len(head) - 8, 66))[None]
         hidden = trunk(input_ids=ids).last_hidden_state[0]
         others = torch.logsumexp(hidden @ head.T, dim=-1).mean()
-        wanted = math.log(chance / (1 - chance)) if chance else -30.0
-        head[end] = 0.0  # a row that is read again only behind the end
-        head[end, 0] = (wanted + float(others)) / float(hidden[:, 0].mean())
-
-
-def emit(record: dict[str, object]) -> None:
-    """What a worker found, as the last line of its output."""
-    print(json.dumps(record), flush=True)
+        for token, chance in chances.items():
+            wanted = math.log(chance / (1 - chance)) if chance else -30.0
+            head[token] = 0.0  # a row that is read again only behind the end
+            head[token, 0] = (wanted + float(others)) / float(hidden[:, 0].mean())

@@ -1,0 +1,262 @@
+"""What benchmarks/speed computes from its measurements, and its workers on a tiny model. Nothing here is timed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from speed import agree, covrl_share, dash, floor, generation, growth, memory, ours, step, tables, workloads  # noqa: E402
+from speed.fit import Line, batching_gain, exponent, line  # noqa: E402
+from speed.processes import WorkerError, spread  # noqa: E402
+
+TINY = {"hidden": 32, "layers": 1, "problems": 2, "rollouts": 3, "prompt": 6, "new": 12}
+
+
+def test_a_line_through_points_and_what_it_explains() -> None:
+    assert line([0, 1, 2], [1, 3, 5]) == Line(1.0, 2.0, 1.0)
+    found = line([0, 1, 2, 3], [0, 1, 1, 0])
+    assert (found.start, found.slope, found.r2) == pytest.approx((0.5, 0.0, 0.0))
+    with pytest.raises(ValueError, match="two different"):
+        line([2, 2], [1, 3])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_is_its_power(power: float) -> None:
+    sizes = [2, 4, 8, 32]
+    assert exponent(sizes, [0.3 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_batching_gains_what_calls_and_updates_cost() -> None:
+    free = Line(0.0, 0.0, 1.0)
+    assert batching_gain(8, 4, {4: 1.0, 32: 2.0}, free) == pytest.approx(4.0)
+    assert batching_gain(8, 4, {4: 1.0, 32: 8.0}, free) == pytest.approx(1.0)
+    # 8 x (1 + 0.5 + 4 x 0.25) over 2 + 0.5 + 32 x 0.25
+    assert batching_gain(8, 4, {4: 1.0, 32: 2.0}, Line(0.5, 0.25, 1.0)) == pytest.approx(20 / 10.5)
+
+
+def test_useful_tokens_end_with_the_first_end_token() -> None:
+    assert generation.useful([[4, 9, 9, 3], [4, 4, 4, 4], [9, 0, 0, 0]], end=9) == 2 + 4 + 1
+
+
+def test_the_search_keeps_what_is_faster_and_says_what_it_left_out() -> None:
+    costs = {("a", 1): 5.0, ("b", 1): 3.0, ("b", 2): 4.0}
+
+    def trial(settings: dict[str, Any]) -> float:
+        if settings["size"] == 3:
+            raise WorkerError("out of memory")
+        return costs[settings["kind"], settings["size"]]
+
+    choices = {"kind": ("a", "b"), "size": (1, 2, 3, 4)}
+    found = step.search(choices, trial, lambda s: "too large" if s["size"] == 4 else None)
+    assert found.best() == {"kind": "b", "size": 1}
+    assert [cost for _, cost in found.tried] == [5.0, 3.0, 4.0]
+    assert [(s["size"], why) for s, why in found.left_out] == [(3, "out of memory"), (4, "too large")]
+
+
+def test_a_search_without_a_trial_that_works_says_why() -> None:
+    def fails(_: dict[str, Any]) -> float:
+        raise WorkerError("no TRL here")
+
+    with pytest.raises(WorkerError, match="no TRL here"):
+        step.search({"kind": ("a", "b")}, fails, lambda _: None).best()
+
+
+def test_settings_that_cannot_fit_are_refused_before_they_crash() -> None:
+    wide = workloads.WORKLOADS["M-wide"]
+    assert "do not fit" in (step.unfit(wide, {"micro": 64}, free=12_000) or "")
+    assert step.unfit(wide, {"micro": 8}, free=12_000) is None
+    assert "no multiple" in (step.unfit(workloads.WORKLOADS["S-long"], {"micro": 16}, free=12_000) or "")
+
+
+def test_the_tolerance_is_that_of_the_dtype() -> None:
+    assert agree.within("float32", {"largest": 1e-5, "mean": 1e-6})
+    assert not agree.within("float32", {"largest": 1e-3, "mean": 1e-6})
+    assert agree.within("mixed", {"largest": 0.1, "mean": 0.01})
+    assert not agree.within("mixed", {"largest": 0.1, "mean": 0.05})
+
+
+@pytest.mark.parametrize(("end", "close", "new"), [(0.0, 0.0, 64), (1 / 16, 0.0, 64), (0.0, 1 / 64, 5)])
+def test_the_mean_length_is_the_expectation(end: float, close: float, new: int) -> None:
+    workload = replace(workloads.WORKLOADS["S"], end=end, close=close, new=new)
+    go_on = 1 - end - close
+    assert workload.mean_length == pytest.approx(sum(go_on**t for t in range(new)))
+
+
+def test_prompts_are_different_and_have_their_length() -> None:
+    workload = workloads.WORKLOADS["M-34"]
+    found = workloads.questions(workload, 3)
+    assert len(set(found)) == len(found) == 3 * workload.problems
+    assert {len(text) for text in found} == {34}
+
+
+def test_the_floor_counts_each_product_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "_seconds", lambda rows, inner, outer: float(rows * inner * outer))
+    tiny = replace(workloads.WORKLOADS["S"], **TINY)  # 32 wide, 4/2 heads, 88 inside, 1 layer, vocabulary 512
+    block, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 88, 32 * 512
+    prompts, responses = 2 * 6, 6 * 12
+    sampling = prompts * block + responses * (block + head)
+    training = 3 * ((prompts + responses) * block + responses * head)
+    assert floor.floor_seconds(tiny, torch.get_num_threads()) == pytest.approx(sampling + training)
+
+
+def test_what_the_filter_saves_is_the_line_through_the_medians() -> None:
+    runs = [
+        {"dropped": [0.0, 4.0, 8.0], "rows": 8, "step": [10.0 + noise, 8.0, 6.0], "train": [4.0, 2.0, 0.0]}
+        for noise in (-1.0, 0.0, 1.0)
+    ]
+    found = dash.filter_figures(runs)
+    assert found["step"]["slope"] == pytest.approx(-0.5)
+    assert found["step"]["r2"] == pytest.approx(1.0)
+    assert found["train"]["saved_if_all_dropped"] == pytest.approx(1.0)
+
+
+def test_the_training_part_is_scoring_and_training() -> None:
+    def run(score: float, train: float, tokens: int) -> dict[str, Any]:
+        phases = {"generate": [2.0], "score": [score], "train": [train], "other": [0.0]}
+        metrics = {"trace/invalid_share": [0.25]}
+        return {"cpu": [2.0 + score + train], "phases": phases, "tokens": {"generated": [tokens]}, "metrics": metrics}
+
+    found = covrl_share.summary({"grpo": [run(1.0, 3.0, 60)], "covrl": [run(2.0, 8.0, 61)]})
+    assert found["ratio"] == pytest.approx(2.5)
+    assert found["step_ratio"] == pytest.approx(2.0)
+    assert found["covrl"]["tokens"] == {"generated": 61}
+
+
+def test_the_median_step_of_each_run_is_what_counts() -> None:
+    runs = [
+        {"cpu": [1.0, 2.0, 9.0], "wall": [1.0], "step_mb": mb, "peak_mb": 100.0, "phases": {"train": [0.5]}}
+        for mb in (30.0, 10.0, 20.0)
+    ]
+    found = step.figures(runs)
+    assert found["cpu"] == [2.0, 2.0, 2.0]
+    assert found["step_mb"] == [20.0, 10.0, 30.0]
+    assert found["phases"] == {"train": 0.5}
+    assert spread([3.0, 1.0]) == [2.0, 1.0, 3.0]
+
+
+def test_the_plot_has_a_panel_for_each_course() -> None:
+    assert growth.round_numbers(0.3, 4) == [0.2, 0.5, 1.0, 2.0, 5.0]
+    one = {"sizes": [2, 4, 8], "cpu": [[0.1] * 3, [0.2] * 3, [0.4] * 3], "exponent": 1.0, "last_exponent": 1.0}
+    drawn = growth.plot({"grown": {"problems": one, "prompt": one}})
+    assert drawn.count("<circle") == 6
+    assert "tokens of a prompt" in drawn
+
+
+def test_the_page_says_which_goals_are_met() -> None:
+    about = {"threads": 1, "repeats": 5, "commit": "abc", "peer_versions": {"trl": "1.16"}}
+    machine = {"processor": "P", "cores": 2, "torch": "2", "transformers": "5"}
+    first = {"name": "first-step", "wall": [12.0, 11.0, 13.0], "parts": {"import torch": 1.5}, "machine": machine}
+    page = tables.render({"first-step": about | first})
+    assert "| `covrl quickstart` to its first step, wall s | ≤ 10 | 12.00 | missed |" in page
+    assert "12.00 (11.00 to 13.00)" in page
+    assert "TRL 1.16" in page
+    first["wall"] = [9.0, 8.0, 10.0]
+    assert "| 9.00 | met |" in tables.render({"first-step": about | first})
+
+
+def test_the_largest_logits_are_seen_in_forward_and_backward() -> None:
+    head = nn.Linear(6, 50, bias=False)
+    mode = memory.watch(vocabulary=50, hidden=6)
+    with mode:
+        mode.phase = "train"
+        head(torch.ones(4, 6)).logsumexp(-1).sum().backward()
+        mode.phase = "score"
+        head(torch.ones(3, 6))
+    assert mode.largest["train"] == (4 * 50 * 4, [4, 50], "float32")
+    assert mode.largest["score"][1] == [3, 50]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("speed")
+
+
+def task(models: Path, name: str, **more: Any) -> dict[str, Any]:
+    """A worker's task on a tiny workload."""
+    changes = TINY | more.pop("changes", {})
+    asked = {"workload": name, "changes": changes, "threads": torch.get_num_threads(), "dtype": "float32"}
+    model = workloads.make_model(workloads.workload_of(asked), models)
+    return asked | {"model": str(model), **more}
+
+
+@pytest.fixture(autouse=True)
+def _own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    from covrl.training import loop
+
+    monkeypatch.setattr(loop, "Clock", loop.Clock)  # workers put their own in its place
+
+
+def test_our_worker_takes_steps_of_the_workload(models: Path) -> None:
+    found = ours.main(task(models, "S", steps=2))
+    assert len(found["cpu"]) == len(found["wall"]) == 2
+    assert found["tokens"]["generated"] == [2 * 3 * 12] * 2  # no response ends early
+    parts = [found["phases"][name][0] for name in ("generate", "score", "train", "other")]
+    assert all(seconds >= 0 for seconds in parts)
+    assert sum(parts) <= found["cpu"][0]  # they are parts of the step
+    assert found["optimizer_mb"] == pytest.approx(2 * found["gradients_mb"], rel=0.01)
+    held = found["loaded_mb"] + found["gradients_mb"] + found["optimizer_mb"]
+    assert found["step_mb"] == pytest.approx(found["peak_mb"] - held)
+
+
+def test_thoughts_close_and_their_answers_are_read(models: Path) -> None:
+    close = {"vocabulary": 512, "heads": (4, 2), "new": 40, "close": 1 / 8, "hidden": 64}
+    asked = task(models, "M-close", changes=close, steps=1)
+    grpo, covrl = (ours.main(asked | {"algorithm": method}) for method in ("grpo", "covrl"))
+    assert covrl["metrics"]["trace/invalid_share"][0] < 0.5
+    assert grpo["tokens"]["generated"][0] < 6 * 40  # they end at the closing token
+    assert covrl["tokens"]["trained"][0] > 2 * covrl["tokens"]["generated"][0]  # both contexts, and answers
+
+
+def test_rows_without_signal_are_dropped_by_their_share(models: Path) -> None:
+    ours.count_cpu()
+    found = dash.filtering(task(models, "S", shares=[0.0, 0.5, 1.0]))
+    assert found["dropped"] == [0.0, 3.0, 6.0]
+    assert found["rows"] == 6
+
+
+def test_the_batching_measurement_gives_all_its_rates(models: Path) -> None:
+    ours.count_cpu()
+    found = dash.batching(task(models, "S", window=2))
+    assert set(found["generate_s"]) == {3, 6}
+    assert found["share"] == pytest.approx(found["measured"] / found["predicted"])
+
+
+def test_our_log_probs_are_written_with_their_tokens(models: Path, tmp_path: Path) -> None:
+    import json
+
+    asked = task(models, "S", file=str(tmp_path / "rows"))
+    agree.ours(asked)
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert all(len(prompt) == 6 and len(tokens) == len(values) == 12 for prompt, tokens, values in rows)
+    (prompt, tokens, values), model = rows[0], agree_model(asked)
+    ids = torch.tensor([prompt + tokens])
+    logs = torch.log_softmax(model(ids).logits[0, 5:-1].float(), dim=-1)
+    own = logs.gather(1, ids[0, 6:, None])[:, 0]
+    assert torch.allclose(own, torch.tensor(values), atol=1e-5)
+
+
+def agree_model(asked: dict[str, Any]) -> Any:
+    """The model as the peer loads it."""
+    from speed.peer import load
+
+    return load(asked["model"], asked["dtype"], "sdpa").eval()
+
+
+def test_memory_is_compared_between_fastest_and_smallest_settings() -> None:
+    def one(cpu: float, mb: float) -> dict[str, Any]:
+        return {"cpu": cpu, "step_mb": [mb, mb, mb]}
+
+    found = memory.chosen({"ours": [one(5.0, 100.0), one(6.0, 50.0)], "peer": [one(8.0, 300.0), one(9.0, 75.0)]})
+    assert found["ratio_fastest"] == pytest.approx(3.0)
+    assert found["ratio_smallest"] == pytest.approx(1.5)
+    settings = {"dtype": "mixed", "settings": {"training": {"tokens_per_pass": 2048}}}
+    assert step.named(settings) == "[dtype mixed, training.tokens_per_pass 2048]"
