@@ -42,10 +42,16 @@ def generate(
 
 
 @pytest.mark.parametrize("rows", [5, 64])
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "padded"])
+@pytest.mark.parametrize("way", ["shared", "copied", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(family: str, shared: bool, rows: int) -> None:
+def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
+    family: str, way: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shared prompts, padding, cache and leaving rows change nothing: each token is re-derived from one bare row."""
+    shared = way != "padded"
+    if way == "shared":
+        monkeypatch.setattr(decoding, "LONG", 1)
+        monkeypatch.setattr(decoding, "MANY", 1)  # while two rows of a prompt are left, then they get copies
     model = tiny(family, len(TOKENIZER)).double()
     if shared:
         assert not LanguageModel(model).prove()
@@ -69,10 +75,15 @@ def test_the_same_call_gives_the_same_bits() -> None:
     assert generate("qwen2", requests(9)) == generate("qwen2", requests(9))
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("family", ["qwen2", "mistral"])
-def test_rows_longer_than_their_first_room_go_on_as_before(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_longer_than_their_first_room_go_on_as_before(
+    family: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their keys and values move to twice the room, once or more often."""
     monkeypatch.setattr(decoding, "ROOM", 4)
+    monkeypatch.setattr(decoding, "LONG", 1 if shared else 128)
+    monkeypatch.setattr(decoding, "MANY", 0)
     model = tiny(family, len(TOKENIZER)).double()
     LanguageModel(model).prove()
     rollouts = TorchGenerator(model, TOKENIZER, 64).generate(requests(7), Sampling(max_tokens=40, stop="~"), DRAW)
@@ -85,7 +96,9 @@ def test_rows_longer_than_their_first_room_go_on_as_before(family: str, monkeypa
         assert torch.allclose(taken, torch.tensor(rollout.log_probs, dtype=torch.float64), atol=1e-4)
 
 
-def test_a_prompt_that_no_row_continues_any_more_is_let_go() -> None:
+def test_a_prompt_that_no_row_continues_any_more_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "LONG", 1)
+    monkeypatch.setattr(decoding, "MANY", 0)
     model = tiny("qwen2", len(TOKENIZER))
     LanguageModel(model).prove()
     with torch.no_grad():
@@ -94,6 +107,11 @@ def test_a_prompt_that_no_row_continues_any_more_is_let_go() -> None:
     state.select(torch.tensor([3, 0]))
     assert [t.shape[0] for t in state.prompts[0]] == [2, 2]
     assert state.lengths[state.of].tolist() == [1, 2]
+    assert not state.own
+    monkeypatch.setattr(decoding, "MANY", 1)
+    state.select(torch.tensor([1]))
+    assert not state.prompts
+    assert state.own[0][0].shape[:3] == (1, 2, 3 + decoding.ROOM)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 64])

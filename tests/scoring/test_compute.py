@@ -142,3 +142,11 @@ def test_without_the_operators_nothing_is_packed(monkeypatch: pytest.MonkeyPatch
     model = tiny("llama").to(torch.bfloat16)
     with weights_ready(model):
         assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 units")
+def test_with_bfloat16_units_linear_layers_are_packed() -> None:
+    model = tiny("llama").to(torch.bfloat16)
+    with weights_ready(model):
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        assert all("forward" in layer.__dict__ for layer in layers)

@@ -1,7 +1,7 @@
 """How rows are decoded side by side: the state between two tokens, in three ways.
 
-:class:`Shared` keeps the keys and values of each distinct prompt once, however many rows continue it, and of each row
-only its own tokens. :class:`Padded` is transformers' cache, with each row's prompt in it. :class:`Replay` has no cache
+:class:`Shared` has room for the keys and values of a row's own tokens, and keeps those of a long prompt that many rows
+continue once. :class:`Padded` is transformers' cache, with each row's prompt in it. :class:`Replay` has no cache
 and reads whole rows again. All have ``select`` and ``advance``; which of them a model can do is proved when it is
 loaded (:meth:`covrl.generation.engine.TorchGenerator.prove`).
 """
@@ -14,12 +14,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 
 from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
 
 ROOM = 64
 """Tokens that a row's keys and values have room for at first; the room doubles when it is full."""
+
+LONG, MANY = 128, 4
+"""Prompts of at least so many tokens, continued by more than so many rows each, are not copied to their rows: from
+there on reading them once is the faster way (measured on a CPU), and memory grows with the rows' own tokens alone."""
 
 
 class Decoding(Protocol):
@@ -39,8 +44,10 @@ class Shared:
     """Rows that continue prompts: row i continues prompt ``of[i]`` and has ``taken`` tokens of its own.
 
     ``prompts[layer]`` are keys and values ``[F, H', P, D]``, ``lengths`` ``[F]`` how many of the P are a prompt's;
-    ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. ``members`` ``[F, G]`` are the rows
-    of each prompt, with any row where there are fewer than G, and ``place`` ``[B]`` where a row is in it, flattened.
+    ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. Where prompts are short or have few
+    rows each, ``prompts`` is empty and they stand at the beginning of their rows' own, P slots long.
+    ``members`` ``[F, G]`` are the rows of each prompt, with any row where there are fewer than G, and ``place`` ``[B]``
+    where a row is in it, flattened.
     """
 
     prompts: dict[int, tuple[Tensor, Tensor]]
@@ -56,6 +63,7 @@ class Shared:
     decodes = True
 
     def __post_init__(self) -> None:
+        self.longest = next(iter(self.prompts.values()))[0].shape[2]
         self._arrange()
 
     def _arrange(self) -> None:
@@ -64,9 +72,10 @@ class Shared:
         if len(used) < len(self.lengths):
             self.prompts = {layer: (k[used], v[used]) for layer, (k, v) in self.prompts.items()}
             self.lengths = self.lengths[used]
-        self.longest = next(iter(self.prompts.values()))[0].shape[2]
-        self.ragged = bool((self.lengths < self.longest).any())
         self.of = of
+        self.ragged = bool((self.lengths < self.longest).any())
+        if self.prompts and (self.longest < LONG or len(of) <= MANY * len(used)):
+            self._copy_prompts()
         order = torch.argsort(of, stable=True)
         counts = torch.bincount(of)
         rank = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
@@ -75,6 +84,19 @@ class Shared:
         self.members[of[order], rank] = order
         self.place = torch.empty_like(of)
         self.place[order] = of[order] * width + rank
+
+    def _copy_prompts(self) -> None:
+        """Put each row's prompt before its own tokens."""
+        for layer, shared in self.prompts.items():
+            own = self.own.get(layer) or [t.new_empty(len(self.of), t.shape[1], ROOM, t.shape[3]) for t in shared]
+            k, v = (torch.cat([t[self.of], tail], dim=2) for t, tail in zip(shared, own, strict=True))
+            self.own[layer] = (k, v)
+        self.prompts = {}
+
+    @property
+    def _filled(self) -> int:
+        """Slots of the rows' own keys and values that hold something."""
+        return self.taken + (0 if self.prompts else self.longest)
 
     def select(self, rows: Tensor) -> None:
         self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
@@ -94,34 +116,49 @@ class Shared:
         return out.logits[0]
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One token per row: query ``[1, H, B, D]``, its key and value ``[1, H', B, D]`` -> ``[1, B, H, D]``."""
-        own = [t[:, :, : self.taken + 1].flatten(0, 1) for t in self._keep(call.layer, key, value)]
-        prompts = [t.flatten(0, 1) for t in self.prompts[call.layer]]
+        """One token per row: query ``[1, H, B, D]``, its key and value ``[1, H', B, D]`` -> ``[1, B, H, D]``.
+
+        Query heads that share a key head stand side by side, ``[B, H', g, D]``.
+        """
         (_, heads, batch, size), shared = query.shape, key.shape[1]
         rows = query[0].transpose(0, 1).reshape(batch, shared, heads // shared, size)
-        before = self._by_row(call.logits(self._by_prompt(rows), prompts[0]), heads // shared)
-        after = call.logits(rows.flatten(0, 1), own[0]).unflatten(0, (batch, shared))
-        logits = torch.cat([before, after], dim=-1)
+        own = [t[:, :, : self._filled + 1] for t in self._keep(call.layer, key, value)]
         window = call.window if call.window is not None and call.window <= self.longest + self.taken else None
-        if self.ragged or window is not None:
-            logits += self._mask(window, logits.dtype)
-        weights = torch.softmax(logits, dim=-1).to(value.dtype)
-        before, after = weights.split([self.longest, self.taken + 1], dim=-1)
-        out = self._by_row(torch.bmm(self._by_prompt(before), prompts[1]), heads // shared)
-        out = out + torch.bmm(after.flatten(0, 1), own[1]).unflatten(0, (batch, shared))
+        mask = self._mask(window, rows.dtype) if self.ragged or window is not None else None
+        if self.prompts:
+            out = self._attend_apart(call, rows, self.prompts[call.layer], own, mask)
+        elif call.cap is None:
+            out = scaled_dot_product_attention(rows, own[0], own[1], attn_mask=mask, scale=call.scaling)
+        else:
+            logits = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, (batch, shared))
+            weights = torch.softmax(logits if mask is None else logits + mask, dim=-1).to(value.dtype)
+            out = weights @ own[1]
         return out.reshape(1, batch, heads, size)
+
+    def _attend_apart(
+        self, call: Call, rows: Tensor, prompts: Sequence[Tensor], own: Sequence[Tensor], mask: Tensor | None
+    ) -> Tensor:
+        """Attention over prompts, by prompt, and over the rows' own keys, under one softmax."""
+        group = rows.shape[2]
+        before = self._by_row(call.logits(self._by_prompt(rows), prompts[0].flatten(0, 1)), group)
+        after = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, rows.shape[:2])
+        logits = torch.cat([before, after], dim=-1)
+        weights = torch.softmax(logits if mask is None else logits + mask, dim=-1).to(own[1].dtype)
+        before, after = weights.split([self.longest, self.taken + 1], dim=-1)
+        out = self._by_row(torch.bmm(self._by_prompt(before), prompts[1].flatten(0, 1)), group)
+        return out + torch.bmm(after.flatten(0, 1), own[1].flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     def _keep(self, layer: int, *fresh: Tensor) -> tuple[Tensor, Tensor]:
         """Write the token's key and value behind the rows' own; both with all that came before."""
         held = self.own.get(layer)
-        if held is None or self.taken == held[0].shape[2]:
-            room = ROOM if held is None else 2 * held[0].shape[2]
-            wider = [t.new_zeros(t.shape[2], t.shape[1], room, t.shape[3]) for t in fresh]
-            for new, old in zip(wider, held or (), strict=False):
-                new[:, :, : old.shape[2]] = old
-            held = self.own[layer] = (wider[0], wider[1])
+        at = self._filled
+        if held is None or at == held[0].shape[2]:
+            more = ROOM if held is None else max(ROOM, self.taken)
+            wider = [t.new_zeros(t.shape[2], t.shape[1], more, t.shape[3]) for t in fresh]
+            both = wider if held is None else [torch.cat(pair, dim=2) for pair in zip(held, wider, strict=True)]
+            held = self.own[layer] = (both[0], both[1])
         for kept, t in zip(held, fresh, strict=True):
-            kept[:, :, self.taken] = t[0].transpose(0, 1)
+            kept[:, :, at] = t[0].transpose(0, 1)
         return held
 
     def _by_prompt(self, rows: Tensor) -> Tensor:

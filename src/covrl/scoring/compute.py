@@ -96,7 +96,7 @@ def _can_pack() -> bool:
         found = _times_packed(_packed(weight), None, rows)
     except (AttributeError, RuntimeError, TypeError):  # another build, or a CPU without the units
         return False
-    return bool(torch.allclose(found.float(), rows.float() @ weight.float().T, atol=0.1))
+    return bool(torch.allclose(found.float(), rows.float() @ weight.float().T, rtol=0.02, atol=0.1))
 
 
 def recompute_activations(model: Any) -> None:
