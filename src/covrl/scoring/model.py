@@ -17,8 +17,9 @@ from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
+from covrl.scoring.flex import can_differentiate, trouble_with_flex
 from covrl.scoring.head import Projection
-from covrl.scoring.shared import NAME, Place, lay_out, nothing_masked
+from covrl.scoring.shared import NAME, Call, Place, lay_out, nothing_masked
 from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
@@ -39,12 +40,14 @@ class Paths(NamedTuple):
 
     ``split_head``: the trunk first, then the output layer on chunks of positions; else the logits of the model's own
     forward, all at once. ``padded``: rows of different lengths side by side; else rows of one length at a time.
-    ``shared``: rows end to end with a prompt that several have read once (:mod:`covrl.scoring.shared`).
+    ``shared``: rows end to end with a prompt that several have read once (:mod:`covrl.scoring.shared`). ``flex``: their
+    attention is FlexAttention, where it has a backward pass (:mod:`covrl.scoring.flex`).
     """
 
     split_head: bool = True
     padded: bool = True
     shared: bool = True
+    flex: bool = False
 
 
 class States(NamedTuple):
@@ -123,7 +126,7 @@ class LanguageModel:
             hidden = self.hidden([ids for ids, _ in rows])
             width = hidden.shape[1]
             return States(hidden.flatten(0, 1), [Place(i * width, 0, i * width) for i in range(len(rows))])
-        layout = lay_out(rows, self.device)
+        layout = lay_out(rows, self.device, self.paths.flex)
         mask = nothing_masked(self.device)
         position = {"position_ids": layout.positions[None], "attention_mask": mask, "covrl_layout": layout}
         return States(self._forward(layout.ids[None], **position)[0], layout.places)
@@ -196,7 +199,23 @@ class LanguageModel:
             raise UserError(f"model {name}: the same row gives logits that differ by {apart:.2g} from call to call")
         if self.paths.padded and (trouble := self._trouble_with_shared(tolerance)):
             given_up.append(f"model {name}: {trouble}, so each row is read with its own prompt: slower")
+        if self.paths.shared and can_differentiate(self.device) and (trouble := self._trouble_with_flex(tolerance)):
+            given_up.append(f"model {name}: {trouble}, so rows are padded for attention: slower")
         return given_up
+
+    def _trouble_with_flex(self, tolerance: float) -> str | None:
+        """Take up FlexAttention for rows end to end; what is wrong with it, and it is given up, or None."""
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layout = lay_out([((3, 4, 5, 6), 3), ((3, 4, 5, 7, 8), 3), ((9, 10), 0)], self.device)
+        dtype = self.compute_dtype or self.model.dtype
+        trouble = trouble_with_flex(layout, Call(0), heads, size, dtype)
+        if trouble is None:
+            self.paths = self.paths._replace(flex=True)
+            trouble = self._trouble_with_shared(tolerance)
+        self.paths = self.paths._replace(shared=True, flex=trouble is None)
+        return trouble
 
     def _trouble_with_shared(self, tolerance: float) -> str | None:
         """Take up reading rows end to end; what is wrong with it, and it is given up, or None."""

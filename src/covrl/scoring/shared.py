@@ -18,10 +18,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from covrl.scoring.flex import attend_flex
 
 Ids = tuple[int, ...]
 
@@ -78,7 +81,8 @@ class Layout:
 
     ``ids`` and ``positions`` are ``[N]``. ``prompts`` ``[F, P]``, ``own`` ``[R, T]`` and ``keys`` ``[R, P + T]`` say
     which flat token stands where when prompts, and rows behind their prompts, are put side by side; -1 is padding.
-    ``back`` ``[N]`` is the way back from the two, flattened one behind the other.
+    ``back`` ``[N]`` is the way back from the two, flattened one behind the other. With ``flex`` attention reads the
+    flat row as it is (:mod:`covrl.scoring.flex`).
     """
 
     ids: Tensor
@@ -88,7 +92,9 @@ class Layout:
     keys: Tensor
     back: Tensor
     places: tuple[Place, ...]
+    flex: bool = False
     masks: dict[tuple[str, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    blocks: dict[int | None, BlockMask] = field(default_factory=dict)
 
     def mask(self, queries: str, window: int | None, dtype: torch.dtype) -> Tensor:
         """0 where ``prompts`` or ``own`` may look, itself and before, at most ``window`` back, else -inf.
@@ -111,6 +117,8 @@ class Layout:
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See :class:`Arrangement`: a row's tokens see their prompt's and their own."""
+        if self.flex:
+            return attend_flex(self, call, query, key, value)
         parts = []
         for name, asking, asked in (("prompts", self.prompts, self.prompts), ("own", self.own, self.keys)):
             if not asking.numel():
@@ -121,7 +129,7 @@ class Layout:
         return torch.cat(parts)[self.back][None]
 
 
-def lay_out(rows: Sequence[tuple[Ids, int]], device: torch.device) -> Layout:
+def lay_out(rows: Sequence[tuple[Ids, int]], device: torch.device, flex: bool = False) -> Layout:
     """Lay out rows of (ids, how many of them are the prompt); a prompt that only one row has is part of that row.
 
     Example:
@@ -151,7 +159,7 @@ def lay_out(rows: Sequence[tuple[Ids, int]], device: torch.device) -> Layout:
     back = torch.empty(len(ids), dtype=torch.long)
     back[flat[flat >= 0]] = (flat >= 0).nonzero()[:, 0]
     parts = [t.to(device) for t in (torch.tensor(ids), torch.tensor(positions), *tables, back)]
-    return Layout(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], tuple(places))
+    return Layout(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], tuple(places), flex)
 
 
 def _table(rows: Sequence[range]) -> Tensor:
