@@ -42,7 +42,7 @@ def generate(
 
 
 @pytest.mark.parametrize("rows", [5, 64])
-@pytest.mark.parametrize("way", ["shared", "copied", "padded"])
+@pytest.mark.parametrize("way", ["shared", "copied", "padded", "recorded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
     family: str, way: str, rows: int, monkeypatch: pytest.MonkeyPatch
@@ -58,6 +58,7 @@ def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
     engine = TorchGenerator(model, TOKENIZER, rows)
     engine.prove()  # Gemma 2's eager attention in transformers gives NaN for left padding in float64
     assert engine.paths.shared == shared
+    engine.paths = engine.paths._replace(recorded=way == "recorded")
     for rollout in engine.generate(requests(9), Sampling(max_tokens=12, stop="Q"), DRAW):
         ids = rollout.request.prompt_ids + rollout.trace_ids
         with torch.no_grad():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +22,18 @@ from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
 ROOM = 64
 """Tokens that a row's keys and values have room for at first; the room doubles when it is full."""
 
+SHRINK_BELOW = 0.75
+"""Share of rows still sampling below which the finished ones leave the batch."""
+
 LONG, MANY = 128, 4
 """Prompts of at least so many tokens, continued by more than so many rows each, are not copied to their rows: from
 there on reading them once is the faster way (measured on a CPU), and memory grows with the rows' own tokens alone."""
 
 
 class Decoding(Protocol):
-    """Rows between two tokens."""
+    """Rows between two tokens. Finished rows leave when fewer than ``shrink_below`` of them are still sampling."""
+
+    shrink_below: ClassVar[float]
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows ``[B']`` alone, in this order."""
@@ -61,6 +66,7 @@ class Shared:
     ragged: bool = field(init=False)
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
     decodes = True
+    shrink_below: ClassVar[float] = SHRINK_BELOW
 
     def __post_init__(self) -> None:
         self.longest = next(iter(self.prompts.values()))[0].shape[2]
@@ -225,6 +231,7 @@ class Padded:
     cache: DynamicCache
     mask: Tensor | None
     position: Tensor
+    shrink_below: ClassVar[float] = SHRINK_BELOW
 
     def select(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -272,6 +279,7 @@ class Replay:
     """The way without a cache: the whole rows ``[B, L]`` are read again for every token."""
 
     ids: Tensor
+    shrink_below: ClassVar[float] = SHRINK_BELOW
 
     def select(self, rows: Tensor) -> None:
         self.ids = self.ids[rows]

@@ -14,6 +14,7 @@ from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
 from covrl.generation.random import trace_key, uniforms
+from covrl.generation.recorded import fixed
 from covrl.generation.stop import StopRule
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
@@ -29,30 +30,30 @@ alone asks for: some models round norms or positions to float32 or less, whateve
 class DecodingPaths(NamedTuple):
     """How rows are decoded: with prompts that are kept once; prompts of different lengths side by side; with a cache.
 
-    See :mod:`covrl.generation.decoding`; without ``shared`` prompts are padded on the left.
+    See :mod:`covrl.generation.decoding`; without ``shared`` prompts are padded on the left. ``recorded``: a step's
+    operations are launched as one (:mod:`covrl.generation.recorded`), where rows have copies of their prompts.
     """
 
     shared: bool = True
     padded: bool = True
     cached: bool = True
+    recorded: bool = False
 
     @property
     def text(self) -> str:
         kept = "with" if self.cached else "without"
         more = " of shared prompts" if self.shared else " and left padding" if self.padded else ""
-        return f"{kept} a cache{more}"
+        return f"{kept} a cache{more}{' in recorded steps' if self.recorded else ''}"
 
 
 LADDER: tuple[tuple[DecodingPaths, str | None], ...] = (
+    (DecodingPaths(recorded=True), "the operations of a step are launched one by one: slower"),
     (DecodingPaths(), "each row keeps its own copy of its prompt: slower"),
     (DecodingPaths(shared=False), "only prompts of one length are decoded together: slower"),
     (DecodingPaths(shared=False, padded=False), "it is decoded without a cache: much slower"),
     (DecodingPaths(shared=False, padded=False, cached=False), None),
 )
 """Paths in the order in which they are tried, and what giving each up costs."""
-
-COMPACT_BELOW = 0.75
-"""Finished rows leave the batch when fewer than this share of its rows are still sampling."""
 
 
 class TorchGenerator:
@@ -110,7 +111,10 @@ class TorchGenerator:
             UserError: even whole rows without a cache give other logits than the model itself.
         """
         name, given_up = type(self.model).__name__, []
-        for paths, loss in LADDER if self._can_share else LADDER[1:]:
+        weight = next(self.model.parameters())
+        for paths, loss in LADDER:
+            if (paths.shared and not self._can_share) or (paths.recorded and not weight.is_cuda):
+                continue
             self.paths = paths
             trouble = self._trouble()
             if trouble is None:
@@ -161,7 +165,7 @@ class TorchGenerator:
             running = np.array([traces[row].ended is None for row in active])
             if not running.any() or position + 1 == sampling.max_tokens:
                 break
-            if running.mean() < COMPACT_BELOW:
+            if running.mean() < state.shrink_below:
                 rows = torch.as_tensor(np.flatnonzero(running), device=tokens.device)
                 active, tokens = active[running], tokens[rows]
                 state.select(rows)
@@ -173,7 +177,8 @@ class TorchGenerator:
         """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once."""
         device = next(self.model.parameters()).device
         if self.paths.shared and self._can_share:
-            return prefill_shared(self.model, prompts, device)
+            logits, state = prefill_shared(self.model, prompts, device)
+            return logits, (fixed(state) if self.paths.recorded else None) or state
         if self.paths.cached:
             return prefill_padded(self.model, prompts, device)
         ids = torch.tensor(prompts, device=device)

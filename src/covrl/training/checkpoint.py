@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 READABLE = (1, 2, 3)
+ACCELERATED = ("flex", "recorded")
+"""Fast paths that not every device has: one that the device here has not is not taken up from a checkpoint."""
 """Formats that are read. 1 had no manifest, so its files cannot be verified, and no record of its settings;
 2 had no optimizer in parts."""
 
@@ -324,7 +326,9 @@ def _paths(run: Run) -> dict[str, list[bool]]:
 def _take_paths(run: Run, paths: dict[str, list[bool]]) -> None:
     for name, holder in _carriers(run).items():
         if name in paths:
-            holder.paths = type(holder.paths)(*paths[name])
+            here = holder.paths
+            absent = {path: False for path in ACCELERATED if not getattr(here, path, True)}
+            holder.paths = type(here)(*paths[name])._replace(**absent)
 
 
 def _followers(run: Run) -> list[str]:

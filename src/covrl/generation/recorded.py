@@ -1,0 +1,163 @@
+"""Decoding in steps of fixed shape, which a device records once and repeats.
+
+A small model on an accelerator waits for its operations to be launched one by one, token after token. Here every tensor
+of a step has the shape that it had in the step before and stands where it stood: keys and values have room for tokens
+to come, and what a row may not see yet is masked. A CUDA device records such a step as a graph and launches it whole.
+Elsewhere the same steps run as they are, which is how the tests see them.
+
+A step is recorded anew where the shapes change: when rows leave the batch, and when the room is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from covrl.generation.decoding import ROOM, Shared
+from covrl.scoring.shared import Call, additive, nothing_masked
+
+Step = Callable[[], Tensor]
+
+
+@dataclass(slots=True)
+class Fixed:
+    """Rows decoded in steps of fixed shape.
+
+    ``own[layer]`` are keys and values ``[B, H', room, D]``: ``longest`` slots for a row's prompt, of which its own
+    takes the first ``lengths`` ``[B]``, then one for each token that was ``taken``. ``tokens`` and ``position`` ``[B]``
+    are what the next step reads, ``at`` ``[1]`` is the slot that it writes, and ``masks`` ``[B, 1, 1, room]``, by
+    window and dtype, say what it sees.
+    """
+
+    own: dict[int, tuple[Tensor, Tensor]]
+    lengths: Tensor
+    longest: int
+    taken: int = 0
+    tokens: Tensor = field(init=False)
+    position: Tensor = field(init=False)
+    at: Tensor = field(init=False)
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    step: Step | None = None
+    decodes = True
+    shrink_below: ClassVar[float] = 0.5
+    """Rows leave less often than elsewhere, as each time a step is recorded anew."""
+
+    def __post_init__(self) -> None:
+        self._place()
+
+    def _place(self) -> None:
+        """Fresh places for what a step reads, and no recorded step."""
+        self.step = None
+        self.masks = {}
+        self.tokens, self.position = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths)
+        self.at = self.lengths.new_zeros(1)
+
+    @property
+    def _room(self) -> int:
+        return next(iter(self.own.values()))[0].shape[2]
+
+    def select(self, rows: Tensor) -> None:
+        self.step = None  # before its tensors go
+        self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
+        self.lengths = self.lengths[rows]
+        self._place()
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        if self.longest + self.taken == self._room:
+            self._widen(max(ROOM, self.taken))
+        self.tokens.copy_(tokens)
+        self.position.copy_(self.lengths + self.taken)
+        self.at.fill_(self.longest + self.taken)
+        for (window, _), mask in self.masks.items():
+            mask.copy_(self._seen(window, mask.dtype))
+        if self.step is None:
+            self.step = recorded(lambda: self._forward(model))
+        logits = self.step()
+        self.taken += 1
+        return logits
+
+    def _widen(self, more: int) -> None:
+        def wider(t: Tensor) -> Tensor:
+            return torch.cat([t, t.new_zeros(*t.shape[:2], more, t.shape[3])], dim=2)
+
+        self.step = None
+        self.own = {layer: (wider(k), wider(v)) for layer, (k, v) in self.own.items()}
+        self._place()
+
+    def _forward(self, model: Any) -> Tensor:
+        out = model(
+            input_ids=self.tokens[None],
+            attention_mask=nothing_masked(self.tokens.device),
+            position_ids=self.position[None],
+            use_cache=False,
+            covrl_layout=self,
+        )
+        return out.logits[0]
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One token per row: query ``[1, H, B, D]``, its key and value ``[1, H', B, D]`` -> ``[1, B, H, D]``."""
+        (_, heads, batch, size), shared = query.shape, key.shape[1]
+        rows = query[0].transpose(0, 1).reshape(batch, shared, heads // shared, size)
+        own = self.own[call.layer]
+        for kept, fresh in zip(own, (key, value), strict=True):
+            kept.index_copy_(2, self.at, fresh[0].transpose(0, 1)[:, :, None].to(kept.dtype))
+        if (call.window, rows.dtype) not in self.masks:
+            self.masks[call.window, rows.dtype] = self._seen(call.window, rows.dtype)
+        mask = self.masks[call.window, rows.dtype]
+        if call.cap is None:
+            out = scaled_dot_product_attention(rows, own[0], own[1], attn_mask=mask, scale=call.scaling)
+        else:
+            logits = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, (batch, shared))
+            out = torch.softmax(logits + mask, dim=-1).to(value.dtype) @ own[1]
+        return out.reshape(1, batch, heads, size)
+
+    def _seen(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits ``[B, 1, 1, room]``: -inf at slots that hold nothing or lie before the window."""
+        slots, lengths = torch.arange(self._room, device=self.lengths.device)[None], self.lengths[:, None]
+        own = slots >= self.longest
+        position = torch.where(own, slots - self.longest + lengths, slots)
+        now = lengths + self.taken
+        seen = (own | (slots < lengths)) & (position <= now)
+        if window is not None:
+            seen &= now - position < window
+        return additive(seen[:, None, None], dtype)
+
+
+def fixed(state: Shared) -> Fixed | None:
+    """The state behind prompts that were just read, for steps of fixed shape; None where rows share prompts' keys."""
+    if state.prompts or state.taken:
+        return None
+    for kept in (t for both in state.own.values() for t in both):
+        kept[:, :, state.longest :] = 0  # room that was never written may hold anything, and 0 times it is not 0
+    return Fixed(state.own, state.lengths[state.of], state.longest)
+
+
+def recorded(step: Step) -> Step:
+    """The step as a graph that is launched whole, where its device is a CUDA one; else itself.
+
+    It must read and write the same tensors every time, and writing twice what it wrote must change nothing: it runs
+    before it is recorded, so that what kernels set up once is not part of the record.
+    """
+    if not torch.cuda.is_available():
+        return step
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        on_graph = step().is_cuda
+    here.wait_stream(aside)
+    if not on_graph:
+        return step
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
