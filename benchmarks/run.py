@@ -7,11 +7,12 @@
     dash         DASH against its micro-batched baseline, and what its filter saves
     growth       a step's time as problems, rollouts and prompts grow
     first-step   covrl quickstart until its first step is shown
+    device       tokens a second, time by phase and MFU at 0.5 B and 1.5 B on an accelerator
 
-Without a part all are run, which takes hours; ``--repeats 1`` is a quick look. Both sides have the same weights,
-prompts, number of new tokens and optimizer, and every measurement is a process of its own. TRL has to be installed in
-the environment of ``--peer-python``: pip install trl datasets. ``--save`` writes the figures to docs/results/speed, and
-``--tables`` makes docs/results/speed.md from what is there without measuring.
+Without a part all but the last are run, which takes hours; ``--repeats 1`` is a quick look. Both sides have the same
+weights, prompts, number of new tokens and optimizer, and every measurement is a process of its own. TRL has to be
+installed in the environment of ``--peer-python``: pip install trl datasets. ``--save`` writes the figures to
+docs/results/speed, and ``--tables`` makes docs/results/speed.md from what is there without measuring.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speed import covrl_share, dash, first_step, generation, growth, memory, step, tables
+from speed import covrl_share, dash, device, first_step, generation, growth, memory, step, tables
 from speed.processes import Bench, WorkerError, commit, machine, split_prefix
 from speed.workloads import STEP_WORKLOADS, WORKLOADS
 
@@ -38,6 +39,7 @@ PARTS: dict[str, Any] = {
     "dash": dash,
     "growth": growth,
     "first-step": first_step,
+    "device": device,
 }
 AT_EACH_NUMBER_OF_THREADS = ("step", "generation")
 
@@ -76,7 +78,7 @@ def main() -> int:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=list(PARTS), action="append", help="may be repeated; default: all")
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="may be repeated; default: all but device")
     parser.add_argument("--workload", choices=STEP_WORKLOADS, action="append", help="of the part step; default: all")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for the parts step and generation")
@@ -96,7 +98,7 @@ Measure = Callable[[Bench], dict[str, Any]]
 def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, int, Measure, Callable[[dict[str, Any]], list[str]]]]:
     """Name, threads, measurement and text of everything that is asked for."""
     searches: dict[str, Any] = {}
-    parts = asked.part or (["step"] if asked.workload else list(PARTS))
+    parts = asked.part or (["step"] if asked.workload else [part for part in PARTS if part != "device"])
     for part in parts:
         module = PARTS[part]
         fixed = [os.cpu_count() or 1] if part == "first-step" else [1]  # the quickstart has the threads of a user

@@ -64,6 +64,7 @@ def render(records: Mapping[str, Record]) -> str:
         ("DASH against its micro-batched baseline", "dash", dash_rows),
         ("A step's time as work grows", "growth", growth_rows),
         ("`covrl quickstart` to its first step", "first-step", first_step_rows),
+        ("On an accelerator", "device", device_rows),
     ):
         for key in (key for key in records if key.startswith(name)):
             parts += [f"## {title}{threads_of(key)}", *make(records[key])]
@@ -236,6 +237,33 @@ def first_step_rows(r: Record) -> list[str]:
     """The wall seconds and their parts."""
     rows = [(name, f"{seconds:.2f}") for name, seconds in r["parts"].items()]
     return [f"{range_of(r['wall'])} wall seconds. In parts:", table(("part", "wall seconds"), rows)]
+
+
+def device_rows(r: Record) -> list[str]:
+    """Rates and phases of each run."""
+    head = (
+        "run",
+        "tokens sampled a second",
+        "trained a second",
+        "step, s",
+        "generate, score, train, s",
+        "MFU",
+        "peak MiB",
+    )
+    rows = [
+        (
+            name,
+            *(range_of(one[k], 0) for k in ("generated_per_s", "trained_per_s")),
+            range_of(one["step"]),
+            ", ".join(f"{one[phase][0]:.2f}" for phase in ("generate", "score", "train")),
+            f"{one['mfu'][0]:.1%}, training {one['mfu_train'][0]:.1%}",
+            f"{one['peak_mb'][0]:,.0f}",
+        )
+        for name, one in r["runs"].items()
+    ]
+    notes = dict.fromkeys(note for one in r["runs"].values() for note in one["notes"])
+    devices = dict.fromkeys(one["device"] for one in r["runs"].values())
+    return [table(head, rows), f"Device: {', '.join(devices)}. {' '.join(notes)}"]
 
 
 def origin(r: Record) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Workload:
     end: float = 0.0
     close: float = 0.0
     steps: int = 2  # measured, after one that is not
+    inner: int = 0  # of the feed-forward layers; 0: 11/4 of hidden
 
     @property
     def rows(self) -> int:
@@ -42,7 +43,8 @@ class Workload:
     def model(self) -> str:
         """The folder of its model: workloads of the same architecture and end share it."""
         closing = f"-c{self.close}" if self.close else ""
-        return f"{self.hidden}x{self.layers}-v{self.vocabulary}-e{self.end}{closing}"
+        inner = f"-i{self.inner}" if self.inner else ""
+        return f"{self.hidden}x{self.layers}{inner}-v{self.vocabulary}-e{self.end}{closing}"
 
     @property
     def mean_length(self) -> float:
@@ -53,6 +55,10 @@ class Workload:
 
 S: dict[str, Any] = {"hidden": 128, "layers": 2, "heads": (4, 2), "vocabulary": 512}
 M: dict[str, Any] = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 4096}
+HALF: dict[str, Any] = {"hidden": 896, "layers": 24, "heads": (14, 2), "vocabulary": 151_936, "inner": 4864}
+LARGE: dict[str, Any] = {"hidden": 1536, "layers": 28, "heads": (12, 2), "vocabulary": 151_936, "inner": 8960}
+"""The shapes of Qwen2.5 0.5B and 1.5B, for accelerators."""
+
 WORKLOADS: dict[str, Workload] = {
     w.name: w
     for w in (
@@ -63,6 +69,9 @@ WORKLOADS: dict[str, Workload] = {
         Workload("M-wide", **(M | {"vocabulary": 151_936}), prompt=34, steps=1),
         Workload("M-close", **M, prompt=34, new=128, close=1 / 64, steps=1),
         Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),
+        Workload("0.5B", **HALF, prompt=256, new=512, problems=16, close=1 / 128),
+        Workload("1.5B", **LARGE, prompt=256, new=512, problems=16, close=1 / 128),
+        Workload("tiny", **S, prompt=12, new=16, problems=2, rollouts=4, close=1 / 8, steps=1),
     )
 }
 
@@ -124,7 +133,7 @@ def make_model(workload: Workload, folder: Path) -> Path:
     query, key = workload.heads
     config = Qwen2Config(
         hidden_size=workload.hidden,
-        intermediate_size=workload.hidden * 11 // 4,
+        intermediate_size=workload.inner or workload.hidden * 11 // 4,
         num_hidden_layers=workload.layers,
         num_attention_heads=query,
         num_key_value_heads=key,

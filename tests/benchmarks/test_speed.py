@@ -14,7 +14,7 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from speed import agree, covrl_share, dash, floor, generation, growth, memory, ours, step, tables, workloads  # noqa: E402
+from speed import agree, covrl_share, dash, device, floor, generation, growth, memory, ours, step, tables, workloads  # noqa: E402
 from speed.fit import Line, batching_gain, exponent, line  # noqa: E402
 from speed.processes import WorkerError, spread  # noqa: E402
 
@@ -262,3 +262,31 @@ def test_memory_is_compared_between_fastest_and_smallest_settings() -> None:
     assert found["ratio_smallest"] == pytest.approx(1.5)
     settings = {"dtype": "mixed", "settings": {"training": {"tokens_per_pass": 2048}}}
     assert step.named(settings) == "[dtype mixed, training.tokens_per_pass 2048]"
+
+
+@pytest.mark.parametrize("method", device.METHODS)
+def test_the_device_part_runs_where_there_is_none_on_a_tiny_model(method: str, tmp_path: Path) -> None:
+    """Its worker, on the CPU: every figure of each step, the paths that were taken, and a row for it in the page."""
+    folder = str(workloads.make_model(workloads.WORKLOADS["tiny"], tmp_path))
+    task = {"workload": "tiny", "model": folder, "steps": 2, "threads": 1, "algorithm": method, "product": 64}
+    found = device.main({**task, "paths": {"shared": False}})
+    assert found["paths"]["shared"] is False
+    assert all(len(found[name]) == 2 for name in ("step", "mfu", "generated_per_s", *device.PHASES))
+    shown = device.summary([found, found])
+    assert shown["mfu"][0] > 0
+    record = {"runs": {f"tiny {method}, all": shown}}
+    assert any("MFU" in line for line in device.text(record))
+    assert "tiny" in tables.device_rows(record)[0]
+
+
+def test_the_share_of_the_devices_speed_counts_each_token_once_for_each_prompt() -> None:
+    workload = replace(workloads.WORKLOADS["tiny"], problems=2, rollouts=4, prompt=10)
+    metrics = {"time/generate": 1.0, "time/train": 2.0, "time/step": 4.0, "tokens/generated": 80.0}
+    metrics |= {"tokens/scored": 0.0, "train/dropped_traces": 4.0}
+    found = device.figures(metrics, workload, contexts=2, weights=3, speed=6.0)
+    trained = 2 * (20 + 80 / 2)  # half of the traces have no weight
+    assert found["trained_per_s"] == trained / 2.0
+    assert found["mfu_train"] == pytest.approx(6 * 3 * trained / 2.0 / 6.0)
+    assert found["mfu"] == pytest.approx((2 * 3 * (80 + 20) + 6 * 3 * trained) / 4.0 / 6.0)
+    scored = device.figures(metrics | {"tokens/scored": 5.0}, workload, contexts=2, weights=3, speed=6.0)
+    assert scored["mfu"] - found["mfu"] == pytest.approx(2 * 3 * 2 * (20 + 80) / 4.0 / 6.0)
