@@ -23,9 +23,9 @@ from pathlib import Path
 
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
 from covrl.comparison.curves import curves
-from covrl.comparison.methods import TUNED
+from covrl.comparison.methods import BASE, TUNED
 from covrl.comparison.run import run_cells
-from covrl.comparison.summary import lines
+from covrl.comparison.summary import Line, lines
 from covrl.comparison.table import markdown
 from covrl.comparison.tuning import Tuning
 from covrl.errors import UserError
@@ -94,8 +94,7 @@ def main() -> int:
     failures = 0
     try:
         for name in (asked.stage or STAGES) if asked.list else ():
-            cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, asked.folder)))
-            print(f"{name}: {len(missing(cells, results(cells, asked.folder)))} of {len(cells)} cells are missing")
+            print(f"{name}: {count(lines_of(name, asked.folder))}")
         for number, name in () if asked.list else order(asked.stage or list(STAGES), asked.first):
             failures += 0 if asked.tables else run(STAGES[name][number], asked.folder)
             write(name, asked.folder)
@@ -142,6 +141,32 @@ def wanted(stage: Stage, folder: Path) -> list[Cell]:
     ]
 
 
+def untuned(stage: Stage, folder: Path) -> list[Line]:
+    """The methods that a stage cannot run yet, as their rates are not tuned: every seed is missing."""
+    if stage.tunes or stage.rates:
+        return []
+    known = read_results(folder / "raw")
+    waiting = [method for method in stage.methods if TUNING.best(method, stage.setting, known) is None]
+    return [Line(method, stage.setting, None, (), stage.seeds) for method in waiting]
+
+
+def lines_of(name: str, folder: Path) -> list[Line]:
+    """Everything that a stage shows, in the order of its methods: what is there and what is missing."""
+    parts = STAGES[name]
+    cells = list(dict.fromkeys(cell for part in parts for cell in wanted(part, folder)))
+    every = lines(cells, results(cells, folder)) + [line for part in parts for line in untuned(part, folder)]
+    place = {method: number for number, method in enumerate((BASE, *(m for part in parts for m in part.methods)))}
+    return sorted(every, key=lambda line: place[line.method])
+
+
+def count(every: Sequence[Line]) -> str:
+    """How much of a stage is missing, in words."""
+    lacking, there = sum(len(line.missing) for line in every), sum(len(line.results) for line in every)
+    waiting = sum(len(line.missing) for line in every if line.rate is None)
+    later = f", {waiting} of them at rates not tuned yet" if waiting else ""
+    return f"{lacking} of {lacking + there} cells are missing{later}"
+
+
 def run(stage: Stage, folder: Path) -> int:
     """Run what is missing of a stage; returns how many cells failed. A tuning goes on until no grid grows."""
     failed: set[Cell] = set()
@@ -157,8 +182,7 @@ def run(stage: Stage, folder: Path) -> int:
 
 def write(name: str, folder: Path) -> None:
     """A stage's table from the results that are there."""
-    cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, folder)))
-    every = lines(cells, results(cells, folder))
+    every = lines_of(name, folder)
     command = f"python benchmarks/comparison.py --stage {name}"
     (folder / f"{name}.md").write_text(markdown(every, {}, command), encoding="utf-8")
 
@@ -166,9 +190,8 @@ def write(name: str, folder: Path) -> None:
 def write_curves(folder: Path) -> None:
     """An SVG for each method that was measured on test, in ``folder/curves``."""
     (folder / "curves").mkdir(exist_ok=True)
-    cells = [cell for name in ("test-rare", "test-common") for part in STAGES[name] for cell in wanted(part, folder)]
-    every = lines(cells, results(cells, folder))
-    for method in dict.fromkeys(cell.method for cell in cells):
+    every = [line for name in ("test-rare", "test-common") for line in lines_of(name, folder)]
+    for method in dict.fromkeys(line.method for line in every):
         if text := curves(method, every):
             (folder / "curves" / f"{method}.svg").write_text(text, encoding="utf-8")
 

@@ -34,7 +34,8 @@ def curves(method: str, every: Sequence[Line], axis_name: Axis = "generated") ->
 
     ``every`` are the lines of all methods at the rates that are to be shown, one for each method and setting.
     """
-    settings = dict.fromkeys(line.setting for line in every if line.method == method != BASE and line.results)
+    own = [line for line in every if line.method == method != BASE]
+    settings = dict.fromkeys(line.setting for line in own if mean_course(line, axis_name))
     panels = [_panel(method, [line for line in every if line.setting == s], axis_name) for s in settings]
     if not panels:
         return ""
@@ -63,7 +64,7 @@ def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
     text = (
         f"<text class='name' x='{LEFT}' y='16'>{escape(method)}, {escape(own.setting)}</text>"
-        f"<text x='{LEFT}' y='32'>rate {own.rate:g}, {count}; % right against {AXES[axis_name]}; "
+        f"<text x='{LEFT}' y='32'>rate {own.rate_text}, {count}; % right against {AXES[axis_name]}; "
         "others grey</text>"
     )
     return f"{text}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"

@@ -65,7 +65,7 @@ def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
         at = [lead_at(first[0], other, axis) for axis in AXES]
         figures = [*(lead_in(first[0], other, measure) for measure in shown), *at]
         both = {r.cell.seed for r in first[0].results} & {r.cell.seed for r in other.results}
-        rows.append([other.method, f"{other.rate:g}", str(len(both)), *map(figure_text, figures), verdict(at)])
+        rows.append([other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)])
     about = (
         f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
         "held-out (dev) accuracy after the most tokens that all trainings of the two reached. The verdict is ahead or "
@@ -118,7 +118,7 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
 
 def _names(line: Line) -> list[str]:
     whole = len(line.results) + len(line.missing)
-    return [line.method, "" if line.method == BASE else f"{line.rate:g}", f"{len(line.results)}/{whole}"]
+    return [line.method, "" if line.method == BASE else line.rate_text, f"{len(line.results)}/{whole}"]
 
 
 def _chance(results: Sequence[Result]) -> str:
