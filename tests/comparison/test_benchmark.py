@@ -64,6 +64,32 @@ def test_a_stage_with_rates_of_its_own_and_a_tuning_wait_for_no_rate(folder: Pat
     assert benchmark.untuned(benchmark.Stage(("rlpr",), "rare"), folder) == []
 
 
+def test_ravr_is_measured_with_the_beta_that_is_best_on_dev(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = benchmark.Stage((benchmark.RAVR,), "rare", (0,))
+    monkeypatch.setattr(benchmark, "STAGES", {"test-rare": (stage,)})
+    tuning = benchmark.Stage((benchmark.RAVR,), "rare")
+    assert {c.method for c in benchmark.wanted(tuning, folder)} == {BASE, *benchmark.RAVRS}
+    for method, best in (("ravr", 0.7), ("ravr-beta-0.3", 0.8), ("ravr-beta-0.1", 0.9)):
+        (line,) = benchmark.lines_of("test-rare", folder)
+        assert (line.method, line.rate, line.missing) == ("ravr-tuned", None, (0,)), "not all of them are tuned"
+        for rate, score in ((1.0, 0.3), (2.0, best), (3.0, 0.4)):
+            put(folder, Cell(method, "rare", rate, 100, TUNING.budget, TUNING.exam), score)
+    assert [line.method for line in benchmark.lines_of("test-rare", folder)] == [BASE, "ravr-beta-0.1"]
+    benchmark.write("test-rare", folder)
+    text = (folder / "test-rare.md").read_text()
+    assert "ravr 65.0 at rate 2, ravr-beta-0.3 75.0 at rate 2, ravr-beta-0.1 85.0 at rate 2" in text
+    assert "Measured here: ravr-beta-0.1." in text
+
+
+def test_the_beta_stage_says_whether_the_weak_kl_collapsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = benchmark.Stage(benchmark.BETAS, "rare", (0,), rates=(1.0,))
+    monkeypatch.setattr(benchmark, "STAGES", {"beta": (stage,)})
+    benchmark.write("beta", folder)
+    text = (folder / "beta.md").read_text()
+    assert "## Covrl-beta-0.1: peak and end" in text
+    assert "Not decided: results are missing at rate 1." in text
+
+
 def test_reported_results_of_another_counting_are_run_again_and_tuned_ones_stay(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

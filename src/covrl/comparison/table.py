@@ -152,14 +152,23 @@ def count_text(tokens: float | None) -> str:
     return f"{tokens:.0f}"
 
 
-def markdown(every: Sequence[Line], failures: Mapping[Cell, str], command: str) -> str:
-    """The whole comparison as Markdown; ``command`` is what made it."""
+def markdown(
+    every: Sequence[Line],
+    failures: Mapping[Cell, str],
+    command: str,
+    more: Sequence[Grid] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The whole comparison as Markdown; ``command`` is what made it.
+
+    ``more`` tables follow those of the settings, ``notes`` stand before the other remarks.
+    """
     parts = [f"Made by `{command}`.", ABOUT]
-    for grid in (grid for tables in grids(every).values() for grid in tables):
+    for grid in (*(grid for tables in grids(every).values() for grid in tables), *more):
         rule = ["---", *["---:"] * (len(grid.head) - 1)]
         table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (grid.head, rule, *grid.rows))
         parts += [f"## {grid.title[:1].upper()}{grid.title[1:]}", grid.about, table]
-    said = remarks(every, failures)
+    said = [*notes, *remarks(every, failures)]
     parts += ["## Remarks", "\n".join(f"- {_cell(text)}" for text in said)] if said else []
     return "\n\n".join(["# Comparison", *parts]) + "\n"
 
