@@ -242,10 +242,9 @@ def write_rates(folder: Path) -> None:
     """The rates that are tuned so far, for `covrl compare`."""
     known = read_results(folder / "raw")
     text = "# Learning rates tuned on dev by benchmarks/comparison.py; not edited by hand.\n"
+    methods = [m for m in dict.fromkeys((*LONG, *RAVRS, *SHORT, *ABLATIONS)) if m != RAVR]
     for setting in ("rare", "common"):
-        best = {
-            m: TUNING.best(m, setting, known) for m in dict.fromkeys((*LONG, *RAVRS, *SHORT, *ABLATIONS)) if m != RAVR
-        }
+        best = {m: TUNING.best(m, setting, known) for m in methods}
         rows = [f'"{method}" = {rate!r}' for method, rate in best.items() if rate]
         text += "\n".join(["", f"[{setting}]", *rows, ""])
     TUNED.write_text(text, encoding="utf-8")

@@ -70,8 +70,9 @@ def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     parts += [f"<path class='seed' d='{draw_path(frame, points)}'/>" for points in seeds]
     parts.append(f"<path class='mean' d='{draw_path(frame, means[method])}'/>")
     count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+    name = f"{method}, {own.setting}: rate {own.rate_text}, {count}"
     text = (
-        f"<text class='name' x='{LEFT}' y='16'>{escape(method)}, {escape(own.setting)}: rate {own.rate_text}, {count}</text>"
+        f"<text class='name' x='{LEFT}' y='16'>{escape(name)}</text>"
         f"<text x='{LEFT}' y='32'>% right against {AXES[axis_name]}; others grey, chance dashed</text>"
     )
     return f"{text}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"

@@ -196,7 +196,7 @@ def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
     results = [r for line in every for r in line.results]
     said += [f"Stopped: {r.cell.title}: {r.figures['stopped']}" for r in results if r.figures["stopped"]]
     if other := [r for r in results if r.cell.method != BASE and not r.counted]:
-        which = ", ".join(f"{cell} ({count})" for cell, count in Counter(_plain(r.cell) for r in other).items())
+        which = "; ".join(f"{cell} ({count})" for cell, count in Counter(_plain(r.cell) for r in other).items())
         said.append(f"Not compared in tokens and time, as older code did or counted its work otherwise: {which}.")
     commits = Counter(r.commit for r in results)
     if commits:
