@@ -9,8 +9,8 @@ grows by a factor of two. What is measured on test is every method at its own ra
 by.
 
 Writes ``docs/results/STAGE.md`` for every stage, the courses of every method on test into
-``docs/results/curves``, and the tuned rates into ``src/covrl/comparison/rates.toml``, from which `covrl compare` takes
-them.
+``docs/results/curves`` and onto the methods' pages, and the tuned rates into ``src/covrl/comparison/rates.toml``,
+from which `covrl compare` takes them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from curve_pages import write_pages
 
 from covrl.comparison import collapse
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
@@ -31,7 +33,7 @@ from covrl.comparison.table import markdown, percent
 from covrl.comparison.tuning import Tuning
 from covrl.errors import UserError
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 BUDGET = Budget("steps", 50)
 DEV, TEST = Exam("dev", 4, 1000), Exam("test", 8)
 TUNING = Tuning((100, 101), BUDGET, DEV, rates=(1.5e-4, 3e-4, 6e-4), least=1.8e-5, most=4.9e-3)
@@ -108,6 +110,8 @@ def main() -> int:
     if not asked.list:
         write_rates(asked.folder)
         write_curves(asked.folder)
+        if asked.folder.resolve() == FOLDER:
+            write_pages()
     return 1 if failures else 0
 
 
@@ -230,10 +234,14 @@ def ravr_note(setting: str, known: Sequence[Result]) -> str:
 
 
 def write_curves(folder: Path) -> None:
-    """An SVG for each method that was measured on test, in ``folder/curves``."""
+    """An SVG for each method that was measured on test, in ``folder/curves``; those of others go."""
     (folder / "curves").mkdir(exist_ok=True)
     every = [line for name in ("test-rare", "test-common") for line in lines_of(name, folder)]
-    for method in dict.fromkeys(line.method for line in every):
+    methods = dict.fromkeys(line.method for line in every)
+    for drawn in (folder / "curves").glob("*.svg"):
+        if drawn.stem not in methods:
+            drawn.unlink()
+    for method in methods:
         if text := curves(method, every):
             (folder / "curves" / f"{method}.svg").write_text(text, encoding="utf-8")
 

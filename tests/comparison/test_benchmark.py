@@ -20,7 +20,9 @@ assert SPEC
 assert SPEC.loader
 benchmark = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = benchmark  # dataclasses look their module up
+sys.path.insert(0, str(SCRIPT.parent))
 SPEC.loader.exec_module(benchmark)
+sys.path.remove(str(SCRIPT.parent))  # its scripts have names that folders of tests have too
 
 TUNING = Tuning((100,), Budget("steps", 50), Exam("dev", 4, 1000), rates=(1.0, 2.0, 3.0), least=1.0, most=3.0)
 
@@ -79,6 +81,16 @@ def test_ravr_is_measured_with_the_beta_that_is_best_on_dev(folder: Path, monkey
     text = (folder / "test-rare.md").read_text()
     assert "ravr 65.0 at rate 2, ravr-beta-0.3 75.0 at rate 2, ravr-beta-0.1 85.0 at rate 2" in text
     assert "Measured here: ravr-beta-0.1." in text
+
+
+def test_only_methods_that_are_measured_have_a_drawing(folder: Path) -> None:
+    for cell in benchmark.wanted(*benchmark.STAGES["test-rare"], folder):
+        put(folder, cell)
+    (folder / "curves").mkdir()
+    (folder / "curves" / "grpo.svg").touch()
+    (folder / "curves" / "rlpr.svg").write_text("drawn before its results were outdated")
+    benchmark.write_curves(folder)
+    assert sorted(path.name for path in (folder / "curves").iterdir()) == ["covrl.svg", "rlpr.svg"]
 
 
 def test_the_beta_stage_says_whether_the_weak_kl_collapsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
