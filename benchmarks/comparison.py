@@ -9,8 +9,8 @@ grows by a factor of two. What is measured on test is every method at its own ra
 by.
 
 Writes ``docs/results/STAGE.md`` for every stage, the courses of every method on test into
-``docs/results/curves``, and the tuned rates into ``src/covrl/comparison/rates.toml``, from which `covrl compare` takes
-them.
+``docs/results/curves`` and onto the methods' pages, and the tuned rates into ``src/covrl/comparison/rates.toml``,
+from which `covrl compare` takes them.
 """
 
 from __future__ import annotations
@@ -21,27 +21,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from curve_pages import write_pages
+
+from covrl.comparison import collapse
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
 from covrl.comparison.curves import curves
-from covrl.comparison.methods import TUNED
+from covrl.comparison.methods import BASE, TUNED
 from covrl.comparison.run import run_cells
-from covrl.comparison.summary import lines
-from covrl.comparison.table import markdown
+from covrl.comparison.summary import Line, lines
+from covrl.comparison.table import markdown, percent
 from covrl.comparison.tuning import Tuning
 from covrl.errors import UserError
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 BUDGET = Budget("steps", 50)
 DEV, TEST = Exam("dev", 4, 1000), Exam("test", 8)
 TUNING = Tuning((100, 101), BUDGET, DEV, rates=(1.5e-4, 3e-4, 6e-4), least=1.8e-5, most=4.9e-3)
 
-CONTROLS = ("rationalise", "ravr-beta-0.3", "covrl-shuffled", "grpo-posterior")
+RAVR = "ravr-tuned"  # stands for the one of RAVRS that is best on dev, and for all of them where rates are tuned
+RAVRS = ("ravr", "ravr-beta-0.3", "ravr-beta-0.1")
+CONTROLS = ("rationalise", RAVR, "covrl-shuffled", "grpo-posterior")
 LONG = ("covrl", *CONTROLS, "verifree", "grpo")  # measured with five seeds
 SHORT = (
     *("rlpr", "jepo", "latro", "ravr", "nover", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo"),
     *("psr", "nsr", "w_reinforce", "rapo", "dash", "rover"),
 )
-BETAS = ("covrl-beta-0", "covrl-beta-0.1", "covrl", "covrl-beta-3")
+WEAK, PLAIN = "covrl-beta-0.1", "covrl"  # said to collapse, and what it is held against
+BETAS = ("covrl-beta-0", WEAK, PLAIN, "covrl-beta-3")
 ABLATIONS = (
     *("covrl", "covrl-beta-0", "covrl-beta-0.1", "covrl-beta-3", "covrl-alpha-0.1", "covrl-alpha-0.9"),
     *("covrl-nll-0", "covrl-nll-0.1", "covrl-reward-mean", "covrl-reward-prob", "covrl-reward-mean_prob"),
@@ -94,8 +100,7 @@ def main() -> int:
     failures = 0
     try:
         for name in (asked.stage or STAGES) if asked.list else ():
-            cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, asked.folder)))
-            print(f"{name}: {len(missing(cells, results(cells, asked.folder)))} of {len(cells)} cells are missing")
+            print(f"{name}: {count(lines_of(name, asked.folder))}")
         for number, name in () if asked.list else order(asked.stage or list(STAGES), asked.first):
             failures += 0 if asked.tables else run(STAGES[name][number], asked.folder)
             write(name, asked.folder)
@@ -105,6 +110,8 @@ def main() -> int:
     if not asked.list:
         write_rates(asked.folder)
         write_curves(asked.folder)
+        if asked.folder.resolve() == FOLDER:
+            write_pages()
     return 1 if failures else 0
 
 
@@ -118,28 +125,76 @@ def results(cells: Iterable[Cell], folder: Path) -> dict[Cell, Result]:
     return found(cells, read_results(folder / "raw"))
 
 
+def names(stage: Stage, known: Sequence[Result]) -> list[str]:
+    """The methods of a stage: ``RAVR`` is all of ``RAVRS`` where rates are tuned, else the best; itself until then."""
+    here: list[str] = []
+    for method in stage.methods:
+        here += [method] if method != RAVR else RAVRS if stage.tunes else [best_ravr(stage.setting, known) or RAVR]
+    return list(dict.fromkeys(here))
+
+
+def ravr_scores(setting: str, known: Sequence[Result]) -> dict[str, tuple[float, float]]:
+    """Rate and mean avg@n on dev of each of ``RAVRS`` that is tuned."""
+    best = {method: TUNING.best(method, setting, known) for method in RAVRS}
+    scores = {m: (rate, TUNING.score(m, setting, rate, known)) for m, rate in best.items() if rate}
+    return {method: (rate, score) for method, (rate, score) in scores.items() if score is not None}
+
+
+def best_ravr(setting: str, known: Sequence[Result]) -> str | None:
+    """The one of ``RAVRS`` with the best mean avg@n on dev, each at its tuned rate; None while one is not tuned."""
+    scores = ravr_scores(setting, known)
+    return max(scores, key=lambda method: scores[method][1]) if len(scores) == len(RAVRS) else None
+
+
 def wanted(stage: Stage, folder: Path) -> list[Cell]:
     """The cells that a stage asks for as far as results say: a tuning's grow with what was found."""
     known = read_results(folder / "raw")
+    methods = names(stage, known)
     if stage.tunes:
         cells = [
             cell
-            for method in stage.methods
+            for method in methods
             for cell in grid(
                 *((method,), (stage.setting,), TUNING.seeds, BUDGET, DEV),
                 TUNING.tried(method, stage.setting, known),
             )
         ]
         return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.rate == 0))
-    best = {method: TUNING.best(method, stage.setting, known) for method in stage.methods}
+    best = {method: TUNING.best(method, stage.setting, known) for method in methods}
     rates = {method: stage.rates or ((rate,) if rate else ()) for method, rate in best.items()}
     return [
         cell
         for seed in stage.seeds
-        for method in stage.methods
+        for method in methods
         for cell in grid((method,), (stage.setting,), (seed,), stage.budget, stage.exam, rates[method])
         if rates[method]
     ]
+
+
+def untuned(stage: Stage, folder: Path) -> list[Line]:
+    """The methods that a stage cannot run yet, as their rates are not tuned: every seed is missing."""
+    if stage.tunes or stage.rates:
+        return []
+    known = read_results(folder / "raw")
+    waiting = [method for method in names(stage, known) if TUNING.best(method, stage.setting, known) is None]
+    return [Line(method, stage.setting, None, (), stage.seeds) for method in waiting]
+
+
+def lines_of(name: str, folder: Path) -> list[Line]:
+    """Everything that a stage shows, in the order of its methods: what is there and what is missing."""
+    parts, known = STAGES[name], read_results(folder / "raw")
+    cells = list(dict.fromkeys(cell for part in parts for cell in wanted(part, folder)))
+    every = lines(cells, results(cells, folder)) + [line for part in parts for line in untuned(part, folder)]
+    place = [BASE, *(method for part in parts for method in names(part, known))]
+    return sorted(every, key=lambda line: place.index(line.method))
+
+
+def count(every: Sequence[Line]) -> str:
+    """How much of a stage is missing, in words."""
+    lacking, there = sum(len(line.missing) for line in every), sum(len(line.results) for line in every)
+    waiting = sum(len(line.missing) for line in every if line.rate is None)
+    later = f", {waiting} of them at rates not tuned yet" if waiting else ""
+    return f"{lacking} of {lacking + there} cells are missing{later}"
 
 
 def run(stage: Stage, folder: Path) -> int:
@@ -157,18 +212,36 @@ def run(stage: Stage, folder: Path) -> int:
 
 def write(name: str, folder: Path) -> None:
     """A stage's table from the results that are there."""
-    cells = list(dict.fromkeys(cell for part in STAGES[name] for cell in wanted(part, folder)))
-    every = lines(cells, results(cells, folder))
+    every = lines_of(name, folder)
     command = f"python benchmarks/comparison.py --stage {name}"
-    (folder / f"{name}.md").write_text(markdown(every, {}, command), encoding="utf-8")
+    more = [collapse.table(collapse.endings(every, WEAK, PLAIN), WEAK, PLAIN)] if name == "beta" else []
+    known = read_results(folder / "raw")
+    notes = [ravr_note(part.setting, known) for part in STAGES[name] if part.seeds and RAVR in part.methods]
+    (folder / f"{name}.md").write_text(markdown(every, {}, command, more, notes), encoding="utf-8")
+
+
+def ravr_note(setting: str, known: Sequence[Result]) -> str:
+    """How RAVR's β was chosen, for the remarks of a table."""
+    scores = ravr_scores(setting, known)
+    said = ", ".join(
+        f"{m} {percent(scores[m][1])} at rate {scores[m][0]:g}" if m in scores else f"{m} not tuned yet" for m in RAVRS
+    )
+    return (
+        "RAVR's β was tuned on dev beside its rate, as its default of 1 lets q fall onto p on this task; no other "
+        f"method had that. Mean avg@{TUNING.exam.samples} there: {said}. Measured here: "
+        f"{best_ravr(setting, known) or 'none yet'}."
+    )
 
 
 def write_curves(folder: Path) -> None:
-    """An SVG for each method that was measured on test, in ``folder/curves``."""
+    """An SVG for each method that was measured on test, in ``folder/curves``; those of others go."""
     (folder / "curves").mkdir(exist_ok=True)
-    cells = [cell for name in ("test-rare", "test-common") for part in STAGES[name] for cell in wanted(part, folder)]
-    every = lines(cells, results(cells, folder))
-    for method in dict.fromkeys(cell.method for cell in cells):
+    every = [line for name in ("test-rare", "test-common") for line in lines_of(name, folder)]
+    methods = dict.fromkeys(line.method for line in every)
+    for drawn in (folder / "curves").glob("*.svg"):
+        if drawn.stem not in methods:
+            drawn.unlink()
+    for method in methods:
         if text := curves(method, every):
             (folder / "curves" / f"{method}.svg").write_text(text, encoding="utf-8")
 
@@ -177,8 +250,9 @@ def write_rates(folder: Path) -> None:
     """The rates that are tuned so far, for `covrl compare`."""
     known = read_results(folder / "raw")
     text = "# Learning rates tuned on dev by benchmarks/comparison.py; not edited by hand.\n"
+    methods = [m for m in dict.fromkeys((*LONG, *RAVRS, *SHORT, *ABLATIONS)) if m != RAVR]
     for setting in ("rare", "common"):
-        best = {m: TUNING.best(m, setting, known) for m in dict.fromkeys((*LONG, *SHORT, *ABLATIONS))}
+        best = {m: TUNING.best(m, setting, known) for m in methods}
         rows = [f'"{method}" = {rate!r}' for method, rate in best.items() if rate]
         text += "\n".join(["", f"[{setting}]", *rows, ""])
     TUNED.write_text(text, encoding="utf-8")

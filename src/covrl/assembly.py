@@ -144,10 +144,13 @@ def build_algorithm(
             f"training.mini_batches x epochs = {updates}: {method.name} takes one update a batch, because "
             f"{method.one_update}"
         )
-    if updates < method.updates_wanted:
+    # A mini-batch is of whole groups, so there are never more of them than problems.
+    taken = min(training.mini_batches, training.problems_per_step) * training.epochs
+    if taken < method.updates_wanted:
+        few = f" of {training.problems_per_step} problem(s)" if taken < updates else ""
         raise UserError(
-            f"training.mini_batches x epochs = {updates}: {method.name} needs at least {method.updates_wanted} updates "
-            "a batch; its first update is plain REINFORCE"
+            f"training.mini_batches x epochs = {updates}{few}: {method.name} needs at least {method.updates_wanted} "
+            "updates a batch; its first update is plain REINFORCE"
         )
     if method.verified and not rewarded and config.rewards.verifier == "none":
         raise UserError(

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,6 +26,14 @@ class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after they were checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    absent: ClassVar[Mapping[str, str]] = {}
+    """Settings that one may look for here, and why there are none: said where they are given."""
+
+    def refuse_idle(self, name: str, idle: bool, because: str) -> None:
+        """Raise ValueError for the setting ``name`` if it was given and, as ``idle`` says, would do nothing."""
+        if idle and name in self.model_fields_set:
+            raise ValueError(f"{name} does nothing with {because}; leave it out, or change that")
 
 
 def _known_verifier(name: str) -> str:
@@ -368,7 +376,11 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = list(_section(cls, path[:-1]).model_fields)
+        section = _section(cls, path[:-1])
+        reasons = section.absent if issubclass(section, Settings) else {}
+        if path[-1] in reasons:
+            return f"setting {key} makes no sense here: {reasons[path[-1]]}"
+        known = list(section.model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown setting {key}: {hint}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from covrl.comparison.cells import Budget, Cell, Exam, Result
+from covrl.comparison.cells import COUNTING, Budget, Cell, Exam, Result
 
 BUDGET, EXAM = Budget("steps", 20), Exam("test", 8)
 
@@ -26,6 +26,7 @@ def result(
         for i, t in enumerate(tokens)
     ]
     figures = {
+        "counting": COUNTING,
         "chance": 1 / 21,
         "steps": 20,
         "stopped": None,

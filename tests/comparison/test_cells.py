@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import covrl
 from covrl.comparison.cells import (
+    COUNTING,
     Budget,
     Cell,
     Exam,
@@ -88,6 +89,7 @@ def test_results_are_written_whole_and_read_back(tmp_path: Path) -> None:
     path = write_result(tmp_path, CELL, "abc", {"steps": 3})
     assert path.name == CELL.file("abc")
     assert [(r.cell, r.commit, r.figures["steps"]) for r in read_results(tmp_path)] == [(CELL, "abc", 3)]
+    assert read_results(tmp_path)[0].counted, "it says which counting it has"
     with pytest.raises(ValueError):
         write_result(tmp_path, replace(CELL, seed=1), "abc", {"loss": float("nan")})
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "no half-written file stays"
@@ -104,15 +106,26 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
 def test_missing_are_the_cells_without_a_result_of_the_commit() -> None:
     cells = [replace(CELL, seed=s) for s in range(3)]
     results = [
-        Result(cells[1], "old", {"finished": "2026-01-01"}),
-        Result(cells[1], "new", {"finished": "2026-02-01"}),
-        Result(cells[2], "old", {"finished": "2026-01-01"}),
-        Result(replace(CELL, setting="common"), "new", {}),
+        Result(cells[1], "old", {"finished": "2026-01-01", "counting": COUNTING}),
+        Result(cells[1], "new", {"finished": "2026-02-01", "counting": COUNTING}),
+        Result(cells[2], "old", {"finished": "2026-01-01", "counting": COUNTING}),
+        Result(replace(CELL, setting="common"), "new", {"counting": COUNTING}),
     ]
     everything = found(cells, results)
     assert {c.seed: r.commit for c, r in everything.items()} == {1: "new", 2: "old"}
     assert missing(cells, everything) == [cells[0]]
     assert missing([*cells, *cells], found(cells, results, "new")) == [cells[0], cells[2]]
+
+
+def test_a_reported_training_whose_costs_another_code_made_is_missing() -> None:
+    old = {"finished": "2026-02-01"}  # results of the first counting hold no number of it
+    base, dev = replace(CELL, method=BASE), replace(CELL, exam=Exam("dev"))
+    results = [Result(cell, "old", old) for cell in (CELL, base, dev)]
+    assert set(found([CELL, base, dev], results)) == {base, dev}, "no cost of the base, and no rate, depends on it"
+    assert list(found([CELL], results, "old")) == [CELL], "asked for by its commit"
+    new = Result(CELL, "new", {"finished": "2026-01-01", "counting": COUNTING})
+    assert found([CELL], [*results, new])[CELL] is new, "even where the outdated one is newer"
+    assert missing([CELL], found([CELL], [Result(CELL, "next", {"counting": COUNTING + 1})])) == [CELL]
 
 
 def test_every_variant_changes_the_recipe() -> None:
@@ -170,5 +183,17 @@ def test_the_commit_is_that_of_the_package_s_files(tmp_path: Path, monkeypatch: 
     assert present_commit() == head
     (tmp_path / "notes").write_text("changed")
     assert present_commit() == head, "other files do not matter"
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "results")
+    assert present_commit() == head, "nor do commits of them"
+    (package / "comparison").mkdir()
+    (package / "comparison" / "rates.toml").write_text("written while cells are running")
+    assert present_commit() == head, "a cell holds its rate itself"
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "rates")
+    assert present_commit() == head
     (package / "new.py").write_text("")
     assert present_commit() == f"{head}-dirty"
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "code")
+    assert present_commit() == git(tmp_path, "rev-parse", "--short=10", "HEAD") != head

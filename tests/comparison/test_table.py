@@ -132,6 +132,33 @@ def test_a_verdict_needs_both_axes() -> None:
     assert verdict([None, None]) == verdict([]) == "undecided"
 
 
+def test_results_of_another_counting_are_not_compared_in_tokens_and_time() -> None:
+    old = [result(cell("grpo", s), 0.4, counting=1) for s in range(3)]
+    every = made(*SEEDS, *old, result(cell("base"), 0.05, tokens=(0,), counting=1))
+    reached, against, cost = grids(every)["rare"]
+    assert reached.rows[2][3] == "40.0\n40.0, 40.0, 40.0", "accuracies are compared"
+    assert reached.rows[2][-2:] == ["–", "–"]
+    assert against.rows[0][3].startswith("20.0 [")
+    assert against.rows[0][-3:] == ["–", "–", "undecided"]
+    assert cost.rows[0][3:6] == ["200", "400", "200"]
+    assert set(cost.rows[1][3:]) == {"–"}
+    (said,) = [text for text in remarks(every, {}) if "tokens" in text]
+    assert said.startswith("Not compared in tokens and time, ")
+    assert said.endswith(": grpo, rare, rate 0.0001 (3).")
+    assert len(remarks(made(*SEEDS), {})) == 1, "only commits"
+    parsed(render(every, {}))
+
+
+def test_a_method_whose_rate_is_not_tuned_is_shown_as_missing() -> None:
+    every = [*made(*SEEDS), Line("rlpr", "rare", None, (), (0, 1))]
+    assert remarks(every, {})[0] == "Missing: rlpr, rare, rate not tuned yet, seeds 0, 1."
+    (tables,) = grids(every).values()
+    assert [row[:3] for grid in tables for row in grid.rows if row[0] == "rlpr"] == [
+        ["rlpr", "–", "0/2"], ["rlpr", "–", "0"], ["rlpr", "–", "–"],
+    ]  # fmt: skip
+    parsed(render(every, {}))
+
+
 def test_the_lead_has_a_table_where_the_first_method_has_one_rate() -> None:
     other = result(cell("grpo"), 0.4)
     (tables,) = grids(made(BASE, *SEEDS, other)).values()

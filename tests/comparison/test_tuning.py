@@ -59,11 +59,20 @@ def test_a_rate_counts_when_every_seed_is_there_and_only_of_the_same_exam() -> N
 def test_the_curves_of_a_method_are_one_drawing_with_every_seed() -> None:
     mine = [result(cell(seed=s), g) for s, g in enumerate((0.5, 0.6))]
     others = [result(cell("grpo"), 0.4), result(cell("base"), 0.05, tokens=(0,))]
-    every = lines([r.cell for r in (*mine, *others)], {r.cell: r for r in (*mine, *others)})
+    common = [result(cell(setting="common"), 0.7), result(cell("grpo", setting="common"), 0.7, counting=1)]
+    made = [*mine, *others, *common]
+    every = lines([r.cell for r in made], {r.cell: r for r in made})
     drawn = curves("covrl", every)
     root = ElementTree.fromstring(drawn)
-    classes = [node.get("class") for node in root.iter() if node.tag.endswith("path")]
-    assert sorted(filter(None, classes)) == ["mean", "rest", "seed", "seed"]
-    assert "2 seeds" in drawn
+    panels = [node for node in root if node.tag.endswith("}g")]
+    drawings = [[n.get("class") for n in panel.iter() if n.tag[-4:] in ("path", "line")] for panel in panels]
+    classes = [sorted(filter(None, found)) for found in drawings]
+    assert classes == [["chance", "mean", "rest", "seed", "seed"]] * 2 + [["chance", "mean", "seed"]] * 2
+    texts = ["".join(panel.itertext()) for panel in panels]
+    for name, row in (("generated tokens", (0, 2)), ("forward + backward tokens", (1, 3))):
+        assert all(f"% right against {name};" in texts[i] for i in row)
+    assert ["covrl, rare" in text for text in texts] == [True, True, False, False]
+    assert len({panel.get("transform") for panel in panels}) == 4, "side by side"
+    assert "2 seeds" in texts[0]
     assert curves("rloo", every) == ""
     assert curves("base", every) == ""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covrl.objectives import capped, centred, clipped_ratio, smoothly_capped
+from covrl.objectives import capped, centred, clipped_ratio, doubly_clipped_ratio, smoothly_capped
 
 
 @given(st.floats(-3, 3), st.floats(-5, 5), st.floats(0.01, 0.9), st.floats(0.01, 0.9))
@@ -24,6 +26,19 @@ def test_gradient_stops_only_where_the_clip_binds(log_ratio: float, weight: floa
     (weight * clipped_ratio(drift, torch.tensor([weight]), 0.3, 0.3)).sum().backward()
     assert drift.grad is not None
     assert bool(drift.grad.abs() > 0) is flows
+
+
+@pytest.mark.parametrize("log_ratio", [-1e4, -100.0, 100.0, 1e4])
+@pytest.mark.parametrize("weight", [1.0, 0.0, -1.0])
+def test_a_ratio_beyond_float32_gives_no_nan(log_ratio: float, weight: float) -> None:
+    for dual in (None, 3.0):
+        drift, w = torch.tensor([log_ratio], requires_grad=True), torch.tensor([weight])
+        value = w * doubly_clipped_ratio(drift, w, 0.2, 0.2, dual)
+        value.sum().backward()
+        assert drift.grad is not None
+        assert torch.isfinite(value).all()
+        assert drift.grad.tolist() == [0.0]
+    assert float(clipped_ratio(torch.tensor([19.0]), torch.tensor([-1.0]), 0.2, 0.2)) == pytest.approx(math.exp(19))
 
 
 def test_a_smooth_cap_is_the_ratio_up_to_one_and_stays_below_the_cap() -> None:

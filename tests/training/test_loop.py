@@ -12,7 +12,7 @@ import torch
 from models import character_tokenizer, tiny
 from torch import Tensor
 
-from covrl.algorithms.base import ModelSpec
+from covrl.algorithms.base import Admission, ModelSpec
 from covrl.api import build, build_algorithm
 from covrl.config import RunConfig
 from covrl.errors import UserError
@@ -165,11 +165,27 @@ def test_epochs_and_mini_batches_are_updates_on_the_same_rollouts(folder: Path) 
     assert report.metrics["tokens/generated"] == first.metrics["tokens/generated"]
 
 
+@pytest.mark.parametrize(("admitted", "updates"), [(3, 3), (2, 2), (1, 2), (0, 0)])
+def test_a_method_that_wants_two_updates_takes_them_however_few_groups_are_admitted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, admitted: int, updates: int
+) -> None:
+    run = make_run("rover", {"mini_batches": 3})
+    run.reward = lambda problem, text: float(len(text) % 3)
+    monkeypatch.setattr(run.algorithm, "admit", lambda groups: Admission(list(groups)[:admitted]))
+    assert run.step().metrics["optim/updates"] == updates
+
+
 @pytest.mark.parametrize(
     ("name", "training", "rewards", "said"),
     [
         ("rloo", {"mini_batches": 2}, {}, "rloo takes one update a batch, because its loss has no importance ratio"),
         ("rover", {}, {}, "rover needs at least 2 updates a batch"),
+        (
+            "rover",
+            {"mini_batches": 2, "problems_per_step": 1},
+            {},
+            r"x epochs = 2 of 1 problem\(s\): rover needs at least 2 updates",
+        ),
         ("grpo", {}, {"verifier": "none"}, "grpo takes its reward from a verifier"),
     ],
 )
@@ -190,7 +206,9 @@ def test_combinations_that_make_no_sense_are_refused(
         ("gspo", {"surrogate": "cispo"}, "surrogate = 'clip' only"),
         ("reinforce_pp", {"kl_in": "loss"}, "kl_in = 'loss'|expected gradient of zero"),
         ("rapo", {"kl": "k3"}, "set penalty and alpha"),
-        ("rover", {"clip_low": 0.2}, "unknown setting clip_low"),
+        ("rover", {"clip_low": 0.2}, "clip_low makes no sense here: rover's squared Bellman error takes the place of"),
+        ("rover", {"kl": "k3"}, "kl makes no sense here"),
+        ("rover", {"skale": 2.0}, "unknown setting skale: did you mean scale?"),
         ("nsr", {"advantage": "std"}, "weighed by its own verdict"),
         ("reinforce_pp", {"advantage": "mean"}, "normalises over the batch"),
         ("rloo", {"clip_low": 0.1}, "clip_low does nothing with surrogate = 'plain'"),
@@ -198,6 +216,17 @@ def test_combinations_that_make_no_sense_are_refused(
         ("grpo", {"kl_weight": 0.1}, "kl_weight does nothing with kl = 'none'"),
         ("grpo", {"overlong_weight": 0.5}, "overlong_weight does nothing with overlong_buffer = 0"),
         ("grpo", {"source_cap": 3.0}, "source_cap does nothing with posterior_share = 0"),
+        ("gspo", {"posterior_share": 0.5}, "ratio = 'sequence' with posterior_share: p/q corrects each token's"),
+        ("grpo", {"posterior_share": 0.5, "kl": "k3", "kl_weight": 0.1}, "kl = 'k3' with posterior_share"),
+        ("reinforce_pp", {"posterior_share": 0.5}, "kl = 'k1' with posterior_share"),
+        ("grpo", {"posterior_share": 0.5, "entropy_weight": 0.1}, "entropy_weight with posterior_share"),
+        ("rapo", {"posterior_share": 0.5, "entropy_weight": 0}, "penalty = 'fkl_f' with posterior_share"),
+        ("rapo", {"penalty": "none", "alpha": 0.1}, "alpha does nothing with penalty = 'none'"),
+        ("rapo", {"penalty": "none", "phi0": 0.5}, "phi0 does nothing with penalty = 'none'"),
+        ("rapo", {"penalty": "k3", "phi0": 0.5}, "phi0 does nothing with penalty = 'k3'"),
+        ("rapo", {"penalty": "rkl_k2", "largest_weight": 5}, "largest_weight does nothing with penalty = 'rkl_k2'"),
+        ("covrl", {"nll": "off", "nll_weight": 1}, "nll_weight does nothing with nll = 'off'"),
+        ("covrl", {"beta": 0, "kl_in_return": True}, "kl_in_return does nothing with beta = 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, settings: dict[str, Any], said: str) -> None:

@@ -29,7 +29,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, Algorithm, LossTokens, Setup, Stream
@@ -105,6 +105,13 @@ class CoVRLConfig(Settings):
         "exact: all valid traces, sum over tokens, as in the ELBO's gradient",
     )
     nll_weight: float = Field(1.0, ge=0, description="λ. Less is reported to hurt; the value is INFERRED")
+
+    @model_validator(mode="after")
+    def _used(self) -> CoVRLConfig:
+        self.refuse_idle("nll_weight", self.nll == "off", "nll = 'off'")
+        for name in ("kl_in_return", "kl_reference"):
+            self.refuse_idle(name, self.beta == 0, "beta = 0")
+        return self
 
 
 class CoVRL(Algorithm):

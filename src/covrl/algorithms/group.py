@@ -95,20 +95,29 @@ class GroupConfig(Settings):
             raise ValueError("ratio = 'sequence' is defined for surrogate = 'clip' only")
         if self.kl != "none" and self.kl_weight == 0:
             raise ValueError(f"kl = {self.kl!r} with kl_weight = 0 would cost a reference model and do nothing")
-        self._idle("kl_weight", self.kl == "none" and self.kl_weight > 0, "kl = 'none'")
-        self._idle("kl_in", self.kl == "none", "kl = 'none'")
+        self.refuse_idle("kl_weight", self.kl == "none" and self.kl_weight > 0, "kl = 'none'")
+        self.refuse_idle("kl_in", self.kl == "none", "kl = 'none'")
         for name in ("clip_low", "clip_high", "dual_clip"):
-            self._idle(name, self.surrogate == "plain", "surrogate = 'plain'")
+            self.refuse_idle(name, self.surrogate == "plain", "surrogate = 'plain'")
         for name in ("clip_low", "dual_clip"):
-            self._idle(name, self.surrogate == "cispo", "surrogate = 'cispo'")
-        self._idle("overlong_weight", self.overlong_buffer == 0, "overlong_buffer = 0")
-        self._idle("source_cap", self.posterior_share == 0, "posterior_share = 0")
+            self.refuse_idle(name, self.surrogate == "cispo", "surrogate = 'cispo'")
+        self.refuse_idle("overlong_weight", self.overlong_buffer == 0, "overlong_buffer = 0")
+        self.refuse_idle("source_cap", self.posterior_share == 0, "posterior_share = 0")
+        if self.posterior_share:
+            self._sources_fit()
         return self
 
-    def _idle(self, name: str, idle: bool, because: str) -> None:
-        """Refuse a setting that was given and would do nothing."""
-        if idle and name in self.model_fields_set:
-            raise ValueError(f"{name} does nothing with {because}; leave it out, or change that")
+    def _sources_fit(self) -> None:
+        """The posterior control corrects each token's advantage by its own p/q; nothing else may look at its traces."""
+        because = "posterior_share: p/q corrects each token's advantage, and "
+        if self.ratio == "sequence":
+            raise ValueError(f"ratio = 'sequence' with {because}no sequence ratio; take ratio = 'token'")
+        if self.kl != "none":
+            raise ValueError(f"kl = {self.kl!r} with {because}no KL: it would be one at states of q; take kl = 'none'")
+        if self.entropy_weight:
+            raise ValueError(
+                f"entropy_weight with {because}no entropy: it would be that at states of q; take entropy_weight = 0"
+            )
 
 
 class Marked(NamedTuple):

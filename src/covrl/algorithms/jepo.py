@@ -11,6 +11,8 @@ The trace is a latent variable and the prior itself the proposal; with n traces 
     loss       −A_i Σ_t log π(z_it)  −  λ w_i Σ_j log π(y_j|x,z_i)  +  β k3(π‖π_ref)
     divided by the number of traces (single, w_i = 1) or of questions (multi)
 
+    A trace that does not close is in L_n and L_{−i} with the ℓ it is given, but not in w, which sums to 1 without it.
+
 Evidence. The paper has no public code. CONFIRMED-2nd by its abstract and its reviews: the two bounds, the score
 term plus the supervised term, ablations over n, the supervised weight and a KL. VERIFIED by enumeration: both
 expected gradients are exactly those of J_1 and J_n. INFERRED: the leave-one-out mean as b, the floor of ℓ at −30 nats

@@ -67,6 +67,16 @@ class RAPOConfig(GroupConfig):
         baseline = BASELINES.get(str(table.get("penalty")))
         return table | baseline | {"kl_weight": table.get("alpha", 1e-3)} if baseline else table
 
+    @model_validator(mode="after")
+    def _used(self) -> RAPOConfig:
+        because = f"penalty = {self.penalty!r}"
+        self.refuse_idle("alpha", self.penalty == "none", because)
+        for name in ("phi0", "largest_weight"):
+            self.refuse_idle(name, not self.penalty.startswith("fkl"), because)
+        if self.posterior_share and self.penalty != "none":
+            raise ValueError(f"{because} with posterior_share: p/q corrects the advantage alone; take penalty = 'none'")
+        return self
+
 
 class RAPO(GroupMethod):
     """See the module's docstring."""
@@ -124,7 +134,7 @@ class RAPO(GroupMethod):
         metrics = super().monitors(groups, credits)
         rows = [pair for g, row in zip(groups, credits, strict=True) for pair in zip(g.scores, row, strict=True)]
         excess = [c.constants[TARGET] - s[P] for s, c in rows if TARGET in c.constants and P in s]
-        if excess:
+        if excess and self.own.penalty != "fkl_full":  # that has no cap
             capped = torch.cat(excess) > math.log(self.own.largest_weight)
             metrics["kl/capped_share"] = float(capped.double().mean())
         return metrics

@@ -18,7 +18,7 @@ sense with a ratio, clip, KL or entropy bonus (catalogue 5), so it has none of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -38,8 +38,17 @@ P, MEAN = Output("trace", "prior"), Output("trace", "mean_log_prob")
 RETURN = Output("trace", "return")
 
 
+GROUP_LOSS = ("ratio", "surrogate", "clip", "clip_low", "clip_high", "dual_clip", "kl", "kl_in", "kl_weight")
+REPLACED = (
+    "rover's squared Bellman error takes the place of ratio, clip, KL and entropy bonus; its settings are scale, "
+    "next_weight and advantage"
+)
+
+
 class ROVERConfig(Settings):
     """ROVER's settings."""
+
+    absent: ClassVar[Mapping[str, str]] = dict.fromkeys((*GROUP_LOSS, "entropy_weight"), REPLACED)
 
     scale: float = Field(1.0, gt=0, description="ρ. CONFIRMED: 1; 0.01 is unstable, 3 too random")
     next_weight: float = Field(1.0, ge=0, description="b. CONFIRMED: 1; 0 collapses entropy, 5 hurts")

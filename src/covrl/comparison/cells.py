@@ -22,6 +22,12 @@ from covrl.errors import UserError
 
 SAMPLES = 8
 
+COUNTING = 2
+"""Which way of doing and counting a training's work a result's tokens and seconds come from; it stands in every result.
+
+1, or none: scored before training, whether needed or not. 2: group methods score late or in the training pass itself.
+A change of what a method costs raises it, since costs before and after must not stand in one comparison."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -98,6 +104,19 @@ class Result:
     commit: str
     figures: Mapping[str, Any]
 
+    @property
+    def counted(self) -> bool:
+        """Whether its tokens and seconds may be compared with those of the present code."""
+        return self.figures.get("counting", 1) == COUNTING
+
+    @property
+    def outdated(self) -> bool:
+        """Whether it is to be run again: a reported training whose costs are not those of the present code.
+
+        What was measured on dev stays, as rates are chosen by accuracy alone; so does the base, which costs nothing.
+        """
+        return self.cell.exam.split == "test" and self.cell.method != BASE and not self.counted
+
 
 def grid(
     methods: Sequence[str],
@@ -144,7 +163,9 @@ def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, An
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / cell.file(commit)
     draft = folder / f".{target.name}.{os.getpid()}.tmp"
-    text = json.dumps({"cell": cell.record(), "commit": commit, **figures}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {"cell": cell.record(), "commit": commit, "counting": COUNTING, **figures}, indent=1, allow_nan=False
+    )
     try:
         draft.write_text(text + "\n", encoding="utf-8")
         draft.replace(target)
@@ -154,11 +175,14 @@ def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, An
 
 
 def found(cells: Iterable[Cell], results: Iterable[Result], commit: str | None = None) -> dict[Cell, Result]:
-    """The result of each cell that has one; of several the newest. With a ``commit`` only its results count."""
+    """The result of each cell that has one; of several the newest, and none that is outdated.
+
+    With a ``commit`` only its results count, outdated or not.
+    """
     wanted = set(cells)
     chosen: dict[Cell, Result] = {}
     for result in sorted(results, key=lambda r: str(r.figures.get("finished", ""))):
-        if result.cell in wanted and commit in (None, result.commit):
+        if result.cell in wanted and (not result.outdated if commit is None else result.commit == commit):
             chosen[result.cell] = result
     return chosen
 
@@ -169,16 +193,18 @@ def missing(cells: Iterable[Cell], results: Mapping[Cell, Result]) -> list[Cell]
 
 
 def present_commit() -> str:
-    """The commit of the code that runs: ten digits, ``-dirty`` where the package's files differ from it.
+    """The last commit that changed the code that runs: ten digits, ``-dirty`` where the package's files differ from it.
 
-    Outside a checkout it is the package's version.
+    Commits of results and docs do not change it, and neither do the tuned rates, which a tuning writes into the
+    package while cells are running: a cell holds its own. Outside a checkout it is the package's version.
     """
     folder = Path(covrl.__file__).parent
-    head = _git(folder, "rev-parse", "--short=10", "HEAD")
+    code = (".", ":(exclude)comparison/rates.toml")
+    last = _git(folder, "log", "-1", "--abbrev=10", "--format=%h", "--", *code)
     # A package that is installed inside another project's checkout is not of that project's commit.
-    if not head or not _git(folder, "ls-files", "__init__.py"):
+    if not last or not _git(folder, "ls-files", "__init__.py"):
         return f"v{covrl.__version__}"
-    return f"{head}-dirty" if _git(folder, "status", "--porcelain", "--", ".") else head
+    return f"{last}-dirty" if _git(folder, "status", "--porcelain", "--", *code) else last
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""A method's courses as one SVG file of its own, for its page in the docs: a panel for each setting."""
+"""A method's courses as one SVG file of its own, for its page in the docs: a row a setting, a column an axis."""
 
 from __future__ import annotations
 
@@ -29,26 +29,35 @@ path { fill: none; }
 """
 
 
-def curves(method: str, every: Sequence[Line], axis_name: Axis = "generated") -> str:
-    """The method's seeds and their mean against tokens, the means of all other methods in grey; empty without results.
+def curves(method: str, every: Sequence[Line]) -> str:
+    """The method's seeds and their mean against both measures of tokens, the means of all other methods in grey.
 
-    ``every`` are the lines of all methods at the rates that are to be shown, one for each method and setting.
+    Empty without results whose tokens may be compared. ``every`` are the lines of all methods at the rates that are to
+    be shown, one for each method and setting.
     """
-    settings = dict.fromkeys(line.setting for line in every if line.method == method != BASE and line.results)
-    panels = [_panel(method, [line for line in every if line.setting == s], axis_name) for s in settings]
-    if not panels:
+    own = [line for line in every if line.method == method != BASE]
+    settings = list(dict.fromkeys(line.setting for line in own if any(mean_course(line, axis) for axis in AXES)))
+    if not settings:
         return ""
-    placed = "".join(f"<g transform='translate({i * WIDTH} 0)'>{panel}</g>" for i, panel in enumerate(panels))
-    title = f"{method}: held-out accuracy (%) against {AXES[axis_name]}"
+    placed = "".join(
+        f"<g transform='translate({column * WIDTH} {row * (HEIGHT + HEAD)})'>"
+        f"{_panel(method, [line for line in every if line.setting == setting], axis_name)}</g>"
+        for row, setting in enumerate(settings)
+        for column, axis_name in enumerate(AXES)
+    )
+    title = f"{method}: held-out accuracy (%) against {' and '.join(AXES.values())}"
+    size = f"{len(AXES) * WIDTH} {len(settings) * (HEIGHT + HEAD)}"
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH * len(panels)} {HEIGHT + HEAD}' role='img'>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size}' role='img'>"
         f"<title>{escape(title)}</title><style>{STYLE}</style>{placed}</svg>\n"
     )
 
 
 def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     trained = [line for line in here if line.method != BASE and mean_course(line, axis_name)]
-    (own,) = (line for line in trained if line.method == method)
+    own = next((line for line in trained if line.method == method), None)
+    if own is None:
+        return f"<text x='{LEFT}' y='16'>{escape(AXES[axis_name])} were not counted</text>"
     seeds = [points for result in own.results if (points := course(result, axis_name))]
     chance = fmean(result.figures["chance"] for result in own.results)
     means = {line.method: mean_course(line, axis_name) for line in trained}
@@ -61,9 +70,9 @@ def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     parts += [f"<path class='seed' d='{draw_path(frame, points)}'/>" for points in seeds]
     parts.append(f"<path class='mean' d='{draw_path(frame, means[method])}'/>")
     count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+    name = f"{method}, {own.setting}: rate {own.rate_text}, {count}"
     text = (
-        f"<text class='name' x='{LEFT}' y='16'>{escape(method)}, {escape(own.setting)}</text>"
-        f"<text x='{LEFT}' y='32'>rate {own.rate:g}, {count}; % right against {AXES[axis_name]}; "
-        "others grey</text>"
+        f"<text class='name' x='{LEFT}' y='16'>{escape(name)}</text>"
+        f"<text x='{LEFT}' y='32'>% right against {AXES[axis_name]}; others grey, chance dashed</text>"
     )
     return f"{text}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"

@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "covrl-shuffled": ("algorithm.name=covrl", "problems.shuffle_hints=true"),
     "grpo-posterior": ("algorithm.name=grpo", "algorithm.posterior_share=0.5"),
     # its default of 1 lets q fall onto p here
+    "ravr-beta-0.1": ("algorithm.name=ravr", "algorithm.beta=0.1"),
     "ravr-beta-0.3": ("algorithm.name=ravr", "algorithm.beta=0.3"),
     # ablations
     "covrl-beta-0": ("algorithm.name=covrl", "algorithm.beta=0.0"),

@@ -15,7 +15,7 @@ from covrl.reporting.scales import axis, step_ticks
 from covrl.reporting.text import escape
 
 Points = Sequence[tuple[float, float]]
-Key = tuple[str, str, float]
+Key = tuple[str, str, float | None]
 
 ROW = 22  # height of a method's row among the points
 NAMES = 150  # width of the methods' names beside it
@@ -200,4 +200,4 @@ def _colours(here: Sequence[Line]) -> list[str]:
 def _name(line: Line, here: Sequence[Line]) -> str:
     """The method, with its rate where it has several here."""
     several = sum(other.method == line.method for other in here) > 1
-    return f"{line.method} {line.rate:g}" if several else line.method
+    return f"{line.method} {line.rate_text}" if several else line.method

@@ -10,7 +10,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from covrl.comparison.cells import Cell, Result
+from covrl.comparison.methods import BASE
 from covrl.evaluation.statistics import Interval, t_interval
+from covrl.reporting.format import ABSENT
 
 Axis = Literal["generated", "passed"]
 
@@ -35,18 +37,26 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A method at one setting and learning rate: its results by seed, and the seeds that are missing."""
+    """A method at one setting and learning rate: its results by seed, and the seeds that are missing.
+
+    ``rate`` is None while it is not tuned; then every seed is missing.
+    """
 
     method: str
     setting: str
-    rate: float
+    rate: float | None
     results: tuple[Result, ...]
     missing: tuple[int, ...]
 
     @property
-    def key(self) -> tuple[str, str, float]:
+    def key(self) -> tuple[str, str, float | None]:
         """What tells it from other lines."""
         return self.method, self.setting, self.rate
+
+    @property
+    def rate_text(self) -> str:
+        """The learning rate as a table shows it."""
+        return ABSENT if self.rate is None else f"{self.rate:g}"
 
     def figure(self, measure: str) -> Figure | None:
         """A share from the evaluation (``greedy``, ``avg@n``, ``pass@8``, ``sound``), where the results have it."""
@@ -66,8 +76,8 @@ class Line:
         return _over_seeds(known) if known else None
 
     def cost(self, part: str, name: str) -> float | None:
-        """Mean over seeds of ``figures[part][name]``, None where no result counts it."""
-        values = [r.figures[part].get(name) for r in self.results]
+        """Mean over seeds of ``figures[part][name]``, None where no result that may be compared in it counts it."""
+        values = [r.figures[part].get(name) for r in self.results if r.counted]
         counted = [value for value in values if value is not None]
         return fmean(counted) if counted else None
 
@@ -139,7 +149,12 @@ def measures(results: Sequence[Result]) -> dict[str, str]:
 
 
 def course(result: Result, axis: Axis) -> list[tuple[float, float]]:
-    """Held-out accuracy over the tokens of ``axis``, as it went in training; empty where tokens were not counted."""
+    """Held-out accuracy over the tokens of ``axis``, as it went in training.
+
+    Empty where tokens were not counted, or as another code counted them.
+    """
+    if not result.counted:
+        return []
     found = [(_tokens(point, axis), point["accuracy"]) for point in result.figures["curve"]]
     return [(x, y) for x, y in found if x is not None and y is not None]
 
@@ -149,6 +164,10 @@ def _tokens(point: Mapping[str, float | None], axis: Axis) -> float | None:
         return point["generated"]
     scored, trained = point["scored"], point["trained"]
     return None if scored is None or trained is None else scored + 2 * trained
+
+
+def _plain(cell: Cell) -> str:
+    return f"{cell.method}, {cell.setting}, rate {cell.rate:g}"
 
 
 def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
@@ -171,10 +190,14 @@ def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
     for line in every:
         if line.missing:
             seeds = ", ".join(map(str, line.missing))
-            said.append(f"Missing: {line.method}, {line.setting}, rate {line.rate:g}, seeds {seeds}.")
+            rate = "rate not tuned yet" if line.rate is None else f"rate {line.rate_text}"
+            said.append(f"Missing: {line.method}, {line.setting}, {rate}, seeds {seeds}.")
     said += [f"Failed: {cell.title}: {reason}" for cell, reason in failures.items()]
     results = [r for line in every for r in line.results]
     said += [f"Stopped: {r.cell.title}: {r.figures['stopped']}" for r in results if r.figures["stopped"]]
+    if other := [r for r in results if r.cell.method != BASE and not r.counted]:
+        which = "; ".join(f"{cell} ({count})" for cell, count in Counter(_plain(r.cell) for r in other).items())
+        said.append(f"Not compared in tokens and time, as older code did or counted its work otherwise: {which}.")
     commits = Counter(r.commit for r in results)
     if commits:
         said.append("Commits (results): " + ", ".join(f"{commit} ({count})" for commit, count in commits.items()) + ".")

@@ -65,7 +65,7 @@ def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
         at = [lead_at(first[0], other, axis) for axis in AXES]
         figures = [*(lead_in(first[0], other, measure) for measure in shown), *at]
         both = {r.cell.seed for r in first[0].results} & {r.cell.seed for r in other.results}
-        rows.append([other.method, f"{other.rate:g}", str(len(both)), *map(figure_text, figures), verdict(at)])
+        rows.append([other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)])
     about = (
         f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
         "held-out (dev) accuracy after the most tokens that all trainings of the two reached. The verdict is ahead or "
@@ -118,7 +118,7 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
 
 def _names(line: Line) -> list[str]:
     whole = len(line.results) + len(line.missing)
-    return [line.method, "" if line.method == BASE else f"{line.rate:g}", f"{len(line.results)}/{whole}"]
+    return [line.method, "" if line.method == BASE else line.rate_text, f"{len(line.results)}/{whole}"]
 
 
 def _chance(results: Sequence[Result]) -> str:
@@ -152,14 +152,23 @@ def count_text(tokens: float | None) -> str:
     return f"{tokens:.0f}"
 
 
-def markdown(every: Sequence[Line], failures: Mapping[Cell, str], command: str) -> str:
-    """The whole comparison as Markdown; ``command`` is what made it."""
+def markdown(
+    every: Sequence[Line],
+    failures: Mapping[Cell, str],
+    command: str,
+    more: Sequence[Grid] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The whole comparison as Markdown; ``command`` is what made it.
+
+    ``more`` tables follow those of the settings, ``notes`` stand before the other remarks.
+    """
     parts = [f"Made by `{command}`.", ABOUT]
-    for grid in (grid for tables in grids(every).values() for grid in tables):
+    for grid in (*(grid for tables in grids(every).values() for grid in tables), *more):
         rule = ["---", *["---:"] * (len(grid.head) - 1)]
         table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (grid.head, rule, *grid.rows))
         parts += [f"## {grid.title[:1].upper()}{grid.title[1:]}", grid.about, table]
-    said = remarks(every, failures)
+    said = [*notes, *remarks(every, failures)]
     parts += ["## Remarks", "\n".join(f"- {_cell(text)}" for text in said)] if said else []
     return "\n\n".join(["# Comparison", *parts]) + "\n"
 

@@ -31,7 +31,9 @@ from covrl.training.loop import Run
 TASK = "digits"
 PHASES = ("generate", "score", "train")
 COUNTS = ("generated", "scored", "trained")
-"""Tokens by what was done with them: sampled; gone forward without gradient; gone forward and backward."""
+"""Tokens by what was done with them: sampled; gone forward without gradient; gone forward and backward.
+
+Whoever changes what a method spends, or how it is counted, raises ``cells.COUNTING``."""
 
 RECENT = 10
 """Steps whose mean length says how many more a budget of tokens lasts."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from covrl.objectives.kl import LARGEST_LOG_RATIO
+
 Level = Literal["token", "sequence"]
 """Whether an importance weight is a token's own or that of its whole sequence."""
 
@@ -29,7 +31,7 @@ def doubly_clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: fl
 
     Dual clip (Ye et al., 2020): for w < 0 the objective is max(min(ρw, clip(ρ)w), dual·w).
     """
-    bounded = clipped_ratio(log_ratio.clamp(-20.0, 20.0), weight, low, high)
+    bounded = clipped_ratio(log_ratio, weight, low, high)
     return bounded if dual is None else bounded.clamp_max(dual).where(weight < 0, bounded)
 
 
@@ -38,9 +40,10 @@ def clipped_ratio(log_ratio: Tensor, weight: Tensor, low: float, high: float) ->
 
     With ρ = exp(log_ratio) and w = ``weight``:   w · clipped_ratio = min(ρ·w, clip(ρ, 1−low, 1+high)·w),
     so that a stream can be summed as weight × value and a token without weight contributes nothing.
-    The gradient is zero where the clip binds, as in PPO (Schulman et al., 2017).
+    The gradient is zero where the clip binds, as in PPO (Schulman et al., 2017). ``log_ratio`` is held within ±20, as
+    in verl (CONFIRMED-code): exp overflows float32 at 89, and 0 · inf is NaN even where the clip binds.
     """
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     return ratio.clamp_max(1 + high).where(weight >= 0, ratio.clamp_min(1 - low))
 
 

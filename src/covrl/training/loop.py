@@ -358,7 +358,10 @@ class Run:
         rate = self._set_rate()
         parts: list[dict[str, float]] = []
         read: Late = {}
-        for part in _parts(len(groups), training.mini_batches) * training.epochs:
+        once = _parts(len(groups), training.mini_batches)
+        # Where fewer groups are admitted than there are mini-batches, the batch is gone over again.
+        passes = max(training.epochs, math.ceil(self.algorithm.updates_wanted / max(len(once), 1)))
+        for part in once * passes:
             self._update_number += 1
             report = self._gradient(groups[part], credits[part])
             parts.append(_gradient_metrics(report, self._apply(groups[part], credits[part])))
