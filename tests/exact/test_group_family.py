@@ -75,7 +75,9 @@ FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "cispo": ("cispo", {"clip_high": 0.05}),
     "psr": ("psr", {}),
     "nsr": ("nsr", {}),
-    "nsr, kept": ("nsr", {"denominator": "kept"}),
+    "nsr, kept": ("nsr", {"denominator": "kept", "entropy_weight": 0.2, "kl": "k3", "kl_weight": 0.3}),
+    "psr, kept": ("psr", {"denominator": "kept", "entropy_weight": 0.2}),
+    "w_reinforce, k3, sequence mean": ("w_reinforce", {"kl": "k3", "kl_weight": 0.3, "aggregation": "sequence_mean"}),
     "w_reinforce": ("w_reinforce", {}),
     "dash": ("dash", {}),
     "dash, paper": ("dash", {"filter": "paper", "tau": 0.1}),
@@ -131,6 +133,8 @@ def stated(
     total = torch.zeros((), dtype=torch.float64)
     for o, n, a, r, keep in zip(old, new, advantages, rewards, kept, strict=True):
         if s["filter"] == "paper" and not keep:
+            continue
+        if s.get("denominator") == "kept" and not (a is not None and float(listed(a)[0])):
             continue
         for t in range(len(n.policy)):
             piece = torch.zeros((), dtype=torch.float64)
