@@ -75,7 +75,9 @@ FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "cispo": ("cispo", {"clip_high": 0.05}),
     "psr": ("psr", {}),
     "nsr": ("nsr", {}),
-    "nsr, kept": ("nsr", {"denominator": "kept"}),
+    "nsr, kept": ("nsr", {"denominator": "kept", "entropy_weight": 0.2, "kl": "k3", "kl_weight": 0.3}),
+    "psr, kept": ("psr", {"denominator": "kept", "entropy_weight": 0.2}),
+    "w_reinforce, k3, sequence mean": ("w_reinforce", {"kl": "k3", "kl_weight": 0.3, "aggregation": "sequence_mean"}),
     "w_reinforce": ("w_reinforce", {}),
     "dash": ("dash", {}),
     "dash, paper": ("dash", {"filter": "paper", "tau": 0.1}),
@@ -131,6 +133,8 @@ def stated(
     total = torch.zeros((), dtype=torch.float64)
     for o, n, a, r, keep in zip(old, new, advantages, rewards, kept, strict=True):
         if s["filter"] == "paper" and not keep:
+            continue
+        if s.get("denominator") == "kept" and not (a is not None and float(listed(a)[0])):
             continue
         for t in range(len(n.policy)):
             piece = torch.zeros((), dtype=torch.float64)
@@ -318,16 +322,16 @@ def test_w_reinforce_with_equal_weights_is_reinforce_on_plus_and_minus_one() -> 
     assert world.relative(expectation(run, 2, 1, REWARDS.__getitem__), expected) < 1e-9
 
 
-def one_token_penalty(name: str, **settings: Any) -> tuple[Run, Tensor]:
+def one_token_penalty(name: str, reward: float = 1.0, **settings: Any) -> tuple[Run, Tensor]:
     """Expected gradient of the penalty alone: all rewards equal, one token."""
     run = make_run(name, **settings)
-    return run, expectation(run, 1, 1, lambda _: 1.0)
+    return run, expectation(run, 1, 1, lambda _: reward)
 
 
-def divergence(run: Run, forward: bool) -> Tensor:
-    """∇KL(π‖p) or ∇KL(p‖π) at the first token."""
+def divergence(run: Run, forward: bool, power: float = 1.0) -> Tensor:
+    """∇KL(π‖p) or ∇KL(p‖π) at the first token, p taken to a ``power`` and normalised again."""
     first = plain(run, (0,))
-    p, r = first.policy_all[0], first.reference_all[0]
+    p, r = first.policy_all[0], torch.log_softmax(power * first.reference_all[0], -1)
     return world.gradient_of(run, ((r.exp() * (r - p)) if forward else (p.exp() * (p - r))).sum())
 
 
@@ -362,19 +366,56 @@ def test_k2_and_k3_in_the_reward_are_no_kl(form: str) -> None:
     assert world.relative(found, reverse) > 1e-2
 
 
+BARE_PENALTY = {"alpha": 1.0, "entropy_weight": 0.0, "largest_weight": 1e6}
+
+
 @pytest.mark.parametrize("penalty", ["fkl_iw", "fkl_full"])
 def test_rapo_without_tempering_is_the_plain_forward_kl(penalty: str) -> None:
-    run, found = one_token_penalty("rapo", penalty=penalty, alpha=1.0, phi0=1.0, entropy_weight=0.0, largest_weight=1e6)
-    assert world.relative(found, divergence(run, forward=True)) < 1e-9
+    """φ₀ = 1 holds wrong responses to the base itself. A smaller one does not: they are held to a flatter one."""
+    run, found = one_token_penalty("rapo", reward=0.0, penalty=penalty, phi0=1.0, **BARE_PENALTY)
+    plainly = divergence(run, forward=True)
+    assert world.relative(found, plainly) < 1e-9
+    run, found = one_token_penalty("rapo", reward=0.0, penalty=penalty, phi0=0.5, **BARE_PENALTY)
+    assert world.relative(found, plainly) > 1e-2
+    assert world.relative(found, divergence(run, forward=True, power=0.5)) < 1e-9
+    _, found = one_token_penalty("rapo", reward=1.0, penalty=penalty, phi0=0.5, **BARE_PENALTY)
+    assert world.relative(found, plainly) < 1e-9  # right ones are held to the base, whatever φ₀
 
 
-def test_rapos_formula_has_the_gradient_of_the_squared_log_ratio() -> None:
-    run, found = one_token_penalty("rapo", alpha=1.0, phi0=1.0, entropy_weight=0.0, largest_weight=1e6)
+@pytest.mark.parametrize("phi0", [1.0, 0.5])
+def test_rapos_formula_has_the_gradient_of_the_squared_log_ratio(phi0: float) -> None:
+    run, found = one_token_penalty("rapo", reward=0.0, phi0=phi0, **BARE_PENALTY)
     first = plain(run, (0,))
-    r, p = first.reference_all[0], first.policy_all[0]
+    r, p = torch.log_softmax(phi0 * first.reference_all[0], -1), first.policy_all[0]
     expected = world.gradient_of(run, (0.5 * r.exp() * (r - p).square()).sum())
     assert world.relative(found, expected) < 1e-9
-    assert world.relative(found, divergence(run, forward=True)) > 1e-2
+    assert world.relative(found, divergence(run, forward=True, power=phi0)) > 1e-2
+
+
+@pytest.mark.parametrize("penalty", ["fkl_f", "fkl_full", "fkl_iw"])
+def test_rapo_at_the_tempered_reference_has_no_penalty(penalty: str) -> None:
+    """π = p̂ = p^φ₀/Z in every state: GPT-2's logits are linear in its last norm, so φ₀ times that is p^φ₀.
+
+    Value and gradient are zero for each wrong response; those of ``fkl_iw``, a cross-entropy, in expectation.
+    """
+    run = make_run("rapo", penalty=penalty, phi0=0.5, **BARE_PENALTY)
+    policy: Any = run.models["policy"].model
+    policy.load_state_dict(run.models["reference"].model.state_dict())
+    with torch.no_grad():
+        policy.transformer.ln_f.weight *= 0.5
+        policy.transformer.ln_f.bias *= 0.5
+    wrong, right = (
+        [response(run, ids, reward, i) for i, ids in enumerate([(0, 1), (2,), (1, 0)])] for reward in (0.0, 1.0)
+    )
+    scale = float(world.production_gradient(run, right)[0].norm())  # these are held to p, where π is not
+    assert scale > 1e-2
+    if penalty == "fkl_iw":
+        assert float(expectation(run, 2, 1, lambda _: 0.0).norm()) < 1e-12 * scale
+        return
+    found, report = world.production_gradient(run, wrong)
+    assert abs(report.losses["kl"]) < 1e-14
+    assert report.losses["policy"] == 0.0  # an all-wrong group has the penalty and the entropy alone
+    assert float(found.norm()) < 1e-12 * scale
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2])

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Setup
@@ -44,6 +44,16 @@ class DASHConfig(GroupConfig):
     kl_weight: float = 0.04
     filter: Literal["exact", "paper"] = Field("exact", description="see the module's docstring; paper is biased")
     tau: float = Field(0.1, ge=0, description="τ of filter = 'paper'")
+
+    @model_validator(mode="after")
+    def _filtered(self) -> DASHConfig:
+        self._idle("tau", self.filter == "exact", "filter = 'exact'")
+        if self.filter == "paper" and self.aggregation != "constant":
+            raise ValueError(
+                f"filter = 'paper' divides by (responses kept · longest response), not as aggregation = "
+                f"{self.aggregation!r} says; set aggregation = 'constant', or filter = 'exact'"
+            )
+        return self
 
 
 class DASH(GroupMethod):

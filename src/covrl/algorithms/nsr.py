@@ -6,22 +6,31 @@
 
 Evidence (spec C2, catalogue 3.17): CONFIRMED in the authors' code. It first cuts the batch to the rows that have
 weight, so PSR and NSR divide by kept tokens only and their steps are larger than W-REINFORCE's at the same rate: that
-is ``denominator = "kept"``, a labelled option. The default divides by all tokens, so that the three differ in their
-weights alone (INFERRED: the sane convention). The authors' configuration also has an entropy bonus of 1e-3
-(CONFIRMED-code), which is off here. NSR has no floor to push against: watch lengths and entropy.
+is ``denominator = "kept"``, a labelled option, in which the rows cut lose their KL and entropy bonus too. The default
+divides by all tokens, so that the three differ in their weights alone (INFERRED: the sane convention). The authors'
+configuration also has an entropy bonus of 1e-3 (CONFIRMED-code), which is off here. NSR has no floor to push against:
+watch lengths and entropy.
+
+A response is weighed by its verdict alone: whatever shapes a reward or compares rewards would do nothing or harm, and
+is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from covrl.algorithms.base import Setup
 from covrl.algorithms.group import GroupConfig, GroupMethod, Marked, outcome
 from covrl.config import Settings
-from covrl.records import Rollout, ScoredGroup
+from covrl.records import Credit, Rollout, ScoredGroup, Scores
+
+BY_VERDICT = "a response is weighed by its own verdict here (right_weight, wrong_weight)"
 
 
 class SignedConfig(GroupConfig):
@@ -30,13 +39,32 @@ class SignedConfig(GroupConfig):
     right_weight: float = Field(0.1, ge=0, description="λ: weight of right responses")
     wrong_weight: float = Field(1.0, ge=0, description="μ: weight of wrong responses")
     denominator: Literal["all", "kept"] = Field(
-        "all", description="tokens that the sum is divided by: all, or (the authors' code) those of rows with weight"
+        "all",
+        description="tokens that the sums are divided by: all, or those of rows with weight, the others being cut "
+        "with their KL and entropy bonus as in the authors' code",
     )
 
     @model_validator(mode="after")
-    def _no_comparison(self) -> SignedConfig:
+    def _by_verdict(self) -> SignedConfig:
+        """Refuse what acts through rewards and their comparison, neither of which there is."""
         if "advantage" in self.model_fields_set:
-            raise ValueError("advantage: a response is weighed by its own verdict here and compared with no group")
+            raise ValueError(f"advantage compares the rewards of a group, and {BY_VERDICT}; leave it out")
+        if self.kl != "none" and self.kl_in == "reward":
+            raise ValueError(f"kl_in = 'reward' would do nothing: {BY_VERDICT}, not by its reward; set kl_in = 'loss'")
+        if self.overlong_buffer:
+            raise ValueError(f"overlong_buffer shapes the reward and would do nothing: {BY_VERDICT}; leave it out")
+        if self.resample:
+            raise ValueError(
+                f"resample = true drops the groups that are all right or all wrong, which teach too: {BY_VERDICT}, "
+                "without a baseline; leave it out"
+            )
+        if self.right_weight == self.wrong_weight == 0:
+            raise ValueError("right_weight = 0 with wrong_weight = 0 leaves nothing to learn from; raise one of them")
+        if self.denominator == "kept" and self.aggregation != "token_mean":
+            raise ValueError(
+                f"denominator = 'kept' counts tokens, which aggregation = {self.aggregation!r} does not divide by; "
+                "set aggregation = 'token_mean', or denominator = 'all'"
+            )
         return self
 
 
@@ -70,6 +98,12 @@ class WReinforce(GroupMethod):
 
     def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
         return [None if m.outcome is None else self._sign(m.outcome) for m in marked]
+
+    def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
+        credit = super().credit_of(rollout, scores, marked, advantage)
+        cut = self.signed.denominator == "kept" and not self._has_weight(rollout)
+        nothing = {name: torch.zeros_like(weight) for name, weight in credit.weights.items()}
+        return replace(credit, weights=nothing) if cut else credit
 
     def _sign(self, value: float) -> float:
         """λ for an outcome above one half, −μ for one below; the loss knows right and wrong only."""
