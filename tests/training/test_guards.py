@@ -18,6 +18,7 @@ import pytest
 import torch
 from models import character_tokenizer, tiny
 from torch import Tensor
+from training.passes import passes
 
 from covrl import api
 from covrl.config import RunConfig, check
@@ -364,32 +365,58 @@ def fail_backwards(
     return seen
 
 
+@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize(
-    ("error", "text"), [(torch.OutOfMemoryError, "CUDA out of memory."), (RuntimeError, CPU_MESSAGE), (MemoryError, "")]
+    ("error", "text", "nth"),
+    [(torch.OutOfMemoryError, "CUDA out of memory.", 1), (RuntimeError, CPU_MESSAGE, 3), (MemoryError, "", 3)],
 )
-@pytest.mark.parametrize("nth", [1, 3])
 def test_a_pass_that_runs_out_of_memory_is_made_again_with_half_and_counts_once(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception], text: str, nth: int
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], text: str, nth: int, merged: bool
 ) -> None:
-    """The failing pass has added its gradient already: counted twice it would show."""
-    training = {"tokens_per_pass": 200, "stream_norms_every": 0}
-    small, run = make_run(training=training), make_run(training=training)
-    credit = small.algorithm.credit
-
-    def credit_then_halve(groups: Any) -> Any:
-        small.limits = PassLimits(100, 32 << 20)
-        return credit(groups)
-
-    small.algorithm.credit = credit_then_halve  # ty: ignore[invalid-assignment]
+    """The failing pass has added its gradient already: counted twice it would show. And half is half."""
+    method, training = "covrl" if merged else "grpo", {"tokens_per_pass": 200, "stream_norms_every": 0}
+    small, run = make_run(method, training), make_run(method, training)
+    small.limits = PassLimits(100, 32 << 20)
     expected = small.step()
     seen = fail_backwards(monkeypatch, [nth], error, text)
-    report = run.step()
+    with passes(run) as made:
+        report = run.step()
     assert seen[0] > nth
+    tokens = [p.tokens for p in made if p.learns]
+    assert max(tokens[:nth]) > 100
+    assert max(tokens[-seen[0] + nth :]) <= 100
     assert state(run) == state(small)
     assert report.metrics["grad_norm/total"] == expected.metrics["grad_norm/total"]
     assert report.warnings[0].startswith(
         "out of memory: done again with training.tokens_per_pass = 100 instead of 200, which costs the failed pass"
     )
+
+
+MEMORY = {  # method, [training], whether its groups are scored in their training forward
+    "merged": ("covrl", {"stream_norms_every": 0}, True),
+    "streams measured": ("covrl", {"stream_norms_every": 1}, False),
+    "late": ("grpo", {"stream_norms_every": 0}, False),
+    "scored first": ("rlpr", {"stream_norms_every": 0}, False),
+    "two updates": ("covrl", {"mini_batches": 3}, False),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+@pytest.mark.parametrize("tokens", [240, 1000])
+def test_half_the_tokens_fit_where_the_memory_depends_on_the_size_of_a_pass(case: str, tokens: int) -> None:
+    """Of 1000 tokens a pass holds whole groups; of 240 and of half as many none."""
+    method, training, merges = MEMORY[case]
+    plain, run = (make_run(method, {"tokens_per_pass": tokens} | training) for _ in range(2))
+    assert run.merges == merges
+    with passes(plain) as made:
+        plain.step()
+    assert tokens // 2 < max(p.tokens for p in made) <= tokens
+    with passes(run, most=tokens // 2) as made:
+        report = run.step()
+    assert made[-1].tokens <= tokens // 2 < max(p.tokens for p in made)
+    assert f"training.tokens_per_pass = {tokens // 2} instead of {tokens}" in report.warnings[0]
+    first = [torch.cat([r.optimizer.state[p]["exp_avg"].flatten() for p in r.parameters]) for r in (run, plain)]
+    assert float((first[0] - first[1]).norm() / first[1].norm()) < 1e-10
 
 
 def test_when_half_does_not_fit_either_the_message_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:

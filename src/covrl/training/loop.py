@@ -398,7 +398,8 @@ class Run:
 
         found = self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
         metrics = _gradient_metrics(found.report, self._apply(found.groups, found.credits))
-        return found.groups, found.credits, {"optim/lr": rate, "optim/updates": 1.0} | metrics
+        read = {"tokens/scored": float(sum(scores.tokens for group in found.groups for scores in group.scores))}
+        return found.groups, found.credits, {"optim/lr": rate, "optim/updates": 1.0} | metrics | read
 
     def _credit_read(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
         check_scores(groups)
@@ -417,9 +418,8 @@ class Run:
 
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
-            made_of = (self.algorithm, self.models, groups, credits, limits)
-            how = {"measure_streams": measure, "between": self._between, "world": self.world, "late": self.late}
-            return accumulate_gradient(*made_of, **how)
+            made_of = (self.algorithm, self.models, groups, credits, limits, measure)
+            return accumulate_gradient(*made_of, between=self._between, world=self.world, late=self.late)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 
