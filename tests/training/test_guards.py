@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from torch import Tensor
 from training.passes import passes
 
 from covrl import api
+from covrl.cli import main
 from covrl.config import RunConfig, check
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
@@ -478,6 +480,68 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
         OutOfMemoryError, match=r"while sampling: up to generation.rows_per_pass = 256 rows x \d+ tokens"
     ):
         run.sample(PROBLEMS, Draw(0, 0))
+
+
+def test_scoring_in_an_evaluation_is_retried_with_less_too() -> None:
+    training = {"tokens_per_pass": 200, "stream_norms_every": 0}
+    plain, run = make_run(training=training, every=1), make_run(training=training, every=1)
+    expected = plain.step()
+    evaluate = run._evaluate
+
+    def in_less_memory() -> dict[str, float]:
+        with passes(run, most=40) as made:
+            metrics = evaluate()
+        assert made[-1].tokens <= 40 < made[0].tokens
+        return metrics
+
+    run._evaluate = in_less_memory  # ty: ignore[invalid-assignment]
+    run.limits = PassLimits(80, run.limits.logits_bytes)
+    report = run.step()
+    assert report.metrics["eval/log_prob"] == pytest.approx(expected.metrics["eval/log_prob"], abs=1e-9)
+    assert "training.tokens_per_pass = 40 instead of 80" in report.warnings[0]
+
+
+@pytest.mark.parametrize("where", ["scoring", "traces", "answers"])
+def test_an_evaluation_without_memory_ends_with_the_arithmetic(where: str) -> None:
+    run = make_run(training={"stream_norms_every": 0}, every=1)
+    assert run.evaluator is not None
+    run.evaluator = replace(run.evaluator, grade=lambda asked: ["right"] * len(asked))
+    calls: list[int] = []
+
+    def full(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def evaluate(own: Callable[[], dict[str, float]] = run._evaluate) -> dict[str, float]:
+        if where == "scoring":
+            run.models["policy"].states = full  # ty: ignore[invalid-assignment]
+        elif where == "traces":
+            run.generator.generate = full  # ty: ignore[invalid-assignment]
+        elif run.evaluator is not None:
+            run.evaluator = replace(run.evaluator, generator=SimpleNamespace(generate=full))  # ty: ignore[invalid-argument-type]
+        calls.append(1)
+        return own()
+
+    run._evaluate = evaluate  # ty: ignore[invalid-assignment]
+    said = {"scoring": "CUDA out of memory: with training.tokens_per_pass"}
+    with pytest.raises(OutOfMemoryError, match=said.get(where, "out of memory while sampling: up to generation.rows")):
+        run.step()
+    assert calls
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nof 7"), MemoryError()])
+def test_memory_that_runs_out_in_any_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def full(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("covrl.cli.app", full)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "emory" in line
+    assert line.endswith(": lower generation.rows_per_pass, or take a smaller model or a larger device")
 
 
 # --- interruption inside a step -------------------------------------------------------------------------------------

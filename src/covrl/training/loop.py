@@ -307,8 +307,8 @@ class Run:
         """Read every trace under the method's contexts, without gradients; ``without`` some of its readings."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
         wanted = [reading for reading in self.algorithm.scoring if reading not in without]
-        scores = self._scores(self.algorithm.contexts, wanted, pairs) if wanted else [Scores({}) for _ in pairs]
-        scores = iter(self.mismatch.complete(pairs, scores, self._scores))
+        scores = self.scores(self.algorithm.contexts, wanted, pairs) if wanted else [Scores({}) for _ in pairs]
+        scores = iter(self.mismatch.complete(pairs, scores, self.scores))
         rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
@@ -327,28 +327,23 @@ class Run:
         once = self.config.training.mini_batches * self.config.training.epochs == 1
         return self.algorithm.late if once and self.mismatch.of_trainer else ()
 
-    def _scores(
+    def scores(
         self, contexts: Sequence[Context], readings: Sequence[Reading], pairs: Sequence[tuple[Problem, Rollout]]
     ) -> list[Scores]:
+        """Each rollout's scores under ``contexts``, each rank reading its share; in smaller passes if memory runs out.
+
+        Raises:
+            OutOfMemoryError: these are too large as well.
+        """
+
         def attempt(limits: PassLimits) -> list[Scores]:
-            return self.read(contexts, readings, limits, pairs)
+            def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
+                return score(self.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
+
+            with self.world.whole_weights():
+                return self.world.shared(share, pairs)
 
         return self._with_less(attempt, pairs)
-
-    def read(
-        self,
-        contexts: Sequence[Context],
-        readings: Sequence[Reading],
-        limits: PassLimits,
-        pairs: Sequence[tuple[Problem, Rollout]],
-    ) -> list[Scores]:
-        """Each rollout's scores under ``contexts``, each rank reading its share."""
-
-        def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
-            return score(self.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
-
-        with self.world.whole_weights():
-            return self.world.shared(share, pairs)
 
     def _update(
         self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]
