@@ -319,6 +319,50 @@ def test_a_condition_on_a_metric_that_is_not_there_is_refused() -> None:
         list(run.steps())
 
 
+@pytest.mark.parametrize("name", ["eval/log_prob", "grad_norm/policy", "guard/publish_gap"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_condition_on_a_metric_that_is_not_due_yet_waits_for_it(folder: Path, name: str, resumed: bool) -> None:
+    """Step 1, on which everything is due, is skipped, or was before the condition was added on a resume."""
+    guards = {"non_finite": "skip", "publish_check_every": 4}
+    watching = guards | {"stop_when": [f"{name} < 1e9"], "window": 1}
+    run = make_run(training={"stream_norms_every": 4}, guards=guards if resumed else watching, every=4)
+    if resumed:
+        run.step()
+        run.guard.divergence = Divergence([parse_condition(f"{name} < 1e9")], 1)
+    else:
+        spoil_credit(run, "weight", calls=(1,))
+    with pytest.raises(TrainingStoppedError, match=f"stopped after step 4: diverged: the mean of {name}"):
+        list(run.steps())
+
+
+def test_a_condition_waits_for_a_step_of_which_something_was_admitted() -> None:
+    """DAPO admits no group of equal rewards; then the step has no reward."""
+    run = make_run("dapo", guards={"stop_when": ["reward/group_std < 1e9"], "window": 1})
+    run.reward = lambda problem, text: 1.0 if run.done == 0 else by_length(problem, text)
+    with pytest.raises(TrainingStoppedError, match="stopped after step 2: diverged: the mean of reward/group_std"):
+        list(run.steps())
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "every"),
+    [
+        ("covrl", "eval/log_prob", 0),
+        ("covrl", "eval/acuracy", 1),
+        ("covrl", "eval/accuracy", 1),  # there is no grader
+        ("covrl", "grad_norm/polcy", 1),
+        ("covrl", "label/x", 1),
+        ("covrl", "guard/publish_gap", 1),
+        ("grpo", "kl/nats_per_token", 1),
+        ("grpo", "kl/capped_share", 1),
+    ],
+)
+def test_a_condition_that_can_never_hold_in_this_run_is_refused(method: str, name: str, every: int) -> None:
+    guards = {"stop_when": [f"{name} > 1"], "publish_check_every": 0}
+    run = make_run(method, guards=guards, every=every)
+    with pytest.raises(UserError, match=f"guards.stop_when: this run reports no metric {name};"):
+        list(run.steps())
+
+
 @pytest.mark.parametrize(
     "condition", ["kl/nats_per_token > 1e-9", "entropy/prior < 50", "length/prior > 1", "reward/group_std < 1e9"]
 )

@@ -28,6 +28,7 @@ from covrl.records import Credit, Group, Output, Problem, Rollout, ScoredGroup, 
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
+from covrl.training.divergence import comes_later
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
@@ -141,7 +142,8 @@ class Run:
                     raise TrainingStoppedError(f"stopped after step {report.step}: {reason}")
 
     def _reason_to_stop(self, report: StepReport) -> str | None:
-        return self.guard.divergence.check(report.metrics) or self.algorithm.stop_reason(report.metrics)
+        diverged = self.guard.divergence.check(report.metrics, lambda name: comes_later(self, name))
+        return diverged or self.algorithm.stop_reason(report.metrics)
 
     def _look_at_generator(self) -> float:
         with self.world.whole_weights():
