@@ -204,6 +204,23 @@ def test_a_loss_or_gradient_that_is_not_finite_leaves_weights_and_optimizer_as_b
     assert state(run) == before
 
 
+@pytest.mark.parametrize(("nth", "tokens"), [(2, 100), (1, 300), (2, 300), (1, 1 << 20)])
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_what_is_not_finite_where_groups_are_scored_in_their_training_forward_changes_nothing(
+    nth: int, tokens: int, gradient_only: bool
+) -> None:
+    """Of 300 tokens a pass holds some of the groups, of 100 none."""
+    run = make_run(training={"stream_norms_every": 0, "tokens_per_pass": tokens, "problems_per_step": 4})
+    run.step()
+    before = state(run)
+    assert run.merges
+    spoil_loss(run, nth, gradient_only)
+    said = "gradient's norm is (inf|nan), from the policy loss" if gradient_only else "policy loss is nan"
+    with pytest.raises(NonFiniteError, match=rf"step 2: the {said} at problem p\d, rollout \d \(\w+\); no step"):
+        run.step()
+    assert state(run) == before
+
+
 def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path) -> None:
     run = make_run(training={"seed": 7, "problems_per_step": 5}, kl="sampled")
     hit = spoil_credit(run, "constant")
@@ -617,6 +634,7 @@ def forwards(run: Run, step: int) -> int:
     [
         ("rlpr", {}, {}),
         ("covrl", {"mini_batches": 3}, {}),
+        ("covrl", {"stream_norms_every": 0}, {}),  # groups are scored in their training forward, or before
         ("nover", {"epochs": 2}, {"sync_every": 1}),  # its reference moves after each step
     ],
 )
