@@ -131,6 +131,38 @@ def test_the_command_line_in_a_process_of_its_own_resumes_a_run_that_was_killed_
     assert "all 5 steps are done; there is nothing left to resume" in again["said"]
 
 
+HANGING = """
+import ctypes
+
+from covrl.generation.engine import TorchGenerator
+
+def hang(*_):
+    ctypes.PyDLL(None).sleep(60)  # in C, with the interpreter's lock
+
+TorchGenerator.generate = hang
+
+def reward(problem, text):
+    return 0.0
+"""
+
+
+def test_a_step_of_the_real_command_that_hangs_ends_with_its_stack(project: Path) -> None:
+    (project / "hanging.py").write_text(HANGING)
+    settings = ["guards.step_deadline_s=1", "guards.publish_check_every=0"]
+    command = [sys.executable, "-m", "covrl", "train", "--config", "covrl.toml", "--out", "hung"]
+    command += ["--reward", "hanging:reward", *[part for text in settings for part in ("--set", text)]]
+    path = os.pathsep.join([str(project), *map(os.path.abspath, sys.path)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    (file,) = (project / "hung").glob("hung-*.txt")
+    for text in (file.read_text(), done.stderr):
+        assert "step 1 was not done after 1 s; all threads at" in text
+        assert 'hanging.py", line 7 in hang' in text
+        assert "in train_run" in text
+    assert done.stderr.strip().splitlines()[-1].startswith("covrl: step 1 hung: it was not done after guards.step")
+
+
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 
 
