@@ -398,3 +398,10 @@ def main() -> None:
         end(str(error), 2)
     except TrainingStoppedError as error:
         end(str(error), 130 if isinstance(error, RunInterruptedError) else 1)
+    except (RuntimeError, MemoryError) as error:
+        from covrl.training.lifeline import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        end(f"{said}: lower generation.rows_per_pass, or take a smaller model or a larger device", 1)

@@ -281,6 +281,13 @@ def test_all_that_may_change_is_a_setting() -> None:
         assert key in table[section] if key else section in table
 
 
+def test_the_table_of_what_may_change_is_that_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = text.split("### What may change on a resume")[1].split("\n\n")[2]
+    promised = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(promised) == sorted(name + "*" * name.endswith(".") for name in ACCEPTED)
+
+
 def test_other_problems_are_refused(folder: Path) -> None:
     problems = api.resume(folder).source.problems
     with pytest.raises(UserError, match=r"problems\.train: its problems are not those that the run was trained with"):

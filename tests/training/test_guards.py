@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from models import character_tokenizer, tiny
 from torch import Tensor
+from training.passes import passes
 
 from covrl import api
+from covrl.cli import main
 from covrl.config import RunConfig, check
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
@@ -201,6 +204,23 @@ def test_a_loss_or_gradient_that_is_not_finite_leaves_weights_and_optimizer_as_b
     assert state(run) == before
 
 
+@pytest.mark.parametrize(("nth", "tokens"), [(2, 100), (1, 300), (2, 300), (1, 1 << 20)])
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_what_is_not_finite_where_groups_are_scored_in_their_training_forward_changes_nothing(
+    nth: int, tokens: int, gradient_only: bool
+) -> None:
+    """Of 300 tokens a pass holds some of the groups, of 100 none."""
+    run = make_run(training={"stream_norms_every": 0, "tokens_per_pass": tokens, "problems_per_step": 4})
+    run.step()
+    before = state(run)
+    assert run.merges
+    spoil_loss(run, nth, gradient_only)
+    said = "gradient's norm is (inf|nan), from the policy loss" if gradient_only else "policy loss is nan"
+    with pytest.raises(NonFiniteError, match=rf"step 2: the {said} at problem p\d, rollout \d \(\w+\); no step"):
+        run.step()
+    assert state(run) == before
+
+
 def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path) -> None:
     run = make_run(training={"seed": 7, "problems_per_step": 5}, kl="sampled")
     hit = spoil_credit(run, "constant")
@@ -316,6 +336,50 @@ def test_a_condition_on_a_metric_that_is_not_there_is_refused() -> None:
         list(run.steps())
 
 
+@pytest.mark.parametrize("name", ["eval/log_prob", "grad_norm/policy", "guard/publish_gap"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_condition_on_a_metric_that_is_not_due_yet_waits_for_it(folder: Path, name: str, resumed: bool) -> None:
+    """Step 1, on which everything is due, is skipped, or was before the condition was added on a resume."""
+    guards = {"non_finite": "skip", "publish_check_every": 4}
+    watching = guards | {"stop_when": [f"{name} < 1e9"], "window": 1}
+    run = make_run(training={"stream_norms_every": 4}, guards=guards if resumed else watching, every=4)
+    if resumed:
+        run.step()
+        run.guard.divergence = Divergence([parse_condition(f"{name} < 1e9")], 1)
+    else:
+        spoil_credit(run, "weight", calls=(1,))
+    with pytest.raises(TrainingStoppedError, match=f"stopped after step 4: diverged: the mean of {name}"):
+        list(run.steps())
+
+
+def test_a_condition_waits_for_a_step_of_which_something_was_admitted() -> None:
+    """DAPO admits no group of equal rewards; then the step has no reward."""
+    run = make_run("dapo", guards={"stop_when": ["reward/group_std < 1e9"], "window": 1})
+    run.reward = lambda problem, text: 1.0 if run.done == 0 else by_length(problem, text)
+    with pytest.raises(TrainingStoppedError, match="stopped after step 2: diverged: the mean of reward/group_std"):
+        list(run.steps())
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "every"),
+    [
+        ("covrl", "eval/log_prob", 0),
+        ("covrl", "eval/acuracy", 1),
+        ("covrl", "eval/accuracy", 1),  # there is no grader
+        ("covrl", "grad_norm/polcy", 1),
+        ("covrl", "label/x", 1),
+        ("covrl", "guard/publish_gap", 1),
+        ("grpo", "kl/nats_per_token", 1),
+        ("grpo", "kl/capped_share", 1),
+    ],
+)
+def test_a_condition_that_can_never_hold_in_this_run_is_refused(method: str, name: str, every: int) -> None:
+    guards = {"stop_when": [f"{name} > 1"], "publish_check_every": 0}
+    run = make_run(method, guards=guards, every=every)
+    with pytest.raises(UserError, match=f"guards.stop_when: this run reports no metric {name};"):
+        list(run.steps())
+
+
 @pytest.mark.parametrize(
     "condition", ["kl/nats_per_token > 1e-9", "entropy/prior < 50", "length/prior > 1", "reward/group_std < 1e9"]
 )
@@ -364,32 +428,58 @@ def fail_backwards(
     return seen
 
 
+@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize(
-    ("error", "text"), [(torch.OutOfMemoryError, "CUDA out of memory."), (RuntimeError, CPU_MESSAGE), (MemoryError, "")]
+    ("error", "text", "nth"),
+    [(torch.OutOfMemoryError, "CUDA out of memory.", 1), (RuntimeError, CPU_MESSAGE, 3), (MemoryError, "", 3)],
 )
-@pytest.mark.parametrize("nth", [1, 3])
 def test_a_pass_that_runs_out_of_memory_is_made_again_with_half_and_counts_once(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception], text: str, nth: int
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], text: str, nth: int, merged: bool
 ) -> None:
-    """The failing pass has added its gradient already: counted twice it would show."""
-    training = {"tokens_per_pass": 200, "stream_norms_every": 0}
-    small, run = make_run(training=training), make_run(training=training)
-    credit = small.algorithm.credit
-
-    def credit_then_halve(groups: Any) -> Any:
-        small.limits = PassLimits(100, 32 << 20)
-        return credit(groups)
-
-    small.algorithm.credit = credit_then_halve  # ty: ignore[invalid-assignment]
+    """The failing pass has added its gradient already: counted twice it would show. And half is half."""
+    method, training = "covrl" if merged else "grpo", {"tokens_per_pass": 200, "stream_norms_every": 0}
+    small, run = make_run(method, training), make_run(method, training)
+    small.limits = PassLimits(100, 32 << 20)
     expected = small.step()
     seen = fail_backwards(monkeypatch, [nth], error, text)
-    report = run.step()
+    with passes(run) as made:
+        report = run.step()
     assert seen[0] > nth
+    tokens = [p.tokens for p in made if p.learns]
+    assert max(tokens[:nth]) > 100
+    assert max(tokens[-seen[0] + nth :]) <= 100
     assert state(run) == state(small)
     assert report.metrics["grad_norm/total"] == expected.metrics["grad_norm/total"]
     assert report.warnings[0].startswith(
         "out of memory: done again with training.tokens_per_pass = 100 instead of 200, which costs the failed pass"
     )
+
+
+MEMORY = {  # method, [training], whether its groups are scored in their training forward
+    "merged": ("covrl", {"stream_norms_every": 0}, True),
+    "streams measured": ("covrl", {"stream_norms_every": 1}, False),
+    "late": ("grpo", {"stream_norms_every": 0}, False),
+    "scored first": ("rlpr", {"stream_norms_every": 0}, False),
+    "two updates": ("covrl", {"mini_batches": 3}, False),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+@pytest.mark.parametrize("tokens", [240, 1000])
+def test_half_the_tokens_fit_where_the_memory_depends_on_the_size_of_a_pass(case: str, tokens: int) -> None:
+    """Of 1000 tokens a pass holds whole groups; of 240 and of half as many none."""
+    method, training, merges = MEMORY[case]
+    plain, run = (make_run(method, {"tokens_per_pass": tokens} | training) for _ in range(2))
+    assert run.merges == merges
+    with passes(plain) as made:
+        plain.step()
+    assert tokens // 2 < max(p.tokens for p in made) <= tokens
+    with passes(run, most=tokens // 2) as made:
+        report = run.step()
+    assert made[-1].tokens <= tokens // 2 < max(p.tokens for p in made)
+    assert f"training.tokens_per_pass = {tokens // 2} instead of {tokens}" in report.warnings[0]
+    first = [torch.cat([r.optimizer.state[p]["exp_avg"].flatten() for p in r.parameters]) for r in (run, plain)]
+    assert float((first[0] - first[1]).norm() / first[1].norm()) < 1e-10
 
 
 def test_when_half_does_not_fit_either_the_message_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,6 +543,68 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
         run.sample(PROBLEMS, Draw(0, 0))
 
 
+def test_scoring_in_an_evaluation_is_retried_with_less_too() -> None:
+    training = {"tokens_per_pass": 200, "stream_norms_every": 0}
+    plain, run = make_run(training=training, every=1), make_run(training=training, every=1)
+    expected = plain.step()
+    evaluate = run._evaluate
+
+    def in_less_memory() -> dict[str, float]:
+        with passes(run, most=40) as made:
+            metrics = evaluate()
+        assert made[-1].tokens <= 40 < made[0].tokens
+        return metrics
+
+    run._evaluate = in_less_memory  # ty: ignore[invalid-assignment]
+    run.limits = PassLimits(80, run.limits.logits_bytes)
+    report = run.step()
+    assert report.metrics["eval/log_prob"] == pytest.approx(expected.metrics["eval/log_prob"], abs=1e-9)
+    assert "training.tokens_per_pass = 40 instead of 80" in report.warnings[0]
+
+
+@pytest.mark.parametrize("where", ["scoring", "traces", "answers"])
+def test_an_evaluation_without_memory_ends_with_the_arithmetic(where: str) -> None:
+    run = make_run(training={"stream_norms_every": 0}, every=1)
+    assert run.evaluator is not None
+    run.evaluator = replace(run.evaluator, grade=lambda asked: ["right"] * len(asked))
+    calls: list[int] = []
+
+    def full(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def evaluate(own: Callable[[], dict[str, float]] = run._evaluate) -> dict[str, float]:
+        if where == "scoring":
+            run.models["policy"].states = full  # ty: ignore[invalid-assignment]
+        elif where == "traces":
+            run.generator.generate = full  # ty: ignore[invalid-assignment]
+        elif run.evaluator is not None:
+            run.evaluator = replace(run.evaluator, generator=SimpleNamespace(generate=full))  # ty: ignore[invalid-argument-type]
+        calls.append(1)
+        return own()
+
+    run._evaluate = evaluate  # ty: ignore[invalid-assignment]
+    said = {"scoring": "CUDA out of memory: with training.tokens_per_pass"}
+    with pytest.raises(OutOfMemoryError, match=said.get(where, "out of memory while sampling: up to generation.rows")):
+        run.step()
+    assert calls
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nof 7"), MemoryError()])
+def test_memory_that_runs_out_in_any_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def full(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("covrl.cli.app", full)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "emory" in line
+    assert line.endswith(": lower generation.rows_per_pass, or take a smaller model or a larger device")
+
+
 # --- interruption inside a step -------------------------------------------------------------------------------------
 
 
@@ -482,6 +634,7 @@ def forwards(run: Run, step: int) -> int:
     [
         ("rlpr", {}, {}),
         ("covrl", {"mini_batches": 3}, {}),
+        ("covrl", {"stream_norms_every": 0}, {}),  # groups are scored in their training forward, or before
         ("nover", {"epochs": 2}, {"sync_every": 1}),  # its reference moves after each step
     ],
 )

@@ -54,11 +54,14 @@ def test_two_cases_are_not_the_same_and_a_changed_byte_is_seen(project: Path, wh
 
 KILLS = [  # run, moment, which pass of it, and the newest checkpoint that there is then
     ("covrl", "step boundary", 1, None),
-    ("covrl", "inside an accumulation", 14, 2),
+    ("covrl", "inside a merged pass", 2, 2),
+    ("covrl", "inside an accumulation", 8, 2),
+    ("covrl", "after a merged gradient", 3, 2),
     ("covrl", "step done, nothing written", 4, 2),
     ("covrl", "inside an evaluation", 3, 2),
     ("covrl", "inside a line", 7, 2),
     ("covrl", "inside a deletion", 1, 2),
+    *[("rlpr", "step boundary", step, step // 2 * 2 or None) for step in (1, 2, 3, 4)],
     ("nover", "inside a deletion", 1, 5),  # the last one, behind which nothing is left to do
     ("rlpr", "between rollout and update", 4, 2),
     ("rlpr", "between two updates", 4, 4),
@@ -85,25 +88,31 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert difference(whole[case], contents(project / run)) is None
 
 
-@pytest.mark.parametrize("point", ["before sampling", "inside a checkpoint's files"])
+@pytest.mark.parametrize(
+    ("case", "point", "at", "step"),
+    [
+        ("rlpr", "before sampling", 1, 0),
+        ("rlpr", "inside a checkpoint's files", 1, 2),
+        ("covrl", "inside a merged pass", 2, 2),
+    ],
+)
 def test_a_terminated_run_leaves_a_checkpoint_and_ends_with_the_same_bytes(
-    project: Path, covrl: Driver, whole: dict[str, Any], point: str
+    project: Path, covrl: Driver, whole: dict[str, Any], case: str, point: str, at: int, step: int
 ) -> None:
     run = f"terminated {point}"
-    arguments = ("train", "--config", "rlpr.toml", "--out", run)
-    ended = covrl(project, *arguments, point=point, at=1, number=signal.SIGTERM)
+    arguments = ("train", "--config", f"{case}.toml", "--out", run)
+    ended = covrl(project, *arguments, point=point, at=at, number=signal.SIGTERM)
     assert ended["exit"] == 130, ended
     assert "SIGTERM: stopping before the next pass" in ended["said"]
-    step = {"before sampling": 0, "inside a checkpoint's files": 2}[point]
     assert f"checkpoints/step-{step:06d}/state.json" in contents(project / run)
     assert covrl(project, "train", "--resume", run)["exit"] == 0
     found = contents(project / run)
-    assert difference(_newest(whole["rlpr"]), _newest(found)) is None
+    assert difference(_newest(whole[case], CASES[case][1]), _newest(found, CASES[case][1])) is None
 
 
-def _newest(found: dict[str, Any]) -> dict[str, Any]:
+def _newest(found: dict[str, Any], steps: int) -> dict[str, Any]:
     """Without the older checkpoints: an extra one, of where the run was terminated, leads to others being kept."""
-    return {k: v for k, v in found.items() if not k.startswith("checkpoints/") or "step-000005" in k}
+    return {k: v for k, v in found.items() if not k.startswith("checkpoints/") or f"step-{steps:06d}" in k}
 
 
 def test_the_command_line_in_a_process_of_its_own_resumes_a_run_that_was_killed_twice(
@@ -120,6 +129,38 @@ def test_the_command_line_in_a_process_of_its_own_resumes_a_run_that_was_killed_
     assert difference(whole["nover"], contents(project / "twice")) is None
     again = covrl(project, "train", "--resume", "twice")
     assert "all 5 steps are done; there is nothing left to resume" in again["said"]
+
+
+HANGING = """
+import ctypes
+
+from covrl.generation.engine import TorchGenerator
+
+def hang(*_):
+    ctypes.PyDLL(None).sleep(60)  # in C, with the interpreter's lock
+
+TorchGenerator.generate = hang
+
+def reward(problem, text):
+    return 0.0
+"""
+
+
+def test_a_step_of_the_real_command_that_hangs_ends_with_its_stack(project: Path) -> None:
+    (project / "hanging.py").write_text(HANGING)
+    settings = ["guards.step_deadline_s=1", "guards.publish_check_every=0"]
+    command = [sys.executable, "-m", "covrl", "train", "--config", "covrl.toml", "--out", "hung"]
+    command += ["--reward", "hanging:reward", *[part for text in settings for part in ("--set", text)]]
+    path = os.pathsep.join([str(project), *map(os.path.abspath, sys.path)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    (file,) = (project / "hung").glob("hung-*.txt")
+    for text in (file.read_text(), done.stderr):
+        assert "step 1 was not done after 1 s; all threads at" in text
+        assert 'hanging.py", line 7 in hang' in text
+        assert "in train_run" in text
+    assert done.stderr.strip().splitlines()[-1].startswith("covrl: step 1 hung: it was not done after guards.step")
 
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")

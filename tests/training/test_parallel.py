@@ -31,9 +31,12 @@ import many
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 
-def torchrun(*arguments: str, path: Path | None = None, limit: int = 240) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *arguments: str, path: Path | None = None, limit: int = 240, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     """Two processes under torchrun, on a free port; ``path`` is added to where they find modules."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += arguments
     found_in = os.pathsep.join(filter(None, [str(path or ""), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": found_in}
     return subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
@@ -268,13 +271,15 @@ def write_project(folder: Path, project: Path) -> None:
     (project / "run.toml").write_text(to_toml(many.config(folder, "covrl")))
 
 
-def train_by_torchrun(folder: Path, project: Path, module: str, code: str) -> subprocess.CompletedProcess[str]:
+def train_by_torchrun(
+    folder: Path, project: Path, module: str, code: str, *more: str, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     """``covrl train`` on two processes with the reward function of a module of this code."""
     (project / f"{module}.py").write_text(code)
     write_project(folder, project)
     run = ["--config", str(project / "run.toml"), "--set", f"problems.train={project / 'problems.jsonl'}"]
-    run += ["--out", str(project / "run"), "--reward", f"{module}:reward"]
-    return torchrun("-m", "covrl", "train", *run, path=project, limit=120)
+    run += ["--out", str(project / "run"), "--reward", f"{module}:reward", *more]
+    return torchrun("-m", "covrl", "train", *run, path=project, limit=120, processes=processes)
 
 
 def test_when_a_rank_dies_all_end_with_a_message(folder: Path, tmp_path: Path) -> None:
@@ -286,6 +291,34 @@ def test_when_a_rank_dies_all_end_with_a_message(folder: Path, tmp_path: Path) -
     assert done.stderr.count("step 1/3") == 1
     assert "[rank" not in done.stderr, "what the other says, if torchrun does not end it before, is one line too"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+PREEMPTED = """
+import os, signal
+
+seen = 0
+
+def reward(problem, text):
+    global seen
+    seen += 1
+    if seen == 12:  # inside the second step
+        os.kill(os.getppid(), signal.SIGTERM)  # as a scheduler signals torchrun, and nobody else
+    return 0.5
+"""
+
+
+def test_sigterm_to_torchrun_alone_leaves_a_checkpoint_of_the_last_whole_step(folder: Path, tmp_path: Path) -> None:
+    """It hands the signal on, and waits for the process to end."""
+    more = ("--set", "training.steps=200")
+    done = train_by_torchrun(folder, tmp_path, "preempted", PREEMPTED, *more, processes=1)
+    assert done.returncode != 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 1 <= len(steps) < 200
+    said = last_words(done)[-1]
+    assert re.search(r"interrupted (inside|after) step \d+.*; continue with: covrl train --resume", said)
+    newest = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
+    assert newest == f"step-{len(steps):06d}"
 
 
 TORN = """

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from training.passes import passes
 from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
 from covrl.records import Credit, Group, Rollout, ScoredGroup
+from covrl.scoring.pack import make_unit, padded_tokens
 from covrl.training.loop import Run
 from covrl.training.merged import merged_gradient
 from covrl.training.models import frozen_copy
@@ -206,27 +209,56 @@ def test_methods_whose_credit_needs_one_groups_scores_alone_read_each_group_once
     assert make_run().algorithm.merged  # covrl
 
 
+def sizes(run: Run, groups: Sequence[ScoredGroup]) -> tuple[list[int], int]:
+    """Padded tokens of each group as a pass of its own, smallest first, and of the largest trace."""
+    made = (run.algorithm.contexts, run.algorithm.merged)
+    units = [[make_unit(i, *made, g.problem, r) for i, r in enumerate(g.rollouts)] for g in groups]
+    return sorted(map(padded_tokens, units)), max(padded_tokens([u]) for row in units for u in row)
+
+
 @pytest.mark.parametrize("case", [*MERGED, "covrl"])
-@pytest.mark.parametrize("limits", [PassLimits(1 << 20, 1 << 30), PassLimits(400, 4 * 97 * 3), PassLimits(1, 1)])
-def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case: str, limits: PassLimits) -> None:
+@pytest.mark.parametrize("fit", ["all", "each", "some", "none"])
+def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case: str, fit: str) -> None:
+    """Groups that a pass does not hold are scored first and trained then, so that no pass is larger than it may be."""
     run = make_run(nll="exact", kl_in_return=True) if case == "covrl" else method_run(case)
     groups, credits = credited(run)
     expected = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
     bare = run.score(sampled(run), without=run.algorithm.scoring)
     assert not any(s.values for g in bare for s in g.scores)
+    kept = run.algorithm.admit(bare).kept
+    by_group, trace = sizes(run, kept)
+    tokens = {"all": 1 << 20, "each": by_group[-1], "some": by_group[1], "none": by_group[0] - 1}[fit]
+    assert trace <= tokens
     for p in run.parameters:
         p.grad = None
-    made_of = (run.algorithm, run.models, run.algorithm.admit(bare).kept)
-    found = merged_gradient(*made_of, run.algorithm.credit, limits, lambda _: None)
+    with passes(run) as seen:
+        made_of = (run.algorithm, run.models, kept, run.algorithm.credit)
+        found = merged_gradient(*made_of, PassLimits(tokens, 4 * 97 * 3), lambda _: None)
     merged = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
     assert float((merged - expected).norm() / expected.norm()) < 1e-10
-    fewest, most = {1: (len(groups), len(groups)), 400: (2, len(groups)), 1 << 20: (1, 1)}[limits.tokens]
-    assert fewest <= found.report.passes <= most
+    assert max(p.tokens for p in seen) <= tokens
+    assert found.report.passes == sum(p.learns for p in seen)
+    scored_first = [any(s.tokens for s in g.scores) for g in found.groups]
+    assert sum(scored_first) == sum(size > tokens for size in by_group)
+    assert all(p.learns for p in seen) != any(scored_first)
+    assert (found.report.passes == 1) == (fit == "all")
+    for p in run.parameters:
+        p.grad = None
+    apart = accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits)
+    assert found.report.losses == pytest.approx(apart.losses, abs=1e-9)
+    assert found.report.dropped == apart.dropped
+    if fit == "none":  # then it is that, and what has no weight is not read twice
+        assert (found.report.rows, found.report.tokens) == (apart.rows, apart.tokens)
     for one, other in zip(found.credits, credits, strict=True):
         for a, b in zip(one, other, strict=True):
             assert a.advantage == pytest.approx(b.advantage, abs=1e-9)
             assert a.weights.keys() == b.weights.keys()
             assert all(torch.allclose(a.weights[k], b.weights[k], atol=1e-9) for k in a.weights)
+    for one, other in zip(found.groups, groups, strict=True):
+        assert one.rollouts == other.rollouts
+        for a, b in zip(one.scores, other.scores, strict=True):
+            assert a.values.keys() == b.values.keys()
+            assert all(torch.allclose(a.values[k], b.values[k], atol=1e-9) for k in b.values)
 
 
 def test_a_step_is_merged_only_where_its_batch_serves_once_and_streams_are_not_measured() -> None:

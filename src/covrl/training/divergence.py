@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from covrl.errors import UserError
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
 
 _FORM = re.compile(r"\s*([\w.-]+(?:/[\w.-]+)+)\s*([<>])\s*(\S+)\s*")
 
@@ -45,6 +48,33 @@ def parse_condition(text: str) -> Condition:
     return Condition(found[1], found[2] == ">", limit)
 
 
+_LABELLED = ("nll/selected_unsound_share", "leak/unsound_ends_in_hint_share")
+_EVALUATED = ("eval/log_prob", "eval/log_prob_closed", "eval/closed_share")
+_GRADED = ("eval/accuracy", "eval/sampled", "eval/unknown_share")
+_WATCHED = ("watch/parted", "watch/reward_rise", "watch/accuracy_gain", "watch/accuracy_gain_at_most")
+
+
+def comes_later(run: Run, name: str) -> bool:
+    """Whether a step that is trained on may lack a metric that this run reports.
+
+    It was not due then, or nothing was drawn that it is made of.
+    """
+    config, family = run.config, name.partition("/")[0]
+    if family in ("eval", "watch"):
+        if not (config.evaluation.every and run.evaluator and run.held_out):
+            return False
+        graded = run.evaluator.grade is not None
+        return name in _EVALUATED or (graded and name in (*_GRADED, *_WATCHED, *["eval/sound"] * bool(run.label)))
+    if family == "grad_norm":
+        names = {f"grad_norm/{stream.name}" for stream in run.algorithm.streams}
+        return bool(config.training.stream_norms_every) and name in names
+    if family == "label" or name in _LABELLED:
+        return run.label is not None
+    if name == "guard/publish_gap":
+        return bool(config.guards.publish_check_every)
+    return name == "kl/capped_share" and bool(run.algorithm.models)
+
+
 class Divergence:
     """Watches the metrics of each step; its memory is the last ``window`` values of the metrics that it watches."""
 
@@ -53,16 +83,18 @@ class Divergence:
         self.window = window
         self.recent: dict[str, deque[float]] = {c.metric: deque(maxlen=window) for c in self.conditions}
 
-    def check(self, metrics: Mapping[str, float]) -> str | None:
+    def check(self, metrics: Mapping[str, float], later: Callable[[str], bool] = lambda _: False) -> str | None:
         """What is wrong after one more step, in a sentence; None while no condition holds over a whole window.
 
-        A value that is not finite is left out of the window: a mean of NaN would never compare.
+        A value that is not finite is left out of the window: a mean of NaN would never compare. ``later`` says of
+        which metrics a step may have none, though the run reports them (see :func:`comes_later`).
 
         Raises:
-            UserError: the first step that is looked at has no metric of a condition's name, so it could never hold.
+            UserError: no metric has a condition's name, on a step that was trained on, so it could never hold.
         """
+        whole = metrics.get("groups/kept", 1.0) > 0 and metrics.get("tokens/trained", 1.0) > 0
         for name, values in self.recent.items():
-            if name not in metrics and not values:
+            if whole and name not in metrics and not values and not later(name):
                 near = ", ".join(sorted(m for m in metrics if m.partition("/")[0] == name.partition("/")[0]))
                 hint = f"of its family there is {near}" if near else "metrics.jsonl has the names that there are"
                 raise UserError(f"guards.stop_when: this run reports no metric {name}; {hint}")

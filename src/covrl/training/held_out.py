@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from covrl.generation.base import Draw, Sampling
@@ -10,7 +11,8 @@ from covrl.records import Problem, Request, Rollout
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
-from covrl.training.rollouts import sampling_of
+from covrl.training.guard import sampling_errors
+from covrl.training.rollouts import response_tokens, sampling_of
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -29,10 +31,11 @@ def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
     metrics, marks = _log_prob(run, problems, traces), ""
     if run.evaluator.grade is not None:
         draw = Draw(run.config.training.seed, 0, "held-out likelihood")
-        answered = run.evaluator.answered(problems, traces, run.config.generation.temperature, draw)
+        with _whole_responses(run, problems):
+            answered = run.evaluator.answered(problems, traces, run.config.generation.temperature, draw)
+            found = run.evaluator(problems, 0.0, Draw(run.config.training.seed, 0))
         marks = "".join("1" if graded.verdict == "right" else "0" for graded in answered)
         metrics["eval/sampled"] = marks.count("1") / len(marks)
-        found = run.evaluator(problems, 0.0, Draw(run.config.training.seed, 0))
         metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
         metrics |= {} if found.sound is None else {"eval/sound": found.sound}
     return metrics, marks
@@ -43,7 +46,15 @@ def _sampled_traces(run: Run, problems: Sequence[Problem]) -> list[Rollout]:
     asked = [Request(p.id, 0, run.prompts.prior(p), "prior") for p in problems]
     draw = Draw(run.config.training.seed, 0, "held-out likelihood")
     thinking = Sampling(sampling_of(run).max_tokens, run.config.prompts.close, run.config.generation.temperature)
-    return run.generator.generate(asked, thinking, draw)
+    with sampling_errors(run, asked, thinking):
+        return run.generator.generate(asked, thinking, draw)
+
+
+def _whole_responses(run: Run, problems: Sequence[Problem]) -> AbstractContextManager[None]:
+    """Around the evaluator's sampling: memory that runs out is said with the size of prompt, trace and answer."""
+    asked = [Request(p.id, 0, run.prompts.prior(p), "prior") for p in problems]
+    sampling = Sampling(response_tokens(run.prompts, run.config.generation), "", 0.0)
+    return sampling_errors(run, asked, sampling)
 
 
 def _log_prob(run: Run, problems: Sequence[Problem], traces: Sequence[Rollout]) -> dict[str, float]:
@@ -54,7 +65,7 @@ def _log_prob(run: Run, problems: Sequence[Problem], traces: Sequence[Rollout]) 
     prompts = run.prompts
     pairs = list(zip(problems, traces, strict=True))
     context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-    scores = run.read((context,), (reading,), run.limits, pairs)
+    scores = run.scores((context,), (reading,), pairs)
     values = [
         float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
         for (p, r), s in zip(pairs, scores, strict=True)

@@ -28,6 +28,7 @@ from covrl.records import Credit, Group, Output, Problem, Rollout, ScoredGroup, 
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
+from covrl.training.divergence import comes_later
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import pass_arithmetic, with_less
@@ -141,7 +142,8 @@ class Run:
                     raise TrainingStoppedError(f"stopped after step {report.step}: {reason}")
 
     def _reason_to_stop(self, report: StepReport) -> str | None:
-        return self.guard.divergence.check(report.metrics) or self.algorithm.stop_reason(report.metrics)
+        diverged = self.guard.divergence.check(report.metrics, lambda name: comes_later(self, name))
+        return diverged or self.algorithm.stop_reason(report.metrics)
 
     def _look_at_generator(self) -> float:
         with self.world.whole_weights():
@@ -307,8 +309,8 @@ class Run:
         """Read every trace under the method's contexts, without gradients; ``without`` some of its readings."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
         wanted = [reading for reading in self.algorithm.scoring if reading not in without]
-        scores = self._scores(self.algorithm.contexts, wanted, pairs) if wanted else [Scores({}) for _ in pairs]
-        scores = iter(self.mismatch.complete(pairs, scores, self._scores))
+        scores = self.scores(self.algorithm.contexts, wanted, pairs) if wanted else [Scores({}) for _ in pairs]
+        scores = iter(self.mismatch.complete(pairs, scores, self.scores))
         rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
 
@@ -327,28 +329,23 @@ class Run:
         once = self.config.training.mini_batches * self.config.training.epochs == 1
         return self.algorithm.late if once and self.mismatch.of_trainer else ()
 
-    def _scores(
+    def scores(
         self, contexts: Sequence[Context], readings: Sequence[Reading], pairs: Sequence[tuple[Problem, Rollout]]
     ) -> list[Scores]:
+        """Each rollout's scores under ``contexts``, each rank reading its share; in smaller passes if memory runs out.
+
+        Raises:
+            OutOfMemoryError: these are too large as well.
+        """
+
         def attempt(limits: PassLimits) -> list[Scores]:
-            return self.read(contexts, readings, limits, pairs)
+            def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
+                return score(self.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
+
+            with self.world.whole_weights():
+                return self.world.shared(share, pairs)
 
         return self._with_less(attempt, pairs)
-
-    def read(
-        self,
-        contexts: Sequence[Context],
-        readings: Sequence[Reading],
-        limits: PassLimits,
-        pairs: Sequence[tuple[Problem, Rollout]],
-    ) -> list[Scores]:
-        """Each rollout's scores under ``contexts``, each rank reading its share."""
-
-        def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
-            return score(self.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
-
-        with self.world.whole_weights():
-            return self.world.shared(share, pairs)
 
     def _update(
         self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]
@@ -401,7 +398,8 @@ class Run:
 
         found = self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
         metrics = _gradient_metrics(found.report, self._apply(found.groups, found.credits))
-        return found.groups, found.credits, {"optim/lr": rate, "optim/updates": 1.0} | metrics
+        read = {"tokens/scored": float(sum(scores.tokens for group in found.groups for scores in group.scores))}
+        return found.groups, found.credits, {"optim/lr": rate, "optim/updates": 1.0} | metrics | read
 
     def _credit_read(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
         check_scores(groups)
@@ -420,9 +418,8 @@ class Run:
 
         def attempt(limits: PassLimits) -> GradientReport:
             self.optimizer.zero_grad(set_to_none=True)
-            made_of = (self.algorithm, self.models, groups, credits, limits)
-            how = {"measure_streams": measure, "between": self._between, "world": self.world, "late": self.late}
-            return accumulate_gradient(*made_of, **how)
+            made_of = (self.algorithm, self.models, groups, credits, limits, measure)
+            return accumulate_gradient(*made_of, between=self._between, world=self.world, late=self.late)
 
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 

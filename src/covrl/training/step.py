@@ -69,6 +69,7 @@ def accumulate_gradient(
     between: Callable[[Exception | None], None] | None = None,
     world: Solo | None = None,
     late: Sequence[Reading] = (),
+    batch: Sequence[ScoredGroup] | None = None,
 ) -> GradientReport:
     """Add the gradient of the admitted ``groups`` to the parameters' ``.grad``.
 
@@ -77,7 +78,8 @@ def accumulate_gradient(
     In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each goes through its share
     of the traces, and all end with the whole gradient and the same report.
     ``late`` are readings that were not scored, as this is the first update since the rollouts: their old values are
-    the new ones as constants, and the report has them.
+    the new ones as constants, and the report has them. Denominators cover the ``batch``, of which ``groups`` may be a
+    part.
     ``between`` is called before each backward pass, with the error that its forward ran into or None, and may raise
     to end it all; on ranks with sharded weights it has to raise on all of them or none.
 
@@ -85,7 +87,7 @@ def accumulate_gradient(
         NonFiniteError: a stream's loss is NaN or infinite here or in another process; raised after all passes, so
             that every process makes as many. ``.grad`` is then not to be used.
     """
-    scale, streams = scaled(algorithm, groups)
+    scale, streams = scaled(algorithm, groups if batch is None else batch)
     readings = with_late(algorithm.training, late)
     trained = _with_weight(algorithm, readings, groups, credits, streams)
     report = GradientReport(losses=dict.fromkeys(scale, 0.0))
