@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.errors import UserError
@@ -328,6 +328,7 @@ def test_several_references_any_of_them_is_right_and_one_doubt_is_no_wrong(math:
     assert math(problem(r"\frac{", "7"), boxed("6")).verdict == "unknown"
 
 
+@settings(deadline=None)  # it starts worker processes
 @given(st.integers(-999, 999), st.integers(2, 99))
 def test_a_fraction_equals_its_multiples_and_no_other(math: MathVerifier, a: int, b: int) -> None:
     rows = [(problem(f"\\frac{{{a}}}{{{b}}}"), boxed(f"{n}/{2 * b}")) for n in (2 * a, 2 * a + 1)]
