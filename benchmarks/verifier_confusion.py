@@ -678,7 +678,7 @@ def several_pairs(numbers: Iterable[str], rng: random.Random) -> Iterator[Pair]:
             yield Pair("named values", True, named, f"\\boxed{{{form}}}")
         for form in (f"x={m},y={n}", f"{m}, {n}", rf"\{{{m}, {n}\}}", f"x={n}", f"x={n}, x={m}"):
             yield Pair("named values", False, named, f"\\boxed{{{form}}}")
-        repeated = f"{n},{n},{m}"
+        repeated = f"{n}, {n}, {m}"  # without spaces it may be one number
         for form in (f"{m}, {n}, {n}", f"{n}, {m}, {n}"):
             yield Pair("repeated values", True, repeated, f"\\boxed{{{form}}}")
         for form in (f"{n}, {m}", f"{n}, {m}, {m}", rf"\{{{n}, {m}\}}", f"{n}, {n}, {n}, {m}"):
