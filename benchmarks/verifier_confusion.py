@@ -5,8 +5,10 @@ r"""How often a verifier is right: gold answers rewritten so that the label foll
 FOLDER holds gsm8k, math500, aime24 and amc23 with a test.jsonl each. Every gold answer is read by the small patterns of
 this file (never by a verifier) and written down again in equal and in unequal forms; which of the two a form is follows
 from the arithmetic that made it. Beside them stand MATH-500's own solutions, against their problem's answer and against
-other problems' answers. Prints, and writes to FILE.md, verdict by label for every kind of rewriting, and each kind of
-miss with an example. Pairs whose label depends on the question (5 against 5 %, 52_8 against 42) are not made.
+other problems' answers, and the formulas of its questions as answers to them. Prints, and writes to FILE.md, verdict by
+label for every kind of rewriting, and each kind of miss with an example. Labels that no arithmetic decides are
+conventions of this file, and said there: a unit counts where the question asks for it, a value in another base
+than the reference's is not what was asked for. Where nothing decides (5 % against 5, 52_8 against 42) no pair is made.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Pair(NamedTuple):
     same: bool
     reference: str
     response: str
+    question: str = ""
 
 
 # Numbers
@@ -80,11 +83,7 @@ def integer_forms(text: str, rng: random.Random) -> Forms:
         ("percent", False, f"{1000 * n + 7}%"),
     )
     unit = rng.choice(["cm", "dollars", "hours", "meters", "square units", "minutes"])
-    yield from (
-        ("units", True, rf"{n} \text{{ {unit}}}"),
-        ("units", True, f"{n} {unit}"),
-        ("units", False, f"{n + 1} {unit}"),
-    )
+    yield "units", False, f"{n + 1} {unit}"
     yield from (("units", False, f"{n} million"), ("units", False, rf"{n + 2}\text{{ {unit}}}"))
     yield from (
         ("plus or minus", False, rf"{n} \pm {k}"),
@@ -243,6 +242,9 @@ def dressed_forms(text: str, rng: random.Random) -> Forms:
         for form in (f"{n}_{base}", f"{n}_{{{base}}}", rf"{n}_{{\text{{{base}}}}}"):
             yield "bases", True, form
         changed = str(int(n[0]) % (int(base) - 1) + 1) + n[1:]
+        value = int(n, int(base))
+        for form in (f"{value}_{{10}}", f"{value:b}_2", f"{value}_{10}"):  # the value, not in the base that is due
+            yield "another base", False, form
         for form in (f"{n}_{{{int(base) + 1}}}", f"{n}1_{{{base}}}", f"{changed if changed != n else n + '1'}_{base}"):
             yield "bases", False, form
     if m := WITH_UNIT.fullmatch(text):
@@ -259,6 +261,8 @@ def dressed_forms(text: str, rng: random.Random) -> Forms:
             rf"\mathrm{{({letter})}}",
         ):
             yield "letters", True, form
+        for form in (f"z = {letter.lower()}", f"{letter.lower()} = z"):
+            yield "case of letters", False, form
         for form in (
             other,
             f"({other})",
@@ -314,6 +318,11 @@ def grouped_forms(text: str, rng: random.Random) -> Forms:
         return
     infinite = any("infty" in p for p in parts)
     kind = "intervals" if infinite or opening + closing != "()" else "points"
+    if kind == "points":  # what has no order, or is no point
+        listed = ", ".join(parts)
+        yield from ((kind, False, listed), (kind, False, rf"\{{{listed}\}}"))
+        if len(parts) == 2:
+            yield kind, False, f"{parts[0]} < x < {parts[1]}"
     yield kind, True, rf"\left{opening} {', '.join(parts)} \right{closing}"
     yield kind, True, f"{opening}{','.join(parts)}{closing}"
     yield kind, True, rf"\big{opening} {' , '.join(parts)} \big{closing}"
@@ -499,6 +508,10 @@ def formula_forms(text: str, rng: random.Random) -> Forms:
         yield "formulas", False, f"{text[: m.start()]}{int(m.group()) + k}{text[m.end() :]}"
     letters = re.findall(r"(?<![\\A-Za-z])[a-hj-z](?![A-Za-z])", text)
     if letters:
+        cased = re.sub(rf"(?<![\\A-Za-z]){letters[0]}(?![A-Za-z])", letters[0].upper(), text)
+        name = "q" if letters[0] != "q" else "w"
+        for form in (cased, f"{name} = {cased}", f"{cased} + 0 {name}"):
+            yield "case of letters", False, form
         yield "formulas", False, re.sub(rf"(?<![\\A-Za-z]){letters[0]}(?![A-Za-z])", "u", text)
         yield "formulas", False, re.sub(rf"(?<![\\A-Za-z]){letters[0]}(?![A-Za-z])", "3", text)
     yield from spaced(text)
@@ -607,6 +620,8 @@ def build_pairs(answers: Mapping[str, Sequence[str]], seed: int = 0, per_set: in
             for same, response in around(gold, str(int(gold) + rng.randint(1, 9)), rng):
                 pairs[Pair("text around", same, gold, response)] = None
         pairs |= dict.fromkeys(percent_pairs(chosen, rng))
+        pairs |= dict.fromkeys(unit_pairs(chosen, rng))
+        pairs |= dict.fromkeys(several_pairs(chosen, rng))
     return list(pairs)
 
 
@@ -621,6 +636,11 @@ def percent_pairs(numbers: Iterable[str], rng: random.Random) -> Iterator[Pair]:
             (True, rf"\frac{{{n}}}{{100}}"),
         ):
             yield Pair("percent", same, gold, f"\\boxed{{{form}}}")
+        for words in ("per cent", "percent", r"\text{ per cent}"):
+            yield Pair("percent in words", True, gold, f"\\boxed{{{n} {words}}}")
+            if n:  # a hundredth of it; where the question asks for per cent, it is the reference that is careless
+                yield Pair("percent in words", False, str(n), f"\\boxed{{{n} {words}}}")
+            yield Pair("percent in words", False, gold, f"\\boxed{{{n + k} {words}}}")
         for form in (
             rf"{n + k}\%",
             terminating(Fraction(n + k, 100)),
@@ -630,14 +650,71 @@ def percent_pairs(numbers: Iterable[str], rng: random.Random) -> Iterator[Pair]:
             yield Pair("percent", False, gold, f"\\boxed{{{form}}}")
 
 
+UNITS = (("dollars", "cents"), ("hours", "minutes"), ("meters", "cm"), ("feet", "inches"))
+
+
+def unit_pairs(numbers: Iterable[str], rng: random.Random) -> Iterator[Pair]:
+    """A unit behind the answer to a question that asks for it, or for another unit of the kind.
+
+    A convention and no arithmetic: a reference without a unit takes the unit that the question asks for.
+    """
+    for n in map(int, numbers):
+        asked, other = rng.choice(UNITS)
+        question = f"It was 7 {other} each day. How many {asked} is that?"
+        for form in (f"{n} {asked}", rf"{n} \text{{ {asked}}}", str(n)):
+            yield Pair("units asked for", True, str(n), f"\\boxed{{{form}}}", question)
+        if n:
+            for form in (f"{n} {other}", rf"{n} \text{{ {other}}}", rf"{n} \text{{ {other}}}^2"):
+                yield Pair("units not asked for", False, str(n), f"\\boxed{{{form}}}", question)
+        yield Pair("units asked for", False, str(n), f"\\boxed{{{n + 1} {asked}}}", question)
+
+
+def several_pairs(numbers: Iterable[str], rng: random.Random) -> Iterator[Pair]:
+    """Two values that are named, and values that stand in a list twice."""
+    for n in map(int, numbers):
+        m = n + rng.randint(1, 9)
+        named = f"x={n},y={m}"
+        for form in (f"y={m}, x={n}", f"x = {n}, y = {m}", rf"x={n} \text{{ and }} y={m}"):
+            yield Pair("named values", True, named, f"\\boxed{{{form}}}")
+        for form in (f"x={m},y={n}", f"{m}, {n}", rf"\{{{m}, {n}\}}", f"x={n}", f"x={n}, x={m}"):
+            yield Pair("named values", False, named, f"\\boxed{{{form}}}")
+        repeated = f"{n}, {n}, {m}"  # without spaces it may be one number
+        for form in (f"{m}, {n}, {n}", f"{n}, {m}, {n}"):
+            yield Pair("repeated values", True, repeated, f"\\boxed{{{form}}}")
+        for form in (f"{n}, {m}", f"{n}, {m}, {m}", rf"\{{{n}, {m}\}}", f"{n}, {n}, {n}, {m}"):
+            yield Pair("repeated values", False, repeated, f"\\boxed{{{form}}}")
+
+
+QUESTION_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\[(.+?)\\\]", re.DOTALL)
+DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+
+
+def restated_pairs(rows: Sequence[Mapping[str, str]]) -> list[Pair]:
+    """Every formula of a question, and each side of an equation, as the answer to it, unless the answer looks so.
+
+    Many have the right value: that is what the question asks to work out. None is an answer.
+    """
+    pairs: dict[Pair, None] = {}
+    for row in rows:
+        for match in QUESTION_FORMULA.finditer(DRAWING.sub("", row["problem"])):
+            formula = next(filter(None, match.groups())).strip().rstrip(".,")
+            sides = formula.split("=") if "=" in formula else []
+            for part in map(str.strip, (formula, *sides)):
+                if part and _bare(part) != _bare(row["answer"]):
+                    response = f"<answer>{part}</answer>"
+                    pairs[Pair("restated question", False, row["answer"], response, row["problem"])] = None
+    return list(pairs)
+
+
 def solution_pairs(rows: Sequence[Mapping[str, str]], seed: int = 0, others: int = OTHERS_PER_SOLUTION) -> list[Pair]:
     """Worked solutions against their own answer, and against answers of other problems that are not the same text."""
     rng = random.Random(seed)
-    pairs = [Pair("solutions, own answer", True, r["answer"], r["solution"]) for r in rows]
+    pairs = [Pair("solutions, own answer", True, r["answer"], r["solution"], r.get("problem", "")) for r in rows]
     for row in rows:
         candidates = [r for r in rows if _bare(r["answer"]) != _bare(row["answer"])]
         for other in rng.sample(candidates, min(others, len(candidates))):
-            pairs.append(Pair("solutions, another's answer", False, other["answer"], row["solution"]))
+            asked = other.get("problem", "")
+            pairs.append(Pair("solutions, another's answer", False, other["answer"], row["solution"], asked))
     return pairs
 
 
@@ -656,7 +733,7 @@ def _bare(answer: str) -> str:
 def verdicts(pairs: Sequence[Pair], verifier: str) -> list[Judgement]:
     """What the verifier of that name says."""
     with open_verifier(verifier) as judge:
-        return judge_all(judge, [(Problem(str(i), "", p.reference), p.response) for i, p in enumerate(pairs)])
+        return judge_all(judge, [(Problem(str(i), p.question, p.reference), p.response) for i, p in enumerate(pairs)])
 
 
 def false_right(pairs: Sequence[Pair], judged: Sequence[Judgement]) -> list[Pair]:
@@ -734,7 +811,9 @@ def main() -> None:
     answers, math500 = read_answers(options.data)
     rewritten, solutions = build_pairs(answers, options.seed), solution_pairs(math500, options.seed)
     texts = []
-    for title, pairs in (("Rewritten answers", rewritten), ("MATH-500 solutions", solutions)):
+    restated = restated_pairs(math500)
+    sets = (("Rewritten answers", rewritten), ("MATH-500 solutions", solutions), ("MATH-500 questions", restated))
+    for title, pairs in sets:
         judged = verdicts(pairs, options.verifier)
         texts += [f"## {title}: {len(pairs):,} pairs, verifier `{options.verifier}`, seed {options.seed}"]
         texts += [table(pairs, judged), "Every kind of miss, with the shortest example:", misses(pairs, judged)]

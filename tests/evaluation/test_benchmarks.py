@@ -18,7 +18,9 @@ from covrl.evaluation.benchmarks import (
     find_benchmarks,
     load_benchmark,
 )
-from covrl.evaluation.choices import ASK, Options, letter_of, load_choices
+from covrl.evaluation.choices import ASK, Options, load_choices
+from covrl.evaluation.exam import Exam
+from covrl.records import Problem
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ROWS = {"GSM8K": 1319, "MATH-500": 500, "AIME24": 30, "AMC23": 40}
@@ -129,7 +131,7 @@ def test_the_right_option_by_place_letter_or_text(tmp_path: Path, right: object)
         file = rows(tmp_path / "c.jsonl", {"q": "which", "o": listed, "r": right})
         (problem,) = load_choices(file, Options("q", "r", listed="o"), 3).problems
         assert f"({problem.answer}) dog" in problem.question
-        assert problem.accepted == ("dog",)
+        assert problem.accepted == (), "a text that is a letter would be another option"
 
 
 def test_chance_is_the_mean_over_problems(tmp_path: Path) -> None:
@@ -144,8 +146,9 @@ def test_chance_is_the_mean_over_problems(tmp_path: Path) -> None:
     [
         ({"q": "a", "o": ["1", "2"], "r": 2}, "2 is none of the 2 options"),
         ({"q": "a", "o": ["1", "2"], "r": "x"}, "'x' is none of the 2 options"),
-        ({"q": "a", "o": ["1"], "r": 0}, "expected 2 to 26 options"),
-        ({"q": "a", "o": ["1", ""], "r": 0}, "expected 2 to 26 options that are not empty"),
+        ({"q": "a", "o": ["1"], "r": 0}, "expected 2 to 10 options"),
+        ({"q": "a", "o": list("1234567890x"), "r": 0}, "expected 2 to 10 options that are not empty, found 11"),
+        ({"q": "a", "o": ["1", ""], "r": 0}, "expected 2 to 10 options that are not empty"),
         ({"q": " ", "o": ["1", "2"], "r": 0}, "question .field 'q'.: expected text"),
         ({"q": "a", "r": 0}, "no field 'o' .options."),
     ],
@@ -155,19 +158,62 @@ def test_rows_without_a_right_option_are_refused(tmp_path: Path, row: object, sa
         load_choices(rows(tmp_path / "c.jsonl", row), Options("q", "r", listed="o"), 0)
 
 
-@pytest.mark.parametrize(
-    ("said", "letter"),
-    [
-        ("B", "B"),
-        ("(b)", "B"),
-        ("B. 12", "B"),
-        ("Option C", "C"),
-        ("The answer is (D).", "D"),
-        ("12", "12"),
-        ("Bear", "Bear"),
-        ("A dog", "A dog"),
-        ("I think B", "I think B"),
-    ],
-)
-def test_the_letter_of_an_answer(said: str, letter: str) -> None:
-    assert letter_of(said) == letter
+def choice_exam(tmp_path: Path, *options: str) -> tuple[Exam, Problem]:
+    """A question whose first option is right, and the exam of its benchmark."""
+    protocol = PROTOCOLS["MMLU-Pro"]
+    file = rows(tmp_path / "c.jsonl", {"question": "Which of (A) and (B)?", "options": options, "answer_index": 0})
+    found = load_benchmark(protocol, {protocol.name: file}, 0)
+    exam = Exam(protocol.name, file, found.problems, 1, 1.0, 8, 8, protocol.verifier, protocol.extraction, choice=True)
+    return exam, found.problems[0]
+
+
+def test_options_are_graded_by_the_choice_verifier(tmp_path: Path) -> None:
+    exam, problem = choice_exam(tmp_path, "a dog", "a cat", "a cow", "a hen")
+    right = problem.answer
+    one, other = [c for c in "ABCD" if c != right][:2]
+    said = {
+        **dict.fromkeys((right, f"({right.lower()})", f"Option {right}", f"({right}) a dog", "A dog."), "right"),
+        **dict.fromkeys((f"The answer is ({right}).", rf"so \boxed{{{right}}}"), "right"),
+        **dict.fromkeys((one, f"({one})", "a cat" if f"({right}) a cat" not in problem.question else one), "wrong"),
+        **dict.fromkeys((f"{right}, {one}, {other}", f"({right}) or ({one})", f"{right}: no, {one}"), "unknown"),
+        **dict.fromkeys((f"{right}) a cat", f"I think {right}", f"The answer is {right} or {one}.", "7"), "unknown"),
+    }
+    grade = exam.grader()
+    assert grade is not None
+    assert dict(zip(said, grade([(problem, text) for text in said]), strict=True)) == said
+    votes = [exam.spelled(problem, text) for text in (right, f"({right}) a dog", "a dog", f"{right} or {one}", "")]
+    assert votes == [right, right, right, f"{right} or {one}", None]
+
+
+def test_an_option_that_is_a_letter_is_no_answer_of_another(tmp_path: Path) -> None:
+    _, first = choice_exam(tmp_path, "1", "2", "3", "4")
+    other = "B" if first.answer == "A" else "A"
+    exam, problem = choice_exam(tmp_path, other, "2", "3", "4")  # the same place: the order hangs on the row alone
+    assert problem.answer == first.answer
+    grade = exam.grader()
+    assert grade is not None
+    assert list(grade([(problem, said) for said in (problem.answer, other)])) == ["right", "unknown"]
+
+
+def test_all_answers_of_a_list_are_due(tmp_path: Path) -> None:
+    protocol = PROTOCOLS["OlympiadBench"]
+    found = [
+        {"question": "Solve.", "final_answer": answer} for answer in (["$2$", "$-3$"], ["$5$"], ["(1,2)", "(3,4)"])
+    ]
+    problems = load_benchmark(protocol, {protocol.name: rows(tmp_path / "o.jsonl", *found)}, 0).problems
+    assert [(p.answer, p.accepted) for p in problems] == [("2, -3", ()), ("$5$", ()), ("(1,2), (3,4)", ())]
+    grade = Exam("o", "", problems, 1, 1.0, 8, 8, protocol.verifier, protocol.extraction).grader()
+    assert grade is not None
+    said = {"-3, 2": "right", r"x = 2 \text{ or } x = -3": "right", "2": "wrong", "-3": "wrong", "2, -3, 4": "wrong"}
+    assert dict(zip(said, grade([(problems[0], text) for text in said]), strict=True)) == said
+    assert grade([(problems[2], "(3,4), (1,2)"), (problems[2], "(1,2)")]) == ["right", "wrong"]
+
+
+def test_true_and_false_are_words(tmp_path: Path) -> None:
+    protocol = PROTOCOLS["TheoremQA"]
+    file = rows(tmp_path / "t.jsonl", {"Question": "Is it?", "Answer": True}, {"Question": "Is it?", "Answer": [1, 2]})
+    problems = load_benchmark(protocol, {protocol.name: file}, 0).problems
+    assert [p.answer for p in problems] == ["True", "1"]
+    grade = Exam("t", "", problems, 1, 1.0, 8, 8, protocol.verifier, protocol.extraction).grader()
+    assert grade is not None
+    assert list(grade([(problems[0], said) for said in ("true", "False", "1")])) == ["right", "wrong", "unknown"]

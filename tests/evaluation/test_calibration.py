@@ -11,8 +11,9 @@ import pytest
 from commands import Covrl
 from hypothesis import given
 from hypothesis import strategies as st
+from models import character_tokenizer, tiny
 
-from covrl.evaluation.calibration import Marked, auc, auc_within, calibration, reliability, tenths
+from covrl.evaluation.calibration import Marked, auc, auc_within, calibration, conclusion, reliability, tenths
 
 SCORED = st.lists(st.tuples(st.sampled_from([-3.0, -2.0, -1.0, 0.0]), st.booleans()), max_size=12)
 
@@ -27,7 +28,7 @@ def test_auc_is_the_share_of_pairs_in_order(scored: list[tuple[float, bool]]) ->
 
 
 def marked(problem: int, log_prob: float, right: bool) -> Marked:
-    return Marked(str(problem), log_prob, 2, "right" if right else "wrong")
+    return Marked(str(problem), log_prob, 2, "right", log_prob, "right" if right else "wrong")
 
 
 def test_easy_questions_raise_the_whole_auc_and_not_the_one_within() -> None:
@@ -45,10 +46,11 @@ def test_reliability_of_a_calibrated_model() -> None:
     rows = []
     for i in range(20_000):
         p = rng.random()
-        rows.append(Marked(str(i // 20), math.log(p), 1, "right" if rng.random() < p else "wrong"))
+        sampled = "right" if rng.random() < p else "wrong"
+        rows.append(Marked(str(i // 20), math.log(p), 1, sampled, p, "right" if rng.random() < p else "wrong"))
     record = calibration(rows, len(rows))
-    assert record["ece"] < 0.02
-    assert record["brier"] == pytest.approx(1 / 6, abs=0.01)
+    assert record["sampled"]["ece"] < 0.02
+    assert record["sampled"]["brier"] == pytest.approx(1 / 6, abs=0.01)
     assert [b["count"] > 1500 for b in record["reliability"]] == [True] * 10
     for b in record["reliability"]:
         assert b["from"] <= b["p"] <= b["to"]
@@ -71,11 +73,91 @@ def test_tenths_of_few_traces() -> None:
 
 
 def test_unknown_answers_are_left_out_and_counted() -> None:
-    rows = [Marked("a", -1.0, 1, "unknown"), Marked("a", -1.0, 1, "right"), Marked("a", -2.0, 1, "wrong")]
+    rows = [Marked("a", -1.0, 1, "right", -1.0, own) for own in ("unknown", "right", "wrong")]
     record = calibration(rows, 4)
     assert record["unknown"] == pytest.approx(1 / 3)
     assert record["right"] == 0.5
-    assert auc_within(rows[1:]) == [1.0]
+    assert (record["sampled"]["right"], record["sampled"]["unknown"]) == (1.0, 0.0)
+    assert auc_within([("a", -1.0, True), ("a", -2.0, False), ("b", 0.0, True)]) == [1.0]
+
+
+def test_what_the_model_answers_behind_its_traces_has_no_say() -> None:
+    """p is high where the sampled answer is right, as it always is, and has nothing to do with what traces say."""
+    rng = random.Random(0)
+    rows = []
+    for q in range(60):
+        for _ in range(8):
+            log_prob, own = math.log(0.01 + 0.98 * (rng.random() < 0.5)), "right" if rng.random() < 0.5 else "wrong"
+            sampled = "right" if rng.random() < math.exp(log_prob) else "wrong"
+            rows.append(Marked(str(q), log_prob, 1, sampled, log_prob, own))
+    record = calibration(rows, len(rows))
+    assert record["sampled"]["auc_within"] > 0.95
+    assert record["sampled"]["ece"] < 0.02
+    assert "cannot be trusted here" in record["sentence"]
+
+
+def test_floored_rewards_do_not_tell_traces_apart() -> None:
+    rows = [
+        Marked(str(q), -100.0 + 60 * i, 4, "wrong", -30.0, "right" if i else "wrong") for q in range(30) for i in (0, 1)
+    ]
+    record = calibration(rows, len(rows))
+    assert (record["auc_within"], record["auc_within_log_prob"]) == (0.5, 1.0)
+    assert "cannot be trusted here" in record["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("trace", "said"),
+    [
+        (r"so \boxed{4}, not 5", "4"),
+        ("The answer is 12.", "12"),
+        ("1 + 1 = 2\n2 + 2 = 4.\nDone with 9", "4"),
+        ("sort 01257 middle 125", "125"),
+        ("about 1,250.5 of 3/4", "3/4"),
+        ("no idea", None),
+        ("a = ", None),
+        ("x = " + "y" * 300, None),
+    ],
+)
+def test_what_a_trace_concludes(trace: str, said: str | None) -> None:
+    assert conclusion(trace) == said
+
+
+CHARACTERS = """
+[model]
+path = "model"
+[prompts]
+user = "{question}"
+prior_open = "="
+posterior_open = "({hint})="
+close = "e"
+answer_prefix = ":"
+answer_suffix = ";"
+[generation]
+max_trace_tokens = 24
+max_answer_tokens = 2
+[evaluation]
+verifier = "text"
+"""
+
+
+def test_a_model_whose_answers_do_not_hang_on_its_traces_cannot_be_trusted(
+    tmp_path: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From end to end: random weights, traces of random characters, some of which end in the reference."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = character_tokenizer()
+    tiny("qwen2", len(tokenizer)).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    Path("run.toml").write_text(CHARACTERS)
+    rows = [{"question": f"{i}+1", "answer": str(i % 10)} for i in range(80)]
+    Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["calibrate", "--model", "model", "--config", "run.toml", "--problems", "p.jsonl", "-n", "30"]
+    code, out, err = covrl(*asked, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["marked_by"], record["reward"]) == ("conclusion", "sum")
+    assert record["questions_with_both"] >= 30
+    assert "cannot be trusted here" in record["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +191,8 @@ def test_the_command(tmp_path: Path, covrl: Covrl) -> None:
     assert code == 0
     record = json.loads(out)
     assert record["traces"] == 120
+    assert (record["marked_by"], record["reward"]) == ("sound", "sum")
+    assert 0 < record["right"] < 1
     assert record == json.loads((tmp_path / "c/calibration.json").read_text())
     page = (tmp_path / "c/calibration.html").read_text()
     assert record["sentence"].split(":")[0] in page

@@ -18,6 +18,7 @@ from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
 from covrl.evaluation.exam import Exam, Solved, from_json
 from covrl.evaluation.results import markdown, write_results
 from covrl.evaluation.several import Order, evaluate_several
+from covrl.evaluation.store import Fingerprints
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIR = ["covrl:digits", "covrl:digits-common"]
@@ -169,11 +170,35 @@ def test_changed_weights_and_problems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="problem p/0 is not what it was"):
         evaluate_several(asked, tmp_path / "out")
     weights = tmp_path / "m" / "model.safetensors"
-    raw = bytearray(weights.read_bytes())
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
+    whole = weights.read_bytes()
+    at = len(whole) // 2  # in place, far from both ends
+    weights.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(UserError, match="was made with weights = "):
         evaluate_several(asked, tmp_path / "out")
+    weights.write_bytes(whole)
+    settings = tmp_path / "m" / "config.json"
+    settings.write_text(settings.read_text().replace("{", '{"rope_theta": 5.0, ', 1))
+    with pytest.raises(UserError, match="was made with weights = "):
+        evaluate_several(asked, tmp_path / "out")
+
+
+def test_a_fingerprint_is_of_all_bytes_and_reads_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    large = tmp_path / "m" / "model.safetensors"
+    large.write_bytes(bytes(6 << 20))
+    first = Fingerprints(tmp_path / "f.json")
+    one = first.of(tmp_path / "m")
+    first.save()
+    with monkeypatch.context() as unread:
+        unread.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+        assert Fingerprints(tmp_path / "f.json").of(tmp_path / "m") == one
+    with large.open("r+b") as file:  # the third of six MiB
+        file.seek(3 << 20)
+        file.write(b"1")
+    assert Fingerprints(tmp_path / "f.json").of(tmp_path / "m") != one
+    (tmp_path / "f.json").write_text("[")
+    assert Fingerprints(tmp_path / "f.json").of(tmp_path / "m") not in {one, ""}
+    assert first.of(tmp_path / "none") == ""
 
 
 def test_model_text_is_escaped(copied: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import combinations
 
 import pytest
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from covrl.evaluation.support import (
     Support,
     answer_entropy,
+    deal_against_itself,
+    deal_halves,
     detectable,
     maj_at_k,
-    nscr_interval,
+    null_quantiles,
+    rate_intervals,
     split_half_null,
     support,
 )
@@ -65,11 +69,45 @@ def test_halves_of_one_right_sample_are_never_both_right() -> None:
         split_half_null([[True]])
 
 
-def test_the_interval_holds_the_figure_and_shrinks_with_problems() -> None:
+def test_the_intervals_hold_the_figures_and_shrink_with_problems() -> None:
     base, trained = [1, 1, 0, 0, 1, 1] * 10, [1, 0, 1, 0, 1, 1] * 10
-    few, many = nscr_interval(base, trained), nscr_interval(base * 10, trained * 10, resamples=500)
-    assert few.low <= support(base, trained).nscr <= few.high
-    assert many.high - many.low < few.high - few.low
+    pairs = [(b > 0, t > 0) for b, t in zip(base, trained, strict=True)]
+    few, many = rate_intervals([pairs]), rate_intervals([pairs * 10], resamples=500)
+    for name in ("srr", "ndr", "sds", "nscr"):
+        assert few[name].low < getattr(support(base, trained), name) < few[name].high
+        assert many[name].high - many[name].low < few[name].high - few[name].low
+    same = rate_intervals([[(True, True)] * 9])
+    assert (same["srr"], same["nscr"]) == ((1.0, 1.0), (0.0, 0.0))
+
+
+def test_an_interval_of_the_rates_covers_other_problems() -> None:
+    """Of 40 sets of problems with the same rates, about 95 % of the intervals hold the true NSCR."""
+    rng, held = random.Random(1), 0
+    for _ in range(40):
+        pairs = [(rng.random() < 0.5, rng.random() < 0.6) for _ in range(60)]
+        low, high = rate_intervals([pairs], resamples=300)["nscr"]
+        held += low <= (0.5 * 0.6 - 0.5 * 0.4) / (1 - 0.5 * 0.4) <= high
+    assert held >= 34
+
+
+def test_the_nulls_quantiles_hold_what_chance_does_and_not_what_training_did() -> None:
+    rng = random.Random(0)
+    rates = [rng.random() ** 3 for _ in range(120)]
+
+    def marks(shift: float) -> list[list[bool]]:
+        return [[rng.random() < p + shift for _ in range(8)] for p in rates]
+
+    base, same, better = marks(0), marks(0), marks(0.3)
+    ends = null_quantiles(deal_against_itself(base))
+    assert all(low < high for low, high in ends.values())
+    low, high = ends["nscr"]
+    assert low < 0 < high
+    mean = split_half_null(base)
+    assert all(ends[name].low < getattr(mean, name) < ends[name].high for name in ends)
+    equal, gained = (rate_intervals(deal_halves(base, other))["nscr"] for other in (same, better))
+    assert equal.low < high
+    assert equal.high > low
+    assert gained.low > high
 
 
 def test_what_n_samples_can_see() -> None:

@@ -91,6 +91,54 @@ def test_what_does_not_pass(program: str, why: str, verify: CodeVerifier) -> Non
     assert why in said.why
 
 
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        "def all(x): return True",
+        "def abs(x): return 0",
+        "def sorted(x): return [1, 4]",
+        "__builtins__ = {'all': lambda x: True, 'abs': lambda x: 0, 'sorted': lambda x: [1, 4]}",
+        "def f(x):\n    import builtins as b\n    b.all = lambda x: True\n    b.abs = lambda x: 0\n    return 7",
+        "import __main__\n__main__._executed = lambda *_: None",
+        "import __main__\n__main__._run = lambda *_: None",
+        "import gc\nfor d in gc.get_objects():\n    if type(d) is dict and '_executed' in d: d['_executed'] = print",
+    ],
+)
+def test_redefining_what_the_tests_are_made_of_does_not_pass(cheat: str, verify: CodeVerifier) -> None:
+    program = f"def f(x): return 7\n{cheat}"
+    tests = (
+        "f(1)",
+        "assert all(f(i) == i * i for i in (1, 2))",
+        "assert abs(f(2) - 4) == 0",
+        "sorted([f(1)]) == [1] or 1/0",
+    )
+    for test in tests[1:]:
+        assert judged(verify, program, tests[0], test).verdict != "right", test
+
+
+def test_a_program_may_have_pythons_names_for_itself(verify: CodeVerifier) -> None:
+    own = "def sum(a, b): return a + b\ndef f(x): return sum(x, x * x - x)"
+    assert judged(verify, own).verdict == "right"
+    asked = judged(verify, own, "assert sum(1, 2) == 3")  # it was asked for a function of that name, or it cheats
+    assert (asked.verdict, asked.why.split(":")[0]) == (
+        "unknown",
+        "tests use a name of Python's own that the program defines",
+    )
+    helped = "import dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int\ndef f(x): return P(x * x).x"
+    assert judged(verify, helped, "def check(n): return f(n) == n * n", "assert check(3)").verdict == "right"
+
+
+def test_a_program_that_is_killed_from_outside_is_unknown(verify: CodeVerifier) -> None:
+    """As the kernel does where memory runs out; one that has used up its processor time is wrong."""
+    killed = judged(verify, "import signal; signal.raise_signal(signal.SIGKILL)")
+    assert killed.verdict == "unknown"
+    assert killed.why.startswith("killed: after 0.")
+    stubborn = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    code, _, _, used = run_program(stubborn, TESTS, 0.5, 1 << 30)
+    assert (code is None) or (code == -signal.SIGKILL and used >= 1)  # None: the machine gave it no time
+    assert judged(CodeVerifier(seconds=0.5), stubborn).verdict in {"wrong", "unknown"}
+
+
 def test_what_honest_programs_use_works(verify: CodeVerifier) -> None:
     program = (
         "import asyncio, collections, functools, heapq, itertools, math, random, re, tempfile, threading\n"
@@ -165,9 +213,9 @@ def test_a_program_that_does_not_end_is_ended(verify: CodeVerifier) -> None:
 def test_a_burst_of_endless_programs_gets_less_and_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
 
-    def endless(program: str, tests: object, seconds: float, memory: int) -> tuple[int, dict[str, object], str]:
+    def endless(program: str, tests: object, seconds: float, memory: int) -> tuple[int, dict[str, object], str, float]:
         given.append(seconds)
-        return -signal.SIGXCPU, {}, "token"
+        return -signal.SIGXCPU, {}, "token", seconds
 
     monkeypatch.setattr("covrl.rewards.code_tests.run_program", endless)
     verify = CodeVerifier(seconds=4.0, workers=1)
@@ -185,7 +233,7 @@ def test_a_forged_reply_lacks_the_token() -> None:
         'import os\nfor n in range(3, 20):\n    try: os.write(n, b\'{"passed": ""}\')\n    except OSError: pass\n'
         "os._exit(0)"
     )
-    code, said, token = run_program(forged, TESTS, 2.0, 1 << 30)
+    code, said, token, _ = run_program(forged, TESTS, 2.0, 1 << 30)
     assert code == 0
     assert said == {"passed": ""}
     assert len(token) == 32

@@ -57,6 +57,8 @@ def test_pairs_are_seeded_and_their_labels_are_arithmetic(bench: Any) -> None:
     assert {p.kind for p in pairs} >= {
         *("LaTeX spacing", "bases", "commas", "decimals", "equations", "formulas", "fractions", "intervals", "letters"),
         *("lists", "matrices", "mixed numbers", "percent", "plus or minus", "points", "text around", "tricks", "units"),
+        *("case of letters", "another base", "percent in words", "units asked for", "units not asked for"),
+        *("named values", "repeated values"),
     }
 
 
@@ -87,6 +89,20 @@ def test_solutions_are_paired_with_other_answers_only(bench: Any) -> None:
     assert ("5", "\\boxed{x=5}") not in crossed
     assert (r"\frac12", r"\boxed{\frac{1}{2}}") not in crossed
     assert ("7", "\\boxed{5}") in crossed
+
+
+def test_the_questions_formulas_are_no_answers(bench: Any) -> None:
+    rows = [
+        {"problem": r"Compute $513^2 - 487^2$ where $x = \frac12$. [asy] label($9$); [/asy]", "answer": "26000"},
+        {"problem": r"Simplify \[\sqrt{242}.\]", "answer": r"11\sqrt2"},
+        {"problem": r"Is $\frac12$ that?", "answer": r"\frac{1}{2}"},
+    ]
+    pairs = bench.restated_pairs(rows)
+    assert [p.response for p in pairs] == [
+        f"<answer>{a}</answer>" for a in ("513^2 - 487^2", r"x = \frac12", "x", r"\frac12", r"\sqrt{242}")
+    ]
+    assert not any(p.same for p in pairs)
+    assert [j.verdict for j in bench.verdicts(pairs, "math")] == ["unknown", "wrong", "wrong", "wrong", "unknown"]
 
 
 def test_a_false_right_is_found(bench: Any) -> None:

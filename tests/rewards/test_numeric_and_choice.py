@@ -36,6 +36,11 @@ def said(verifier: Numeric, reference: str, answer: str) -> tuple[Verdict, str]:
         ("25%", "0.25", "right"),
         ("0", "0.0000001", "wrong"),
         ("25", "25%", "unknown"),
+        ("25", "25 per cent", "unknown"),
+        ("25%", "25 per cent", "right"),
+        ("36", "36 cents", "unknown"),
+        ("36", "$36", "right"),
+        ("52_8", "42_{10}", "unknown"),
         ("5 cents", "5 dollars", "unknown"),
         ("5", "five", "unknown"),
         ("five", "5", "unknown"),
@@ -47,6 +52,14 @@ def said(verifier: Numeric, reference: str, answer: str) -> tuple[Verdict, str]:
 )
 def test_numbers_within_the_default_tolerance(reference: str, answer: str, verdict: Verdict) -> None:
     assert said(Numeric(), reference, answer)[0] == verdict
+
+
+def test_the_question_over_again_and_its_units() -> None:
+    problem = Problem("p", r"It took 7 hours. What is $\frac{13}{4}$ as a decimal?", "3.25")
+    assert Numeric()(problem, r"\boxed{\frac{13}{4}}").why.startswith("restates the question")
+    assert Numeric()(problem, r"\boxed{\frac{26}{8}}").verdict == "right"
+    assert Numeric()(problem, r"\boxed{3.25 hours}").verdict == "right"
+    assert Numeric()(problem, r"\boxed{3.25 days}").verdict == "unknown"
 
 
 def test_tolerances_are_bounds_that_are_met_exactly() -> None:

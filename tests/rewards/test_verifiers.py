@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.errors import UserError
@@ -170,6 +170,14 @@ RIGHT = [
     ("x=5", "5 = x"),
     ("1,-2", r"x = 1 \text{ or } x = -2"),
     ("y = 2x + 3", "2x + 3 = y"),
+    ("x=1,y=2", "y=2, x=1"),
+    ("5,5,6", r"\{6, 5, 5\}"),
+    (r"\{1,2\}", "2, 1"),
+    ("5", r"\{5\}"),
+    ("(1,2), (3,4)", "(3,4), (1,2)"),
+    ("5%", "5 per cent"),
+    (r"\frac{1}{20}", r"5 \text{ percent}"),
+    ("50", "50 square units"),
     (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{pmatrix} 0.5 \\ 2 \end{pmatrix}"),
 ]
 WRONG = [
@@ -185,6 +193,12 @@ WRONG = [
     ("1/3", "0.33"),
     ("0.0000001", "10^{-8}"),
     ("4210_5", "4210_6"),
+    ("52_8", "43_{10}"),
+    ("x=1,y=2", "x=2, y=1"),
+    ("x=1,y=2", "3,1"),
+    ("5,5,6", "5,7"),
+    ("(1,2)", "1,3"),
+    ("36", "37 cents"),
     ("4210_5", "555"),
     ("3t", "3"),
     ("|y|+1", "y+1"),
@@ -206,6 +220,27 @@ UNKNOWN = [
     ("listen", "silent", "same letters"),
     ("east", "5", "the reference is words"),
     ("2x", "2X", "case only"),
+    (r"\text{(C)}", "z = c", "case only"),
+    (r"\text{(B)}", "a=b", "case only"),
+    ("2X", "y=2x", "case only"),
+    ("A+b", "a+b+0c", "case only"),
+    ("0", "c-C", "case only"),
+    ("5", "5 per cent", "per cent on one side only"),
+    ("5", r"5 \text{ percent}", "per cent on one side only"),
+    ("x=1,y=2", "2,1", "says which value is which"),
+    ("x=1,y=2", r"\{2,1\}", "says which value is which"),
+    ("5,5,6", "5,6", "repeated"),
+    ("5,5,6", "5,6,6", "repeated"),
+    ("5", "5, 5.0", "repeated"),
+    ("52_8", "42_{10}", "another base"),
+    ("52_8", "101010_2", "another base"),
+    ("36", "36 cents", "a unit that the question does not ask for"),
+    ("50", r"50 \text{ cm}^2", "a unit that the question does not ask for"),
+    ("(5,6)", "5<x<6", "a point or vector on one side only"),
+    ("(1,2)", r"\{1,2\}", "a point or vector on one side only"),
+    ("(1,2)", "1,2", "a point or vector on one side only"),
+    ("(1,2,3)", "1,2,3", "a point or vector on one side only"),
+    ("0.05", "5 per cent of it", "the word"),
     ("5 cents", "5 dollars", "different units"),
     ("36 cm", "0.36 m", "may be a unit"),
     ("3", "3:1", "ratio"),
@@ -241,6 +276,51 @@ def test_what_cannot_be_read_is_unknown_and_says_why(reference: str, answer: str
     assert why in judged.why
 
 
+ASKED = [
+    ("How many cents is that?", "36", "36 cents", "right"),
+    ("Each was 50 cents. How many dollars is that?", "36", "36 cents", "unknown"),
+    ("Each was 50 cents. How many dollars is that?", "36", "36 dollars", "right"),
+    ("He works 8 hours for 5 days. How many hours is that?", "40", "40 hours", "right"),
+    ("He works 8 hours for 5 days. How many hours is that?", "40", "40 days", "unknown"),
+    (r"The side is $7\text{ cm}$. Find its area.", "49", r"49 \text{ cm}^2", "right"),
+    (r"The side is $7\text{ cm}$ and $2\text{ m}$ wide.", "49", r"49 \text{ cm}^2", "unknown"),
+    ("Give the area in square inches; a foot has 12.", "49", "49 square inches", "right"),
+    (r"He has \$5 more.", "36", "36 dollars", "right"),
+    (r"Find the angle, $x^\circ$.", "36", "36 degrees", "right"),
+    ("Solve in interval notation.", "(5,6)", "5 < x < 6", "right"),
+    ("Compute $513^2 - 487^2$.", "26000", "513^2-487^2", "unknown"),
+    ("Compute $513^2 - 487^2$.", "26000", r"\left(513^{2} - 487^{2}\right) + 0", "unknown"),
+    ("Compute $513^2 - 487^2$.", "26000", r"26 \cdot 1000", "right"),
+    (r"Simplify $\sqrt{242}$.", r"11\sqrt{2}", r"\sqrt{242}", "unknown"),
+    (r"Simplify $\sqrt{242}$.", r"11\sqrt{2}", r"\sqrt{2} \cdot 11", "right"),
+    (r"What is $\log_264$?", "6", r"\log_264", "unknown"),
+    (r"Write 25\% as a fraction.", r"\frac{1}{4}", "25%", "unknown"),
+    ("Express 0.5 as a fraction.", r"\frac{1}{2}", "0.5", "unknown"),
+    ("Express 10.5 and 0.55 as fractions.", r"\frac{1}{2}", "0.5", "right"),
+    ("It is 1/2 of x. Is x 5?", "x = 5", "5", "right"),
+    ("It is 1/2 of it. How much is it?", r"\frac{1}{2}", "1/2", "right"),
+    ("There are 12 of them.", "12", "12.0", "right"),
+    (r"Is $\sqrt{53}$ rational? Find the distance.", r"\sqrt{53}", r"\sqrt{53}", "right"),
+    (r"Expand $(a+5)(b+2)$.", "ab+2a+5b+10", "(b+2)(a+5)", "right"),  # turned about: not seen, and documented
+]
+
+
+@pytest.mark.parametrize(("question", "reference", "answer", "verdict"), ASKED)
+def test_the_question_says_what_counts(
+    question: str, reference: str, answer: str, verdict: Verdict, math: MathVerifier
+) -> None:
+    judged = math(Problem("p", question, reference), f"So <answer>{answer}</answer>.")
+    assert judged.verdict == verdict
+    assert judged.why.startswith(("restates the question", "a unit that")) == (verdict == "unknown")
+
+
+def test_a_doubt_about_one_reference_leaves_the_others(math: MathVerifier) -> None:
+    assert math(problem("(1,2)", "2,1,0"), boxed("1,2")).verdict == "unknown"
+    assert math(problem("(1,2)", r"\{2,1\}"), boxed("1,2")).verdict == "right"
+    rows = [(problem("(1,2)"), boxed("1,2")), (problem("1/2", "7"), boxed("2/4")), (problem("5,5"), boxed("5"))]
+    assert [j.verdict for j in math.judge_all(rows)] == ["unknown", "right", "unknown"]
+
+
 def test_several_references_any_of_them_is_right_and_one_doubt_is_no_wrong(math: MathVerifier) -> None:
     assert math(problem("no real number", r"\frac{1}{2}"), boxed("0.5")).verdict == "right"
     assert math(problem(r"\frac{", "7"), boxed("7")).verdict == "right"
@@ -248,6 +328,7 @@ def test_several_references_any_of_them_is_right_and_one_doubt_is_no_wrong(math:
     assert math(problem(r"\frac{", "7"), boxed("6")).verdict == "unknown"
 
 
+@settings(deadline=None)  # it starts worker processes
 @given(st.integers(-999, 999), st.integers(2, 99))
 def test_a_fraction_equals_its_multiples_and_no_other(math: MathVerifier, a: int, b: int) -> None:
     rows = [(problem(f"\\frac{{{a}}}{{{b}}}"), boxed(f"{n}/{2 * b}")) for n in (2 * a, 2 * a + 1)]

@@ -205,7 +205,9 @@ def calibration(attacks: tuple[str, ...], folder: Path) -> str:
     record = dict.fromkeys((*names, "questions_with_both"), 1)
     every = " ".join(attacks)
     texts = {"model": every, "problem_source": every, "sentence": every}
-    return render_reliability(Filled(record | texts | {"reliability": [part], "by_log_prob": [part]}))
+    texts |= {"marked_by": every, "reward": every}
+    parts = {"reliability": [part], "by_log_prob": [part], "sampled": Filled()}
+    return render_reliability(Filled(record | texts | parts))
 
 
 class Filled(dict):

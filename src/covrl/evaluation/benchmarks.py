@@ -94,7 +94,8 @@ class Loaded:
 
 
 _CHOICE: dict[str, Any] = {
-    "verifier": "text", "extraction": BOXED_OR_WHOLE, "prompts": {"user": CHOICE_USER}, "answer_tokens": 32,
+    "verifier": "choice", "extraction": ("boxed", "answer_is", "none"), "prompts": {"user": CHOICE_USER},
+    "answer_tokens": 32,
 }  # fmt: skip
 
 PROTOCOLS: Mapping[str, Protocol] = {
@@ -123,7 +124,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
         ),
         Protocol(
             "OlympiadBench", "hf:Hothan/OlympiadBench/OE_TO_maths_en_COMP:train", "olympiadbench/test.jsonl",
-            Fields("question", "final_answer"), 1, note="open-ended English competition mathematics without pictures",
+            Fields("question", "final_answer", every=True), 1,
+            note="open-ended English competition mathematics without pictures",
         ),
         Protocol(
             "GPQA-Diamond", "hf:Idavidrein/gpqa/gpqa_diamond:train", "gpqa_diamond/test.jsonl",
@@ -135,8 +137,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
             Options("question", "answer_index", listed="options"), 1, **_CHOICE,
         ),
         Protocol(
-            "TheoremQA", "hf:TIGER-Lab/TheoremQA:test", "theoremqa/test.jsonl", Fields("Question", "Answer"), 2,
-            note="questions with a picture are asked without it",
+            "TheoremQA", "hf:TIGER-Lab/TheoremQA:test", "theoremqa/test.jsonl",
+            Fields("Question", "Answer", truth=True), 2, note="questions with a picture are asked without it",
         ),
         Protocol(
             "SAT-Math", "", "sat_math/test.jsonl", Options("question", "Answer", listed="options"), 32, **_CHOICE,

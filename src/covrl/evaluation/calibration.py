@@ -1,24 +1,26 @@
-"""`covrl calibrate`: before training, does log p(y|x,z) know a right trace from a wrong one?
+"""`covrl calibrate`: before training, does the likelihood reward know a right trace from a wrong one?
 
-Likelihood methods are rewarded with log p(y|x,z), a verifier would reward what the model answers behind the same trace.
-Here both are measured on prior traces: each trace gets its log-prob of the reference answer, and one answer is sampled
-behind it and graded. The probability is the model's own of saying the reference to the letter, so in the reliability
-table the share of right answers should lie on it or above (other spellings of the answer are right too). Traces that
-are not closed have neither, and answers without a verdict are left out; both shares are reported.
+Likelihood methods pay a trace what log p(y|x,z) says of it. So traces are sampled under the prior prompt, each gets the
+reward that the method would pay (its own form, its floor), and each is marked right or wrong by what it *says*: by the
+task's own check of the derivation where the task has one, else by its stated conclusion (:func:`conclusion`), which the
+verifier grades. The model's answer behind the trace has no part in that mark, and neither has p(y|x,z): the two sides
+share the trace and nothing else.
 
 What decides is the AUC *within* questions: of two traces of one question, one right and one wrong, how often the right
-one has the greater likelihood. That is the comparison that a group's advantages make. The AUC over all traces also
-counts that some questions are easier, which no advantage sees.
+one earns more. That is the comparison that a group's advantages make. The AUC over all traces also counts that some
+questions are easier, which no advantage sees.
 
-What this cannot show: both sides come from one model, so it finds traces that make no difference to the answer, and
-references whose wording the model would not choose (the two ways in which the likelihood fails as a reward), but not
-a wrong derivation that ends in the right answer. That is wrong for a verifier too.
+Beside it stands what the model answers behind the same trace, sampled and graded. **That comparison is circular**: the
+answer is drawn from the same p(.|x,z) that is scored, so for references with one spelling its calibration error is near
+0 and its AUC high whatever the traces are worth. It finds one thing only: references in a wording that the model would
+not choose while a verifier takes its own.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +28,14 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from covrl.evaluation.accuracy import Evaluator
-from covrl.evaluation.likelihood import answer_log_probs
+from covrl.evaluation.accuracy import SOUND, Evaluator, Graded
+from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.statistics import Interval, quantile
 from covrl.generation.base import Draw
 from covrl.records import Problem, Verdict
 from covrl.reporting.summary import interval
+from covrl.rewards.extract import extract_answer
+from covrl.rewards.likelihood import Form, answer_reward
 from covrl.scoring.model import LanguageModel
 
 BINS = 10
@@ -43,65 +47,125 @@ TRUSTED, DOUBTED = 0.75, 0.6
 with 95 %, and not where it is below the second with 95 %. 0.5 is a coin."""
 
 
+CONCLUSION_CHARS = 200
+"""A longer conclusion is none: it is a sentence, which no verifier of answers reads."""
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+
+
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """One closed trace: nats of the reference answer, its tokens, and the verdict on the sampled answer."""
+    """One closed trace.
+
+    ``log_prob`` are the nats of the reference answer, ``tokens`` its tokens, ``reward`` what a method would pay for it;
+    ``verdict`` is on the sampled answer, ``own`` on what the trace itself says.
+    """
 
     problem: str
     log_prob: float
     tokens: int
     verdict: Verdict
+    reward: float
+    own: Verdict
 
     @property
     def right(self) -> bool:
-        return self.verdict == "right"
+        return self.own == "right"
+
+
+def conclusion(trace: str) -> str | None:
+    r"""What a trace says that the answer is: its last ``\boxed{}``, ``<answer>``, ``####`` or "answer is", else what
+    follows the last equals sign of its last line with one, else its last number; None if there is nothing of these.
+    """
+    found = extract_answer(trace)
+    if found is None:
+        lines = [line for line in trace.splitlines() if "=" in line]
+        last = lines[-1].rpartition("=")[2].strip(" .$") if lines else ""
+        numbers = _NUMBER.findall(trace)
+        text = last or (numbers[-1] if numbers else "")
+    else:
+        text = found.text
+    return text if 0 < len(text) <= CONCLUSION_CHARS else None
 
 
 def mark(
     evaluator: Evaluator, model: LanguageModel, problems: Sequence[Problem], samples: int, temperature: float,
-    seed: int, rows_per_pass: int = 256,
+    seed: int, rows_per_pass: int = 256, form: Form = "sum",
 ) -> tuple[list[Marked], int]:  # fmt: skip
-    """``samples`` prior traces a problem, scored and graded; and how many traces there were, unclosed ones included."""
+    """``samples`` prior traces a problem, scored and marked; and how many traces there were, unclosed ones included."""
     found: list[Marked] = []
     together = max(rows_per_pass // samples, 1)
     for start in range(0, len(problems), together):
         asked = [(p, i) for p in problems[start : start + together] for i in range(samples)]
         graded = evaluator.examine(asked, temperature, Draw(seed, 0, "calibrate"))
-        scores = answer_log_probs(model, evaluator.prompts, [(g.problem, g.rollout) for g in graded])
-        found += [Marked(g.problem.id, s.total, s.tokens, g.verdict) for g, s in zip(graded, scores, strict=True) if s]
+        scores = answer_scores(model, evaluator.prompts, [(g.problem, g.rollout) for g in graded])
+        for g, s, own in zip(graded, scores, _own_verdicts(evaluator, graded), strict=True):
+            if s is not None:
+                reward = answer_reward(s, form)
+                found.append(Marked(g.problem.id, float(s.sum()), len(s), g.verdict, reward, own))
     return found, samples * len(problems)
 
 
-def calibration(marked: Sequence[Marked], traces: int, seed: int = 0) -> dict[str, Any]:
+def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:
+    """What each trace is worth by its own words."""
+    if evaluator.label is not None:
+        return ["right" if g.label == SOUND else "wrong" for g in graded]
+    close = evaluator.prompts.config.close
+    said = [conclusion(g.rollout.text.removesuffix(close)) for g in graded]
+    rows = [(g.problem, text) for g, text in zip(graded, said, strict=True) if text is not None]
+    verdicts = iter(evaluator.grade(rows) if evaluator.grade and rows else ())
+    return ["unknown" if text is None else next(verdicts) for text in said]
+
+
+def calibration(
+    marked: Sequence[Marked], traces: int, seed: int = 0, by: str = "conclusion", form: str = "sum"
+) -> dict[str, Any]:
     """All figures, as plain data; a figure is None where there is nothing to make it of.
 
-    ``auc`` is over all traces with the answer's log-prob summed, ``auc_per_token`` with its mean; ``auc_within`` the
-    mean over questions with both outcomes, with its 95 % interval over questions. ``ece`` is the mean distance of the
-    reliability table's two columns, ``brier`` the mean square of p − right.
+    ``auc_within`` (the mean over questions with both outcomes, with its 95 % interval over questions) and ``auc`` (over
+    all traces) are of the reward against what traces say themselves, ``auc_within_log_prob`` is of the sum without
+    floor. ``reliability`` has p(y|x,z) against the same mark. ``sampled`` holds the same figures against the model's
+    sampled answers, which are circular. ``by`` says how traces were marked: "sound" or "conclusion".
     """
-    known = [m for m in marked if m.verdict != "unknown"]
-    within = auc_within(known)
+    known = [m for m in marked if m.own != "unknown"]
+    within = auc_within([(m.problem, m.reward, m.right) for m in known])
     low_high = _interval(within, seed)
-    points = [(math.exp(m.log_prob), m.right) for m in known]
-    table = reliability(points)
+    table = reliability([(math.exp(m.log_prob), m.right) for m in known])
+    log_within = auc_within([(m.problem, m.log_prob, m.right) for m in known])
     record: dict[str, Any] = {
         "traces": traces,
+        "marked_by": by,
+        "reward": form,
         "closed": len(marked) / traces,
         "unknown": 1 - len(known) / len(marked) if marked else None,
         "right": fmean(m.right for m in known) if known else None,
-        "mean_p": fmean(p for p, _ in points) if points else None,
-        "auc": auc([(m.log_prob, m.right) for m in known]),
-        "auc_per_token": auc([(m.log_prob / m.tokens, m.right) for m in known]),
+        "mean_p": fmean(math.exp(m.log_prob) for m in known) if known else None,
+        "auc": auc([(m.reward, m.right) for m in known]),
         "auc_within": fmean(within) if within else None,
         "auc_within_interval": list(low_high) if low_high else None,
+        "auc_within_log_prob": fmean(log_within) if log_within else None,
         "questions_with_both": len(within),
         "questions": len({m.problem for m in marked}),
-        "ece": sum(b["count"] * abs(b["p"] - b["right"]) for b in table) / len(points) if points else None,
-        "brier": fmean((p - right) ** 2 for p, right in points) if points else None,
         "reliability": table,
         "by_log_prob": tenths([(m.log_prob, m.right) for m in known]),
+        "sampled": _sampled(marked),
     }
     return record | {"sentence": sentence(record)}
+
+
+def _sampled(marked: Sequence[Marked]) -> dict[str, Any]:
+    """The figures against the answers that the model samples behind its traces: circular, see above."""
+    known = [m for m in marked if m.verdict != "unknown"]
+    points = [(math.exp(m.log_prob), m.verdict == "right") for m in known]
+    within = auc_within([(m.problem, m.log_prob, m.verdict == "right") for m in known])
+    table = reliability(points)
+    return {
+        "right": fmean(right for _, right in points) if points else None,
+        "unknown": 1 - len(known) / len(marked) if marked else None,
+        "auc_within": fmean(within) if within else None,
+        "ece": sum(b["count"] * abs(b["p"] - b["right"]) for b in table) / len(points) if points else None,
+        "brier": fmean((p - right) ** 2 for p, right in points) if points else None,
+    }
 
 
 def auc(scored: Sequence[tuple[float, bool]]) -> float | None:
@@ -114,12 +178,12 @@ def auc(scored: Sequence[tuple[float, bool]]) -> float | None:
     return below / (2 * len(right) * len(wrong))
 
 
-def auc_within(marked: Sequence[Marked]) -> list[float]:
-    """The AUC of each question that has right and wrong traces."""
-    rows: dict[str, list[tuple[float, bool]]] = {}
-    for m in marked:
-        rows.setdefault(m.problem, []).append((m.log_prob, m.right))
-    return [value for row in rows.values() if (value := auc(row)) is not None]
+def auc_within(rows: Sequence[tuple[str, float, bool]]) -> list[float]:
+    """The AUC of each question that has right and wrong traces; rows are (question, score, right)."""
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for problem, score, right in rows:
+        found.setdefault(problem, []).append((score, right))
+    return [value for row in found.values() if (value := auc(row)) is not None]
 
 
 def reliability(points: Sequence[tuple[float, bool]], bins: int = BINS) -> list[dict[str, Any]]:
@@ -162,7 +226,7 @@ def sentence(record: dict[str, Any]) -> str:
         )
     low, high = record["auc_within_interval"]
     measured = (
-        f"of a right and a wrong trace of one question, the right one has the greater likelihood in "
+        f"of a right and a wrong trace of one question, the right one earns more in "
         f"{record['auc_within']:.1%} of cases (95 %: {low:.1%} to {high:.1%}; a coin: 50 %), on {count} questions"
     )
     if low > TRUSTED:

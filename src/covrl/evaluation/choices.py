@@ -12,14 +12,11 @@ from typing import Any
 from covrl.errors import UserError
 from covrl.problems.loading import field_of, read_rows, stem_of
 from covrl.records import Problem
+from covrl.rewards.choice import LETTERS
 
 ASK = "Answer with the letter of the right option."
 
 _MARK = re.compile(r"(?:^|\s)\(?([A-Z])\)\s")
-_LETTER = re.compile(
-    r"\W*(?:(?:the )?(?:right |correct )?(?:option|answer|choice)\W*(?:is\W*)?)?\(?([A-Z])(?:\)|\s*(?:$|[.:,]))",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +44,11 @@ class ChoiceSet:
 def load_choices(source: str, options: Options, seed: int) -> ChoiceSet:
     """Every row's question with its options, shuffled by (seed, row), as one text; the answer is a letter.
 
+    The verifier ``choice`` reads the options' texts from the question.
+
     Raises:
-        UserError: the source cannot be read, or a row has no question, fewer than two options or no right one.
+        UserError: the source cannot be read, or a row has no question, no right option, or fewer than two or more
+            than ten options.
     """
     names = [options.question, options.right, *options.wrong, *([options.listed] if options.listed else [])]
     problems: list[Problem] = []
@@ -63,17 +63,11 @@ def load_choices(source: str, options: Options, seed: int) -> ChoiceSet:
         random.Random(f"options/{seed}/{name}").shuffle(order)
         listed = "\n".join(f"({ascii_uppercase[i]}) {texts[place]}" for i, place in enumerate(order))
         letter = ascii_uppercase[order.index(right)]
-        problems.append(Problem(name, f"{question.strip()}\n\n{listed}\n\n{ASK}", letter, (texts[right],)))
+        problems.append(Problem(name, f"{question.strip()}\n\n{listed}\n\n{ASK}", letter))
         guesses.append(1 / len(texts))
     if not problems:
         raise UserError(f"{source}: there are no problems in it")
     return ChoiceSet(tuple(problems), sum(guesses) / len(guesses))
-
-
-def letter_of(said: str) -> str:
-    """The letter that an answer names at its beginning, as in ``(B)``, ``B. 12`` or ``option b``; else the answer."""
-    found = _LETTER.match(said)
-    return found[1].upper() if found else said
 
 
 def _options(where: str, row: Mapping[str, Any], options: Options) -> tuple[list[str], int]:
@@ -85,8 +79,8 @@ def _options(where: str, row: Mapping[str, Any], options: Options) -> tuple[list
     else:
         texts = _listed(field_of(where, row, "options", options.listed))
         place = _place(right, texts)
-    if not 2 <= len(texts) <= len(ascii_uppercase) or not all(texts):
-        raise UserError(f"{where}: expected 2 to 26 options that are not empty, found {len(texts)}")
+    if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
+        raise UserError(f"{where}: expected 2 to {len(LETTERS)} options that are not empty, found {len(texts)}")
     if not 0 <= place < len(texts):
         raise UserError(
             f"{where}: right option (field {options.right!r}): {right!r} is none of the {len(texts)} options; "

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
 from covrl import api
+from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.evaluation.calibration import calibration, mark
 from covrl.evaluation.evaluate import check_writable, evaluate, write_traces
@@ -24,6 +25,10 @@ from covrl.generation.base import Sampling
 from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.show import show_figures, show_leaks, show_table
 from covrl.reporting.text import visible
+from covrl.rewards.likelihood import Form
+
+FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
+"""What methods pay that have no setting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,12 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     show_leaks(Console(), record)
 
 
+def reward_form(config: RunConfig) -> Form:
+    """The form of log p(y|x,z) that the run's method pays; CoVRL's default for methods that pay none."""
+    own = config.algorithm.settings.get("reward")
+    return next((form for form in get_args(Form) if form == own), FORMS.get(config.algorithm.name, "sum"))
+
+
 def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     """Score and grade prior traces, print the table and the sentence, write JSON and page.
 
@@ -189,9 +200,11 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     assert run.evaluator is not None
     problems, seed = run.held_out[: asked.limit], checked.training.seed
     rows, temperature = checked.generation.rows_per_pass, checked.generation.temperature
-    marked, traces = mark(run.evaluator, run.models["policy"], problems, asked.n, temperature, seed, rows)
+    form = reward_form(checked)
+    marked, traces = mark(run.evaluator, run.models["policy"], problems, asked.n, temperature, seed, rows, form)
     record: dict[str, Any] = {"model": asked.model, "problem_source": asked.problems, "n": asked.n}
-    record |= calibration(marked, traces, seed)
+    by = "conclusion" if run.evaluator.label is None else "sound"
+    record |= calibration(marked, traces, seed, by, form)
     if out is not None:
         (out / "calibration.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         (out / "calibration.html").write_text(render_reliability(record), encoding="utf-8")

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
-from covrl.evaluation.choices import letter_of
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Finish, Problem, Verdict
+from covrl.rewards.choice import letter_of
 from covrl.rewards.extract import extract_answer
 from covrl.rewards.graders import make_grader
 from covrl.rewards.normalise import normalise, plain_number
@@ -61,8 +61,12 @@ class Exam:
     def answer(self, said: str) -> str:
         """The answer in what stood between the tags; empty if there is none."""
         found = extract_answer(said, self.extraction)
-        text = found.text if found else ""
-        return letter_of(text) if self.choice else text
+        return found.text if found else ""
+
+    def spelled(self, problem: Problem, said: str) -> str | None:
+        """One spelling for what answers the same: the letter of an option, else the answer's text or number."""
+        answer = self.answer(said)
+        return (letter_of(problem, answer) if self.choice else None) or spelling(answer)
 
     def grader(self) -> Grader | None:
         """Judges what stood between the tags."""
@@ -228,7 +232,7 @@ def _sample(exam: Exam, graded: Graded) -> Sample:
     return Sample(
         trace=graded.rollout.text,
         said=graded.answer,
-        answer=spelling(exam.answer(graded.answer)) if reply else None,
+        answer=exam.spelled(graded.problem, graded.answer) if reply else None,
         verdict=graded.verdict,
         finish=graded.rollout.finish,
         trace_tokens=len(graded.rollout.trace_ids),

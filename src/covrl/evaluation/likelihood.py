@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from covrl.prompts import Prompts
 from covrl.records import Output, Problem, Rollout
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AnswerLogProb(NamedTuple):
@@ -19,6 +22,23 @@ class AnswerLogProb(NamedTuple):
     tokens: int
 
 
+def answer_scores(
+    model: LanguageModel,
+    prompts: Prompts,
+    pairs: Sequence[tuple[Problem, Rollout]],
+    tokens_per_pass: int = 16384,
+    logits_bytes: int = 64 << 20,
+) -> list[Tensor | None]:
+    """The log-probs ``[A]`` of the reference answer's tokens behind each trace, read under the prior prompt.
+
+    The closing tag is among them; None where no answer follows.
+    """
+    context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
+    scores = score({"policy": model}, (context,), (reading,), pairs, tokens_per_pass, logits_bytes)
+    key = Output("answer", "prior")
+    return [s[key] if key in s else None for s in scores]  # noqa: SIM401 (no mapping)
+
+
 def answer_log_probs(
     model: LanguageModel,
     prompts: Prompts,
@@ -26,8 +46,6 @@ def answer_log_probs(
     tokens_per_pass: int = 16384,
     logits_bytes: int = 64 << 20,
 ) -> list[AnswerLogProb | None]:
-    """The reference answer's log-prob behind each trace, read under the prior prompt; None where no answer follows."""
-    context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-    scores = score({"policy": model}, (context,), (reading,), pairs, tokens_per_pass, logits_bytes)
-    key = Output("answer", "prior")
-    return [AnswerLogProb(float(s[key].sum()), len(s[key])) if key in s else None for s in scores]
+    """The sums of :func:`answer_scores`."""
+    found = answer_scores(model, prompts, pairs, tokens_per_pass, logits_bytes)
+    return [None if s is None else AnswerLogProb(float(s.sum()), len(s)) for s in found]

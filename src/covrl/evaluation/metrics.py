@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -13,14 +12,17 @@ from covrl.errors import UserError
 from covrl.evaluation.accuracy import SOUND
 from covrl.evaluation.benchmarks import Suite
 from covrl.evaluation.exam import Sample, Solved
-from covrl.evaluation.statistics import bootstrap_intervals, pass_at_k, powers_of_two
+from covrl.evaluation.statistics import Interval, bootstrap_intervals, pass_at_k, powers_of_two
 from covrl.evaluation.support import (
+    Outcomes,
     Support,
     answer_entropy,
+    deal_against_itself,
+    deal_halves,
     maj_at_k,
-    nscr_interval,
-    split_half_null,
-    support,
+    mean_support,
+    null_quantiles,
+    rate_intervals,
 )
 
 MOST_COMPARED = 8
@@ -147,36 +149,34 @@ def supports(base: Sequence[Solved], other: Sequence[Solved], seed: int = 0, dra
 
     ``at_n`` compares all n samples. ``null`` is the base against itself, half its samples each, and ``halves`` the two
     models at that same budget: ``halves`` against ``null`` is what training did, as ``at_n`` has no null of its own.
+    ``intervals`` are 95 % over problems, the null's ``quantiles`` hold 95 % of its draws: these problems, chance alone.
     ``detectable`` is the success rate of a problem that n samples find with probability 0.95.
     """
     n = len(base[0].samples)
     if not n:
         return None
     ours, theirs = [row.marks for row in base], [row.marks for row in other]
-    right = [sum(marks) for marks in ours], [sum(marks) for marks in theirs]
-    record: dict[str, Any] = {"n": n, "detectable": 1 - 0.05 ** (1 / n), "at_n": rates(support(*right))}
-    record["at_n"]["nscr_interval"] = list(nscr_interval(*right, seed=seed))
+    whole = [[(any(a), any(b)) for a, b in zip(ours, theirs, strict=True)]]
+    record: dict[str, Any] = {"n": n, "detectable": 1 - 0.05 ** (1 / n), "at_n": _with_intervals(whole, seed)}
     if n > 1:
-        record["halves"] = rates(_halves(ours, theirs, seed, draws))
-        record["null"] = rates(split_half_null(ours, seed, draws))
+        record["halves"] = _with_intervals(deal_halves(ours, theirs, seed, draws), seed)
+        null = deal_against_itself(ours, seed, draws)
+        record["null"] = rates(mean_support(null)) | {"quantiles": _listed(null_quantiles(null))}
     return record
+
+
+def _with_intervals(deals: Sequence[Outcomes], seed: int) -> dict[str, Any]:
+    return rates(mean_support(deals)) | {"intervals": _listed(rate_intervals(deals, seed))}
+
+
+def _listed(ends: Mapping[str, Interval]) -> dict[str, list[float]]:
+    return {name: list(interval) for name, interval in ends.items()}
 
 
 def rates(found: Support) -> dict[str, Any]:
     """The counts and the four rates."""
     names = ("kept", "gained", "lost", "neither", "srr", "ndr", "sds", "nscr")
     return {name: getattr(found, name) for name in names}
-
-
-def _halves(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]], seed: int, draws: int) -> Support:
-    """Half of each model's samples against each other; means over draws."""
-    rng = random.Random(f"both halves/{seed}")
-    half = len(ours[0]) // 2
-    found = []
-    for _ in range(draws):
-        dealt = [[sum(rng.sample(list(row), half)) for row in rows] for rows in (ours, theirs)]
-        found.append(support(*dealt))
-    return Support(*(fmean(getattr(part, name) for part in found) for name in ("kept", "gained", "lost", "neither")))
 
 
 def overall(suite: Suite, model: str, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

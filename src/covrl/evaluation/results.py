@@ -97,18 +97,22 @@ def _support(row: Mapping[str, Any]) -> Table:
     rows = []
     for name, found in named:
         counts = [f"{found[key]:.6g}" if found is row["at_n"] else f"{found[key]:.1f}" for key in COUNTS]
-        shares = [number(found[key]) for key in ("srr", "ndr", "sds", "nscr")]
-        if "nscr_interval" in found:
-            low, high = found["nscr_interval"]
-            shares[-1] += f" ({low:.2f} to {high:.2f})"
+        ends = found.get("intervals") or found["quantiles"]
+        shares = [_with_ends(found[key], ends[key]) for key in ("srr", "ndr", "sds", "nscr")]
         rows.append([name, *counts, *shares])
     about = (
         f"Problems that {other} solves (one sample is right) against {base}. The null is {base} against itself: "
-        f"compare the two lines of equal budget. {row['n']} samples find a problem of success rate "
+        f"compare the two lines of equal budget. In brackets: 95 % over problems, and of the null 95 % of its draws. "
+        f"{row['n']} samples find a problem of success rate "
         f"{number(row['detectable'], 'share')} with 95 %."
     )
     head = ["", "kept", "gained", "lost", "neither", "SRR", "NDR", "SDS", "NSCR"]
     return Table(f"{row['exam']}: {other} against {base}", about, head, rows)
+
+
+def _with_ends(value: float, ends: Sequence[float]) -> str:
+    low, high = ends
+    return f"{number(value)} ({low:.2f} to {high:.2f})" if low < high else number(value)
 
 
 COUNTS = ("kept", "gained", "lost", "neither")

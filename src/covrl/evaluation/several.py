@@ -17,7 +17,7 @@ from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_bench
 from covrl.evaluation.choices import Options
 from covrl.evaluation.exam import Exam, Solved, check_room, sit
 from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
-from covrl.evaluation.store import Store, fingerprint, open_store, slug
+from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
@@ -95,7 +95,8 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
     configs, notes = settings_of(order.models, order.problems, order.config, order.settings)
     exams, suites = _exams(order, next(iter(configs.values())))
     ks = {exam.name: check_ks(order.ks, exam.samples, exam.name) for exam in exams}
-    candidates = [_candidate(name, config, exams, order) for name, config in configs.items()]
+    prints = Fingerprints(out / "fingerprints.json")
+    candidates = [_candidate(name, config, exams, order, prints) for name, config in configs.items()]
     for exam in exams:
         notes += exam.notes
         notes += differences(exam.name, sampling_of({c.name: c.exams[exam.name] for c in candidates}))
@@ -105,6 +106,7 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
     except OSError as error:
         raise UserError(f"{out}: cannot write there: {error.strerror}") from None
     with api.alone_in(out):
+        prints.save()
         for candidate in candidates:
             for exam in exams:
                 path = out / "samples" / slug(exam.name) / f"{slug(candidate.name)}.jsonl"
@@ -185,14 +187,16 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
     )
 
 
-def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order) -> _Candidate:
+def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order, prints: Fingerprints) -> _Candidate:
     """Everything about a model that can be checked without its weights."""
     source = str(resolve_path(config.model.path))
     base = base_source(source)
-    context = getattr(safe_config(base, config.model.allow_pickle), "max_position_embeddings", None)
+    checked = safe_config(base, config.model.allow_pickle)
+    context = getattr(checked, "max_position_embeddings", None)
     words = source if (Path(source) / "tokenizer_config.json").is_file() else base
     tokenizer = quoted(words, lambda: load_tokenizer(words))
-    weights = fingerprint(Path(source)) + (fingerprint(Path(base)) if base != source else "")
+    commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
+    weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
     own = {exam.name: exam_for(exam, config, order.temperature, order.max_tokens) for exam in exams}
     candidate = _Candidate(name, config, tokenizer, context, weights, own)
     for exam in own.values():

@@ -17,7 +17,8 @@ from covrl.errors import UserError
 from covrl.evaluation.exam import Solved, digest, from_json, to_json
 from covrl.records import Problem
 
-PROBED_BYTES = 1 << 20
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.index.json", "config.json", "adapter_config.json", "tokenizer*.json")
+"""The files of a model's folder that what it answers hangs on."""
 
 
 @dataclass(slots=True)
@@ -101,19 +102,46 @@ def slug(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def fingerprint(folder: Path) -> str:
-    """What tells one model's weights from another's: a hash of size, first and last MiB of each weights file.
+class Fingerprints:
+    """What tells one model's weights from another's: a hash of all bytes of its folder's weights and settings.
 
-    Empty for a hub id, which is its own name.
+    Hashes of whole files are kept in ``file`` beside size and time of change, so that going on does not read every
+    file again: one that was written to since is read anew.
     """
-    if not folder.is_dir():
-        return ""
-    found = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        found.update(f"{path.name}/{size}/".encode())
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            found = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):  # none yet, or not ours: all is read
+            found = {}
+        self._known: dict[str, Any] = found if isinstance(found, dict) else {}
+
+    def of(self, folder: Path) -> str:
+        """The fingerprint of a folder; empty for what is none (a hub id)."""
+        if not folder.is_dir():
+            return ""
+        names = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
+        found = hashlib.sha256()
+        for path in names:
+            found.update(f"{path.name}/{self._hash(path)}/".encode())
+        return found.hexdigest()[:16]
+
+    def save(self) -> None:
+        """Write the hashes for the next call.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self.file.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+
+    def _hash(self, path: Path) -> str:
+        state, key = path.stat(), str(path.resolve())
+        now = [state.st_size, state.st_mtime_ns]
+        known = self._known.get(key)
+        if isinstance(known, list) and len(known) == 3 and known[:2] == now:
+            return str(known[2])
         with path.open("rb") as file:
-            found.update(file.read(PROBED_BYTES))
-            file.seek(max(size - PROBED_BYTES, 0))
-            found.update(file.read(PROBED_BYTES))
-    return found.hexdigest()[:16]
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        self._known[key] = [*now, found]
+        return found

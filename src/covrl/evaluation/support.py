@@ -8,7 +8,7 @@ budget n if at least one of n samples is right. Over problems, P are solved by b
 
 Use the same n, temperature, prompt, token limit and grader for both. S and E are small counts that borderline problems
 dominate: a problem with success rate p is missed by n samples with probability (1−p)^n. So compare with
-:func:`split_half_null`, in which the base plays both parts.
+:func:`split_half_null`, in which the base plays both parts, and with :func:`null_quantiles`.
 """
 
 from __future__ import annotations
@@ -67,15 +67,20 @@ def support(base: Sequence[int], trained: Sequence[int]) -> Support:
     Raises:
         ValueError: the two are of different lengths.
     """
-    pairs = Counter((b > 0, t > 0) for b, t in zip(base, trained, strict=True))
-    return Support(pairs[True, True], pairs[False, True], pairs[True, False], pairs[False, False])
+    return _counted([(b > 0, t > 0) for b, t in zip(base, trained, strict=True)])
 
 
-def split_half_null(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200) -> Support:
-    """What chance alone gives: the base's own samples against each other, half and half.
+Outcomes = list[tuple[bool, bool]]
+"""Problem by problem: whether the base solves it, and whether the other does."""
 
-    ``marks[i]`` says of each sample of problem ``i`` whether it is right. Each draw deals a problem's samples to two
-    halves; the counts are means over draws, so that gained and lost are equal in expectation.
+RATES = ("srr", "ndr", "sds", "nscr")
+"""The figures that intervals are given for."""
+
+
+def deal_against_itself(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200) -> list[Outcomes]:
+    """What chance alone gives, draw by draw: the base's own samples against each other, half and half.
+
+    ``marks[i]`` says of each sample of problem ``i`` whether it is right.
 
     Raises:
         ValueError: a problem has fewer than two samples.
@@ -83,24 +88,72 @@ def split_half_null(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int =
     if any(len(row) < 2 for row in marks):
         raise ValueError("halves need at least two samples of each problem")
     rng = random.Random(f"halves/{seed}")
-    found = []
-    for _ in range(draws):
-        dealt = [rng.sample(list(row), len(row)) for row in marks]
-        halves = [(sum(row[: len(row) // 2]), sum(row[len(row) // 2 : 2 * (len(row) // 2)])) for row in dealt]
-        found.append(support([a for a, _ in halves], [b for _, b in halves]))
-    names = ("kept", "gained", "lost", "neither")
-    return Support(*(fmean(getattr(part, name) for part in found) for name in names))
+    return [[_dealt(len(row), sum(row), rng) for row in marks] for _ in range(draws)]
 
 
-def nscr_interval(base: Sequence[int], trained: Sequence[int], seed: int = 0, resamples: int = 2000) -> Interval:
-    """The 95 % interval of NSCR over problems, by the percentile bootstrap: a ratio, so counts are drawn together."""
-    rng = random.Random(f"support/{seed}")
+def deal_halves(
+    base: Sequence[Sequence[bool]], trained: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200
+) -> list[Outcomes]:
+    """Half of each model's samples against each other, draw by draw."""
+    rng = random.Random(f"both halves/{seed}")
+
     pairs = list(zip(base, trained, strict=True))
-    values = []
-    for _ in range(resamples):
-        drawn = rng.choices(pairs, k=len(pairs))
-        values.append(support([b for b, _ in drawn], [t for _, t in drawn]).nscr)
-    return Interval(quantile(values, 0.025), quantile(values, 0.975))
+    return [[(_dealt(len(b), sum(b), rng)[0], _dealt(len(t), sum(t), rng)[0]) for b, t in pairs] for _ in range(draws)]
+
+
+def _dealt(samples: int, right: int, rng: random.Random) -> tuple[bool, bool]:
+    """Whether each of two halves of a problem's samples has a right one, with the right ones at random places."""
+    half = samples // 2
+    if right == 0 or right > samples - half:
+        return right > 0, right > 0
+    places = rng.sample(range(samples), right)
+    return any(p < half for p in places), any(half <= p < 2 * half for p in places)
+
+
+def mean_support(deals: Sequence[Outcomes]) -> Support:
+    """The counts, as means over draws."""
+    found = [_counted(outcomes) for outcomes in deals]
+    return Support(*(fmean(getattr(part, name) for part in found) for name in ("kept", "gained", "lost", "neither")))
+
+
+def split_half_null(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200) -> Support:
+    """The means of :func:`deal_against_itself`: gained and lost are equal in expectation.
+
+    Raises:
+        ValueError: a problem has fewer than two samples.
+    """
+    return mean_support(deal_against_itself(marks, seed, draws))
+
+
+def null_quantiles(deals: Sequence[Outcomes]) -> dict[str, Interval]:
+    """Between which values 95 % of the draws of a null lie, for each rate: these problems, chance alone."""
+    found = [_counted(outcomes) for outcomes in deals]
+    return _ends({name: [getattr(part, name) for part in found] for name in RATES})
+
+
+def rate_intervals(deals: Sequence[Outcomes], seed: int = 0, resamples: int = 2000) -> dict[str, Interval]:
+    """The 95 % interval of each rate over problems, by the percentile bootstrap.
+
+    The rates are ratios, so the counts of a resample are drawn together. Each resample takes its outcomes from another
+    of the ``deals`` (one, where all samples were used), so that how samples were dealt to halves is part of it.
+    """
+    rng = random.Random(f"support/{seed}")
+    values: dict[str, list[float]] = {name: [] for name in RATES}
+    for i in range(resamples):
+        outcomes = deals[i % len(deals)]
+        drawn = _counted(rng.choices(outcomes, k=len(outcomes)))
+        for name in RATES:
+            values[name].append(getattr(drawn, name))
+    return _ends(values)
+
+
+def _ends(values: dict[str, list[float]]) -> dict[str, Interval]:
+    return {name: Interval(quantile(found, 0.025), quantile(found, 0.975)) for name, found in values.items()}
+
+
+def _counted(outcomes: Outcomes) -> Support:
+    pairs = Counter(outcomes)
+    return Support(pairs[True, True], pairs[False, True], pairs[True, False], pairs[False, False])
 
 
 def detectable(n: int, miss: float = 0.05) -> float:

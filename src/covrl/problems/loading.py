@@ -53,7 +53,8 @@ class Fields:
     r"""Which fields of a row make a problem.
 
     A dotted name reaches into objects (``meta.answer``) and lists (``prompt.0.content``). ``answer`` is text, a
-    number, or a list of them: the first is scored, all are accepted. ``accepted`` names a list of further accepted
+    number, or a list of them: the first is scored, all are accepted; with ``every`` all of them together are the
+    answer. With ``truth`` it may be true or false, which are the words. ``accepted`` names a list of further accepted
     answers, taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as
     it is, behind the last ``####`` (there a number loses its thousands separators: 1,200 is 1200), or out of the last
     ``\boxed{}``. ``solution`` names a field with a worked solution; without one, a field that the answer was
@@ -69,6 +70,8 @@ class Fields:
     id: str | None = None
     extract: Extract = "none"
     solution: str | None = None
+    every: bool = False
+    truth: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -188,9 +191,13 @@ def _problem(row: _Row, default_id: str, fields: Fields) -> Problem:
         raise _error(spot, f"expected text, found {_kind(question)}")
     _check_text(question, spot)
     spot = f"{place}: answer (field {fields.answer!r})"
-    answers = [_extracted(*a, fields.extract) for a in _answer_list(_field(row, "answer", fields.answer), spot)]
+    value = _field(row, "answer", fields.answer)
+    value = str(value) if fields.truth and isinstance(value, bool) else value
+    answers = [_extracted(*a, fields.extract) for a in _answer_list(value, spot)]
     if not answers:
         raise _error(spot, "an empty list, so there is no answer to score")
+    if fields.every and len(answers) > 1:
+        answers = [", ".join(answer.strip().strip("$") for answer in answers)]
     if fields.accepted is not None:
         answers += _accepted(_field(row, "accepted", fields.accepted), f"{place}: accepted (field {fields.accepted!r})")
     answer, *accepted = dict.fromkeys(answers)

@@ -29,21 +29,36 @@ class Grid(NamedTuple):
 
 def grids(record: Mapping[str, Any]) -> list[Grid]:
     """The figures, the reliability table and the tenths."""
-    shares = ("closed", "unknown", "right", "mean_p", "auc", "auc_per_token", "auc_within", "ece")
+    shares = ("closed", "unknown", "right", "mean_p", "auc", "auc_within", "auc_within_log_prob")
     rows = [[name.replace("_", " "), number(record[name], "share")] for name in shares]
-    rows += [["brier", number(record["brier"])]]
     rows += [[n.replace("_", " "), f"{record[n]:,}"] for n in ("traces", "questions", "questions_with_both")]
+    names = ("right", "unknown", "auc_within", "ece", "brier")
+    units = {"brier": ""}
+    sampled = [[n.replace("_", " "), number(record["sampled"][n], units.get(n, "share"))] for n in names]
+    how = "the task's check of the derivation" if record["marked_by"] == "sound" else "its own stated conclusion"
     bins = [[f"{b['from']:.1f} to {b['to']:.1f}", number(b["p"], "share"), *_share(b)] for b in record["reliability"]]
     tenths = [[f"{b['from']:.2f} to {b['to']:.2f}", *_share(b)] for b in record["by_log_prob"]]
     return [
-        Grid("Figures", "of traces under the prior prompt", ["", ""], rows),
+        Grid(
+            "Figures",
+            f"of traces under the prior prompt, each marked by {how}; reward: {record['reward']}",
+            ["", ""],
+            rows,
+        ),
         Grid(
             "Reliability",
-            "p(y|x,z) of the reference answer against verified answers; on the diagonal or above it is as it should be",
+            "p(y|x,z) of the reference answer against the share of right traces",
             ["p from", "mean p", "right", "95 %", "traces"],
             bins,
         ),
         Grid("Tenths by log p", "parts of equal size, in nats", ["log p from", "right", "95 %", "traces"], tenths),
+        Grid(
+            "Against the model's own sampled answers",
+            "circular: the answer is drawn from the p(.|x,z) that is scored; says whether the reference's wording is "
+            "the model's, and nothing of traces",
+            ["", ""],
+            sampled,
+        ),
     ]
 
 
@@ -63,7 +78,7 @@ def render_reliability(record: Mapping[str, Any]) -> str:
 
 
 def plot(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Share of right answers over probability; a point a bin, its area by the number of traces, with its interval."""
+    """Share of right traces over probability; a point a bin, its area by the number of traces, with its interval."""
     most = max((b["count"] for b in bins), default=1)
     parts = ["<g class='grid'>"]
     for tick in (0, 0.25, 0.5, 0.75, 1):
@@ -78,8 +93,8 @@ def plot(bins: Sequence[Mapping[str, Any]]) -> str:
     told = "; ".join(f"p {b['p']:.2f}: {b['right']:.2f} right of {b['count']}" for b in bins)
     return (
         "<figure class='chart reliability'><figcaption>"
-        "<h3>Verified right <span class='unit'>%</span> over p(y|x,z) <span class='unit'>%</span></h3>"
-        "<p class='healthy'>Above the dashed line, more answers are right than the model's own probability says.</p>"
+        "<h3>Right traces <span class='unit'>%</span> over p(y|x,z) <span class='unit'>%</span></h3>"
+        "<p class='healthy'>Rising: the likelihood tells right from wrong. Flat: it pays both alike.</p>"
         f"</figcaption><svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(told)}'>"
         f"{''.join(parts)}</g></svg></figure>"
     )

@@ -23,7 +23,7 @@ _LETTER = re.compile(r"(?:(?:option|choice|answer)\s{1,3})?\(?([A-Ja-j])(?:\)|[.
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-J])\)|([A-J])[).:])\s{1,9}(\S.*)", re.DOTALL)
 _WRAPPED = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{((?:[^{}])*)\}")
 _IN_BRACKETS = re.compile(r"\(([A-J])\)")
-_ON_A_LINE = re.compile(r"^[ \t]*([A-J])[).:](?=\s)", re.MULTILINE)
+_ON_A_LINE = re.compile(r"^[ \t]*\(?([A-J])[).:](?=\s)", re.MULTILINE)
 
 
 def choice(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
@@ -37,10 +37,18 @@ def choice(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER
     return judgement(found, _judge(found.text, right, texts, listed))
 
 
+def letter_of(problem: Problem, answer: str) -> str | None:
+    """The letter of the option that an answer means; None if it means none, or more than one."""
+    said = _said(answer, options(problem.question), [])
+    return said if isinstance(said, str) else None
+
+
 def options(question: str) -> dict[str, str]:
     """The options that a question lists, by letter; empty if it lists none, or not one each from A on."""
     for pattern in (_ON_A_LINE, _IN_BRACKETS):
-        marks = list(pattern.finditer(question[:MAX_QUESTION_CHARS]))
+        every = list(pattern.finditer(question[:MAX_QUESTION_CHARS]))
+        first = max((i for i, m in enumerate(every) if m.group(1) == "A"), default=0)  # the list is what comes last
+        marks = every[first:]
         found = [m.group(1) for m in marks]
         if len(found) >= 2 and found == list(LETTERS[: len(found)]):
             ends = [m.start() for m in marks[1:]] + [len(question)]

@@ -7,6 +7,7 @@ own interpreter, which a program that sets out to can get around; the limits of 
 
 from __future__ import annotations
 
+import ast
 import builtins
 import ctypes
 import json
@@ -15,6 +16,7 @@ import re
 import resource
 import struct
 import sys
+import types
 from typing import Any
 
 _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
@@ -39,6 +41,7 @@ _REFUSED = (
     "signal.pthread_kill",
     "syslog.",
     "webbrowser.",
+    "gc.get_",
     "ftplib.",
     "smtplib.",
     "urllib.",
@@ -76,9 +79,9 @@ def main() -> None:
     _keep_files(os.getcwd())
     _limit(job)
     _guard(os.path.realpath(os.getcwd()))
-    reply = _run(job["program"], job["tests"])
-    passed = reply is None
-    os.write(out, json.dumps({"passed": job["token"] if passed else "", "why": reply or ""}).encode())
+    why, hidden = _run(job["program"], job["tests"])
+    reply = {"passed": job["token"] if why is None else "", "why": why or "", "hidden": hidden}
+    os.write(out, json.dumps(reply).encode())
     os._exit(0)
 
 
@@ -183,21 +186,36 @@ def _paths(event: str, arguments: tuple[Any, ...]) -> list[tuple[Any, Any]]:
     return [(arguments[path], arguments[folder] if folder < len(arguments) else -1) for path, folder in at]
 
 
-def _run(program: str, tests: list[str]) -> str | None:
-    """None if the program and all tests ran through, else what went wrong."""
+def _run(program: str, tests: list[str]) -> tuple[str | None, list[str]]:
+    """None if the program and all tests ran through, else what went wrong; and Python's own names that the program
+    defines, which the tests do not see.
+
+    The tests have the program's names in a namespace of their own, with the builtins as they were, so that neither
+    ``def all(x)`` nor ``builtins.all = …`` changes what a test means. The program is ``__main__``, which keeps this
+    file's functions out of its way.
+    """
     current = vars(builtins)
     kept = dict(current)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    error = _executed(program, "program", names)
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    error = _executed(program, "program", vars(main))
     if error is not None:
-        return error
-    current.clear()  # a program that redefines abs or all is not to change what the tests mean
+        return error, []
+    current.clear()
     current.update(kept)
+    names = {name: value for name, value in vars(main).items() if name not in kept and name != "__builtins__"}
+    hidden = [name for name in vars(main) if name in kept and not name.startswith("__")]
+    names |= {"__name__": "__main__", "__builtins__": dict(kept)}
     for number, test in enumerate(tests, 1):
+        code_names = _names_in(test) if hidden else set()
         error = _executed(test, f"test {number}", names)
         if error is not None:
-            return error
-    return None
+            return error, [name for name in hidden if name in code_names]
+    return None, []
+
+
+def _names_in(test: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
 
 
 def _executed(text: str, what: str, names: dict[str, Any]) -> str | None:

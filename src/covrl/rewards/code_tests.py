@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ class CodeVerifier:
         seconds = HURRIED_S if hurried else self.seconds
         self.work.ran += 1
         self.work.hurried += hurried
-        code, said, token = run_program(program, tests, seconds, self.memory)
+        code, said, token, used = run_program(program, tests, seconds, self.memory)
+        if code == -signal.SIGKILL and used < seconds:  # the system ran out of memory, say
+            return Reply("unknown", f"killed: after {used:.1f} s of processor time, not by its limits")
         if code is None or code in {-signal.SIGXCPU, -signal.SIGKILL}:
             self.work.hung += 1
             if hurried:
@@ -116,6 +119,8 @@ class CodeVerifier:
         if said.get("passed") == token:
             return Reply("right", "all tests passed")
         why = str(said.get("why") or "")[:200]
+        if said.get("hidden"):
+            return Reply("unknown", f"tests use a name of Python's own that the program defines: {why}")
         return Reply("wrong", f"tests failed: {why or 'the program ended before them'}")
 
 
@@ -151,8 +156,8 @@ def clock_limit(seconds: float) -> float:
 
 def run_program(
     program: str, tests: Sequence[str], seconds: float, memory: int
-) -> tuple[int | None, dict[str, object], str]:
-    """Run both in the sandbox: the exit code (None: over the clock's limit), what it said, the token.
+) -> tuple[int | None, dict[str, object], str, float]:
+    """Run both in the sandbox: exit code (None: over the clock's limit), what it said, the token, processor seconds.
 
     A reply that holds the token says that the tests ran through. ``seconds`` is rounded up to whole ones for the
     processor's clock; ``memory`` is in bytes.
@@ -160,36 +165,55 @@ def run_program(
     token = secrets.token_hex(16)
     job = {"program": program, "tests": list(tests), "token": token, "cpu_ms": round(seconds * 1000), "memory": memory}
     job["file_size"] = FILE_BYTES
-    with tempfile.TemporaryDirectory(prefix="covrl-code-") as folder, tempfile.TemporaryFile() as output:
+    with (
+        tempfile.TemporaryDirectory(prefix="covrl-code-") as folder,
+        tempfile.TemporaryFile() as task,
+        tempfile.TemporaryFile() as output,
+    ):
+        task.write(json.dumps(job).encode())
+        task.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(_SANDBOX)],
-            stdin=subprocess.PIPE,
+            stdin=task,
             stdout=output,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": folder},
             start_new_session=True,
         )
-        try:
-            process.communicate(json.dumps(job).encode(), timeout=clock_limit(seconds))
-            code: int | None = process.returncode
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end_group(process)
+        code, used = _end_of(process, clock_limit(seconds))
         output.seek(0)
         try:
             said = json.loads(output.read(1 << 16))
         except (ValueError, RecursionError):
             said = {}
-    return code, said if isinstance(said, dict) else {}, token
+    return code, said if isinstance(said, dict) else {}, token, used
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and what it may have started in its group, and reap it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+def _end_of(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int | None, float]:
+    """Wait for the process, and kill it and its group after ``limit_s``: its exit code (None: killed here), and the
+    seconds of processor time that it used.
+    """
+    deadline, delay, code = time.monotonic() + limit_s, 0.0005, None
+    try:
+        while code is None and time.monotonic() < deadline:
+            code, used = _reaped(process, os.WNOHANG)
+            if code is None:
+                delay = min(2 * delay, 0.05)
+                time.sleep(delay)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
+            os.killpg(process.pid, signal.SIGKILL)
+        if code is None:
+            process.kill()
+            used = _reaped(process, 0)[1]
+    return code, used
+
+
+def _reaped(process: subprocess.Popen[bytes], options: int) -> tuple[int | None, float]:
+    """``Popen.wait`` that also says how much processor time was used, which is known only when a process is reaped."""
+    pid, status, usage = os.wait4(process.pid, options)
+    if pid == 0:
+        return None, 0.0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime

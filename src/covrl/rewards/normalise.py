@@ -133,7 +133,7 @@ class Expression:
     @property
     def letters(self) -> frozenset[str]:
         """The variables."""
-        return frozenset(re.findall(r"[A-Za-z]", _COMMAND.sub(" ", self.latex)))
+        return frozenset(re.findall(r"[A-Za-z]", COMMAND.sub(" ", self.latex)))
 
 
 _UNIT = re.compile(
@@ -146,11 +146,12 @@ _SHORT_UNIT = re.compile(r"m|g|s|h|l|ft|in|mi|mg|ml|lbs?|oz|hr|sq|cu")
 _POWER = r"(?:\^ ?\{? ?([23]) ?\}?)?"
 _TEXT_UNIT = re.compile(rf"(.*[^\s\\]) *{_TEXT_COMMAND}\{{([A-Za-z. /]*)\}} ?{_POWER}", re.DOTALL)
 _BARE_UNIT = re.compile(rf"(.*[\d}})]) *((?:[A-Za-z]{{2,}}\.?[ /]?){{1,4}}) ?{_POWER}", re.DOTALL)
+_PER_CENT = re.compile(rf"(.*[\d}})]) ?(?:{_TEXT_COMMAND}\{{ *)?per ?cent ?\}}?\Z", re.DOTALL | re.IGNORECASE)
 _DEGREES = re.compile(r"(.*[\d})]) ?(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree) ?", re.DOTALL)
 _BASED = re.compile(rf"(\d+) ?_ ?\{{? ?(?:{_TEXT_COMMAND}\{{)? ?(\d{{1,2}}) ?\}}*")
 _MIXED = re.compile(r"(-?\d+) (\d+) ?/ ?(\d+)")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|pi|theta)(?![A-Za-z])")
-_COMMAND = re.compile(r"\\(?:begin|end) ?\{[a-z]+\}|\\[A-Za-z]+|(?<![A-Za-z])(?:and|or|sqrt)(?![A-Za-z])")
+COMMAND = re.compile(r"\\(?:begin|end) ?\{[a-z]+\}|\\[A-Za-z]+|(?<![A-Za-z])(?:and|or|sqrt)(?![A-Za-z])")
 _SMALL_WORD = re.compile(r"no|is|so|it|to|of|by|at|in|on|if|we|be|an|as|my|me|us|do|go|he|up|pm|am")
 _SYMBOLS = {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "÷": "/"}
 _SYMBOLS |= {"±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "θ": r"\theta ", "∅": r"\emptyset "}
@@ -179,7 +180,7 @@ def expression(text: str) -> Expression:
     text, money = _strip(text)
     if len(text) > MAX_CHARS:
         raise NotMathematicsError(f"longer than {MAX_CHARS:,} characters")
-    text, unit = _split_unit(_to_latex(text.replace("$", "")))
+    text, unit = _split_unit(_PER_CENT.sub(r"\1%", _to_latex(text.replace("$", "")), count=1))
     number = plain_number(text)
     if number is not None:
         return Expression(_decimal(text, number), "dollar" if money else unit, number=number)
@@ -217,13 +218,14 @@ def _split_unit(text: str) -> tuple[str, str]:
         if match:
             words = re.findall(r"[A-Za-z]+", match.group(2).casefold())
             short = pattern is _TEXT_UNIT
-            if words and all(_UNIT.fullmatch(w) or (short and _SHORT_UNIT.fullmatch(w)) for w in words):
+            known = all(_UNIT.fullmatch(w) or (short and _SHORT_UNIT.fullmatch(w)) for w in words)
+            if words and known and words[0] != "per" and words[-1] != "per" and "per cent" not in " ".join(words):
                 return match.group(1).strip(), " ".join([_singular(w) for w in words] + [match.group(3) or ""]).strip()
     return text, ""
 
 
 def _singular(word: str) -> str:
-    return {"feet": "foot", "inches": "inch"}.get(word, word.removesuffix("s"))
+    return {"feet": "foot", "inches": "inch", "s": "s"}.get(word, word.removesuffix("s"))
 
 
 def _decimal(text: str, number: Fraction) -> str:
@@ -247,7 +249,7 @@ def _refuse_doubtful(text: str, unit: str) -> None:
     foreign = next((c for c in text if not c.isascii() or not c.isprintable()), None)
     if foreign is not None:
         raise NotMathematicsError(f"the character {foreign!r}")
-    letters = re.findall(r"[A-Za-z]{2,}", _COMMAND.sub(" ", text))
+    letters = re.findall(r"[A-Za-z]{2,}", COMMAND.sub(" ", text))
     word = next((w for w in letters if len(w) > 2 or _SMALL_WORD.fullmatch(w.casefold())), None)
     if word is not None:
         raise NotMathematicsError(f"the word {word[:40]!r}")

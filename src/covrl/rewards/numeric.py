@@ -8,8 +8,9 @@ from fractions import Fraction
 
 from covrl.records import Problem
 from covrl.rewards.extract import DEFAULT_ORDER, extract_answer
+from covrl.rewards.forms import beside_the_question
 from covrl.rewards.judgement import Judgement, combine, judgement, nothing, references
-from covrl.rewards.normalise import Expression, NotMathematicsError, expression, plain_number
+from covrl.rewards.normalise import Expression, NotMathematicsError, expression, normalise, plain_number
 from covrl.rewards.workers import Reply
 
 _DIGITS = r"\d{1,100}(?:\.\d{0,100})?|\.\d{1,100}"
@@ -49,9 +50,9 @@ class Numeric:
         found = extract_answer(response, self.order)
         if found is None:
             return nothing(self.order)
-        return judgement(found, combine([self._compare(r, found.text) for r in references(problem)]))
+        return judgement(found, combine([self._compare(r, found.text, problem.question) for r in references(problem)]))
 
-    def _compare(self, reference: str, answer: str) -> Reply:
+    def _compare(self, reference: str, answer: str, question: str) -> Reply:
         try:
             expected = expression(reference)
             value = number_of(expected)
@@ -72,7 +73,11 @@ class Numeric:
             equal = value == said
         else:
             equal = abs(value - said) <= max(self.relative * abs(value), self.absolute)
-        return Reply("right", "within the tolerance") if equal else Reply("wrong", "not within the tolerance")
+        if not equal:
+            return Reply("wrong", "not within the tolerance")
+        same_text = plain_number(normalise(reference)) == plain_number(normalise(answer)) is not None
+        doubt = "" if same_text else beside_the_question(reference, expected, answer, given, question)
+        return Reply("unknown", doubt) if doubt else Reply("right", "within the tolerance")
 
 
 def may_mean_percent(expected: Expression, said: Expression) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from covrl.records import Problem
 from covrl.rewards.extract import DEFAULT_ORDER, extract_answer
+from covrl.rewards.forms import beside_the_question, chained, claims, only_in_value
 from covrl.rewards.judgement import TIME_LIMIT_S, Judgement, combine, judgement, nothing, references
 from covrl.rewards.math_worker import Question, math_workers
 from covrl.rewards.normalise import (
@@ -74,18 +76,16 @@ class MathVerifier:
     def judge_all(self, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
         """One judgement a row, in order; the rows that need math-verify go through all workers together."""
         found = [extract_answer(response, self.order) for _, response in rows]
-        asked: dict[int, Question] = {}
-        replies: dict[int, list[Reply]] = {}
-        for row, ((problem, _), answer) in enumerate(zip(rows, found, strict=True)):
-            if answer is not None:
-                replies[row], question = _screen(references(problem), answer.text)
-                if question is not None:
-                    asked[row] = question
-        for row, reply in zip(asked, self.workers.ask(list(asked.values()), _dear), strict=True):
-            replies[row].append(reply)
+        screened = [
+            None if answer is None else _screen(problem, answer.text)
+            for (problem, _), answer in zip(rows, found, strict=True)
+        ]
+        replies = iter(self.workers.ask([q for s in screened if s for q, _ in s.asked], _dear))
         return [
-            nothing(self.order) if answer is None else judgement(answer, combine(replies[row]))
-            for row, answer in enumerate(found)
+            nothing(self.order)
+            if answer is None or seen is None
+            else judgement(answer, seen.take([next(replies) for _ in seen.asked]))
+            for answer, seen in zip(found, screened, strict=True)
         ]
 
     def close(self) -> None:
@@ -130,22 +130,48 @@ def _same_text(reference: str, answer: str) -> Reply | None:
     return Reply("right", "equal as numbers") if equal else None
 
 
-def _screen(references: Sequence[str], answer: str) -> tuple[list[Reply], Question | None]:
-    """What can be said without math-verify, a reply a decided reference, and what it has to be asked, if anything."""
-    replies: list[Reply] = []
-    asked: list[str] = []
+@dataclass(slots=True)
+class _Screened:
+    """What is known of an answer without math-verify, and what it has to be asked.
+
+    A question comes with a doubt: where there is one, equal in value is not enough (:mod:`covrl.rewards.forms`).
+    """
+
+    replies: list[Reply] = field(default_factory=list)
+    asked: list[tuple[Question, str]] = field(default_factory=list)
+
+    def take(self, replies: Sequence[Reply]) -> Reply:
+        """The verdict, with a reply to each question."""
+        return combine(
+            [*self.replies, *(_doubted(r, doubt) for r, (_, doubt) in zip(replies, self.asked, strict=True))]
+        )
+
+
+def _screen(problem: Problem, answer: str) -> _Screened:
+    """A reply for each reference that needs no math-verify, and the questions about the others."""
+    found = _Screened()
+    plain: list[str] = []
     latex = ""
-    for reference in references:
+    for reference in references(problem):
         reply = _same_text(reference, answer) or _words(_normalised(reference), normalise(answer))
+        doubt = ""
         if reply is None:
-            reply, latex = _as_mathematics(reference, answer)
-        if reply is None:
-            asked.append(_expression(reference).latex)
+            reply, latex, doubt = _as_mathematics(reference, answer, problem.question)
+        if reply is not None:
+            found.replies.append(reply)
+        elif doubt:
+            found.asked.append((Question((_expression(reference).latex,), latex), doubt))
         else:
-            replies.append(reply)
-    if not asked or any(r.verdict == "right" for r in replies):
-        return replies, None
-    return replies, Question(tuple(asked), latex)
+            plain.append(_expression(reference).latex)
+    if plain:
+        found.asked.insert(0, (Question(tuple(plain), latex), ""))
+    if any(r.verdict == "right" for r in found.replies):
+        found.asked.clear()
+    return found
+
+
+def _doubted(reply: Reply, doubt: str) -> Reply:
+    return Reply("unknown", doubt) if doubt and reply.verdict == "right" else reply
 
 
 def _words(reference: str, answer: str) -> Reply | None:
@@ -159,44 +185,27 @@ def _words(reference: str, answer: str) -> Reply | None:
     return Reply("wrong", "different words")
 
 
-def _as_mathematics(reference: str, answer: str) -> tuple[Reply | None, str]:
-    """A reply where none needs math-verify, and the answer's LaTeX for it where one does."""
+def _as_mathematics(reference: str, answer: str, question: str) -> tuple[Reply | None, str, str]:
+    """A reply where none needs math-verify; else None, the answer's LaTeX for it, and what equal values leave open."""
     try:
         expected = _expression(reference)
     except NotMathematicsError as error:
-        return Reply("unknown", f"reference not mathematics: {error}"), ""
+        return Reply("unknown", f"reference not mathematics: {error}"), "", ""
     try:
         said = expression(answer)
     except NotMathematicsError as error:
-        return Reply("unknown", f"answer not mathematics: {error}"), ""
-    return _doubt(expected, said) or _numbers(expected, said), said.latex
-
-
-_CLAIM_BREAKS = re.compile(r",|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|\\(?:text\w*|mbox)|\\lor|\\vee")
-_INDEX = re.compile(r"_ ?\{[^{}]*\}")  # the i = 1 under a sum
-_NAME = re.compile(r"[\s{}$&\\]*(?:\\?[A-Za-z]{1,7}|[A-Za-z] ?_ ?\{? ?\w{1,3} ?\}?)(?: ?\( ?[A-Za-z] ?\))?\s*")
-
-
-def _claims(latex: str, turned: bool) -> bool:
-    """Whether a formula says that things are equal, rather than name a value: 8 = 1, or x = 8 = 1, but not x = 1.
-
-    ``turned``: 1 = x names a value too. Only for references that are equations: of the others math-verify would
-    compare the last side, so that 997 = k would be k.
-    """
-    parts = [p.split("=") for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)) if "=" in p]
-    return any(len(sides) > 2 or not any(map(_NAME.fullmatch, sides if turned else sides[:1])) for sides in parts)
-
-
-def _chained(latex: str) -> bool:
-    return any(p.count("=") > 1 for p in _CLAIM_BREAKS.split(_INDEX.sub("", latex)))
+        return Reply("unknown", f"answer not mathematics: {error}"), "", ""
+    doubt = only_in_value(expected, said, question) or beside_the_question(reference, expected, answer, said, question)
+    reply = _doubt(expected, said) or _numbers(expected, said)
+    return reply and _doubted(reply, doubt), said.latex, doubt
 
 
 def _doubt(expected: Expression, said: Expression) -> Reply | None:
-    """What math-verify would pass over: units, ratios, bases, the case of letters."""
+    """What math-verify would pass over: units, ratios, bases."""
     if expected.unit and said.unit and expected.unit != said.unit:
         return Reply("unknown", f"different units: {expected.unit} and {said.unit}")
     turned = "=" in expected.latex
-    if _chained(said.latex) or (_claims(said.latex, turned) and not _claims(expected.latex, True)):
+    if chained(said.latex) or (claims(said.latex, turned) and not claims(expected.latex, True)):
         return Reply("unknown", "an equation where a value is due")
     if may_mean_percent(expected, said):
         return Reply("unknown", "per cent on one side only")
@@ -206,9 +215,6 @@ def _doubt(expected: Expression, said: Expression) -> Reply | None:
         return Reply("unknown", "only the answer names a base")
     if (":" in expected.latex) != (":" in said.latex):
         return Reply("unknown", "only one of the two is a ratio or a time")
-    one, other = expected.letters, said.letters
-    if one != other and {c.casefold() for c in one} == {c.casefold() for c in other}:
-        return Reply("unknown", "letters that differ in case only")
     return None
 
 
@@ -220,6 +226,8 @@ def _numbers(expected: Expression, said: Expression) -> Reply | None:
     if expected.number is None or said.number is None:
         return None
     equal = expected.number == said.number
+    if equal and expected.base != said.base:
+        return Reply("unknown", "another base than the reference's")
     return Reply("right", "equal as numbers") if equal else Reply("wrong", "different numbers")
 
 
