@@ -117,8 +117,9 @@ def train(
     """Train a model on problems, as a TOML file says."""
     if (config is None) == (resume is None):
         raise UserError("give either --config FILE or --resume RUN")
-    if resume is not None and (settings or out or dry_run):
-        raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
+    engine = _only_engine(settings or []) if resume is not None else None
+    if resume is not None and (out or dry_run):
+        raise UserError("--resume continues the run as it is: leave --out and --dry-run out")
     if dry_run and several():
         raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
@@ -129,7 +130,21 @@ def train(
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     from covrl.training.command import TrainRequest, run_train
 
-    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward))
+    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward, engine))
+
+
+def _only_engine(settings: list[str]) -> str | None:
+    """The one setting that is typed on a resume: an engine's address on another machine counts from nowhere else."""
+    from covrl.config import override
+
+    typed = override({}, settings)
+    generation = typed.pop("generation", {})
+    if typed or not isinstance(generation, dict) or generation.keys() - {"engine"}:
+        raise UserError(
+            "--resume continues the run as it is: leave --set out, but for generation.engine; the other settings that "
+            "may change are changed in the run's config.toml"
+        )
+    return generation.get("engine")
 
 
 @app.command("warm-format")

@@ -26,6 +26,7 @@ from covrl.generation.engines import make_generator
 from covrl.generation.outside import Ask, Drawn, OutsideGenerator
 from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
+from covrl.plugins import is_loopback
 from covrl.reporting.sinks import read_metrics
 from covrl.training.parallel import Solo
 from covrl.training.warm_format import warm_format
@@ -303,6 +304,102 @@ def test_what_a_server_is_asked(server: fake_vllm.Server, monkeypatch: pytest.Mo
     with pytest.raises(EngineError) as error:
         engine.generate(requests(1), Sampling(5, "Q"), DRAW)
     assert "hush" not in str(error.value)
+
+
+# --- where prompts and the key go -----------------------------------------------------------------------------------
+
+
+AWAY = "http://gpu-box.invalid:8000"
+
+
+def test_a_file_alone_names_no_engine_on_another_machine(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the file of a new run nor that of a run that is resumed: where a person types it, it counts."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    file = Path("run.toml")
+    file.write_text(file.read_text().replace('engine = "torch"', f'engine = "{AWAY}"'))
+    begin, typed = ["train", "--config", "run.toml", "--out", "run"], ["--set", f"generation.engine={AWAY}"]
+    code, said = command(monkeypatch, capsys, *begin)
+    assert code == 2
+    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}--config run.toml {typed[0]}" in said
+    code, said = command(monkeypatch, capsys, *begin, "--set", "generation.engine_memory=0.1")  # something else
+    assert "a file may name an engine on this machine only" in said
+    code, said = command(monkeypatch, capsys, *begin, *typed)
+    assert f"the vLLM server at {AWAY} does not answer" in said
+    train(settings("torch", training={"steps": 1}), out="run")
+    saved = Path("run/config.toml")
+    changed = saved.read_text().replace('engine = "torch"', f'engine = "{AWAY}"')
+    saved.write_text(changed.replace("steps = 1", "steps = 2"))
+    code, said = command(monkeypatch, capsys, "train", "--resume", "run")
+    assert code == 2
+    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}--resume run {typed[0]}" in said
+    code, said = command(monkeypatch, capsys, "train", "--resume", "run", *typed)
+    assert f"the vLLM server at {AWAY} does not answer" in said
+    code, said = command(monkeypatch, capsys, "train", "--resume", "run", "--set", "generation.engine=torch")
+    assert code == 0, said
+
+
+WHY = "as prompts and VLLM_API_KEY go there; give it on the command line instead: covrl train "
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [
+        *((f"http://{host}:8000", True) for host in ("127.0.0.1", "127.8.9.1", "localhost", "[::1]")),
+        *((f"http://{host}:8000", False) for host in ("0.0.0.0", "localhost.a.example", "127.0.0.1.a.example")),
+        *((f"http://{host}", False) for host in ("[::2]", "10.0.0.1", "2130706433", "127.1", "LOCALHOST.", "[::1")),
+    ],
+)
+def test_what_counts_as_this_machine(address: str, here: bool) -> None:
+    assert is_loopback(address) is here
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1\\.a.example", "http://127.0.0.1:8.a.example", "http://127.0.0.1:1:2", "http://127.0.0.1\n.a.example",
+     "http://a b", "http://127.0.0.1%2ea.example", "http://127.0.0.1#.a.example", "http://127.0.0.1/?a", "ftp://127.0.0.1",
+     "http://me:planted@127.0.0.1"],
+)  # fmt: skip
+def test_an_address_that_could_be_read_in_two_ways_is_none(address: str) -> None:
+    with pytest.raises(UserError, match=r"setting generation\.engine") as error:
+        check(RunConfig, settings(address))
+    assert "planted" not in str(error.value)
+
+
+def test_a_redirect_is_not_followed(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host would get the key, and with a 307 the prompts."""
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = OutsideGenerator(ServerVllm(server.address, model, 4), model, tokenizer)
+    with fake_vllm.serve("model") as other:
+        for code in (301, 302, 303, 307, 308):
+            server.refuse["/v1/completions"] = (code, {}, {"Location": other.address + "/v1/models"})
+            with pytest.raises(EngineError, match=rf"with a redirect \({code}\), which is not followed"):
+                engine.generate(requests(1), Sampling(4, "Q"), DRAW)
+        assert not other.gets
+        assert not other.seen
+
+
+def test_what_is_meant_for_this_machine_passes_no_proxy(
+    server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is meant for another goes through the one that the environment names."""
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    with fake_vllm.serve("model") as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.address)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+        assert server.seen
+        assert not proxy.seen
+        assert not proxy.gets
+        with pytest.raises(UserError):
+            ServerVllm(AWAY, model_of(TOKENIZERS["characters"]()), 4)
+        assert proxy.gets == [f"{AWAY}/v1/models"]
 
 
 def test_written_weights_are_gone_when_they_were_read(server: fake_vllm.Server) -> None:
