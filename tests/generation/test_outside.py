@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ import pytest
 import torch
 from contract import DRAW, TOKENIZERS, assert_told_truly, model_of, requests, sample
 from real_vllm import INSTALLED, start_server
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from covrl.api import build, resume, train, train_run
 from covrl.cli import main
@@ -306,6 +310,62 @@ def test_what_a_server_is_asked(server: fake_vllm.Server, monkeypatch: pytest.Mo
     assert "hush" not in str(error.value)
 
 
+def full_disk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on weights for a server are written in part only."""
+    save = PreTrainedModel.save_pretrained
+
+    def write_a_part(self: Any, folder: Path, **named: Any) -> None:
+        if "covrl-weights-" not in str(folder):
+            return save(self, folder, **named)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"a part")
+        raise error
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write_a_part)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [FULL, SafetensorError("No space left on device (os error 28)")])
+def test_weights_that_cannot_be_written_are_one_line_and_leave_nothing(
+    error: Exception, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+    full_disk(monkeypatch, error)
+    folder = backend._folder / "step-000007"
+    with pytest.raises(EngineError, match=rf"cannot be written to {folder} \(No space left on device.*TMPDIR") as said:
+        backend.load(7)
+    assert "does the server see that folder" not in str(said.value)
+    assert not folder.exists()
+
+
+def test_a_full_temporary_folder_costs_no_step(
+    server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step whose weights could not be handed over is done and saved."""
+    load = ServerVllm.load
+
+    def full_from_the_first_step_on(self: ServerVllm, version: int) -> None:
+        if version == 1:
+            full_disk(monkeypatch, FULL)
+        load(self, version)
+
+    monkeypatch.setattr(ServerVllm, "load", full_from_the_first_step_on)
+    arguments = ["train", "--config", "run.toml", "--out", "run", "--set", f"generation.engine={server.address}"]
+    code, said = command(monkeypatch, capsys, *arguments, "--set", "guards.publish_check_every=0")
+    assert code == 1
+    assert "cannot be written to" in said
+    assert "covrl train --resume run" in said
+    assert [p.name for p in Path("run/checkpoints").glob("step-*")] == ["step-000001"]
+
+
+def test_no_temporary_folder_is_one_line(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(UserError, match=f"generation.engine = {server.address}: no temporary folder"):
+        ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+
+
 # --- where prompts and the key go -----------------------------------------------------------------------------------
 
 
@@ -443,6 +503,7 @@ def test_how_vllm_is_loaded(project: Path) -> None:
         "max_num_seqs": 4,
         "dtype": "float32",
         "enable_sleep_mode": False,
+        "load_format": "safetensors",
     }
     assert wanted.items() <= found.items()
 
@@ -484,8 +545,44 @@ def test_weights_that_are_refused_say_so(project: Path) -> None:
     model = model_of(TOKENIZERS["characters"]())
     backend = LocalVllm("model", model, "float32", 0.25, 4)
     fake_vllm.LLM.made[-1].collective_rpc = refuse_weights  # ty: ignore
-    with pytest.raises(EngineError, match="vllm does not take the new weights: wrong shape"):
+    with pytest.raises(EngineError, match="vllm cannot take the new weights: wrong shape"):
         backend.load(1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (["wake_up"], "cannot wake up: wake_up failed"),
+        (["sleep"], "cannot sleep: sleep failed"),
+        (["reset_prefix_cache"], "cannot drop its prefix cache: reset_prefix_cache failed"),
+        (["generate", "sleep"], "cannot sample: generate failed"),
+        (["wake_up", "sleep"], "cannot wake up: wake_up failed"),
+    ],
+)
+def test_whatever_vllm_fails_at_is_said_first_things_first(
+    broken: list[str], said: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an engine that failed once is asked again from the beginning: it wakes, and takes its weights anew."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    backend = LocalVllm("model", model, "float32", 0.25, 4)
+    backend._sleeps = True
+    fake_vllm.LLM.made[-1].settings["enable_sleep_mode"] = True
+    engine = OutsideGenerator(backend, model, tokenizer)
+    sample(engine, requests(3))
+
+    def failing(name: str) -> Any:
+        def fail(self: Any, *given: Any, **named: Any) -> None:
+            raise RuntimeError(f"{name} failed\nsecond line")
+
+        return fail
+
+    with monkeypatch.context() as patched:
+        for name in broken:
+            patched.setattr(fake_vllm.LLM, name, failing(name))
+        with pytest.raises(EngineError, match=f"^vllm {said}$"):
+            engine.generate(requests(3), Sampling(4, "Q"), DRAW)
+    assert_told_truly(model, sample(engine, requests(3)))
 
 
 def refuse_weights(method: str, kwargs: dict[str, Any]) -> None:

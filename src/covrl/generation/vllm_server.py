@@ -24,6 +24,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
+from safetensors import SafetensorError
+
 from covrl.errors import EngineError, UserError
 from covrl.generation.outside import Ask, Drawn, weights_of
 from covrl.plugins import is_loopback
@@ -44,7 +46,10 @@ class ServerVllm:
         self._opener = _opener_for(address)
         self._model = model
         self._rows = rows
-        self._folder = Path(tempfile.mkdtemp(prefix="covrl-weights-"))
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="covrl-weights-"))
+        except OSError as error:
+            raise UserError(f"generation.engine = {address}: no temporary folder for the weights: {error}") from error
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
             self._served = str(self._ask("/v1/models", None, 30.0)["data"][0]["id"])
@@ -91,14 +96,25 @@ class ServerVllm:
 
     def load(self, version: int) -> None:
         folder = self._folder / f"step-{version:06d}"
-        self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
         try:
+            self._write(folder)
             self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
             self._ask("/reset_prefix_cache", {})  # what it holds was computed with the old weights
+        except _NotWrittenError:
+            raise
         except EngineError as error:
             raise EngineError(f"{error} (the new weights are in {folder}: does the server see that folder?)") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        try:
+            self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
+        except (OSError, SafetensorError) as error:  # safetensors' own for a full disk
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise _NotWrittenError(
+                f"the new weights for {self.name} cannot be written to {folder} ({why}); TMPDIR names another disk"
+            ) from error
 
     def _ask(self, path: str, body: Mapping[str, Any] | None, within: float = ANSWER_WITHIN_S) -> Any:
         """What the server answers, as JSON; a GET without a ``body``.
@@ -133,6 +149,10 @@ def _opener_for(address: str) -> OpenerDirector:
     """Without redirects; without the environment's proxy, which is another machine, where the address is this one."""
     direct = [ProxyHandler({})] if is_loopback(address) else []
     return build_opener(_NoRedirects, *direct)
+
+
+class _NotWrittenError(EngineError):
+    """The weights did not come as far as the server."""
 
 
 ADVICE = "start it (docs/engines.md has the command); a run goes on from its checkpoint with --resume"
