@@ -13,9 +13,10 @@ from typing import Any
 
 import fake_vllm
 import pytest
+import real_vllm
 import torch
 from contract import DRAW, TOKENIZERS, assert_told_truly, model_of, requests, sample
-from real_vllm import INSTALLED, start_server
+from real_vllm import need_vllm, start_server
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,6 +32,7 @@ from covrl.generation.outside import Ask, Drawn, OutsideGenerator
 from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
 from covrl.plugins import is_loopback
+from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training.parallel import Solo
 from covrl.training.warm_format import warm_format
@@ -115,12 +117,12 @@ def test_a_run_trains_on_another_engine(engine: str, method: str, server: fake_v
         assert not [w for w in report.warnings if "sampler" in w]
 
 
-@pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("engine", ["vllm", "server"])
 def test_a_run_trains_on_the_real_one(engine: str, rank: int, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights, and LoRA adapters, which are handed over as whole matrices."""
     monkeypatch.delitem(sys.modules, "vllm")
+    need_vllm()
     own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}, "lora": {"rank": rank}}
     if engine == "vllm":
         trained = train(settings("vllm", **own), out="run")
@@ -132,6 +134,44 @@ def test_a_run_trains_on_the_real_one(engine: str, rank: int, project: Path, mon
     for report in trained.reports:
         assert 0 < report.metrics["sampler/gap_max"] < 1e-3
         assert report.metrics["guard/publish_gap"] < 1e-3
+
+
+def test_a_real_server_that_is_killed_ends_the_run_and_the_run_goes_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "vllm")
+    need_vllm()
+    address, process = start_server(str(project / "model"), project / "log")
+
+    class Killer:
+        def write(self, report: StepReport) -> None:
+            process.kill()
+            process.wait()
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(EngineError, match=f"the vLLM server at {address} does not answer .*--resume"):
+        train(settings(address), out="run", sinks=[Killer()])
+    other, process = start_server(str(project / "model"), project / "log")
+    run = resume(Path("run"), engine=other)
+    try:
+        assert run.done == 1
+        assert [r.step for r in train_run(run, Path("run")).reports] == [2, 3]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_vllm_that_cannot_be_imported_is_a_skip_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm.py").write_text("raise ImportError('its kernels are of another torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    monkeypatch.setattr(real_vllm, "_why_not", real_vllm._why_not.__wrapped__)
+    with pytest.raises(pytest.skip.Exception, match="cannot be imported: its kernels are of another torch"):
+        need_vllm()
 
 
 def test_on_the_torch_engine_the_correction_changes_no_byte_of_a_run(project: Path) -> None:
