@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.scoring.model import SHIPPED, load_model
+from covrl.secrets import redacted
 from covrl.training import durable
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
 from covrl.training.folder import alone_in, model_of_run, new_run_folder
@@ -135,11 +136,12 @@ def train_run(
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
         for note in (*run.notes, *keeper.notes, *_blind(run)):
-            say(note)
+            say(redacted(note))
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)
         try:
-            for report in run.steps():
+            for made in run.steps():
+                report = replace(made, warnings=tuple(map(redacted, made.warnings)))  # sinks of others get it too
                 reports.append(report)
                 keeper.keep(report)  # before the others see it: what they do wrong costs no step
                 for sink in sinks:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
-from covrl.speaking import end, several
+from covrl.speaking import crash, end, several
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -399,7 +399,7 @@ def _cpu_defaults() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; a user's mistake is one line and exit code 2, a fault of ours a traceback and 1."""
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:  # a wrong option or argument
@@ -413,3 +413,5 @@ def main() -> None:
         end(str(error), 2)
     except TrainingStoppedError as error:
         end(str(error), 130 if isinstance(error, RunInterruptedError) else 1)
+    except Exception as error:  # not expected: Python would print it as it is, whatever it quotes
+        crash(error)
