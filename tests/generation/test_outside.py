@@ -123,7 +123,7 @@ def test_a_run_trains_on_the_real_one(engine: str, rank: int, project: Path, mon
     """All weights, and LoRA adapters, which are handed over as whole matrices."""
     monkeypatch.delitem(sys.modules, "vllm")
     need_vllm()
-    own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}, "lora": {"rank": rank}}
+    own = {"generation": {"engine_memory": 0.25}, "training": {"learning_rate": 1e-2}, "lora": {"rank": rank}}
     if engine == "vllm":
         trained = train(settings("vllm", **own), out="run")
     else:
