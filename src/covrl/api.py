@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.evaluation.reward_watch import blindness
 from covrl.generation.base import Sampling
-from covrl.plugins import refuse_code_in_file
+from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.prompts import Prompts
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.scoring.model import SHIPPED, load_model
+from covrl.secrets import redacted
 from covrl.training import durable
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
 from covrl.training.folder import alone_in, model_of_run, new_run_folder
@@ -134,11 +136,12 @@ def train_run(
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
         for note in (*run.notes, *keeper.notes, *_blind(run)):
-            say(note)
+            say(redacted(note))
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)
         try:
-            for report in run.steps():
+            for made in run.steps():
+                report = replace(made, warnings=tuple(map(redacted, made.warnings)))  # sinks of others get it too
                 reports.append(report)
                 keeper.keep(report)  # before the others see it: what they do wrong costs no step
                 for sink in sinks:
@@ -179,16 +182,18 @@ def resume(
     held_out: Sequence[Problem] | None = None,
     reward: RewardFunction | str | None = None,
     algorithm: type[Algorithm] | str | None = None,
+    engine: str | None = None,
 ) -> Run:
     """The run of a folder, where its newest whole checkpoint was cut; a run that has none yet is at its beginning.
 
-    What was given to :func:`train` in Python (problems, a reward function, a method's class) is to be given again.
+    What was given to :func:`train` in Python (problems, a reward function, a method's class) is to be given again, and
+    so is ``generation.engine``, as ``engine``, where it is on another machine.
     Damaged checkpoints that were passed over, and settings that changed and may, are in the run's ``notes``. Nothing
     in the folder is changed before :func:`train_run`.
 
     Raises:
         UserError: no run there, only damaged checkpoints, settings or problems that are no longer the run's, or code
-            that was given in Python and is not given now.
+            that was given in Python, or an engine on another machine, that is not given now.
     """
     table = read_toml(folder / "config.toml")
     for key, given in (("function", reward), ("name", algorithm)):
@@ -197,6 +202,10 @@ def resume(
             table.setdefault(section, {})[key] = given if isinstance(given, str) else name_of(given)
     given = {"rewards": reward, "algorithm": algorithm}
     refuse_code_in_file({k: v for k, v in table.items() if given.get(k) is None}, folder / "config.toml")
+    if engine is None:
+        refuse_address_in_file(table, folder / "config.toml", f"covrl train --resume {folder} --set ")
+    else:
+        table = override(table, [f"generation.engine={json.dumps(engine)}"])
     config = check(RunConfig, table, where=f"{folder / 'config.toml'}: ")
     found, notes = _checkpoint_to_resume(folder, config)
     state = read_state(found) if found else {}

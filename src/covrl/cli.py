@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
-from covrl.speaking import end, several
+from covrl.speaking import crash, end, several
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -117,8 +117,9 @@ def train(
     """Train a model on problems, as a TOML file says."""
     if (config is None) == (resume is None):
         raise UserError("give either --config FILE or --resume RUN")
-    if resume is not None and (settings or out or dry_run):
-        raise UserError("--resume continues the run as it is: leave --set, --out and --dry-run out")
+    engine = _only_engine(settings or []) if resume is not None else None
+    if resume is not None and (out or dry_run):
+        raise UserError("--resume continues the run as it is: leave --out and --dry-run out")
     if dry_run and several():
         raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
@@ -129,7 +130,21 @@ def train(
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     from covrl.training.command import TrainRequest, run_train
 
-    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward))
+    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward, engine))
+
+
+def _only_engine(settings: list[str]) -> str | None:
+    """The one setting that is typed on a resume: an engine's address on another machine counts from nowhere else."""
+    from covrl.config import override
+
+    typed = override({}, settings)
+    generation = typed.pop("generation", {})
+    if typed or not isinstance(generation, dict) or generation.keys() - {"engine"}:
+        raise UserError(
+            "--resume continues the run as it is: leave --set out, but for generation.engine; the other settings that "
+            "may change are changed in the run's config.toml"
+        )
+    return generation.get("engine")
 
 
 @app.command("warm-format")
@@ -384,7 +399,7 @@ def _cpu_defaults() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; a user's mistake is one line and exit code 2, a fault of ours a traceback and 1."""
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:  # a wrong option or argument
@@ -398,10 +413,10 @@ def main() -> None:
         end(str(error), 2)
     except TrainingStoppedError as error:
         end(str(error), 130 if isinstance(error, RunInterruptedError) else 1)
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         from covrl.training.lifeline import is_out_of_memory
 
-        if not is_out_of_memory(error):
-            raise
+        if not is_out_of_memory(error):  # not expected: Python would print it as it is, whatever it quotes
+            crash(error)
         said = (str(error).splitlines() or [type(error).__name__])[0]
         end(f"{said}: lower generation.rows_per_pass, or take a smaller model or a larger device", 1)

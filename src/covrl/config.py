@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from covrl.errors import UserError
-from covrl.plugins import refuse_code_in_file
+from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.rewards.names import parse_name
 from covrl.training.divergence import parse_condition
 
@@ -202,6 +202,10 @@ class RewardsConfig(Settings):
     _verifier = field_validator("verifier")(_known_verifier)
 
 
+ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+"""An engine's address, so plain that all who read it agree on its host."""
+
+
 class GenerationConfig(Settings):
     """How traces and answers are sampled. The temperature is the scorer's too."""
 
@@ -227,10 +231,9 @@ class GenerationConfig(Settings):
     @field_validator("engine")
     @classmethod
     def _engine(cls, value: str) -> str:
-        address = urlsplit(value)
-        if value in ("torch", "vllm") or (address.scheme in ("http", "https") and address.hostname):
-            if "@" in address.netloc:
-                raise ValueError("an address must not hold a password; the key is read from VLLM_API_KEY")
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("an address must not hold a password; the key is read from VLLM_API_KEY")
+        if value in ("torch", "vllm") or ADDRESS.fullmatch(value):
             return value.rstrip("/")
         raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
 
@@ -470,10 +473,14 @@ def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
     """The settings of a file with ``section.key=value`` assignments applied.
 
     Raises:
-        UserError: as :func:`read_settings`, or a setting is wrong; says whether the file or ``--set`` has it.
+        UserError: as :func:`read_settings`, a setting is wrong (says whether the file or ``--set`` has it), or the file
+            names an engine on another machine, which no assignment does.
     """
     table = read_settings(file)
     changed = override(table, assignments)
+    typed = override({}, assignments).get("generation")
+    if not (isinstance(typed, Mapping) and "engine" in typed):
+        refuse_address_in_file(table, file, f"covrl train --config {file} --set ")
     try:
         return check(RunConfig, changed)
     except UserError as error:

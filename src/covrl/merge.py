@@ -11,6 +11,7 @@ from covrl import api
 from covrl.errors import UserError
 from covrl.scoring.adapters import is_adapter, merged
 from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
+from covrl.scoring.trust import quoted
 from covrl.training import durable
 
 
@@ -33,7 +34,7 @@ def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
     place = {"path": base_source(str(folder)), "dtype": wide, "device": "cpu"}
     base, tokenizer = load_model(config.model_copy(update=place))
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(str(folder))
+        tokenizer = quoted(str(folder), lambda: load_tokenizer(str(folder)))
     plain = merged(base.model, folder)
     if config.dtype == "bfloat16":
         plain.to(torch.bfloat16)

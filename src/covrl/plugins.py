@@ -1,7 +1,8 @@
 """Code that is not ours, by name: an installed entry point, or ``module:object`` where a person typed it.
 
 A configuration file may name installed entry points only, so that a file alone can never make code run that nobody
-installed. On the command line and in Python ``module:object`` is taken as well.
+installed. On the command line and in Python ``module:object`` is taken as well. The same holds for the address of an
+engine on another machine, which is sent prompts and a key: a file names one of this machine, a person any.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from covrl.errors import UserError
 
@@ -64,6 +67,32 @@ def refuse_code_in_file(table: Mapping[str, Any], file: Path) -> None:
                 f"{file}: {section}.{key} = {value!r}: a file may name an installed entry point only; "
                 f"give it on the command line instead: {option} {value}"
             )
+
+
+def refuse_address_in_file(table: Mapping[str, Any], file: Path, again: str) -> None:
+    """A file alone sends nothing to another machine: prompts and ``VLLM_API_KEY`` go to the engine that it names.
+
+    ``again`` is the command line that may give the address, up to it.
+
+    Raises:
+        UserError: its engine's address is not on the loopback interface.
+    """
+    part = table.get("generation")
+    value = part.get("engine") if isinstance(part, Mapping) else None
+    if isinstance(value, str) and "://" in value and not is_loopback(value):
+        raise UserError(
+            f"{file}: generation.engine = {value!r}: a file may name an engine on this machine only (127.0.0.1), as "
+            f"prompts and VLLM_API_KEY go there; give it on the command line instead: {again}generation.engine={value}"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to a URL stays on this machine; a name other than ``localhost`` may lead anywhere."""
+    try:
+        host = urlsplit(address).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _imported(name: str, where: str) -> Any:

@@ -6,9 +6,11 @@ import hashlib
 import os
 import sys
 import time
+import traceback
 from typing import NoReturn
 
-from covrl.reporting.text import message
+from covrl.reporting.text import message, visible
+from covrl.secrets import redacted
 
 LET_FIRST_SPEAK = 0.3
 """Seconds that the other ranks wait, so that of equal messages it is rank 0's that is printed."""
@@ -31,6 +33,13 @@ def end(text: str, code: int) -> NoReturn:
     if not several() or _first_to_say(text):
         print(f"covrl (rank {rank}): {text}" if rank else f"covrl: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def crash(error: BaseException) -> NoReturn:
+    """Print the traceback of an error that nobody expected, without controls and secrets, and exit with 1."""
+    text = "".join(traceback.format_exception(error))
+    print(visible(redacted(text)), end="", file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
 def _first_to_say(text: str) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -152,7 +152,8 @@ class Server:
     llm: LLM
     http: ThreadingHTTPServer
     seen: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
-    refuse: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    gets: list[str] = field(default_factory=list)
+    refuse: dict[str, Any] = field(default_factory=dict)
     die_at: str = ""
 
     def stop(self) -> None:
@@ -170,6 +171,7 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Se
             pass
 
         def do_GET(self) -> None:
+            server.gets.append(self.path)
             self._answer(200, {"data": [{"id": folder}]} if self.path == "/v1/models" else {})
 
         def do_POST(self) -> None:
@@ -201,10 +203,12 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Se
             choice = {"finish_reason": row.finish_reason, "logprobs": {"token_logprobs": logs}}
             return {"choices": [choice | ({"token_ids": row.token_ids} if body.get("return_token_ids") else {})]}
 
-        def _answer(self, code: int, content: Any) -> None:
+        def _answer(self, code: int, content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
             said = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(said)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(said)
 

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
-INSTALLED = importlib.util.find_spec("vllm") is not None
+import pytest
+
+from covrl.errors import UserError
+from covrl.generation.vllm_local import import_vllm
+
+
+def need_vllm() -> None:
+    """Skip the test, with the reason, where vLLM is not installed or cannot be imported."""
+    if why := _why_not():
+        pytest.skip(why)
+
+
+@cache
+def _why_not() -> str | None:
+    try:
+        import_vllm()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def start_server(folder: str, log: Path) -> tuple[str, subprocess.Popen[bytes]]:

@@ -12,7 +12,7 @@ from typing import Any
 import fake_vllm
 import pytest
 from contract import CONTRACT, Make
-from real_vllm import INSTALLED, start_server
+from real_vllm import need_vllm, start_server
 
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.generation.engine import TorchGenerator
@@ -125,8 +125,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def maker(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    if name in ("vllm", "server") and not INSTALLED:
-        pytest.skip("vllm is not installed")
+    if name in ("vllm", "server"):
+        need_vllm()
     if name.startswith("fake"):
         monkeypatch.setitem(sys.modules, "vllm", fake_vllm)  # ty: ignore
     with contextlib.ExitStack() as stack:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fake_vllm
 import pytest
+import real_vllm
 import torch
 from contract import DRAW, TOKENIZERS, assert_told_truly, model_of, requests, sample
-from real_vllm import INSTALLED, start_server
+from real_vllm import need_vllm, start_server
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from covrl.api import build, resume, train, train_run
 from covrl.cli import main
@@ -26,6 +31,8 @@ from covrl.generation.engines import make_generator
 from covrl.generation.outside import Ask, Drawn, OutsideGenerator
 from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
+from covrl.plugins import is_loopback
+from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training.parallel import Solo
 from covrl.training.warm_format import warm_format
@@ -110,13 +117,13 @@ def test_a_run_trains_on_another_engine(engine: str, method: str, server: fake_v
         assert not [w for w in report.warnings if "sampler" in w]
 
 
-@pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("engine", ["vllm", "server"])
 def test_a_run_trains_on_the_real_one(engine: str, rank: int, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights, and LoRA adapters, which are handed over as whole matrices."""
     monkeypatch.delitem(sys.modules, "vllm")
-    own = {"generation": {"engine_memory": 0.1}, "training": {"learning_rate": 1e-2}, "lora": {"rank": rank}}
+    need_vllm()
+    own = {"generation": {"engine_memory": 0.25}, "training": {"learning_rate": 1e-2}, "lora": {"rank": rank}}
     if engine == "vllm":
         trained = train(settings("vllm", **own), out="run")
     else:
@@ -127,6 +134,44 @@ def test_a_run_trains_on_the_real_one(engine: str, rank: int, project: Path, mon
     for report in trained.reports:
         assert 0 < report.metrics["sampler/gap_max"] < 1e-3
         assert report.metrics["guard/publish_gap"] < 1e-3
+
+
+def test_a_real_server_that_is_killed_ends_the_run_and_the_run_goes_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "vllm")
+    need_vllm()
+    address, process = start_server(str(project / "model"), project / "log")
+
+    class Killer:
+        def write(self, report: StepReport) -> None:
+            process.kill()
+            process.wait()
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(EngineError, match=f"the vLLM server at {address} does not answer .*--resume"):
+        train(settings(address), out="run", sinks=[Killer()])
+    other, process = start_server(str(project / "model"), project / "log")
+    run = resume(Path("run"), engine=other)
+    try:
+        assert run.done == 1
+        assert [r.step for r in train_run(run, Path("run")).reports] == [2, 3]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_vllm_that_cannot_be_imported_is_a_skip_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm.py").write_text("raise ImportError('its kernels are of another torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    monkeypatch.setattr(real_vllm, "_why_not", real_vllm._why_not.__wrapped__)
+    with pytest.raises(pytest.skip.Exception, match="cannot be imported: its kernels are of another torch"):
+        need_vllm()
 
 
 def test_on_the_torch_engine_the_correction_changes_no_byte_of_a_run(project: Path) -> None:
@@ -305,6 +350,158 @@ def test_what_a_server_is_asked(server: fake_vllm.Server, monkeypatch: pytest.Mo
     assert "hush" not in str(error.value)
 
 
+def full_disk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on weights for a server are written in part only."""
+    save = PreTrainedModel.save_pretrained
+
+    def write_a_part(self: Any, folder: Path, **named: Any) -> None:
+        if "covrl-weights-" not in str(folder):
+            return save(self, folder, **named)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"a part")
+        raise error
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write_a_part)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [FULL, SafetensorError("No space left on device (os error 28)")])
+def test_weights_that_cannot_be_written_are_one_line_and_leave_nothing(
+    error: Exception, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+    full_disk(monkeypatch, error)
+    folder = backend._folder / "step-000007"
+    with pytest.raises(EngineError, match=rf"cannot be written to {folder} \(No space left on device.*TMPDIR") as said:
+        backend.load(7)
+    assert "does the server see that folder" not in str(said.value)
+    assert not folder.exists()
+
+
+def test_a_full_temporary_folder_costs_no_step(
+    server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step whose weights could not be handed over is done and saved."""
+    load = ServerVllm.load
+
+    def full_from_the_first_step_on(self: ServerVllm, version: int) -> None:
+        if version == 1:
+            full_disk(monkeypatch, FULL)
+        load(self, version)
+
+    monkeypatch.setattr(ServerVllm, "load", full_from_the_first_step_on)
+    arguments = ["train", "--config", "run.toml", "--out", "run", "--set", f"generation.engine={server.address}"]
+    code, said = command(monkeypatch, capsys, *arguments, "--set", "guards.publish_check_every=0")
+    assert code == 1
+    assert "cannot be written to" in said
+    assert "covrl train --resume run" in said
+    assert [p.name for p in Path("run/checkpoints").glob("step-*")] == ["step-000001"]
+
+
+def test_no_temporary_folder_is_one_line(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(UserError, match=f"generation.engine = {server.address}: no temporary folder"):
+        ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+
+
+# --- where prompts and the key go -----------------------------------------------------------------------------------
+
+
+AWAY = "http://gpu-box.invalid:8000"
+
+
+def test_a_file_alone_names_no_engine_on_another_machine(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the file of a new run nor that of a run that is resumed: where a person types it, it counts."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    file = Path("run.toml")
+    file.write_text(file.read_text().replace('engine = "torch"', f'engine = "{AWAY}"'))
+    begin, typed = ["train", "--config", "run.toml", "--out", "run"], ["--set", f"generation.engine={AWAY}"]
+    code, said = command(monkeypatch, capsys, *begin)
+    assert code == 2
+    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}--config run.toml {typed[0]}" in said
+    code, said = command(monkeypatch, capsys, *begin, "--set", "generation.engine_memory=0.1")  # something else
+    assert "a file may name an engine on this machine only" in said
+    code, said = command(monkeypatch, capsys, *begin, *typed)
+    assert f"the vLLM server at {AWAY} does not answer" in said
+    train(settings("torch", training={"steps": 1}), out="run")
+    saved = Path("run/config.toml")
+    changed = saved.read_text().replace('engine = "torch"', f'engine = "{AWAY}"')
+    saved.write_text(changed.replace("steps = 1", "steps = 2"))
+    code, said = command(monkeypatch, capsys, "train", "--resume", "run")
+    assert code == 2
+    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}--resume run {typed[0]}" in said
+    code, said = command(monkeypatch, capsys, "train", "--resume", "run", *typed)
+    assert f"the vLLM server at {AWAY} does not answer" in said
+    code, said = command(monkeypatch, capsys, "train", "--resume", "run", "--set", "generation.engine=torch")
+    assert code == 0, said
+
+
+WHY = "as prompts and VLLM_API_KEY go there; give it on the command line instead: covrl train "
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [
+        *((f"http://{host}:8000", True) for host in ("127.0.0.1", "127.8.9.1", "localhost", "[::1]")),
+        *((f"http://{host}:8000", False) for host in ("0.0.0.0", "localhost.a.example", "127.0.0.1.a.example")),
+        *((f"http://{host}", False) for host in ("[::2]", "10.0.0.1", "2130706433", "127.1", "LOCALHOST.", "[::1")),
+    ],
+)
+def test_what_counts_as_this_machine(address: str, here: bool) -> None:
+    assert is_loopback(address) is here
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1\\.a.example", "http://127.0.0.1:8.a.example", "http://127.0.0.1:1:2", "http://127.0.0.1\n.a.example",
+     "http://a b", "http://127.0.0.1%2ea.example", "http://127.0.0.1#.a.example", "http://127.0.0.1/?a", "ftp://127.0.0.1",
+     "http://me:planted@127.0.0.1"],
+)  # fmt: skip
+def test_an_address_that_could_be_read_in_two_ways_is_none(address: str) -> None:
+    with pytest.raises(UserError, match=r"setting generation\.engine") as error:
+        check(RunConfig, settings(address))
+    assert "planted" not in str(error.value)
+
+
+def test_a_redirect_is_not_followed(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host would get the key, and with a 307 the prompts."""
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = OutsideGenerator(ServerVllm(server.address, model, 4), model, tokenizer)
+    with fake_vllm.serve("model") as other:
+        for code in (301, 302, 303, 307, 308):
+            server.refuse["/v1/completions"] = (code, {}, {"Location": other.address + "/v1/models"})
+            with pytest.raises(EngineError, match=rf"with a redirect \({code}\), which is not followed"):
+                engine.generate(requests(1), Sampling(4, "Q"), DRAW)
+        assert not other.gets
+        assert not other.seen
+
+
+def test_what_is_meant_for_this_machine_passes_no_proxy(
+    server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is meant for another goes through the one that the environment names."""
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    with fake_vllm.serve("model") as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.address)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
+        assert server.seen
+        assert not proxy.seen
+        assert not proxy.gets
+        with pytest.raises(UserError):
+            ServerVllm(AWAY, model_of(TOKENIZERS["characters"]()), 4)
+        assert proxy.gets == [f"{AWAY}/v1/models"]
+
+
 def test_written_weights_are_gone_when_they_were_read(server: fake_vllm.Server) -> None:
     backend = ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
     backend.load(3)
@@ -346,6 +543,7 @@ def test_how_vllm_is_loaded(project: Path) -> None:
         "max_num_seqs": 4,
         "dtype": "float32",
         "enable_sleep_mode": False,
+        "load_format": "safetensors",
     }
     assert wanted.items() <= found.items()
 
@@ -387,8 +585,44 @@ def test_weights_that_are_refused_say_so(project: Path) -> None:
     model = model_of(TOKENIZERS["characters"]())
     backend = LocalVllm("model", model, "float32", 0.25, 4)
     fake_vllm.LLM.made[-1].collective_rpc = refuse_weights  # ty: ignore
-    with pytest.raises(EngineError, match="vllm does not take the new weights: wrong shape"):
+    with pytest.raises(EngineError, match="vllm cannot take the new weights: wrong shape"):
         backend.load(1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (["wake_up"], "cannot wake up: wake_up failed"),
+        (["sleep"], "cannot sleep: sleep failed"),
+        (["reset_prefix_cache"], "cannot drop its prefix cache: reset_prefix_cache failed"),
+        (["generate", "sleep"], "cannot sample: generate failed"),
+        (["wake_up", "sleep"], "cannot wake up: wake_up failed"),
+    ],
+)
+def test_whatever_vllm_fails_at_is_said_first_things_first(
+    broken: list[str], said: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an engine that failed once is asked again from the beginning: it wakes, and takes its weights anew."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    backend = LocalVllm("model", model, "float32", 0.25, 4)
+    backend._sleeps = True
+    fake_vllm.LLM.made[-1].settings["enable_sleep_mode"] = True
+    engine = OutsideGenerator(backend, model, tokenizer)
+    sample(engine, requests(3))
+
+    def failing(name: str) -> Any:
+        def fail(self: Any, *given: Any, **named: Any) -> None:
+            raise RuntimeError(f"{name} failed\nsecond line")
+
+        return fail
+
+    with monkeypatch.context() as patched:
+        for name in broken:
+            patched.setattr(fake_vllm.LLM, name, failing(name))
+        with pytest.raises(EngineError, match=f"^vllm {said}$"):
+            engine.generate(requests(3), Sampling(4, "Q"), DRAW)
+    assert_told_truly(model, sample(engine, requests(3)))
 
 
 def refuse_weights(method: str, kwargs: dict[str, Any]) -> None:

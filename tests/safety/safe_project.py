@@ -7,11 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from models import character_tokenizer, tiny
 
+from covrl import cli
 from covrl.cli import main
 
 CONFIG = """
@@ -78,12 +79,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def as_it_is(error: BaseException) -> NoReturn:
+    raise error
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs ``covrl`` with arguments, without the seconds of a new process; any traceback fails the test."""
 
     def call(*arguments: str) -> Found:
         monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
+        monkeypatch.setattr(cli, "crash", as_it_is)
         code = 0
         capfd.readouterr()
         try:

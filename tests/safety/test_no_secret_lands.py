@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from generation import fake_vllm
 from safe_project import Command
 
 from covrl.records import Problem
@@ -25,6 +26,7 @@ PLANTED = {
     "WANDB_API_KEY": "planted-cccc-3333",
     "AWS_SECRET_ACCESS_KEY": "planted/dddd+4444",
     "HTTPS_PROXY": "http://somebody:planted-eeee@proxy.example:1",
+    "VLLM_API_KEY": "planted-gggg-7777",
     "COVRL_PLANTED_MARK": "planted-ffff-6666",
 }
 
@@ -102,6 +104,26 @@ def test_a_run_with_trackers_an_evaluation_and_a_page(
     assert any("tensorboard" in name for name in files)
     assert any(name.startswith("run/checkpoints/") for name in files)
     assert any(name.startswith("eval/") and name.endswith(".html") for name in files)
+
+
+def test_a_run_on_a_server_that_has_a_key(planted: Path, command: Command) -> None:
+    """The server gets it in its header and nowhere else; its refusal, which quotes it, is printed without."""
+    key = PLANTED["VLLM_API_KEY"]
+    with fake_vllm.serve("model") as server:
+        arguments = ["train", "--config", "run.toml", "--out", "run", "--set", f"generation.engine={server.address}"]
+        found = command(*arguments)
+        assert found.code == 0, found.err
+        assert {headers["Authorization"] for _, _, headers in server.seen} == {f"Bearer {key}"}
+        for _, body, _ in server.seen:
+            look(json.dumps(body).encode(), "a request")
+        look((found.out + found.err).encode(), "the screen")
+        server.refuse["/v1/completions"] = (500, {"error": {"message": f"odd header: Bearer {key}"}})
+        found = command(*arguments, "--out", "refused")
+    assert found.code == 1
+    assert "odd header: Bearer [VLLM_API_KEY]" in found.err
+    look((found.out + found.err).encode(), "the message")
+    files = look_everywhere(planted)
+    assert {"run/config.toml", "run/metrics.jsonl", "run/report.html"} <= set(files)
 
 
 def test_a_crash_bundle(planted: Path, command: Command) -> None:

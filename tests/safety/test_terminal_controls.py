@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from safe_project import CONFIG, Command, Found, write_rows
 
 from covrl import api
+from covrl.cli import main
 from covrl.errors import UserError
 from covrl.secrets import is_secret, redacted
+from covrl.training.loop import Run
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\x00\u202e\u2028[bold red]x[/]\r"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029]")
@@ -115,9 +119,65 @@ def test_a_message_holds_no_secret(project: Path, command: Command, monkeypatch:
     assert found.err == "covrl: 401 for Bearer [HF_TOKEN] through http://[password]@proxy.example:8080/x\n"
 
 
+def test_a_traceback_holds_no_secret_and_no_control(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of an error that nobody expected; its cause, and a secret that is quoted, too."""
+    token = "hf_plan'ted\\123"
+    monkeypatch.setenv("HF_TOKEN", token)
+
+    def fails(*given: Any, **named: Any) -> None:
+        try:
+            raise ConnectionError(f"401 for Bearer {token} at http://me:planted-pass@proxy.example/x")
+        except ConnectionError as error:
+            raise RuntimeError(EVIL, {"token": token}) from error
+
+    monkeypatch.setattr(api, "build", fails)
+    monkeypatch.setattr(sys, "argv", ["covrl", "train", *RUN])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    said = capfd.readouterr().err
+    assert said.count("Traceback (most recent call last)") == 2
+    assert "ConnectionError: 401 for Bearer [HF_TOKEN] at http://[password]@proxy.example/x" in said
+    assert "RuntimeError: " in said
+    for part in ("hf_plan", "123'", "planted-pass"):
+        assert part not in re.sub(r"(?m)^    .*$", "", said), "outside of the lines of this source"
+    assert not CONTROLS.search(said)
+
+
+def test_a_warning_that_quotes_a_secret_is_written_without_it(
+    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAGGLE_KEY", "planted-123")
+    build, steps = api.build, Run.steps
+
+    def noted(*given: Any, **named: Any) -> Run:
+        run = build(*given, **named)
+        run.notes = (*run.notes, "a note on planted-123")
+        return run
+
+    def warned(self: Run) -> Any:
+        for report in steps(self):
+            yield replace(report, warnings=("401 for planted-123",))
+
+    monkeypatch.setattr(api, "build", noted)
+    monkeypatch.setattr(Run, "steps", warned)
+    found = command("train", *RUN)
+    assert found.code == 0, found.err
+    assert "401 for [KAGGLE_KEY]" in found.err
+    assert "a note on [KAGGLE_KEY]" in found.err
+    line = json.loads((project / "run/metrics.jsonl").read_text())
+    assert line["warnings"] == ["401 for [KAGGLE_KEY]"]
+    assert "planted-123" not in found.err + (project / "run/report.html").read_text()
+
+
 def test_what_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     yes = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "DB_PASSWORD", "my_secret")
-    no = ("TOKENIZERS_PARALLELISM", "PATH", "KEYBOARD", "OMP_NUM_THREADS")
+    yes += ("KAGGLE_KEY", "MYSQL_PWD", "GITHUB_PAT", "SMTP_PASS", "SENTRY_DSN", "REGISTRY_AUTH", "VLLM_API_KEY")
+    yes += ("AZURE_STORAGE_CONNECTION_STRING",)
+    no = ("TOKENIZERS_PARALLELISM", "PATH", "KEYBOARD", "OMP_NUM_THREADS", "PWD", "OLDPWD", "SSH_AUTH_SOCK")
+    no += ("XAUTHORITY", "COMPAT", "MONKEY", "KEYMAP", "PYTHONPATH")
     assert all(map(is_secret, yes))
     assert not any(map(is_secret, no))
     monkeypatch.setenv("A_TOKEN", "x")  # short values would make a message unreadable

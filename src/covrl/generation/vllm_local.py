@@ -6,8 +6,9 @@ weights in place, sleep level 2 (weights and cache are dropped, not copied) wher
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -55,6 +56,7 @@ class LocalVllm:
         try:
             self._llm = self._vllm.LLM(
                 model=source,
+                load_format="safetensors",  # auto would take a pickle where there is nothing else
                 dtype=dtype,
                 gpu_memory_utilization=memory,
                 max_num_seqs=rows,
@@ -75,17 +77,18 @@ class LocalVllm:
             raise UserError(f"generation.engine = vllm: {error}") from error
 
     def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
-        self._wake()
         prompts = [{"prompt_token_ids": list(row.ids)} for row in rows]
         params = [self._params(row, temperature, stop, ends) for row in rows]
         try:
+            self._wake()
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        except torch.OutOfMemoryError:
-            raise  # said with the arithmetic by whoever asked
-        except Exception as error:
-            raise EngineError(f"vllm cannot sample: {_short(error)}") from error
-        finally:
-            self._sleep()
+        except BaseException as error:
+            with contextlib.suppress(EngineError):  # what came first is what has to be said
+                self._sleep()
+            if isinstance(error, Exception) and not isinstance(error, (EngineError, torch.OutOfMemoryError)):
+                raise EngineError(f"vllm cannot sample: {_short(error)}") from error
+            raise  # want of memory is said with the arithmetic by whoever asked
+        self._sleep()
         return [_drawn(output.outputs[0]) for output in outputs]
 
     def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int]) -> Any:
@@ -112,24 +115,35 @@ class LocalVllm:
             self._reload()
 
     def _reload(self) -> None:
-        try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights_of(self._model)})
-        except Exception as error:
-            raise EngineError(f"vllm does not take the new weights: {_short(error)}") from error
-        self._llm.reset_prefix_cache()  # what it holds was computed with the old ones
+        weights = {"weights_iterator": weights_of(self._model)}
+        self._call("take the new weights", lambda: self._llm.collective_rpc("reload_weights", kwargs=weights))
+        # What it holds was computed with the old ones.
+        self._call("drop its prefix cache", lambda: self._llm.reset_prefix_cache())
 
     def _wake(self) -> None:
         if self._asleep:
-            self._llm.wake_up(tags=["weights"])
+            self._call("wake up", lambda: self._llm.wake_up(tags=["weights"]))
             self._reload()
-            self._llm.wake_up(tags=["kv_cache"])
+            self._call("wake up", lambda: self._llm.wake_up(tags=["kv_cache"]))
             self._asleep = False
 
     def _sleep(self) -> None:
         if self._sleeps:
-            self._llm.sleep(level=2)
-            self._asleep = True
+            self._asleep = True  # half asleep is not awake
+            self._call("sleep", lambda: self._llm.sleep(level=2))
             torch.cuda.empty_cache()
+
+    @staticmethod
+    def _call(what: str, call: Callable[[], Any]) -> Any:
+        """What vLLM answers; of a failure, what it was asked to do.
+
+        Raises:
+            EngineError: it cannot.
+        """
+        try:
+            return call()
+        except Exception as error:  # whatever it raises
+            raise EngineError(f"vllm cannot {what}: {_short(error)}") from error
 
 
 def _drawn(output: Any) -> Drawn:

@@ -22,10 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+
+from safetensors import SafetensorError
 
 from covrl.errors import EngineError, UserError
 from covrl.generation.outside import Ask, Drawn, weights_of
+from covrl.plugins import is_loopback
 
 ANSWER_WITHIN_S = 1800.0
 """Seconds after which one row, or one loading of weights, counts as lost."""
@@ -40,9 +43,13 @@ class ServerVllm:
     def __init__(self, address: str, model: Any, rows: int) -> None:
         self.name = f"the vLLM server at {address}"
         self._address = address
+        self._opener = _opener_for(address)
         self._model = model
         self._rows = rows
-        self._folder = Path(tempfile.mkdtemp(prefix="covrl-weights-"))
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="covrl-weights-"))
+        except OSError as error:
+            raise UserError(f"generation.engine = {address}: no temporary folder for the weights: {error}") from error
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
             self._served = str(self._ask("/v1/models", None, 30.0)["data"][0]["id"])
@@ -89,14 +96,25 @@ class ServerVllm:
 
     def load(self, version: int) -> None:
         folder = self._folder / f"step-{version:06d}"
-        self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
         try:
+            self._write(folder)
             self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
             self._ask("/reset_prefix_cache", {})  # what it holds was computed with the old weights
+        except _NotWrittenError:
+            raise
         except EngineError as error:
             raise EngineError(f"{error} (the new weights are in {folder}: does the server see that folder?)") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        try:
+            self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
+        except (OSError, SafetensorError) as error:  # safetensors' own for a full disk
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise _NotWrittenError(
+                f"the new weights for {self.name} cannot be written to {folder} ({why}); TMPDIR names another disk"
+            ) from error
 
     def _ask(self, path: str, body: Mapping[str, Any] | None, within: float = ANSWER_WITHIN_S) -> Any:
         """What the server answers, as JSON; a GET without a ``body``.
@@ -104,11 +122,11 @@ class ServerVllm:
         Raises:
             EngineError: it does not answer, or refuses; with its address and what it said.
         """
-        key = os.environ.get("VLLM_API_KEY")
+        key = os.environ.get("VLLM_API_KEY", "").strip()
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urlopen(Request(self._address + path, data, headers), timeout=within) as answer:
+            with self._opener.open(Request(self._address + path, data, headers), timeout=within) as answer:
                 said = answer.read()
             return json.loads(said) if said else {}
         except HTTPError as error:
@@ -120,12 +138,31 @@ class ServerVllm:
             raise EngineError(f"{self.name} does not answer in JSON at {path}") from error
 
 
+class _NoRedirects(HTTPRedirectHandler):
+    """What is sent, the key among it, goes to the address that was given and to no other."""
+
+    def redirect_request(self, *_given: Any, **_named: Any) -> None:
+        return None
+
+
+def _opener_for(address: str) -> OpenerDirector:
+    """Without redirects; without the environment's proxy, which is another machine, where the address is this one."""
+    direct = [ProxyHandler({})] if is_loopback(address) else []
+    return build_opener(_NoRedirects, *direct)
+
+
+class _NotWrittenError(EngineError):
+    """The weights did not come as far as the server."""
+
+
 ADVICE = "start it (docs/engines.md has the command); a run goes on from its checkpoint with --resume"
 
 
 def _refusal(error: HTTPError, path: str) -> str:
     if error.code == 404 and path in ("/collective_rpc", "/reset_prefix_cache"):
         return f"has no {path}, by which it gets new weights; start it with VLLM_SERVER_DEV_MODE=1"
+    if 300 <= error.code < 400:
+        return f"answers {path} with a redirect ({error.code}), which is not followed; give the address that it is at"
     if error.code in (401, 403):
         return "wants a key: set VLLM_API_KEY to the one that it was started with"
     try:

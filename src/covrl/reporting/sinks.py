@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from covrl.errors import UserError
 from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
+from covrl.secrets import redacted
 
 T = TypeVar("T")
 
@@ -49,7 +50,8 @@ class JsonlSink:
 
     def write(self, report: StepReport) -> None:
         metrics = {name: _finite(value) for name, value in report.metrics.items()}
-        self._lines.append({"step": report.step, "metrics": metrics, "warnings": list(report.warnings)})
+        # A warning may quote another package.
+        self._lines.append({"step": report.step, "metrics": metrics, "warnings": list(map(redacted, report.warnings))})
 
     def sync(self) -> None:
         """Force what was written to the disk."""

@@ -48,7 +48,7 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 def message(text: str) -> str:
     """What went wrong, on one line that every terminal can show; it may quote a file, a model or another package."""
-    line = redacted(" ".join(visible(text).split("\n")).strip())
+    line = " ".join(visible(redacted(text)).split("\n")).strip()
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}…"
 
 

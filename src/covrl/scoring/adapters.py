@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from covrl.config import LoraConfig
 from covrl.errors import UserError
+from covrl.scoring.trust import tried
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -32,6 +32,10 @@ POLICY = "policy"
 """Name of the adapter that is trained."""
 
 ALL_LINEAR = "all-linear"
+
+MERGED = ("LORA", "ADALORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA", "VERA")
+"""Kinds of adapters, by PEFT's names, that :func:`merged` takes. Others hold no change of a layer's weights, or have
+settings by which PEFT reads files (a multitask prompt's initial state is a pickle at any path)."""
 
 _PREFIX = "base_model.model."
 """What PEFT's files have before a weight's name in the model."""
@@ -95,11 +99,8 @@ def load_adapter(model: Any, folder: Path, name: str = POLICY) -> None:
         UserError: PEFT is not installed, the files are damaged or of another model, or it is no plain LoRA.
     """
     config, tensors = _plain_lora(folder), read_weights(folder)
-    try:
-        _inject(model, config, name)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: an adapter of another model: {str(error).splitlines()[0]}") from None
-    put_weights(model, name, tensors, folder)
+    tried(f"{folder}: an adapter of another model", lambda: _inject(model, config, name))
+    tried(f"{folder}: cannot use {WEIGHTS}", lambda: put_weights(model, name, tensors, folder))
     use_adapter(model, name, trained=True)
 
 
@@ -109,10 +110,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it is missing or damaged.
     """
-    try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot read {WEIGHTS}: {str(error).splitlines()[0]}") from None
+    return tried(f"{folder}: cannot read {WEIGHTS}", lambda: load_file(folder / WEIGHTS))
 
 
 def copy_adapter(model: Any, source: str, name: str) -> None:
@@ -185,20 +183,22 @@ def switched(model: Any, name: str | None) -> Generator[None]:
 def merged(model: Any, folder: Path) -> Any:
     """A plain model with the adapter of ``folder`` added to the weights of ``model``, which is used up.
 
-    Any adapter that PEFT can merge, LoRA or not.
+    Any adapter of a kind in :data:`MERGED`, which are numbers that change a layer's weights.
 
     Raises:
-        UserError: PEFT is not installed, or cannot load or merge it.
+        UserError: PEFT is not installed, cannot load or merge it, or it is of another kind or names files or code.
     """
-    peft = _peft()
+    peft, table = _peft(), _table(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no {WEIGHTS}")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            loaded = peft.PeftModel.from_pretrained(model, str(folder))
-            return loaded.merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, AttributeError, OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: the adapter cannot be merged: {str(error).splitlines()[0]}") from error
+    kind = table.get("peft_type")
+    if kind not in MERGED:
+        raise UserError(f"{folder / CONFIG}: peft_type = {kind!r} cannot be merged here; known: {', '.join(MERGED)}")
+    with warnings.catch_warnings(action="ignore"):
+        return tried(
+            f"{folder}: the adapter cannot be merged",
+            lambda: peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True),
+        )
 
 
 def _peft() -> Any:
@@ -262,7 +262,19 @@ def _table(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
     if not isinstance(table, dict):
         raise UserError(f"{folder / CONFIG}: not a table of settings")
+    for key, value in table.items():
+        if value and key not in _OURS and (key.endswith(_LEADS_ELSEWHERE) or key == "megatron_core"):
+            if (key, value) == ("megatron_core", "megatron.core"):  # PEFT writes it into every file
+                continue
+            raise UserError(
+                f"{folder / CONFIG}: {key} names files or code outside of the adapter, which are not read: remove it"
+            )
     return table
+
+
+_LEADS_ELSEWHERE = ("_config", "_path", "_file", "_dir")
+_OURS = ("base_model_name_or_path",)
+"""Read by :func:`base_of` alone, which holds it to what a model's folder is held to."""
 
 
 def _plain_lora(folder: Path) -> Any:
@@ -284,8 +296,5 @@ def _plain_lora(folder: Path) -> Any:
             f"{folder}: not a plain LoRA adapter ({other[0]}): make a model of it with "
             f"`covrl merge {folder} --out FOLDER`"
         )
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return peft.LoraConfig.from_pretrained(str(folder))
-    except (TypeError, ValueError, OSError) as error:
-        raise UserError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from None
+    with warnings.catch_warnings(action="ignore"):
+        return tried(f"{folder / CONFIG}", lambda: peft.LoraConfig.from_pretrained(str(folder)))

@@ -20,7 +20,7 @@ from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.flex import can_differentiate, trouble_with_flex
 from covrl.scoring.head import Projection
 from covrl.scoring.shared import NAME, Call, Place, lay_out, nothing_masked
-from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
+from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config, tried
 
 Ids = tuple[int, ...]
 
@@ -262,8 +262,9 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     language_model, tokenizer = _load(config, base, temperature)
     if base != source:
         load_adapter(language_model.model, Path(source))
-        tokenizer = load_tokenizer(source) if (Path(source) / "tokenizer_config.json").is_file() else tokenizer
-    language_model.given_up = language_model.prove()
+        if (Path(source) / "tokenizer_config.json").is_file():
+            tokenizer = quoted(source, lambda: load_tokenizer(source))
+    language_model.given_up = tried(f"model.path: cannot compute with {source!r}", language_model.prove)
     return language_model, tokenizer
 
 

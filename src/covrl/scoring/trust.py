@@ -8,14 +8,16 @@ are never fetched, and no file outside the folder is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, cached_file
 
 from covrl.errors import UserError
+
+T = TypeVar("T")
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of weights that are pickles: to read one without limits is to run it."""
@@ -68,12 +70,21 @@ def quoted(source: str, read: Any) -> Any:
     Raises:
         UserError: it could not be read.
     """
+    return tried(f"model.path: cannot load {source!r}", read)
+
+
+def tried(what: str, read: Callable[[], T]) -> T:
+    """What ``read()`` gives; of what it raises on a file of somebody else's, one line that begins with ``what``.
+
+    Raises:
+        UserError: it raised something.
+    """
     try:
         return read()
     except UserError:
         raise
-    except Exception as error:  # transformers, tokenizers, safetensors, jinja and torch each raise their own
-        raise UserError(f"model.path: cannot load {source!r}: {_first_line(error)}") from error
+    except Exception as error:  # transformers, tokenizers, safetensors, PEFT, jinja and torch each raise their own
+        raise UserError(f"{what}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

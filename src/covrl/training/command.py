@@ -35,6 +35,8 @@ class TrainRequest:
     dry_run: bool
     algorithm: str | None
     reward: str | None
+    engine: str | None = None
+    """Of a resumed run, in the place of the one that its file names."""
 
 
 def run_train(asked: TrainRequest) -> None:
@@ -42,7 +44,7 @@ def run_train(asked: TrainRequest) -> None:
     if asked.config is not None:
         run = api.build(asked.config)
     else:
-        run = api.resume(asked.folder, reward=asked.reward, algorithm=asked.algorithm)
+        run = api.resume(asked.folder, reward=asked.reward, algorithm=asked.algorithm, engine=asked.engine)
     if asked.dry_run:
         _rehearse(run)
         return

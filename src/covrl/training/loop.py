@@ -47,7 +47,7 @@ from covrl.training.monitors import (
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.parallel import Solo
 from covrl.training.rollouts import sample
-from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error
+from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error, has_weight
 from covrl.training.undo import Before
 from covrl.training.views import trace_group
 
@@ -248,12 +248,15 @@ class Run:
             with self.world.whole_weights():
                 kept = self._collect(draw, clock, sampled, scored)
             if self.merges:
+                gap = self._gap_of_few(scored, bool(kept))
                 with clock("train"):
-                    return sampled, scored, *self._merged_update(kept)
+                    groups, credits, update = self._merged_update(kept)
+                return sampled, scored, groups, credits, update | gap
             credits = self.credit(kept)
+            gap = self._gap_of_few(scored, not self.late or _any_weight(kept, credits, self.algorithm))
             with clock("train"):
                 update, read = self._update(kept, credits)
-            return sampled, scored, _with_values(kept, read), credits, update
+            return sampled, scored, _with_values(kept, read), credits, update | gap
         except NonFiniteError as error:
             assert self._before is not None
             self._before.restore(self, keep_problems=True)
@@ -261,6 +264,20 @@ class Run:
             self._remarks.append(self.guard.non_finite(error, *at, self.folder, self.world))
         nothing = {"optim/updates": 0.0, "guard/skipped": float(self.guard.skipped)} | dict.fromkeys(TOTALS, 0.0)
         return sampled, scored, [], [], nothing
+
+    def _gap_of_few(self, scored: Sequence[ScoredGroup], reads: bool) -> dict[str, float]:
+        """The sampler's metrics, before the update, where nothing of this step ``reads`` traces as they were sampled.
+
+        A method may read them under another prompt, or no trace may have a weight.
+        """
+        known = {Output(r.span, name) for r in self.algorithm.scoring for name in r.outputs}
+        sources = {Output("trace", r.source) for g in scored for r in g.rollouts}
+        if not self.mismatch.of_trainer or (reads and known & sources):  # another engine's are read all
+            return {}
+
+        with self.world.whole_weights():
+            limits = (self.limits.tokens, self.limits.logits_bytes)
+            return self.mismatch.of_few(scored, lambda *wanted: score(self.models, *wanted, *limits))
 
     def credit(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
         """What each token of admitted groups is worth, corrected for a sampler that is not the trainer.
@@ -469,6 +486,12 @@ def _with_values(groups: Sequence[ScoredGroup], read: Late) -> list[ScoredGroup]
         replace(g, scores=tuple(replace(s, values={**s.values, **read.get(next(traces), {})}) for s in g.scores))
         for g in groups
     ]
+
+
+def _any_weight(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]], algorithm: Algorithm) -> bool:
+    """Whether any trace is read in the training forward."""
+    traces = [(r, c) for g, row in zip(groups, credits, strict=True) for r, c in zip(g.rollouts, row, strict=True)]
+    return any(r.request.trains and has_weight(c, algorithm.streams) for r, c in traces)
 
 
 def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -36,6 +36,10 @@ LARGE_GAP = 0.1
 """Mean difference (nats a token) above which a step has a warning. Rounding in bfloat16 gives about 0.01 (INFERRED)."""
 
 
+FEW = 8
+"""Traces that are read for the measurement alone, on a step that reads none of them as they were sampled."""
+
+
 def _as_sampled(problem: Problem, rollout: Rollout) -> Row:
     """The row that the sampler had before it: the request's own prompt, and the trace."""
     del problem
@@ -85,6 +89,18 @@ class Mismatch:
             Scores({**s.values, **found[i].values}, s.tokens + found[i].tokens) if i in found else s
             for i, s in enumerate(scores)
         ]
+
+    def of_few(
+        self,
+        groups: Sequence[ScoredGroup],
+        read: Callable[[Sequence[Context], Sequence[Reading], Sequence[tuple[Problem, Rollout]]], list[Scores]],
+    ) -> dict[str, float]:
+        """The :meth:`metrics` of the first :data:`FEW` traces, which are read for nothing else."""
+        pairs = [(g.problem, r) for g in groups for r in g.rollouts if r.trace_ids][:FEW]
+        if not pairs:
+            return {}
+        scores = read((SOURCE_CONTEXT,), (SOURCE_READING,), pairs)
+        return self.metrics([ScoredGroup(p, (r,), (s,)) for (p, r), s in zip(pairs, scores, strict=True)])
 
     def corrected(
         self, groups: Sequence[ScoredGroup], credits: list[list[Credit]], streams: Sequence[Stream]
