@@ -47,7 +47,7 @@ class DASHConfig(GroupConfig):
 
     @model_validator(mode="after")
     def _filtered(self) -> DASHConfig:
-        self._idle("tau", self.filter == "exact", "filter = 'exact'")
+        self.refuse_idle("tau", self.filter == "exact", "filter = 'exact'")
         if self.filter == "paper" and self.aggregation != "constant":
             raise ValueError(
                 f"filter = 'paper' divides by (responses kept · longest response), not as aggregation = "
