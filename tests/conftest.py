@@ -6,9 +6,9 @@ import pytest
 from commands import Covrl, here
 from hypothesis import settings
 
-# Known draws, so that a red run is never chance; `make fuzz` looks for new ones.
-settings.register_profile("known", derandomize=True)
-settings.register_profile("fuzz", derandomize=False, print_blob=True)
+# Known draws and no deadline, so that a red run is never chance or a busy machine; `make fuzz` looks for new draws.
+settings.register_profile("known", derandomize=True, deadline=None)
+settings.register_profile("fuzz", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("known")
 
 
