@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from commands import Covrl
 from models import character_tokenizer, tiny
 
 import covrl as covrl_package
-from covrl.algorithms import find_algorithm
+from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.covrl import CoVRL
 from covrl.errors import UserError
 from covrl.records import Problem
@@ -262,3 +263,37 @@ def test_what_cannot_be_imported_is_said() -> None:
 def test_importing_the_settings_imports_no_torch() -> None:
     code = "import covrl.config, covrl.plugins, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_methods_are_listed_with_those_of_others(
+    package: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl
+) -> None:
+    (package / "echo_method-1.0.dist-info" / "entry_points.txt").write_text(
+        "[covrl.algorithms]\necho = echo_method:Echo\n"
+    )
+    monkeypatch.setenv("COLUMNS", "250")
+    done = covrl("algorithms", "--json")
+    assert done.code == 0, done.err
+    listed = {row["name"]: row for row in json.loads(done.out)}
+    assert list(listed) == [*ALGORITHMS, "echo"], "ours in their order, then the others"
+    assert all({"name", "paper", "evidence", "contexts", "recipe"} <= row.keys() for row in listed.values())
+    root = Path(__file__).parents[1]
+    for name in ALGORITHMS:
+        row = listed[name]
+        assert row["paper"], name
+        assert row["evidence"], name
+        assert row["contexts"][0] == "prior", name
+        assert (root / row["recipe"]).is_file(), name
+    assert listed["covrl"]["contexts"] == ["prior", "posterior"]
+    assert listed["covrl"]["paper"] == "arXiv 2512.12576"
+    theirs = {"paper": "none", "evidence": "a test", "contexts": ["prior"], "recipe": None}
+    assert {key: listed["echo"][key] for key in theirs} == theirs
+    assert listed["echo"]["summary"].startswith("Makes its own traces likelier")
+    table = covrl("algorithms")
+    assert table.code == 0
+    rows = table.out.splitlines()
+    for name, row in listed.items():
+        (at,) = [i for i, text in enumerate(rows) if text.split()[:1] == [name]]
+        assert row["summary"] in rows[at], name
+        below = [row["paper"], row["evidence"], f"reads {', '.join(row['contexts'])}", row["recipe"] or "no recipe"]
+        assert all(text in rows[at + 1] for text in below), name

@@ -168,13 +168,13 @@ def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
 
 
 def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:
-    """One line a method: what it is, where it comes from, what it reads, and whether it needs a verifier."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("name", "method", "paper", "reads", "verifier"):
-        table.add_column(title, overflow="fold")
+    """What each method is; below it its paper, how sure we are of it, what it reads, and a recipe to start from."""
+    table = Table.grid(padding=(0, 2, 0, 0))
     for method in methods:
-        needs = "yes" if method.needs_verifier else "no"
-        cells = (method.summary, method.paper, ", ".join(method.contexts), needs)
-        table.add_row(Text(method.name, "bold"), *(Text(visible(cell)) for cell in cells))
+        needs = "needs a verifier" if method.needs_verifier else "no verifier"
+        reads = f"reads {', '.join(method.contexts)}"
+        about = "; ".join([method.paper, method.evidence, reads, needs, method.recipe or "no recipe"])
+        known = Text.assemble(visible(method.summary), (f"\n{visible(about)}", "dim"))
+        table.add_row(Text(method.name, "bold"), known)
     console.print(table)
-    console.print(Text("evidence and choices: docs/methods/NAME.md; a place to start: recipes/NAME.toml", "dim"))
+    console.print(Text("their equations and our choices: docs/methods/NAME.md", "dim"))
