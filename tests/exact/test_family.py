@@ -407,7 +407,20 @@ def test_rationalisation_is_weighted_maximum_likelihood_of_the_prior_in_expectat
 
 NO_HINT = Problem(id="tiny", question="a", answer="b", hint="")
 WIDE: dict[str, Any] = {"ratio_cap": 1e9, "clip": 1e9, "nll": "exact", "nll_weight": 0.5}
-PAIRS = [((0, 2), (1, 2)), ((0, 2), (1, 1)), ((0, 1, 2), (1, 1, 2)), ((1, 0), (1, 2))]
+ALIKE = [
+    *[((0, 2), (1, 2)), ((0, 2), (1, 1)), ((0, 1, 2), (1, 1, 2)), ((1, 0), (1, 2))],
+    *[((2,), (1, 0, 2)), ((0, 1), (2,)), ((0, 2), (2,), (1, 0, 2)), ((0, 1, 1), (1, 2), (2,))],  # unequal, and three
+]
+
+
+def wide(count: int) -> dict[str, Any]:
+    """Settings under which one factor, :func:`sums_over_means`, makes a group of ``count`` the other method's."""
+    return WIDE | {"nll_weight": (count - 1) / count}
+
+
+def sums_over_means(group: Sequence[tuple[int, ...]]) -> float:
+    """CoVRL divides by tokens and its baseline holds the own reward: ΣT/G for the one, G/(G−1) for the other."""
+    return sum(map(len, group)) / (len(group) - 1)
 
 
 def one_prompt(run: Run, pair: Sequence[tuple[int, ...]], sources: Sequence[str]) -> Tensor:
@@ -419,15 +432,14 @@ def one_prompt(run: Run, pair: Sequence[tuple[int, ...]], sources: Sequence[str]
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-@pytest.mark.parametrize("pair", PAIRS)
-def test_covrl_with_one_prompt_is_jepo(pair: tuple[tuple[int, ...], ...], beta: float) -> None:
-    """Factor: token mean over traces of length T against mean over traces, and (G−1)/G from the own reward's baseline.
-
-    The KL is 0 with a gradient of 0 at q = p, so β has no part in it; the NLL's weight ½ = (G−1)/G makes one factor do.
-    """
-    ours, theirs = world.make_run(seed=15, beta=beta, **WIDE), world.make_run(seed=15, name="jepo")
-    found = one_prompt(ours, pair, ("prior", "posterior")) * len(pair[0]) * 2
-    assert world.relative(found, one_prompt(theirs, pair, ("prior", "prior"))) < 1e-9
+@pytest.mark.parametrize("group", ALIKE)
+def test_covrl_with_one_prompt_is_jepo(group: tuple[tuple[int, ...], ...], beta: float) -> None:
+    """The KL is 0 with a gradient of 0 at q = p, so β has no part in it; the NLL's weight makes one factor do."""
+    count = len(group)
+    ours = world.make_run(seed=15, beta=beta, group=count, **wide(count))
+    theirs = world.make_run(seed=15, name="jepo", group=count)
+    found = one_prompt(ours, group, ("prior", "posterior", "prior")[:count]) * sums_over_means(group)
+    assert world.relative(found, one_prompt(theirs, group, ("prior",) * count)) < 1e-9
 
 
 class AsVeriFree(CoVRL):
@@ -442,12 +454,13 @@ class AsVeriFree(CoVRL):
         return replace(credit, weights=weights)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_covrl_with_one_prompt_and_probability_rewards_is_verifree(pair: tuple[tuple[int, ...], ...]) -> None:
-    ours, theirs = world.make_run(seed=16), world.make_run(seed=16, name="verifree")
-    ours.algorithm = AsVeriFree(CoVRLConfig.model_validate(WIDE), Setup(ours.prompts, 2))
-    found = one_prompt(ours, pair, ("prior", "posterior")) * len(pair[0]) * 2
-    assert world.relative(found, one_prompt(theirs, pair, ("prior", "prior"))) < 1e-9
+@pytest.mark.parametrize("group", ALIKE)
+def test_covrl_with_one_prompt_and_probability_rewards_is_verifree(group: tuple[tuple[int, ...], ...]) -> None:
+    count = len(group)
+    ours, theirs = (world.make_run(seed=16, group=count, **name) for name in ({}, {"name": "verifree"}))
+    ours.algorithm = AsVeriFree(CoVRLConfig.model_validate(wide(count)), Setup(ours.prompts, count))
+    found = one_prompt(ours, group, ("prior", "posterior", "prior")[:count]) * sums_over_means(group)
+    assert world.relative(found, one_prompt(theirs, group, ("prior",) * count)) < 1e-9
 
 
 def test_covrl_with_two_prompts_is_neither() -> None:

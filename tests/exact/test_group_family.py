@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from covrl.records import Rollout
+from covrl.records import Group, Rollout
 from covrl.scoring.model import LanguageModel
 from covrl.training.loop import Run
+from covrl.training.step import accumulate_gradient
 from exact import world
 
 MAX_TOKENS = 2
@@ -513,3 +514,37 @@ def test_dash_drops_rows_exactly(kl: str) -> None:
     assert bool(gradient.any()) == (kl != "none")
     paper = make_run("dash", filter="paper", **settings)
     assert not world.production_gradient(paper, alike)[0].any()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("aggregation", ["constant", "token_mean", "sequence_mean"])
+def test_dash_exact_is_the_loss_over_all_rows(aggregation: str, moved: bool) -> None:
+    """A batch of groups with and without signal: the latter's rows are not read, and count in the denominator."""
+    settings = {"kl": "none", "kl_weight": 0.0, "aggregation": aggregation}
+    run = make_run("dash", **settings)
+    batch = [
+        [((0, 1), 1.0), ((2,), 0.0), ((1, 0), 0.0)],
+        [((1, 1), 1.0), ((2,), 1.0)],
+        [((0, 0), 0.0), ((0, 1), 0.0), ((2,), 0.0)],
+        [((1, 2), 0.0), ((2,), 1.0)],
+    ]
+    groups = run.score(
+        [Group(world.PROBLEM, tuple(response(run, ids, r, i) for i, (ids, r) in enumerate(rows))) for rows in batch]
+    )
+    old = [[detached(plain(run, ids)) for ids, _ in rows] for rows in batch]
+    if moved:
+        torch.manual_seed(6)
+        before = world.get_weights(run)
+        world.set_weights(run, before + 0.1 * torch.randn_like(before))
+    report = accumulate_gradient(run.algorithm, run.models, groups, run.algorithm.credit(groups), run.limits)
+    assert report.dropped == 5
+    assert report.rows == 5
+    found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
+    sizes = {"constant": lambda rows: len(rows) * MAX_TOKENS, "sequence_mean": len}
+    size = sizes.get(aggregation, lambda rows: sum(len(ids) for ids, _ in rows))
+    parts = [
+        size(rows) * stated("dash", settings, o, [plain(run, ids) for ids, _ in rows], [r for _, r in rows])
+        for rows, o in zip(batch, old, strict=True)
+    ]
+    expected = world.gradient_of(run, torch.stack(parts).sum() / sum(map(size, batch)))
+    assert world.relative(found, expected) < 1e-12
