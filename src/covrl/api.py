@@ -29,7 +29,7 @@ from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.scoring.model import SHIPPED, load_model
 from covrl.secrets import redacted
 from covrl.training import durable
-from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
+from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.folder import alone_in, model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import Run
@@ -218,6 +218,8 @@ def resume(
         algorithm=None if isinstance(algorithm, str) else algorithm,
         policy_path=found / "model" if found else None,
     )
+    # before anything is read together: where a folder lags behind, a rank may not see the newest yet
+    run.world.check_same(found and identity(found), "checkpoints")
     if found:
         check_inputs(state, run)
         load_checkpoint(run, found)

@@ -17,6 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from covrl import api
+from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.base import LossTokens
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
@@ -56,12 +57,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+OTHERS = tuple(method for method in ALGORITHMS if method not in {case[0] for case in CASES.values()})
+"""The methods that have no case above: one step of each, in float64."""
+
 MIXED = ("covrl", "mixed", {"recompute": True}, {})
 """bfloat16 products on float32 weights: a rank's share rounds as a batch of its own, so samples are not compared."""
 
 EXHAUSTED = [("scoring", "sharded"), ("block", "sharded"), ("loss", "sharded"), ("loss", "replicated")]
 
 STOPPED = {"sampling": ("sampling", (0, 1)), "training": ("training", (0, 1)), "training, one rank": ("training", (1,))}
+
+
+def _one_step_of(method: str) -> tuple[str, tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    updates = find_algorithm(method).updates_wanted
+    return f"one step of {method}", (method, "float64", {"steps": 1, "mini_batches": updates}, {})
 
 
 def reward(problem: Problem, text: str) -> float:
@@ -71,7 +80,7 @@ def reward(problem: Problem, text: str) -> float:
 
 def config(folder: Path, name: str) -> RunConfig:
     """Three problems of three traces: neither number can be halved; passes of few tokens, so that there are many."""
-    method, dtype, training, algorithm = (CASES | {"mixed": MIXED})[name]
+    method, dtype, training, algorithm = (CASES | {"mixed": MIXED} | dict(map(_one_step_of, OTHERS)))[name]
     return RunConfig.model_validate(
         {
             "model": {
@@ -130,6 +139,19 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
         "sharded": run.world.sharded,
         "passes": run.world.shared(list, [passes[0]] * run.world.size),
     }
+
+
+def one_step(folder: Path, method: str) -> dict[str, Any]:
+    """The gradients of a method's first step, without an evaluation, and the step's metrics."""
+    run: Run = api.build(config(folder, f"one step of {method}"), PROBLEMS, reward=reward)
+    found: list[torch.Tensor] = []
+
+    def keep(*_: Any) -> None:
+        found.append(flat([torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]))
+
+    run.optimizer.register_step_pre_hook(keep)
+    metrics = run.step().metrics
+    return {"gradient": torch.cat(found), "metrics": {k: v for k, v in metrics.items() if not k.startswith("time/")}}
 
 
 def batch(folder: Path) -> None:
@@ -274,6 +296,25 @@ def cut(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def lagging(out: Path) -> str:
+    """What a resume says on this rank where the second does not see the newest checkpoint yet."""
+    own = api.newest_whole
+
+    def late(root: Path) -> Any:
+        if os.environ["RANK"] == "1":
+            return sorted(root.glob("step-*"))[-2], []
+        return own(root)
+
+    api.newest_whole = late
+    try:
+        api.resume(out, PROBLEMS, PROBLEMS[:5])
+    except UserError as error:
+        return str(error)
+    finally:
+        api.newest_whole = own
+    return "nothing"
+
+
 def no_weights(*_: Any) -> None:
     raise AssertionError("a rank that is not the first reads no model's weights")
 
@@ -283,6 +324,7 @@ def main(folder: Path) -> None:
     if not world.first:
         distributed.load_model = no_weights
     found = {name: observe(folder, name) for name in CASES} | {"mixed": mixed(folder)}
+    found["others"] = {method: one_step(folder, method) for method in OTHERS}
     train(folder, folder / "by-two")
     found["resumed"] = {"sharded": resume(folder / "by-one-cut").world.sharded}
     world.led(lambda: cut(folder / "by-two", folder / "again-by-two"))
@@ -291,6 +333,7 @@ def main(folder: Path) -> None:
     def of_all(own: Any) -> list[Any]:
         return world.shared(list, [own] * world.size)
 
+    found["lagging"] = {"said": of_all(lagging(folder / "by-two"))}
     for what in ("reward", "nan", "loss", "gradient"):
         found[f"fails: {what}"] = {"said": of_all(fails(folder, what))}
     for where, weights in EXHAUSTED:

@@ -163,6 +163,14 @@ def newest_whole(root: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     return None, damaged
 
 
+def identity(folder: Path) -> tuple[str, str]:
+    """A checkpoint's name, and a hash of what says what is in it."""
+    for name in (durable.MANIFEST, "state.json"):  # format 1 has no manifest
+        if (folder / name).is_file():
+            return folder.name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return folder.name, ""
+
+
 def damage_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None. Reads every byte.
 

@@ -237,9 +237,13 @@ class Processes(Solo):
         run.optimizer = make_optimizer(run.parameters, run.config.training)
 
     def check_alike(self, run: Run) -> None:
-        state = self._gathered((run.done, run.source.state_dict(), run.config.model_dump(mode="json")))
-        if any(other != state[0] for other in state):
-            raise UserError("the processes read different settings or checkpoints; they need one shared folder")
+        state = (run.done, run.source.state_dict(), run.config.model_dump(mode="json"))
+        self.check_same(state, "settings or checkpoints")
+
+    def check_same(self, value: object, what: str) -> None:
+        found = self._gathered(value)
+        if any(other != found[0] for other in found):
+            raise UserError(f"the processes read different {what}; they need one shared folder")
 
     @contextmanager
     def whole_weights(self) -> Generator[None]:

@@ -129,6 +129,9 @@ class Solo:
     def check_alike(self, run: Run) -> None:
         """Raises UserError if the ranks are about to train different runs."""
 
+    def check_same(self, value: object, what: str) -> None:
+        """Raises UserError if the ranks have different values of ``what``; all ranks call it."""
+
     @contextmanager
     def whole_weights(self) -> Generator[None]:
         """While entered, every rank has whole weights, and ranks may run different numbers of forward passes."""
