@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from covrl.config import PromptConfig
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import (
     COVRL_OVERALL,
@@ -73,10 +73,16 @@ def test_an_unknown_name_says_the_nearest(given: str, near: str) -> None:
         find_benchmarks([given])
 
 
-def test_a_split_and_a_note_for_another_top_p() -> None:
+def test_a_protocol_is_whole_as_data() -> None:
     protocol = PROTOCOLS["MATH-500"]
     assert (protocol.split, protocol.metric, protocol.notes()) == ("test", "avg@4", [])
-    assert "asks for top-p 0.95; traces are sampled with top-p 1" in replace(protocol, top_p=0.95).notes()[0]
+    for each in PROTOCOLS.values():
+        record = each.record()
+        assert "{question}" in record["prompts"]["user"]
+        assert "<answer>" in record["prompts"]["user"]
+        assert record["top_p"] == 1.0
+    default = PromptConfig().model_dump()
+    assert {key: default[key] for key in protocol.prompts} == protocol.prompts, "a changed default has to be looked at"
     assert "no test of this package" in PROTOCOLS["AIME25"].notes()[0]
 
 

@@ -14,7 +14,7 @@ from models import byte_tokenizer
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
-from covrl.evaluation.leak import other_answers
+from covrl.evaluation.leak import other_answers, states_early
 from covrl.evaluation.leaking import SOURCES, LeakReport, measure_leaks, read
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
@@ -103,6 +103,40 @@ def test_an_admission_is_a_leak_in_words() -> None:
 )
 def test_phrases(text: str, admits: bool) -> None:
     assert (read(PROBLEMS[0], "posterior", text, "107").admits is not None) == admits
+
+
+@pytest.mark.parametrize(
+    ("answer", "start", "early"),
+    [
+        (r"\frac{1}{2}", "It is 1/2, as", True),
+        (r"\frac{1}{2}", r"It is \dfrac12, as", True),
+        ("1/2", "It is 0.5, as", True),
+        ("1/2", "It is 50%, as", True),
+        ("1234", "It is 1,234, as", True),
+        ("1,234", r"It is $1{,}234$, as", True),
+        ("x + 1", r"It is $x+1$, as", True),
+        ("(3, 4)", r"It is \left( 3,4 \right), as", True),
+        ("New York", "it is new york, as", True),
+        ("1,234", "It is 12345, as", False),
+        ("1234", "It is 1 234, as", False),
+        ("12.0", "It is 3.12 or 12.5, as", False),
+        ("1 / 2", "It is 11/2 or 1/25, as", False),
+        ("X", "the next one, as", False),
+        ("5.0", "It is 0.5 or 5/2, as", False),
+    ],
+)
+def test_an_answer_in_another_spelling_is_stated_too(answer: str, start: str, early: bool) -> None:
+    assert states_early(f"{start} {LONG}", answer) is early
+    assert not states_early(f"{LONG} {start}", answer)
+
+
+def test_reformatted_answers_leak() -> None:
+    """Posterior traces that begin with the shown answer as a fraction: no verbatim copy is in them."""
+    record = measured(lambda source, shown: f"{shown}.0 {LONG}" if shown else f"2 {LONG}").record()
+    spelled = measured(lambda source, shown: f"{2 * int(shown)}/2 {LONG}" if shown else f"2 {LONG}").record()
+    for found in (record, spelled):
+        assert found["rates"]["posterior"]["own_early"] == 1.0
+        assert "They leak: 100.0" in found["sentence"]
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=8).filter(lambda found: len(set(found)) > 1))

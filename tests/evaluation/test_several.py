@@ -264,6 +264,8 @@ def test_a_protocol_is_sampled_as_it_stands(project: Path, covrl: Covrl, name: s
     assert "where the protocol has" not in found.err
     (exam,) = record["exams"]
     assert exam["protocol"]["metric"] == f"avg@{protocol.samples}"
+    assert exam["prompts"]["model"]["user"] == "{question}", "the model's own, as it was asked"
+    assert exam["protocol"]["prompts"] == protocol.prompts
     assert exam["sampling"]["model"] == {
         "temperature": protocol.temperature,
         "trace_tokens": protocol.trace_tokens,
@@ -289,6 +291,24 @@ def test_every_reference_answer_is_right_in_a_box_and_anothers_is_not(name: str)
     others = [(p, q.answer) for p, q in pairwise(problems) if p.answer != q.answer]
     taken = {(p.answer, said) for (p, said), verdict in zip(others, grade(others), strict=True) if verdict == "right"}
     assert taken <= {("5", "x=5")}  # the only neighbours that mean the same
+
+
+def test_a_protocols_top_p_and_prompt_are_what_is_done(
+    project: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hardly any probability left to choose from, samples are greedy; the prompt stands in the results."""
+    plain = CONFIG.replace('user = "{question}"\n', "").replace("[prompts]", '[prompts]\nchat = "never"')
+    (project / "run.toml").write_text(plain)
+    monkeypatch.setitem(PROTOCOLS, "AMC23", replace(PROTOCOLS["AMC23"], top_p=1e-6, prompts={"user": "{question}!"}))
+    (project / "AMC23.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    asked = ["--benchmark", "AMC23", "--data", ".", "-n", "3", "--max-tokens", "8", "--out", "o", "--json"]
+    found = covrl(*COMMON, *asked)
+    assert found.code == 0, found.err
+    (exam,) = json.loads(found.out)["exams"]
+    assert (exam["top_p"], exam["prompts"]["model"]["user"]) == (1e-6, "{question}!")
+    row = from_json((project / "o/samples/AMC23/model.jsonl").read_text().splitlines()[1])
+    assert {s.trace for s in row.samples} == {row.greedy.trace}
+    assert "and top-p 1e-06, up to 8 trace tokens" in (project / "o/results.md").read_text()
 
 
 def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covrl: Covrl) -> None:

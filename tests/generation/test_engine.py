@@ -17,7 +17,7 @@ from covrl.errors import UserError
 from covrl.generation import decoding
 from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
-from covrl.generation.engine import DecodingPaths, TorchGenerator, choose
+from covrl.generation.engine import DecodingPaths, TorchGenerator, choose, nucleus
 from covrl.generation.random import trace_key, uniforms
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
@@ -328,3 +328,12 @@ def test_a_generator_that_no_path_makes_right_is_refused() -> None:
     model.forward = noisy
     with pytest.raises(UserError, match="does not agree with the model's own forward"):
         TorchGenerator(model, TOKENIZER, 5).prove()
+
+
+def test_a_nucleus_is_the_fewest_tokens_with_that_probability() -> None:
+    log_probs = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.25, 0.25, 0.25, 0.25]]).log()
+    kept = nucleus(log_probs, 0.7).exp()
+    torch.testing.assert_close(kept[0], torch.tensor([0.0, 2 / 3, 0.0, 1 / 3]))
+    torch.testing.assert_close(kept[1], torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.0]))
+    torch.testing.assert_close(nucleus(log_probs, 1e-9).exp()[0], torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(nucleus(log_probs, 0.9999).exp(), log_probs.exp())

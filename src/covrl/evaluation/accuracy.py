@@ -68,6 +68,7 @@ class Evaluator:
     max_answer_tokens: int
     grade: Grader | None
     label: TraceLabel | None = None
+    top_p: float = 1.0
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
         """One trace and one answer per problem; ``temperature`` 0 is greedy."""
@@ -76,7 +77,7 @@ class Evaluator:
     def examine(self, asked: Sequence[tuple[Problem, int]], temperature: float, draw: Draw) -> list[Graded]:
         """One trace and one answer for each (problem, index of the sample), in order; a problem may come often."""
         ask = [Request(p.id, index, self.prompts.prior(p), "prior") for p, index in asked]
-        thinking = Sampling(self.max_trace_tokens, self.prompts.config.close, temperature)
+        thinking = Sampling(self.max_trace_tokens, self.prompts.config.close, temperature, self.top_p)
         traces = self.generator.generate(ask, thinking, replace(draw, purpose="evaluation"))
         return self.answered([p for p, _ in asked], traces, temperature, draw)
 
@@ -89,7 +90,7 @@ class Evaluator:
         reply = [
             replace(traces[i].request, prompt_ids=self.prompts.answer_prompt(problems[i], traces[i])) for i in closed
         ]
-        answering = Sampling(self.max_answer_tokens, suffix, temperature)
+        answering = Sampling(self.max_answer_tokens, suffix, temperature, self.top_p)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
         said = {i: r.text.removesuffix(suffix) for i, r in zip(closed, replies, strict=True)}
         verdicts = dict(zip(closed, self._verdicts([(problems[i], said[i]) for i in closed]), strict=True))

@@ -32,8 +32,8 @@ class Protocol:
     ``source`` is a Hugging Face data set (``hf:owner/name[/config]:split``), empty where none is known to hold it;
     ``file`` is where a folder of local data has it. ``extraction`` are the extractors that are tried, in order, on
     what stands between the answer tags, ``prompts`` settings of ``[prompts]`` that replace the package's defaults
-    (never a model's own). ``top_p`` is what the protocol asks for: traces are always sampled with 1, as a truncated
-    sampler draws from another distribution than the likelihoods describe, and the record says where the two differ.
+    (never a model's own). ``top_p`` is that of traces and answers; training has none
+    (:class:`covrl.generation.base.Sampling`).
     """
 
     name: str
@@ -47,7 +47,7 @@ class Protocol:
     answer_tokens: int = 64
     extraction: tuple[str, ...] = BOXED_OR_WHOLE
     verifier: str = "math"
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=lambda: MATH_PROMPTS)
     exercised: bool = False
     note: str = ""
 
@@ -64,8 +64,6 @@ class Protocol:
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
         said = [f"{self.name}: {self.note}"] if self.note else []
-        if self.top_p != 1.0:
-            said.append(f"{self.name}: the protocol asks for top-p {self.top_p:g}; traces are sampled with top-p 1")
         if not self.exercised:
             said.append(f"{self.name}: no test of this package has read this set; its field names are unproved")
         return said
@@ -93,8 +91,15 @@ class Loaded:
     chance: float | None = None
 
 
+MATH_PROMPTS = {
+    "system": "",
+    "user": "{question}\n\nReason inside <think></think>, then give the short final answer inside <answer></answer>.\n",
+    "prior_open": "<think>\n",
+}
+"""What mathematics is asked with: the package's defaults, spelled out so that a changed default changes no protocol."""
+
 _CHOICE: dict[str, Any] = {
-    "verifier": "choice", "extraction": ("boxed", "answer_is", "none"), "prompts": {"user": CHOICE_USER},
+    "verifier": "choice", "extraction": ("boxed", "answer_is", "none"), "prompts": MATH_PROMPTS | {"user": CHOICE_USER},
     "answer_tokens": 32,
 }  # fmt: skip
 

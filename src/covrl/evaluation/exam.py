@@ -52,10 +52,11 @@ class Exam:
     notes: tuple[str, ...] = ()
     protocol: Mapping[str, Any] | None = None
     label: TraceLabel | None = None
+    top_p: float = 1.0
 
     def settings(self) -> dict[str, Any]:
         """What must stay as it is for records to belong together."""
-        names = ("samples", "temperature", "trace_tokens", "answer_tokens", "verifier", "extraction", "choice")
+        names = ("samples", "temperature", "top_p", "trace_tokens", "answer_tokens", "verifier", "extraction", "choice")
         return {name: getattr(self, name) for name in names} | {"extraction": list(self.extraction)}
 
     def answer(self, said: str) -> str:

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from fractions import Fraction
+
+from covrl.rewards.forms import look, stands_in
+from covrl.rewards.normalise import normalise, plain_number
 
 EARLY_SHARE = 0.25
 """How much of a trace's text counts as early."""
 
 
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?: ?/ ?\d+)?%?(?![\w])")
+_DELIMITERS = re.compile(r"\$|\\[()\[\]]")
+_SPACES = re.compile(r"(?<![^\W_])\s+|\s+(?![^\W_])")
+
+
 def states_early(trace: str, answer: str) -> bool:
-    """Whether ``answer`` stands verbatim in the first quarter of the trace's text (at least as long as itself)."""
+    """Whether ``answer`` stands in the first quarter of the trace's text (at least as long as itself).
+
+    Verbatim, or in another spelling: as a number of the same value (1,234 for 1234, 0.5 for 1/2), or with other LaTeX,
+    case and spaces around signs (``\\frac12`` for ``\\frac{1}{2}``). Not as a formula of the same value.
+    """
     answer = answer.strip()
-    window = max(len(answer), int(len(trace) * EARLY_SHARE))
-    return bool(answer) and answer in trace[:window]
+    window = trace[: max(len(answer), int(len(trace) * EARLY_SHARE))]
+    if not answer or answer in window:
+        return bool(answer)
+    said, early = _spelled(answer), _spelled(window)
+    value = _number(said)
+    if value is not None and any(_number(found) == value for found in _NUMBER.findall(early)):
+        return True
+    return stands_in(said, early)
+
+
+def _spelled(text: str) -> str:
+    """One spelling for what differs in LaTeX, case, thousands separators, and spaces around signs."""
+    text = text.replace("{,}", ",").replace(r",\!", ",")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return _SPACES.sub("", look(normalise(_DELIMITERS.sub(" ", text)), spaces=True)).casefold().strip()
+
+
+def _number(text: str) -> Fraction | None:
+    above, slash, below = text.removesuffix("%").partition("/")
+    top, bottom = plain_number(above.strip().replace(",", "")), plain_number(below.strip()) if slash else Fraction(1)
+    if top is None or not bottom:
+        return None
+    return top / bottom / (100 if text.endswith("%") else 1)
 
 
 def leak_rates(traces: Sequence[tuple[str, str]]) -> tuple[float, float]:

@@ -2,9 +2,9 @@
 
 Three sets of traces of the same problems are read: under the prior prompt, which shows no answer; under the posterior
 prompt; and under the posterior prompt with another problem's answer in it (the shuffled control). Two signs are looked
-for: the answer stands verbatim in the first quarter of the text (:func:`covrl.evaluation.leak.states_early`), and the
-text admits that an answer was given (:data:`PHRASES`). Neither is proof in a single trace: short answers appear early
-by chance. So each rate stands beside the same rate for another problem's answer, and beside the prior's.
+for: the answer stands, in any spelling, in the first quarter of the text (:func:`covrl.evaluation.leak.states_early`),
+and the text admits that an answer was given (:data:`PHRASES`). Neither is proof in a single trace: short answers appear
+early by chance. So each rate stands beside the same rate for another problem's answer, and beside the prior's.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) ->
         rows.insert(0, ["chance", *([number(exam["chance"], "share")] * len(models))])
     heat, tokens = _each(exam, "temperature"), _each(exam, "trace_tokens")
     about = (
-        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat} and top-p 1, up to {tokens} "
-        f"trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
+        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat} and top-p {exam['top_p']:g}, "
+        f"up to {tokens} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
     )
     return Table(exam["name"], about, ["", *models], rows)
 

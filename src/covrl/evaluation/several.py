@@ -184,6 +184,7 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
         prompts=protocol.prompts,
         notes=tuple(notes),
         protocol=protocol.record(),
+        top_p=protocol.top_p,
     )
 
 
@@ -225,7 +226,13 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
         say(note)
     for exam in candidate.exams.values():
         evaluator = Evaluator(
-            generator, candidate.prompts(exam), exam.trace_tokens, exam.answer_tokens, exam.grader(), exam.label
+            generator,
+            candidate.prompts(exam),
+            exam.trace_tokens,
+            exam.answer_tokens,
+            exam.grader(),
+            exam.label,
+            exam.top_p,
         )
         store = candidate.stores[exam.name]
         for finished in sit(exam, evaluator, left[exam.name], seed, rows):
@@ -252,7 +259,8 @@ def _record(
         "exams": [
             {"name": e.name, "source": e.source, "problems": len(e.problems), "chance": e.chance, "k": ks[e.name]}
             | e.settings()
-            | {"top_p": 1.0, "protocol": e.protocol, "notes": list(e.notes)}
+            | {"protocol": e.protocol, "notes": list(e.notes)}
+            | {"prompts": {c.name: c.prompts(e).config.model_dump(mode="json") for c in candidates}}
             | {"sampling": sampling_of({c.name: c.exams[e.name] for c in candidates})}
             for e in exams
         ],

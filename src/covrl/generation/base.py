@@ -16,13 +16,15 @@ class Sampling:
     Example:
         >>> Sampling(max_tokens=2048, stop="</think>")
 
-    ``temperature`` 0 means the most likely token. No top-p or top-k: a truncated sampler draws from another
-    distribution than the one the likelihoods describe. ``stop`` is looked for in the decoded text.
+    ``temperature`` 0 means the most likely token. ``stop`` is looked for in the decoded text. ``top_p`` below 1 draws
+    from the fewest tokens that have this much probability together, and is for benchmarks whose protocol asks for it:
+    training always samples with 1, as a truncated sampler draws from another distribution than likelihoods describe.
     """
 
     max_tokens: int
     stop: str
     temperature: float = 1.0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

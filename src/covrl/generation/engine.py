@@ -158,6 +158,8 @@ class TorchGenerator:
             log_probs = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, dim=-1)
             if sampling.temperature not in (0.0, 1.0):
                 log_probs = torch.log_softmax(log_probs / sampling.temperature, dim=-1)
+            if sampling.top_p < 1 and sampling.temperature != 0:
+                log_probs = nucleus(log_probs, sampling.top_p)
             tokens = choose(log_probs, None if sampling.temperature == 0 else uniforms(keys[active], position))
             chosen = log_probs.gather(1, tokens[:, None])[:, 0]
             for row, token, value in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
@@ -188,6 +190,19 @@ class TorchGenerator:
     def _can_share(self) -> bool:
         """Whether the model's attention is the one that knows arrangements; others would ignore them."""
         return self.model.config._attn_implementation == NAME
+
+
+def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """Log-probs ``[B, V]`` of the fewest tokens that have at least ``top_p`` together, among themselves.
+
+    The others get −inf. The most likely token stays, however small ``top_p`` is.
+    """
+    ordered, places = log_probs.sort(dim=-1, descending=True, stable=True)
+    probs = ordered.exp()
+    beyond = probs.cumsum(dim=-1) - probs >= top_p
+    beyond[:, 0] = False
+    dropped = torch.zeros_like(beyond).scatter(-1, places, beyond)
+    return torch.log_softmax(log_probs.masked_fill(dropped, -torch.inf), dim=-1)
 
 
 def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | None) -> Tensor:

@@ -157,10 +157,13 @@ _QUOTIENT = re.compile(r"\\[dtc]?frac ?(?:\{ ?(\w+) ?\}|(\d)) ?(?:\{ ?(\w+) ?\}|
 _EDGE = ".,;:?!"
 
 
-def look(text: str) -> str:
-    r"""A formula without what may be typed otherwise: spaces, braces, delimiters, ``\frac12`` for 1/2."""
+def look(text: str, spaces: bool = False) -> str:
+    r"""A formula without what may be typed otherwise: spaces (unless ``spaces`` keeps them), braces, delimiters,
+    ``\frac12`` for 1/2.
+    """
     text = _QUOTIENT.sub(lambda m: "/".join(filter(None, m.groups())), text)
-    return re.sub(r"\\[dtc]frac", r"\\frac", _LOOK.sub("", text)).replace(r"\cdot", "*").replace(r"\times", "*")
+    bare = _LOOK.sub(lambda m: m.group() if spaces and m.group().isspace() else "", text)
+    return re.sub(r"\\[dtc]frac", r"\\frac", bare).replace(r"\cdot", "*").replace(r"\times", "*")
 
 
 def beside_the_question(reference: str, expected: Expression, answer: str, said: Expression, question: str) -> str:
@@ -183,11 +186,11 @@ def restates(question: str, reference: str, answer: str) -> bool:
     said, expected, asked = _core(answer), _core(reference), look(question)
     if not said or said == expected:
         return False
-    if _stands_in(said, asked):
+    if stands_in(said, asked):
         return True
     formulas = (look(next(filter(None, m.groups()))).strip(_EDGE) for m in _FORMULA.finditer(question))
     return any(
-        len(f) > 2 and _OPERATION.search(f) and _stands_in(f, said) and not _stands_in(f, expected) for f in formulas
+        len(f) > 2 and _OPERATION.search(f) and stands_in(f, said) and not stands_in(f, expected) for f in formulas
     )
 
 
@@ -201,7 +204,7 @@ def _core(text: str) -> str:
     return found
 
 
-def _stands_in(part: str, text: str) -> bool:
+def stands_in(part: str, text: str) -> bool:
     """Whether ``part`` stands in ``text``, not as the end of a longer number or name."""
     start = text.find(part)
     while start >= 0:
