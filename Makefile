@@ -2,6 +2,7 @@
 # make test         the environment, then the tests
 # make check        the tests, the linter and the type checker: what CI runs
 # make fuzz         the property tests with new random draws
+# make test-compile adds the tests that compile whole models, about a minute
 # make test-gym     adds the extra reasoning-gym to the environment, and runs the test of its scorers
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test test-gym fuzz check base base-common probe clean
+.PHONY: quickstart test test-compile test-gym fuzz check base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
@@ -22,6 +23,10 @@ test: $(READY)
 test-gym: $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,reasoning-gym]"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/rewards/test_names_and_outside.py -rs $(ARGS)
+
+# With the real compiler, which wants g++ or clang++.
+test-compile: $(READY)
+	OMP_NUM_THREADS=1 COVRL_COMPILE=1 $(VENV)/bin/python -m pytest tests/scoring/test_compile.py -rs $(ARGS)
 
 # The property tests with draws of their own each time, where `test` repeats the same ones.
 fuzz: $(READY)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from models import byte_tokenizer, character_tokenizer, tiny
 
+from covrl.errors import EngineError
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.records import Request, Rollout
 
@@ -190,6 +192,18 @@ def a_publish_changes_the_next_sample(make: Make) -> None:
     assert_told_truly(model, sample(engine, requests(9)))
 
 
+def an_engine_that_dies_is_an_error_with_its_name(make: Make) -> None:
+    """Nothing is made up for it, and weights that it cannot take are no error before the next sample."""
+    tokenizer = TOKENIZERS["characters"]()
+    engine = make(model_of(tokenizer), tokenizer)
+    sample(engine, requests(3))
+    make.kill()  # ty: ignore
+    for _ in range(2):
+        with pytest.raises(EngineError, match=f"{engine.backend.name} does not answer"):  # ty: ignore
+            engine.generate(requests(3), Sampling(4, "Q", 1.0), DRAW)
+        engine.publish(1)
+
+
 CONTRACT = {
     check.__name__: check
     for check in (
@@ -202,5 +216,6 @@ CONTRACT = {
         an_end_of_sequence_before_the_stop_text_is_its_own_ending,
         prefix_ids_are_read_but_not_returned,
         a_publish_changes_the_next_sample,
+        an_engine_that_dies_is_an_error_with_its_name,
     )
 }

@@ -26,6 +26,7 @@ def need_vllm() -> None:
 
 @cache
 def _why_not() -> str | None:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else what several engines in one process have is odd
     try:
         import_vllm()
     except UserError as error:

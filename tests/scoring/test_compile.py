@@ -5,6 +5,8 @@ What the compiler makes of a graph is its own affair: most tests here stop at th
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ import torch._inductor.config
 from models import character_tokenizer, tiny
 from torch import Tensor, nn
 
-from covrl.config import RunConfig
-from covrl.errors import UserError
+from covrl.config import LoraConfig, RunConfig
+from covrl.errors import TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Request
 from covrl.scoring import compute
 from covrl.scoring.compute import compile_trunk, compute_in_bfloat16, recompute_activations
 from covrl.scoring.model import LanguageModel
+from covrl.training.command import _continuing
 from covrl.training.models import frozen_copy, load_policy
 
 
@@ -30,10 +33,18 @@ class Graphs:
 
     def __init__(self) -> None:
         self.count = 0
+        self.fails_at: int | None = None
+        self.raises: Exception | None = None
 
     def __call__(self, module: Any, inputs: Any) -> Any:
         self.count += 1
-        return module.forward
+        if self.count == self.fails_at:
+            raise RuntimeError("no registers are left\nsecond line\nthird line")
+        return self._raise if self.raises else module.forward
+
+    def _raise(self, *_: Any) -> Any:
+        assert self.raises is not None
+        raise self.raises
 
 
 @pytest.fixture
@@ -157,8 +168,69 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_later_graph_that_cannot_be_compiled_is_one_line_too(graphs: Graphs) -> None:
+    model = LanguageModel(tiny("llama", num_hidden_layers=1))
+    compile_trunk(model.model)
+    with torch.no_grad():
+        model.hidden(rows(2, 6))
+    graphs.fails_at = graphs.count + 1
+    with pytest.raises(UserError, match=r"cannot do LlamaForCausalLM here: .*no registers are left") as error:
+        model.hidden(rows(2, 6))
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_pass_itself_raises_is_left_as_it_is(graphs: Graphs) -> None:
+    """Memory that runs out is answered with smaller passes, the first time too."""
+    model = LanguageModel(tiny("llama", num_hidden_layers=1))
+    compile_trunk(model.model)
+    graphs.raises = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        model.hidden(rows(2, 6))
+
+
+def test_a_backward_pass_that_cannot_be_compiled_ends_a_run_in_one_line() -> None:
+    failed = torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no registers are left"), None)
+    said = r"cannot do the backward pass here: .*no registers are left.*continue with: covrl train --resume run$"
+    with pytest.raises(TrainingStoppedError, match=said) as error, _continuing(Path("run")):
+        raise failed
+    assert "\n" not in str(error.value)
+    with pytest.raises(ZeroDivisionError), _continuing(Path("run")):
+        raise ZeroDivisionError
+
+
+NEED_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler here: torch.compile needs one"
+)
+
+
+@NEED_COMPILER
+@pytest.mark.skipif(not os.environ.get("COVRL_COMPILE"), reason="takes half a minute of compiling: make test-compile")
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_real_compiler_agrees_on_a_whole_model_with_an_adapter(family: str) -> None:
+    """Forward and backward, for shapes that it has not seen too."""
+    pytest.importorskip("peft")
+    from covrl.scoring import adapters
+
+    torch._dynamo.reset()
+    models = [LanguageModel(tiny(family, num_hidden_layers=1)) for _ in range(2)]
+    for model in models:
+        adapters.add_adapter(model.model, LoraConfig(rank=2, target_modules=("q_proj", "down_proj")), 0, "base")
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    compile_trunk(models[0].model)
+    for shape in ((2, 9), (3, 20), (7, 33), (1, 5)):
+        with torch.no_grad():
+            hidden = [model.hidden(rows(*shape)) for model in models]
+        assert torch.allclose(hidden[0], hidden[1], atol=1e-4)
+        found, expected = (gradient(model, *shape) for model in models)
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@NEED_COMPILER
 def test_the_real_compiler_agrees() -> None:
-    """A trunk of one linear layer: what a whole model takes is minutes."""
+    """A trunk of one linear layer: what a whole model takes is half a minute (the test above)."""
 
     class Trunk(nn.Module):
         def __init__(self) -> None:

@@ -116,35 +116,39 @@ def compile_trunk(model: Any) -> None:
     """Let torch.compile make the trunk's passes without a cache, which score and train; sampling is left as it is.
 
     Shapes are dynamic: what is compiled serves rows of any number and length. The module's hooks stay outside. The
-    first such pass compiles, and raises UserError if there is no compiler or it cannot do this model.
+    first such pass compiles, and later ones do again where they are of another kind (with gradients, of one row); they
+    raise UserError if there is no compiler or it cannot do this model. What a backward pass needs is compiled in it,
+    and raises what :func:`is_compile_error` knows.
     """
     trunk = model.base_model
     own = trunk.__dict__.get("forward")
     inner = type(trunk).forward if own is None else own.__func__
     compiled = torch.compile(inner, dynamic=True)
-    tried = False
 
     def forward(module: nn.Module, *given: Any, **named: Any) -> Any:
-        nonlocal tried
         decodes = getattr(named.get("covrl_layout"), "decodes", False)
         if decodes or named.get("use_cache") is not False or named.get("past_key_values") is not None:
             return inner(module, *given, **named)
-        if tried:
-            return compiled(module, *given, **named)
         try:
-            found = compiled(module, *given, **named)
-        except Exception as error:  # its many stages raise as many kinds, from a missing compiler to a bug in one
-            raise _cannot_compile(type(model).__name__, error) from error
-        tried = True
-        return found
+            return compiled(module, *given, **named)
+        except Exception as error:
+            if not is_compile_error(error):  # what the pass itself raises: memory that runs out, an interruption
+                raise
+            raise UserError(cannot_compile(type(model).__name__, error)) from error
 
     trunk.forward = MethodType(forward, trunk)
 
 
-def _cannot_compile(name: str, error: Exception) -> UserError:
+def is_compile_error(error: BaseException) -> bool:
+    """Whether torch.compile raised it, from a missing compiler to a bug in one of its many stages."""
+    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
+
+
+def cannot_compile(name: str, error: BaseException) -> str:
+    """What is to be said of an error of torch.compile with a model of class ``name``."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Set TORCH")]
     said = " ".join(lines[:2]) or type(error).__name__
-    return UserError(
+    return (
         f"model.compile: torch.compile cannot do {name} here: {said[:300]}; it needs a C++ compiler (g++ or "
         "clang++) for a CPU and triton for a GPU; leave model.compile out"
     )

@@ -18,6 +18,7 @@ from covrl.reporting.html import write_report
 from covrl.reporting.show import show_dry_run, show_model_path
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
+from covrl.scoring.compute import cannot_compile, is_compile_error
 from covrl.training import durable
 from covrl.training.checkpoint import leftovers
 from covrl.training.distributed import is_lost_peer
@@ -103,6 +104,9 @@ def _continuing(folder: Path) -> Generator[None]:
     except TrainingStoppedError as error:
         raise type(error)(f"{error}; continue with: covrl train --resume {folder}") from error
     except Exception as error:
+        if is_compile_error(error):  # in a backward pass; a forward pass says so itself
+            said = cannot_compile("the backward pass", error)
+            raise TrainingStoppedError(f"{said}; continue with: covrl train --resume {folder}") from error
         if not is_lost_peer(error):
             raise
         said = "another process of the run has ended, and said why; then continue with: covrl train --resume"
