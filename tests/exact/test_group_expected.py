@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations_with_replacement, product
 from typing import Any
 
@@ -70,27 +71,6 @@ def expected(run: Run, traces: Sequence[Ids], group: int, groups: int = 1) -> Te
     return total / mass
 
 
-def extrapolated(value: Callable[[float], float], step: float = 0.005) -> float:
-    """The slope of ``value`` at 0 by central differences at three widths, extrapolated to the sixth order."""
-    slopes = [(value(w) - value(-w)) / (2 * w) for w in (step, step / 2, step / 4)]
-    a, b = (4 * slopes[1] - slopes[0]) / 3, (4 * slopes[2] - slopes[1]) / 3
-    return (16 * b - a) / 15
-
-
-def difference(run: Run, value: Callable[[], Tensor], direction: Tensor) -> float:
-    """The slope of ``value`` in the weights, along a unit direction."""
-    weights = world.get_weights(run)
-
-    def at(width: float) -> float:
-        world.set_weights(run, weights + width * direction)
-        with torch.no_grad():
-            return float(value())
-
-    found = extrapolated(at)
-    world.set_weights(run, weights)
-    return found
-
-
 def check(run: Run, found: Tensor, value: Callable[[], Tensor]) -> None:
     """``found`` is ∇ value, to 1e-9 of its norm: as a whole by autograd, along two directions by differences."""
     size = float(found.norm())
@@ -99,7 +79,7 @@ def check(run: Run, found: Tensor, value: Callable[[], Tensor]) -> None:
     torch.manual_seed(5)
     some = torch.randn_like(found)
     for direction in (found / size, some / some.norm()):
-        assert abs(difference(run, value, direction) - float(found @ direction)) < 1e-9 * size
+        assert abs(world.difference(run, value, direction) - float(found @ direction)) < 1e-9 * size
 
 
 def chance_of_right(run: Run, traces: Sequence[Ids]) -> Tensor:
@@ -343,6 +323,7 @@ def answered(run: Run, problem: Problem, ids: Ids, index: int) -> Rollout:
 # The verifier-free methods whose step is no gradient of one objective: the stated loss, in expectation.
 
 
+@cache
 def stated_in_expectation(case: str) -> tuple[Run, Tensor, Callable[[], Tensor]]:
     """(run, production gradient, Σ chance of a group × its stated loss, all but the new log-probs frozen)."""
     settings: dict[str, Any] = {"rlpr": {"filter": 0.0}}.get(case, {})
@@ -424,4 +405,4 @@ def test_the_gradient_is_that_of_the_reported_loss(case: str) -> None:
     gradient, _ = world.production_gradient(run, rollouts, drift)
     direction = gradient / gradient.norm() + torch.nn.functional.normalize(torch.randn_like(gradient), dim=0)
     reported = lambda w: sum(world.production_gradient(run, rollouts, drift + w * direction)[1].losses.values())  # noqa: E731
-    assert extrapolated(reported, 4e-3) == pytest.approx(float(gradient @ direction), rel=1e-8)
+    assert world.slope_at_zero(reported, 4e-3) == pytest.approx(float(gradient @ direction), rel=1e-8)

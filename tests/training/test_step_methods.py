@@ -49,10 +49,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def method_run(case: str) -> Run:
-    """A run of the method in float64; models beside the policy are copies that have moved away from it."""
+def method_run(case: str, dtype: str = "float64") -> Run:
+    """A run of the method; models beside the policy are copies that have moved away from it."""
     name, settings = METHODS[case]
-    run = make_run(name=name, **settings)
+    run = make_run(dtype=dtype, name=name, **settings)
     run.reward = (lambda problem, text: float(len(text) % 2)) if run.algorithm.verified else None
     for i, spec in enumerate(run.algorithm.models):
         beside = frozen_copy(run.models["policy"])
@@ -90,17 +90,18 @@ def credited(run: Run) -> tuple[list[ScoredGroup], list[list[Credit]]]:
     return kept, run.algorithm.credit(kept)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 @pytest.mark.parametrize("case", METHODS)
-def test_packs_chunks_and_order_do_not_change_the_gradient(case: str) -> None:
-    run = method_run(case)
+def test_packs_chunks_and_order_do_not_change_the_gradient(case: str, dtype: str, tolerance: float) -> None:
+    run = method_run(case, dtype)
     groups, credits = credited(run)
     whole = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
     assert float(whole.norm()) > 0
     for limits in (PassLimits(1, 1), PassLimits(150, 4 * 97 * 3), PassLimits(700, 1 << 20)):
         other = gradient(run, limits, groups, credits)
-        assert float((other - whole).norm() / whole.norm()) < 1e-10
+        assert float((other - whole).norm() / whole.norm()) < tolerance
     turned = gradient(run, PassLimits(200, 1 << 20), groups[::-1], credits[::-1])
-    assert float((turned - whole).norm() / whole.norm()) < 1e-10
+    assert float((turned - whole).norm() / whole.norm()) < tolerance
 
 
 @pytest.mark.parametrize("case", METHODS)
