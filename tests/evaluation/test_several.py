@@ -321,11 +321,27 @@ def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covr
     assert "| chance | 25.0 % |" in (project / "out/results.md").read_text().replace("\u00a0", " ")
 
 
-def test_the_plain_form_keeps_its_keys(project: Path, covrl: Covrl) -> None:
-    found = covrl(*COMMON, "--problems", "p.jsonl", "--json")
-    keys = ["model", "problem_source", "problems", "greedy", "n", "avg@n", "pass@1", "unknown", "truncated"]
-    assert list(json.loads(found.out)) == [*keys, "no_closing_tag", "trace_tokens", "intervals"]
-    assert not (project / "runs").exists()
+def test_one_model_on_one_set_has_all_figures_and_goes_on(project: Path, covrl: Covrl) -> None:
+    asked = [*COMMON, "--problems", "p.jsonl", "-n", "4", "--json"]
+    found = covrl(*asked, "--out", "o", "--traces", "t.jsonl")
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    assert {k: record[k] for k in ("model", "problem_source", "out", "n")} == {
+        "model": "model", "problem_source": "p.jsonl", "out": "o", "n": 4,
+    }  # fmt: skip
+    assert {"maj@4", "pass@4", "answer_entropy", "token_entropy", "pass_curve", "intervals"} <= record.keys()
+    assert "<h2>pass@k for every k</h2>" in (project / "o/report.html").read_text()
+    kinds = [json.loads(line)["kind"] for line in (project / "t.jsonl").read_text().splitlines()]
+    assert kinds == ["greedy", "0", "1", "2", "3"]
+    again = covrl(*asked, "--out", "o")
+    assert "model: all problems were answered before" in again.err
+    assert json.loads(again.out) == record
+    kept = Path(json.loads(covrl(*asked).out)["out"])  # without --out there is a folder all the same
+    assert kept.parent == Path("runs")
+    assert (kept / "results.json").is_file()
+    shown = covrl(*asked[:-1], "--out", "o")
+    assert "maj@4" in shown.out
+    assert "o/report.html" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -345,7 +361,7 @@ def test_the_plain_form_keeps_its_keys(project: Path, covrl: Covrl) -> None:
         (["--problems", "p.jsonl", "--problems", "p.jsonl"], "the same source is named twice"),
         (["--problems", "p.jsonl", "--model", "./none"], "none"),
         (["--problems", "p.jsonl", "--out", "p.jsonl"], "p.jsonl: cannot write there"),
-        (["--problems", "p.jsonl", "--out", "o", "--traces", "t"], "every trace is under --out"),
+        (["--problems", "p.jsonl", "--problems", "digits:test", "--traces", "t"], "every trace is under --out"),
         ([], "give --problems or --benchmark"),
     ],
 )
