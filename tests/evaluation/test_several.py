@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -15,10 +16,12 @@ from models import character_tokenizer, tiny
 
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
-from covrl.evaluation.exam import Exam, Solved, from_json
+from covrl.evaluation.exam import Exam, Sample, Solved, from_json
 from covrl.evaluation.results import markdown, write_results
 from covrl.evaluation.several import Order, evaluate_several
 from covrl.evaluation.store import Fingerprints
+from covrl.records import Verdict
+from covrl.reporting.exams import between, render_exams, within
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIR = ["covrl:digits", "covrl:digits-common"]
@@ -180,6 +183,43 @@ def test_changed_weights_and_problems_are_refused(tmp_path: Path) -> None:
     settings.write_text(settings.read_text().replace("{", '{"rope_theta": 5.0, ', 1))
     with pytest.raises(UserError, match="was made with weights = "):
         evaluate_several(asked, tmp_path / "out")
+
+
+def test_the_page_sets_a_right_trace_beside_a_wrong_one_of_the_same_problem() -> None:
+    """Pairs are of one problem, the right trace first; between models, of greedy traces that part."""
+
+    def sample(trace: str, verdict: Verdict) -> Sample:
+        return Sample(trace, "1", "1", verdict, "closed", 3, 1, False, 1.0)
+
+    def solved(name: str, greedy: Verdict, *verdicts: Verdict) -> Solved:
+        samples = tuple(sample(f"{name} sample {i} {v}", v) for i, v in enumerate(verdicts))
+        return Solved(name, f"question {name}", "1", "d", sample(f"{name} greedy {greedy}", greedy), samples)
+
+    base = [solved("a", "wrong", "wrong", "right"), solved("b", "right", "right"), solved("c", "wrong", "unknown")]
+    other = [solved("a", "right", "right"), solved("b", "wrong", "wrong"), solved("c", "wrong", "wrong")]
+    pairs = list(within("m", base))
+    assert [(p.solved.problem, p.good.trace, p.bad.trace) for p in pairs] == [
+        ("a", "a sample 1 right", "a sample 0 wrong")
+    ]
+    models = {"base": base, "other": other}
+    for good, bad, problem in (("other", "base", "a"), ("base", "other", "b")):
+        (pair,) = between(models, good, bad)
+        assert (pair.solved.problem, pair.left, pair.right) == (problem, good, bad)
+        assert (pair.good.trace, pair.bad.trace) == (f"{problem} greedy right", f"{problem} greedy wrong")
+    page = render_exams([], [], {("e", "base"): base, ("e", "other"): other}, {})
+    blocks = page.split("<article class='example'>")[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        name = block.partition("question ")[2][0]
+        right, wrong = (block.index(f"{name} {kind}") for kind in _places(block, name))
+        assert right < wrong
+        assert "✓ right" in block[:wrong]
+        assert "✗ wrong" in block[right:]
+
+
+def _places(block: str, name: str) -> tuple[str, str]:
+    said = re.findall(rf"{name} ((?:greedy|sample \d) (?:right|wrong))", block)
+    return next(s for s in said if s.endswith("right")), next(s for s in said if s.endswith("wrong"))
 
 
 def test_a_fingerprint_is_of_all_bytes_and_reads_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
