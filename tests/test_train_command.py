@@ -175,7 +175,10 @@ def test_eval_reads_runs_and_models_and_prints_one_json_line(covrl: Covrl, proje
     assert "greedy" in out
 
 
-def test_eval_of_the_shipped_base_needs_no_config(covrl: Covrl) -> None:
+def test_eval_of_the_shipped_base_needs_no_config(
+    covrl: Covrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code, out, err = covrl("eval", "--model", "covrl:digits", "--problems", "digits:dev", "--limit", "64", "--json")
     assert code == 0, err
     assert json.loads(out)["greedy"] <= 0.1

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
 import pytest
 from models import character_tokenizer
-from rich.console import Console
 
 from covrl.config import PromptConfig
 from covrl.evaluation.accuracy import Evaluator
@@ -17,7 +15,6 @@ from covrl.evaluation.leak import leak_rates, states_early
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.reporting.show import show_figures
 from covrl.rewards.graders import make_grader
 
 PROMPTS = Prompts(character_tokenizer(), PromptConfig())
@@ -125,14 +122,3 @@ def test_without_samples_there_is_greedy_alone() -> None:
     figures = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 0, 1.0, 0).record()
     assert set(figures["intervals"]) == {"greedy"}
     assert not {"n", "avg@n", "pass@1"} & figures.keys()
-
-
-def test_the_table_shows_intervals_beside_their_figures() -> None:
-    report = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 3, 1.0, 0)
-    out = io.StringIO()
-    show_figures(Console(file=out, width=80), "title", report.record())
-    rows = {line.split("  ")[1].strip(): line for line in out.getvalue().splitlines() if "%" in line}
-    assert "44.4\u00a0%" in rows["avg@n"]
-    assert "95 %: 0.0\u00a0% to 100.0\u00a0%" in rows["avg@n"]
-    assert "95 %" not in rows["truncated"]
-    assert "intervals" not in out.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -15,10 +16,12 @@ from models import character_tokenizer, tiny
 
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
-from covrl.evaluation.exam import Exam, Solved, from_json
+from covrl.evaluation.exam import Exam, Sample, Solved, from_json
 from covrl.evaluation.results import markdown, write_results
 from covrl.evaluation.several import Order, evaluate_several
 from covrl.evaluation.store import Fingerprints
+from covrl.records import Verdict
+from covrl.reporting.exams import between, render_exams, within
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIR = ["covrl:digits", "covrl:digits-common"]
@@ -182,6 +185,43 @@ def test_changed_weights_and_problems_are_refused(tmp_path: Path) -> None:
         evaluate_several(asked, tmp_path / "out")
 
 
+def test_the_page_sets_a_right_trace_beside_a_wrong_one_of_the_same_problem() -> None:
+    """Pairs are of one problem, the right trace first; between models, of greedy traces that part."""
+
+    def sample(trace: str, verdict: Verdict) -> Sample:
+        return Sample(trace, "1", "1", verdict, "closed", 3, 1, False, 1.0)
+
+    def solved(name: str, greedy: Verdict, *verdicts: Verdict) -> Solved:
+        samples = tuple(sample(f"{name} sample {i} {v}", v) for i, v in enumerate(verdicts))
+        return Solved(name, f"question {name}", "1", "d", sample(f"{name} greedy {greedy}", greedy), samples)
+
+    base = [solved("a", "wrong", "wrong", "right"), solved("b", "right", "right"), solved("c", "wrong", "unknown")]
+    other = [solved("a", "right", "right"), solved("b", "wrong", "wrong"), solved("c", "wrong", "wrong")]
+    pairs = list(within("m", base))
+    assert [(p.solved.problem, p.good.trace, p.bad.trace) for p in pairs] == [
+        ("a", "a sample 1 right", "a sample 0 wrong")
+    ]
+    models = {"base": base, "other": other}
+    for good, bad, problem in (("other", "base", "a"), ("base", "other", "b")):
+        (pair,) = between(models, good, bad)
+        assert (pair.solved.problem, pair.left, pair.right) == (problem, good, bad)
+        assert (pair.good.trace, pair.bad.trace) == (f"{problem} greedy right", f"{problem} greedy wrong")
+    page = render_exams([], [], {("e", "base"): base, ("e", "other"): other}, {})
+    blocks = page.split("<article class='example'>")[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        name = block.partition("question ")[2][0]
+        right, wrong = (block.index(f"{name} {kind}") for kind in _places(block, name))
+        assert right < wrong
+        assert "✓ right" in block[:wrong]
+        assert "✗ wrong" in block[right:]
+
+
+def _places(block: str, name: str) -> tuple[str, str]:
+    said = re.findall(rf"{name} ((?:greedy|sample \d) (?:right|wrong))", block)
+    return next(s for s in said if s.endswith("right")), next(s for s in said if s.endswith("wrong"))
+
+
 def test_a_fingerprint_is_of_all_bytes_and_reads_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m").mkdir()
     large = tmp_path / "m" / "model.safetensors"
@@ -321,11 +361,27 @@ def test_multiple_choice_from_a_file_has_chance_in_its_table(project: Path, covr
     assert "| chance | 25.0 % |" in (project / "out/results.md").read_text().replace("\u00a0", " ")
 
 
-def test_the_plain_form_keeps_its_keys(project: Path, covrl: Covrl) -> None:
-    found = covrl(*COMMON, "--problems", "p.jsonl", "--json")
-    keys = ["model", "problem_source", "problems", "greedy", "n", "avg@n", "pass@1", "unknown", "truncated"]
-    assert list(json.loads(found.out)) == [*keys, "no_closing_tag", "trace_tokens", "intervals"]
-    assert not (project / "runs").exists()
+def test_one_model_on_one_set_has_all_figures_and_goes_on(project: Path, covrl: Covrl) -> None:
+    asked = [*COMMON, "--problems", "p.jsonl", "-n", "4", "--json"]
+    found = covrl(*asked, "--out", "o", "--traces", "t.jsonl")
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    assert {k: record[k] for k in ("model", "problem_source", "out", "n")} == {
+        "model": "model", "problem_source": "p.jsonl", "out": "o", "n": 4,
+    }  # fmt: skip
+    assert {"maj@4", "pass@4", "answer_entropy", "token_entropy", "pass_curve", "intervals"} <= record.keys()
+    assert "<h2>pass@k for every k</h2>" in (project / "o/report.html").read_text()
+    kinds = [json.loads(line)["kind"] for line in (project / "t.jsonl").read_text().splitlines()]
+    assert kinds == ["greedy", "0", "1", "2", "3"]
+    again = covrl(*asked, "--out", "o")
+    assert "model: all problems were answered before" in again.err
+    assert json.loads(again.out) == record
+    kept = Path(json.loads(covrl(*asked).out)["out"])  # without --out there is a folder all the same
+    assert kept.parent == Path("runs")
+    assert (kept / "results.json").is_file()
+    shown = covrl(*asked[:-1], "--out", "o")
+    assert "maj@4" in shown.out
+    assert "o/report.html" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -345,7 +401,7 @@ def test_the_plain_form_keeps_its_keys(project: Path, covrl: Covrl) -> None:
         (["--problems", "p.jsonl", "--problems", "p.jsonl"], "the same source is named twice"),
         (["--problems", "p.jsonl", "--model", "./none"], "none"),
         (["--problems", "p.jsonl", "--out", "p.jsonl"], "p.jsonl: cannot write there"),
-        (["--problems", "p.jsonl", "--out", "o", "--traces", "t"], "every trace is under --out"),
+        (["--problems", "p.jsonl", "--problems", "digits:test", "--traces", "t"], "every trace is under --out"),
         ([], "give --problems or --benchmark"),
     ],
 )

@@ -14,21 +14,33 @@ from covrl.rewards.workers import ENDS_PER_CALL, NOT_TRIED
 BURST = 60
 
 
-@pytest.fixture
-def crashing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MathVerifier]:
-    """A stand-in for math-verify that crashes at once on what has a "13" in it: a burst costs no waiting."""
-    (tmp_path / "math_verify.py").write_text(
-        "import os\n"
+def stand_in(folder: Path, hostile: str) -> None:
+    """A math-verify that does ``hostile`` on what has a "13" in it, and compares text else."""
+    (folder / "math_verify.py").write_text(
+        "import os, time\n"
         "class LatexExtractionConfig:\n    def __init__(self, **_): pass\n"
         "class grader:\n    simplify = None\n"
-        "def parse(text, *_, **__): return os.abort() if '13' in text else [text]\n"
+        f"def parse(text, *_, **__): return {hostile} if '13' in text else [text]\n"
         "def verify(a, b, **_): return a == b\n"
     )
-    (tmp_path / "latex2sympy2_extended.py").write_text(
-        "class NormalizationConfig:\n    def __init__(self, **_): pass\n"
-    )
+    (folder / "latex2sympy2_extended.py").write_text("class NormalizationConfig:\n    def __init__(self, **_): pass\n")
+
+
+@pytest.fixture
+def crashing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MathVerifier]:
+    """It crashes at once: a burst costs no waiting."""
+    stand_in(tmp_path, "os.abort()")
     monkeypatch.syspath_prepend(tmp_path)
     with MathVerifier(workers=1) as verifier:
+        yield verifier
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MathVerifier]:
+    """It hangs, so that each hostile row costs its whole limit."""
+    stand_in(tmp_path, "time.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with MathVerifier(time_limit_s=0.4, workers=2) as verifier:
         yield verifier
 
 
@@ -48,6 +60,25 @@ def test_a_burst_of_hostile_rows_ends_few_workers_and_the_others_are_graded(cras
     assert (
         work.not_tried == sum(j.why == NOT_TRIED.why for j in judged) == BURST - ENDS_PER_CALL // 2
     )  # each had two tries
+
+
+def test_a_burst_of_hanging_rows_is_given_up_after_a_few(hanging: MathVerifier) -> None:
+    """A row that hangs has one try, so as many rows hang as processes are ended; the honest ones were asked before."""
+    hostile = [row(f"{n}13^{{10^9}}x") for n in range(BURST)]
+    honest = [row(f"x+{n}") for n in range(20, 20 + BURST)]
+    judged = hanging.judge_all([r for pair in zip(hostile, honest, strict=True) for r in pair])
+    work = hanging.workers.work
+    assert [j.verdict for j in judged[1::2]] == ["wrong"] * BURST
+    assert {j.verdict for j in judged[::2]} == {"unknown"}
+    overdue = sum(j.why.startswith("time limit") for j in judged[::2])
+    assert overdue == work.ended
+    assert ENDS_PER_CALL <= work.ended <= ENDS_PER_CALL + 1  # two workers may be given up in one look
+    assert work.not_tried == BURST - work.ended
+    asked = work.asked
+    assert {
+        j.verdict for j in hanging.judge_all([hostile[i] for i in range(BURST) if "time" in judged[2 * i].why])
+    } == {"unknown"}
+    assert work.asked == asked, "rows that hung are remembered"
 
 
 def test_every_call_has_a_budget_of_its_own(crashing: MathVerifier) -> None:

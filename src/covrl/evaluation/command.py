@@ -16,14 +16,13 @@ from covrl import api
 from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.evaluation.calibration import calibration, mark
-from covrl.evaluation.evaluate import check_writable, evaluate, write_traces
+from covrl.evaluation.evaluate import check_writable, write_traces
 from covrl.evaluation.leaking import measure_leaks
-from covrl.evaluation.metrics import unknown_note
 from covrl.evaluation.results import tables, write_results
-from covrl.evaluation.several import Order, evaluate_several
+from covrl.evaluation.several import Order, Outcome, evaluate_several
 from covrl.generation.base import Sampling
 from covrl.reporting.reliability import grids, render_reliability
-from covrl.reporting.show import show_figures, show_leaks, show_table
+from covrl.reporting.show import show_leaks, show_table
 from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form
 
@@ -51,20 +50,19 @@ class EvalRequest:
     traces: Path | None
 
     @property
-    def plain(self) -> bool:
-        """Whether one model is asked one set of problems and nothing is to be kept."""
-        given = (self.benchmarks, self.data, self.k)
-        kept = (self.temperature, self.max_tokens, self.out)
-        return len(self.models) == len(self.problems) == 1 and not any(given) and all(x is None for x in kept)
+    def single(self) -> bool:
+        """Whether one model is asked one set of problems: ``--json`` prints its figures, and ``--traces`` is there."""
+        return len(self.models) == len(self.problems) == 1 and not self.benchmarks
 
 
 def run_eval(asked: EvalRequest) -> None:
-    """One model on one set of problems: its figures. Else all of :func:`evaluate_several`, in a folder."""
-    if asked.plain:
-        _plain(asked)
-        return
+    """All of :func:`evaluate_several`, in a folder, and its tables."""
     if asked.traces:
-        raise UserError("--traces is for one model and one --problems: else every trace is under --out, in samples/")
+        if not asked.single:
+            raise UserError(
+                "--traces is for one model and one --problems: else every trace is under --out, in samples/"
+            )
+        check_writable(asked.traces)
     order = Order(
         asked.models,
         asked.problems,
@@ -81,8 +79,11 @@ def run_eval(asked: EvalRequest) -> None:
     out = asked.out or Path("runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     outcome = evaluate_several(order, out, _say)
     paths = write_results(out, outcome)
+    if asked.traces:
+        (solved,) = outcome.solved.values()
+        write_traces(asked.traces, solved)
     if asked.as_json:
-        print(json.dumps(outcome.record))
+        print(json.dumps(_figures_alone(asked, outcome, out) if asked.single else outcome.record))
         return
     console = Console()
     for table in tables(outcome.record):
@@ -91,24 +92,10 @@ def run_eval(asked: EvalRequest) -> None:
         print(path)
 
 
-def _plain(asked: EvalRequest) -> None:
-    if asked.traces:
-        check_writable(asked.traces)
+def _figures_alone(asked: EvalRequest, outcome: Outcome, out: Path) -> dict[str, Any]:
     (model,), (problems,) = asked.models, asked.problems
-    checked = api.config_for(model, asked.config, asked.settings)
-    run = api.build_evaluation(checked, problems)
-    assert run.evaluator is not None
-    n = 1 if asked.n is None else asked.n
-    chosen = run.held_out[: asked.limit]
-    report = evaluate(run.evaluator, chosen, n, checked.generation.temperature, checked.training.seed)
-    for note in unknown_note(f"{model} on {problems}", report.record()):
-        _say(note)
-    if asked.traces:
-        write_traces(asked.traces, report)
-    if asked.as_json:
-        print(json.dumps({"model": model, "problem_source": problems, **report.record()}))
-    else:
-        show_figures(Console(), f"{model} on {problems}", report.record())
+    figures = outcome.record["figures"][problems][model]
+    return {"model": model, "problem_source": problems, "out": str(out)} | figures
 
 
 def _numbers(text: str) -> list[int]:

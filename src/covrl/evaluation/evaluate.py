@@ -1,4 +1,4 @@
-"""`covrl eval`: one model, one set of problems, the prior prompt only; greedy accuracy, avg@n and pass@k."""
+"""One model, one set of problems, the prior prompt only, nothing kept: for `covrl compare`. And files of traces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluation, Evaluator
+from covrl.evaluation.exam import Solved
 from covrl.evaluation.statistics import avg_at_n, bootstrap_intervals, pass_at_k, powers_of_two
 from covrl.generation.base import Draw
 from covrl.records import Problem
@@ -89,11 +90,11 @@ def check_writable(path: Path) -> None:
         path.unlink()
 
 
-def write_traces(path: Path, report: EvaluationReport) -> None:
+def write_traces(path: Path, solved: Sequence[Solved]) -> None:
     """Every trace and answer as JSON lines: problem, kind (greedy or the sample's number), text, answer, verdict."""
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for kind, evaluation in [("greedy", report.greedy), *((str(i), e) for i, e in enumerate(report.sampled))]:
-            for g in evaluation.graded:
-                row = {"problem": g.problem.id, "kind": kind, "trace": g.rollout.text, "said": g.answer}
-                row |= {"answer": g.problem.answer, "verdict": g.verdict, "finish": g.rollout.finish}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for row in solved:
+            for kind, sample in [("greedy", row.greedy), *((str(i), s) for i, s in enumerate(row.samples))]:
+                line = {"problem": row.problem, "kind": kind, "trace": sample.trace, "said": sample.said}
+                line |= {"answer": row.reference, "verdict": sample.verdict, "finish": sample.finish}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -120,20 +120,6 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     console.print(Text(f"to be looked at: {', '.join(wrong)}" if wrong else "all that covrl needs is there", "bold"))
 
 
-def show_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
-    """Figures of an evaluation, one a line; shares in per cent, 95 % intervals over problems beside them."""
-    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), "bold"), title_justify="left", show_header=False)
-    spread: Mapping[str, Sequence[float]] = figures.get("intervals", {})
-    for name, value in figures.items():
-        if name == "intervals":
-            continue
-        shown = f"{value:,}" if isinstance(value, int) else number(value, "" if name == "trace_tokens" else "share")
-        low, high = spread.get(name, (0.0, 0.0))  # without width where all problems are alike: that tells nothing
-        ends = f"95 %: {number(low, 'share')} to {number(high, 'share')}" if low < high else ""
-        table.add_row(Text(visible(name.replace("_", " "))), Text(shown), Text(ends, "dim"))
-    console.print(table)
-
-
 def show_table(console: Console, title: str, about: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose first column holds names, with a sentence under its title."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), "bold"), title_justify="left", caption_justify="left")
