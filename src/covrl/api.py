@@ -203,7 +203,7 @@ def resume(
     given = {"rewards": reward, "algorithm": algorithm}
     refuse_code_in_file({k: v for k, v in table.items() if given.get(k) is None}, folder / "config.toml")
     if engine is None:
-        refuse_address_in_file(table, folder / "config.toml", f"covrl train --resume {folder} --set ")
+        refuse_address_in_file(table, folder / "config.toml")
     else:
         table = override(table, [f"generation.engine={json.dumps(engine)}"])
     config = check(RunConfig, table, where=f"{folder / 'config.toml'}: ")

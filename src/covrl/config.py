@@ -480,7 +480,7 @@ def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
     changed = override(table, assignments)
     typed = override({}, assignments).get("generation")
     if not (isinstance(typed, Mapping) and "engine" in typed):
-        refuse_address_in_file(table, file, f"covrl train --config {file} --set ")
+        refuse_address_in_file(table, file)
     try:
         return check(RunConfig, changed)
     except UserError as error:

@@ -69,10 +69,8 @@ def refuse_code_in_file(table: Mapping[str, Any], file: Path) -> None:
             )
 
 
-def refuse_address_in_file(table: Mapping[str, Any], file: Path, again: str) -> None:
+def refuse_address_in_file(table: Mapping[str, Any], file: Path) -> None:
     """A file alone sends nothing to another machine: prompts and ``VLLM_API_KEY`` go to the engine that it names.
-
-    ``again`` is the command line that may give the address, up to it.
 
     Raises:
         UserError: its engine's address is not on the loopback interface.
@@ -82,7 +80,7 @@ def refuse_address_in_file(table: Mapping[str, Any], file: Path, again: str) -> 
     if isinstance(value, str) and "://" in value and not is_loopback(value):
         raise UserError(
             f"{file}: generation.engine = {value!r}: a file may name an engine on this machine only (127.0.0.1), as "
-            f"prompts and VLLM_API_KEY go there; give it on the command line instead: {again}generation.engine={value}"
+            f"prompts and VLLM_API_KEY go there; give it on the command line instead: --set generation.engine={value}"
         )
 
 

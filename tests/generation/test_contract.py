@@ -169,7 +169,8 @@ def test_the_contract_rejects_an_engine_that_is_broken(
     engine: str, broken: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with maker(engine, root, monkeypatch) as make:
-        CONTRACT[CAUGHT_BY[broken]](make)
+        if engine != "fake server":  # whose control, the contract itself, takes seconds
+            CONTRACT[CAUGHT_BY[broken]](make)
         monkeypatch.setattr(fake_vllm.LLM, "broken", broken)
         with pytest.raises(AssertionError):
             CONTRACT[CAUGHT_BY[broken]](make)

@@ -423,7 +423,7 @@ def test_a_file_alone_names_no_engine_on_another_machine(
     begin, typed = ["train", "--config", "run.toml", "--out", "run"], ["--set", f"generation.engine={AWAY}"]
     code, said = command(monkeypatch, capsys, *begin)
     assert code == 2
-    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}--config run.toml {typed[0]}" in said
+    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}" in said
     code, said = command(monkeypatch, capsys, *begin, "--set", "generation.engine_memory=0.1")  # something else
     assert "a file may name an engine on this machine only" in said
     code, said = command(monkeypatch, capsys, *begin, *typed)
@@ -434,14 +434,14 @@ def test_a_file_alone_names_no_engine_on_another_machine(
     saved.write_text(changed.replace("steps = 1", "steps = 2"))
     code, said = command(monkeypatch, capsys, "train", "--resume", "run")
     assert code == 2
-    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}--resume run {typed[0]}" in said
+    assert f"a file may name an engine on this machine only (127.0.0.1), {WHY}" in said
     code, said = command(monkeypatch, capsys, "train", "--resume", "run", *typed)
     assert f"the vLLM server at {AWAY} does not answer" in said
     code, said = command(monkeypatch, capsys, "train", "--resume", "run", "--set", "generation.engine=torch")
     assert code == 0, said
 
 
-WHY = "as prompts and VLLM_API_KEY go there; give it on the command line instead: covrl train "
+WHY = "as prompts and VLLM_API_KEY go there; give it on the command line instead: --set generation.engine=" + AWAY
 
 
 @pytest.mark.parametrize(
