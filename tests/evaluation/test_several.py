@@ -195,8 +195,18 @@ def test_the_page_sets_a_right_trace_beside_a_wrong_one_of_the_same_problem() ->
         samples = tuple(sample(f"{name} sample {i} {v}", v) for i, v in enumerate(verdicts))
         return Solved(name, f"question {name}", "1", "d", sample(f"{name} greedy {greedy}", greedy), samples)
 
-    base = [solved("a", "wrong", "wrong", "right"), solved("b", "right", "right"), solved("c", "wrong", "unknown")]
-    other = [solved("a", "right", "right"), solved("b", "wrong", "wrong"), solved("c", "wrong", "wrong")]
+    base = [
+        solved("a", "wrong", "wrong", "right"),
+        solved("b", "right", "right"),
+        solved("c", "wrong", "unknown"),
+        solved("d", "right"),
+    ]
+    other = [
+        solved("a", "right", "right"),
+        solved("b", "wrong", "wrong"),
+        solved("c", "wrong", "wrong"),
+        solved("d", "right"),
+    ]
     pairs = list(within("m", base))
     assert [(p.solved.problem, p.good.trace, p.bad.trace) for p in pairs] == [
         ("a", "a sample 1 right", "a sample 0 wrong")

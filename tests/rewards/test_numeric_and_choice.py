@@ -85,6 +85,7 @@ def test_options_are_read_from_the_question() -> None:
     assert options(QUESTION) == {"A": "2", "B": "3", "C": "4", "D": "none of these"}
     assert options("Pick one. A. red\nB. blue") == {}  # A stands in the middle of a line
     assert options("Pick one.\nA. red\nB. blue") == {"A": "red", "B": "blue"}
+    assert options("A. Smith asks.\n(A) red\n(B) blue") == {"A": "red", "B": "blue"}  # the list comes last
     assert options(r"$\text{(A)}\ 1 \qquad \text{(C)}\ 3$") == {}  # no B
     assert options("(A) x (B) y (A) z") == {}
 
