@@ -205,7 +205,7 @@ def _end_of(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int | Non
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
             os.killpg(process.pid, signal.SIGKILL)
         if code is None:
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)  # Popen.kill would look, and so reap it without its processor time
             used = _reaped(process, 0)[1]
     return code, used
 
