@@ -46,6 +46,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "covrl replicated": ("covrl", "float64", {"weights": "replicated", "stream_norms_every": 1}, {}),
     "covrl float32": ("covrl", "float32", {}, {}),
     "covrl recompute": ("covrl", "float64", {"recompute": True}, {}),
+    # passes that hold a group, which is then scored in its training forward: one each, and some of them
+    "covrl merged": ("covrl", "float64", {"tokens_per_pass": 400}, {}),
+    "covrl merged replicated": ("covrl", "float64", {"tokens_per_pass": 400, "weights": "replicated"}, {}),
+    "covrl merged idle rank": ("covrl", "float64", {"tokens_per_pass": 400, "problems_per_step": 1}, {}),
+    "covrl merged in part": ("covrl", "float64", {"tokens_per_pass": 230}, {}),
     "grpo": ("grpo", "float64", {"mini_batches": 2}, {}),
     "grpo float32": ("grpo", "float32", {}, {}),
     "grpo idle rank": ("grpo", "float64", {"problems_per_step": 1, "rollouts_per_problem": 3}, {}),
@@ -63,7 +68,13 @@ OTHERS = tuple(method for method in ALGORITHMS if method not in {case[0] for cas
 MIXED = ("covrl", "mixed", {"recompute": True}, {})
 """bfloat16 products on float32 weights: a rank's share rounds as a batch of its own, so samples are not compared."""
 
-EXHAUSTED = [("scoring", "sharded"), ("block", "sharded"), ("loss", "sharded"), ("loss", "replicated")]
+EXHAUSTED = [
+    *(("scoring", "covrl"), ("block", "covrl"), ("loss", "covrl"), ("loss", "covrl replicated")),
+    *(("block", "covrl merged"), ("loss", "covrl merged"), ("loss", "covrl merged replicated")),
+]
+"""Where memory runs out in which run."""
+
+FAILURES = ("reward", "nan", "loss", "gradient", "loss, merged", "gradient, merged")
 
 STOPPED = {"sampling": ("sampling", (0, 1)), "training": ("training", (0, 1)), "training, one rank": ("training", (1,))}
 
@@ -221,11 +232,12 @@ SPOILED = 4
 
 def fails(folder: Path, what: str) -> str:
     """What a run ends with on this rank when the second rank alone fails, or one trace has a gradient of infinity."""
-    settings = config(folder, "covrl")
+    what, _, merged = what.partition(", ")
+    settings = config(folder, "covrl merged" if merged else "covrl")
     broken = {"reward": Broken(), "nan": lambda p, text: float("nan") if run.done else 0.5}.get(what, reward)
     run: Run = api.build(settings, PROBLEMS, reward=broken)
     spoil_loss(run, what)
-    out = folder / f"{what}-{run.world.size}"
+    out = folder / f"{what}{merged}-{run.world.size}"
     if run.world.first:
         api.new_run_folder(out)
     try:
@@ -241,9 +253,8 @@ def in_second_step(run: Run, training: bool) -> bool:
     return inside and torch.is_grad_enabled() == training
 
 
-def exhausted(folder: Path, where: str, weights: str, times: int) -> dict[str, Any]:
+def exhausted(folder: Path, where: str, name: str, times: int) -> dict[str, Any]:
     """A run in whose second step the second rank alone runs out of memory that often; what it says and comes to."""
-    name = "covrl" if weights == "sharded" else "covrl replicated"
     run: Run = api.build(config(folder, name), PROBLEMS, PROBLEMS[:5], reward=reward)
     policy, left = run.models["policy"], [times if run.world.rank else 0]
     owner, method = {
@@ -334,11 +345,11 @@ def main(folder: Path) -> None:
         return world.shared(list, [own] * world.size)
 
     found["lagging"] = {"said": of_all(lagging(folder / "by-two"))}
-    for what in ("reward", "nan", "loss", "gradient"):
+    for what in FAILURES:
         found[f"fails: {what}"] = {"said": of_all(fails(folder, what))}
-    for where, weights in EXHAUSTED:
-        found[f"memory: {where} {weights}"] = {"ranks": of_all(exhausted(folder, where, weights, 1))}
-    found["memory: twice"] = {"ranks": of_all(exhausted(folder, "block", "sharded", 2))}
+    for where, name in EXHAUSTED:
+        found[f"memory: {where}, {name}"] = {"ranks": of_all(exhausted(folder, where, name, 1))}
+    found["memory: twice"] = {"ranks": of_all(exhausted(folder, "block", "covrl", 2))}
     for name, (during, ranks) in STOPPED.items():
         out = folder / f"stopped {name}"
         found[f"stopped: {name}"] = {"ranks": of_all(interrupted(folder, out, during, ranks))}

@@ -104,8 +104,10 @@ class Processes(Solo):
         except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
             error = caught
         self.settle(error)
-        parts = self._gathered(own)
-        return [result for part in parts for result in _restored(part)]
+        return [result for part in self._gathered(own) for result in _restored(part)]
+
+    def gathered(self, own: Sequence[Item]) -> list[Item]:
+        return [item for part in self._gathered(_portable(own)) for item in _restored(part)]
 
     def _gathered(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size

@@ -338,7 +338,7 @@ class Run:
         once = training.mini_batches * training.epochs == 1 and not self._due(
             training.stream_norms_every, self.done + 1
         )
-        return bool(self.algorithm.merged) and once and self.mismatch.of_trainer and self.world.size == 1
+        return bool(self.algorithm.merged) and once and self.mismatch.of_trainer
 
     @property
     def late(self) -> tuple[Reading, ...]:
@@ -411,7 +411,8 @@ class Run:
 
         def attempt(limits: PassLimits) -> Merged:
             self.optimizer.zero_grad(set_to_none=True)
-            return merged_gradient(self.algorithm, self.models, groups, self._credit_read, limits, self._between)
+            made_of = (self.algorithm, self.models, groups, self._credit_read, limits, self._between)
+            return merged_gradient(*made_of, self.world)
 
         found = self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
         metrics = _gradient_metrics(found.report, self._apply(found.groups, found.credits))

@@ -58,6 +58,10 @@ class Solo:
         """
         return list(work(items))
 
+    def gathered(self, own: Sequence[Item]) -> list[Item]:
+        """What every rank has, one rank's after the other's, on every rank."""
+        return list(own)
+
     def same(self, value: Result) -> Result:
         """The first rank's value, on every rank."""
         return value

@@ -101,12 +101,12 @@ def accumulate_gradient(
     collected: dict[str, list[Tensor | None]] = {}
     if not measure_streams:
         passes.run(list(scale), report)
-        _set_grad(parameters, world.summed([p.grad for p in parameters], parameters))
+        set_grad(parameters, world.summed([p.grad for p in parameters], parameters))
     elif world.sharded:  # gradients of shards come with the backward pass alone, so each stream has its own passes
         for name in scale:
             passes.run([name], report)
             collected[name] = [p.grad for p in parameters]
-            _set_grad(parameters, [None] * len(parameters))
+            set_grad(parameters, [None] * len(parameters))
     else:
         passes.run(list(scale), report, collected)
     report.losses = world.total(report.losses)
@@ -260,7 +260,7 @@ def _bad_gradient(
                 continue
             term.backward()
             finite = all(bool(torch.isfinite(local_part(p.grad)).all()) for p in parameters if p.grad is not None)
-            _set_grad(parameters, [None] * len(parameters))
+            set_grad(parameters, [None] * len(parameters))
             if world.any(not finite):
                 return name, one.trace
     return None
@@ -406,7 +406,8 @@ def _collect(
                 total[i] = before
 
 
-def _set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
+def set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
+    """Put a whole gradient in the place of each parameter's ``.grad``."""
     for parameter, part in zip(parameters, gradient, strict=True):
         parameter.grad = part
 
