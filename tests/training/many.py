@@ -363,3 +363,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # all is written, and once in many times threads of torch's abort an interpreter that ends

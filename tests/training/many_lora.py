@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/training/many_lora.py FOLDER
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # all is written, and once in many times threads of torch's abort an interpreter that ends
