@@ -17,7 +17,7 @@ quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Not in `dev`: one of its dependencies has no wheels, so it wants a C compiler, and all of them weigh 141 MB.
 test-gym: $(READY)

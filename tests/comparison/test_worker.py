@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_a_cell_is_trained_counted_and_measured() -> None:
     assert figures["tokens"]["scored"] == 0
     assert figures["tokens"]["trained"] > 2 * figures["tokens"]["generated"]
     assert set(figures["seconds"]) == {"generate", "score", "train"}
+    assert 0 < sum(figures["seconds"].values()) < time.process_time(), "CPU seconds of this process"
     other = run_cell(replace(CELL, seed=4))
     assert other["curve"] != figures["curve"]
 

@@ -19,9 +19,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_cases import CASES, Driver, contents, difference, write_project
 
-pytestmark = pytest.mark.xdist_group("kills")
-"""What all tests of the file look at is made once, on one worker."""
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -333,3 +333,13 @@ def test_groups_are_not_changed_by_replace() -> None:
     problem = PROBLEMS[0]
     assert replace(problem, answer="x").answer == "x"
     assert problem.answer == "0"
+
+
+def test_seconds_are_those_of_the_runs_timer(folder: Path) -> None:
+    run = make_run("covrl")
+    ticks = iter(range(10**6))
+    run.timer = lambda: float(next(ticks))
+    found = {name: value for name, value in run.step().metrics.items() if name.startswith("time/")}
+    assert {"time/generate", "time/train", "time/step", "time/other"} <= found.keys()
+    assert all(seconds == int(seconds) > 0 for seconds in found.values()), "every reading of the timer is one later"
+    assert found["time/step"] == next(ticks) - 1, "nothing else was read, first reading to last"

@@ -20,9 +20,6 @@ import many_lora
 
 pytest.importorskip("peft")
 
-pytestmark = pytest.mark.xdist_group("two processes with adapters")
-"""What all tests of the file look at is made once, on one worker."""
-
 TOLERANCE = {"bfloat16": 0.2}
 """Of what is float64 all through, 1e-10. Of a bfloat16 base: matrices of other shapes round otherwise."""
 

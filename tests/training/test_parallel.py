@@ -28,9 +28,6 @@ from covrl.training.parts import load_parts, names_in
 sys.path.insert(0, str(Path(__file__).parent))
 import many
 
-pytestmark = pytest.mark.xdist_group("two processes")
-"""What all tests of the file look at is made once, on one worker."""
-
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 

@@ -111,7 +111,7 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
         rows.append([*_names(line)[:2], shown, *map(count_text, counts), *times])
     about = (
         "Tokens and time of one training, mean over seeds. Generated: sampled; scored: gone forward without gradient; "
-        "trained: gone forward and backward. Time by phase on one thread."
+        "trained: gone forward and backward. CPU time by phase, on one thread."
     )
     return Grid(f"{setting}: cost", about, head, rows)
 

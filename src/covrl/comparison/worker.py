@@ -67,6 +67,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         UserError: the method, a setting or the base cannot be used.
     """
     run = build(cell_config(cell))
+    run.timer = time.process_time  # on one thread, what else the machine does changes it little
     task = find_task(TASK)
     assert run.evaluator is not None
     course = Course(run)
@@ -132,7 +133,7 @@ def planned_steps(used: Sequence[float], amount: float) -> int:
 
 
 class Course:
-    """What is kept of a training: held-out points against tokens, and seconds by phase.
+    """What is kept of a training: held-out points against tokens, and CPU seconds by phase.
 
     ``points`` begin with the base itself. Token counts are sums up to and with the step, ``None`` where the loop does
     not count them.

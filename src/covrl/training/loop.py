@@ -64,17 +64,18 @@ ADMIT_ROUNDS = 10
 
 
 class Clock:
-    """Seconds by phase, summed over a step."""
+    """Seconds by phase, summed over a step, as ``timer`` tells them."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[], float]) -> None:
+        self.timer = timer
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Generator[None]:
         """Count the seconds spent inside to ``phase``."""
-        start = time.perf_counter()
+        start = self.timer()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + self.timer() - start
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Run:
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
     ``notes`` say which fast paths the model made impossible. ``folder`` is where guards leave what they found, and
     ``stopping`` says whether the run has been asked to end; it is looked at before each forward and backward pass.
+    ``timer`` gives the seconds of the metrics ``time/…``: those on the wall unless another is set.
     ``world`` is the processes that share the work: each does a part of it, and all hold every group, credit and metric.
     """
 
@@ -106,6 +108,7 @@ class Run:
     notes: Sequence[str] = ()
     folder: Path | None = None
     stopping: Callable[[], bool] | None = None
+    timer: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
         training = self.config.training
@@ -199,7 +202,7 @@ class Run:
             self._before = None
 
     def _step(self, number: int) -> StepReport:
-        clock = Clock()
+        clock = Clock(self.timer)
         draw, merged = Draw(self.config.training.seed, number - 1), self.merges
         with clock("step"):
             sampled, scored, kept, credits, update = self._learn(draw, clock)
