@@ -110,7 +110,9 @@ def batching(asked: dict[str, Any]) -> dict[str, Any]:
 
     def build(problems: int, steps: int) -> Any:
         given = replace(workload, problems=problems), asked["model"], asked["dtype"], "dash", steps + 1, settings
-        return build_run(*given, problems=max(window, problems * (steps + 1)))
+        run = build_run(*given, problems=max(window, problems * (steps + 1)))
+        run.timer = time.process_time
+        return run
 
     def sampling(problems: int, repeats: int) -> float:
         run = build(problems, repeats)
@@ -148,7 +150,7 @@ def batching(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def rest_of_steps(run: Any, count: int) -> list[float]:
-    """CPU seconds of steps without their sampling, behind a first; needs :func:`speed.ours.count_cpu`."""
+    """CPU seconds of steps without their sampling, behind a first, of a run whose timer counts those."""
     found, steps = [], run.steps()
     for _ in range(count + 1):
         begun = time.process_time()
@@ -171,6 +173,7 @@ def filtering(asked: dict[str, Any]) -> dict[str, Any]:
     shares = asked.get("shares", SHARES)
     given = workload, asked["model"], asked["dtype"], "dash", len(shares) + 1, settings, judge
     run = build_run(*given, problems=workload.problems)  # the same problems in every step
+    run.timer = time.process_time
     steps = run.steps()
     found: dict[str, list[float]] = {"dropped": [], "step": [], "train": []}
     for share in (0.0, *shares):
@@ -185,10 +188,7 @@ def filtering(asked: dict[str, Any]) -> dict[str, Any]:
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """One of the two measurements."""
-    from speed.ours import count_cpu
-
     begin(asked["threads"], asked.get("memory_mb"))
-    count_cpu()
     return {"batching": batching, "filter": filtering}[asked["what"]](asked)
 
 

@@ -6,8 +6,7 @@ Prints one JSON line. All steps are those of the production loop, built by the p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from speed.meter import Meter, asked, begin, emit
@@ -79,20 +78,6 @@ def build_run(
     return build(check(RunConfig, table), asked, reward=hand)
 
 
-def count_cpu() -> None:
-    """Let the loop's clock count CPU seconds: they stand still while another process has the core."""
-    from covrl.training import loop
-
-    class CpuClock(loop.Clock):
-        @contextmanager
-        def __call__(self, phase: str) -> Generator[None]:
-            begun = time.process_time()
-            yield
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.process_time() - begun
-
-    loop.Clock = CpuClock
-
-
 def take_steps(run: Any, meter: Meter, count: int) -> list[dict[str, float]]:
     """Metrics of the measured steps; those to warm up come before them."""
     metrics = []
@@ -106,10 +91,10 @@ def take_steps(run: Any, meter: Meter, count: int) -> list[dict[str, float]]:
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Steps of the production loop, measured one by one; ``phases`` are CPU seconds."""
     begin(asked["threads"], asked.get("memory_mb"))
-    count_cpu()
     workload, count, warm = workload_of(asked), asked["steps"], asked.get("warm", 1)
     given = asked.get("algorithm", "grpo"), warm + count, asked.get("settings")
     run = build_run(workload, asked["model"], asked["dtype"], *given)
+    run.timer = time.process_time  # it stands still while another process has the core
     meter = Meter([p for model in run.models.values() for p in model.model.parameters()], warm)
     metrics = take_steps(run, meter, count)
     phases = {name: [m.get(f"time/{name}", 0.0) for m in metrics] for name in ("generate", "score", "train", "other")}

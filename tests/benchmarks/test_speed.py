@@ -219,14 +219,12 @@ def test_thoughts_close_and_their_answers_are_read(models: Path) -> None:
 
 
 def test_rows_without_signal_are_dropped_by_their_share(models: Path) -> None:
-    ours.count_cpu()
     found = dash.filtering(task(models, "S", shares=[0.0, 0.5, 1.0]))
     assert found["dropped"] == [0.0, 3.0, 6.0]
     assert found["rows"] == 6
 
 
 def test_the_batching_measurement_gives_all_its_rates(models: Path) -> None:
-    ours.count_cpu()
     found = dash.batching(task(models, "S", window=2))
     assert set(found["generate_s"]) == {3, 6}
     assert found["share"] == pytest.approx(found["measured"] / found["predicted"])
