@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from comparison.results import result
 
-from covrl.comparison.cells import Budget, Cell, Exam, write_result
+from covrl.comparison.cells import COUNTING, Budget, Cell, Exam, write_result
 from covrl.comparison.methods import BASE
 from covrl.comparison.tuning import Tuning
 
@@ -111,7 +111,7 @@ def test_reported_results_of_another_counting_are_run_again_and_tuned_ones_stay(
     cells = benchmark.wanted(stage, folder)
     assert {c.rate for c in cells if c.method == "rlpr"} == {3.0}, "old results on dev still choose rates"
     for cell in cells:
-        put(folder, cell, counting=1 if cell.method == "rlpr" else 2)
+        put(folder, cell, counting=1 if cell.method == "rlpr" else COUNTING)
     ran: list[Cell] = []
 
     def run_cells(todo, out, say):
