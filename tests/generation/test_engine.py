@@ -44,6 +44,7 @@ def generate(
 @pytest.mark.parametrize("rows", [5, 64])
 @pytest.mark.parametrize("way", ["shared", "copied", "padded", "recorded"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("error::FutureWarning")  # users would see those of transformers
 def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
     family: str, way: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,16 @@ def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
         taken = log_probs.gather(1, torch.tensor(rollout.trace_ids)[:, None])[:, 0]
         tolerance = 1e-4 if family != "gpt2" else 1e-10  # the other families round their norms to float32
         assert torch.allclose(taken, torch.tensor(rollout.log_probs, dtype=torch.float64), atol=tolerance)
+
+
+def test_the_cache_is_passed_by_the_name_that_the_model_knows() -> None:
+    class Old:
+        def forward(self, input_ids: Any, past_key_values: Any = None) -> Any: ...
+
+    class New:
+        def forward(self, input_ids: Any, cache: Any = None) -> Any: ...
+
+    assert [decoding.cache_keyword(kind) for kind in (Old, New)] == ["past_key_values", "cache"]
 
 
 def test_the_same_call_gives_the_same_bits() -> None:

@@ -8,8 +8,10 @@ loaded (:meth:`covrl.generation.engine.TorchGenerator.prove`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache as remembered
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -245,11 +247,22 @@ class Padded:
             input_ids=tokens[:, None],
             attention_mask=self.mask,
             position_ids=self.position[:, None],
-            past_key_values=self.cache,
             use_cache=True,
+            **{cache_keyword(type(model)): self.cache},
         )
         self.position = self.position + 1
         return out.logits[:, -1]
+
+
+@remembered
+def cache_keyword(model: type[Any]) -> str:
+    """What a class of models calls the cache in its forward: transformers renamed it, a model's own code may not have.
+
+    Example:
+        >>> cache_keyword(LlamaForCausalLM)
+        'cache'
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def prefill_padded(model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Padded]:
@@ -264,9 +277,9 @@ def prefill_padded(model: Any, prompts: Sequence[tuple[int, ...]], device: torch
         input_ids=torch.tensor(filled, device=device),
         attention_mask=mask if bool(pads.any()) else None,
         position_ids=(torch.arange(width, device=device)[None] - pads[:, None]).clamp_min(0),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_keyword(type(model)): cache},
     )
     rows = torch.tensor([distinct[ids] for ids in prompts], device=device)
     cache.batch_select_indices(rows)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from covrl.generation.decoding import cache_keyword
 from covrl.problems import animals, digits
 from covrl.problems.tasks import Task, find_task
 from covrl.quickstart import make_base, make_text_base, task
@@ -92,11 +93,11 @@ def complete(
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer(list(prompts[start : start + BATCH]), return_tensors="pt", padding=True, padding_side="left")
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        cache = DynamicCache(config=model.config)
+        named = {cache_keyword(type(model)): DynamicCache(config=model.config)}
         sampled: list[Tensor] = []
         for _ in range(most_tokens):
             # Rotary positions are relative, so the padding on the left only has to be masked.
-            logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=True, **named).logits[:, -1]
             ids = logits.argmax(-1, keepdim=True) if greedy else torch.multinomial(logits.softmax(-1), 1)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             sampled.append(ids)
