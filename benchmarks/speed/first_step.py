@@ -1,7 +1,7 @@
 """``covrl quickstart`` in a new process until the line of its first step is on the terminal, and where the time goes.
 
 The line is what a person waits for. Where the seconds go is measured in another process that does the same in parts:
-imports, building the run, the three evaluations of the base, the first step with its evaluation and its files.
+imports, building the run, the first step with its evaluation and its files.
 """
 
 from __future__ import annotations
@@ -87,16 +87,11 @@ def main() -> dict[str, float]:
 
     mark("import torch")
     from covrl.api import build, new_run_folder, train_run
-    from covrl.problems.tasks import find_task
     from covrl.quickstart.run import load_config
-    from covrl.quickstart.run import measure as evaluate
 
     mark("import covrl and transformers")
     run = build(load_config(["training.steps=1"]))
     mark("model and problems")
-    task = find_task("digits")
-    evaluate(run, task.problems("test"), task.problems("longer"))
-    mark("evaluations of the base")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         new_run_folder(folder)

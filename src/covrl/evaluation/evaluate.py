@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -69,10 +69,10 @@ class EvaluationReport:
 def evaluate(
     evaluator: Evaluator, problems: Sequence[Problem], n: int, temperature: float, seed: int
 ) -> EvaluationReport:
-    """Greedy once, then ``n`` samples a problem, each with draws of its own."""
+    """Greedy once, then ``n`` samples a problem side by side, so that its prompt is read once for all of them."""
     greedy = evaluator(problems, 0.0, Draw(seed, 0))
-    sampled = [evaluator(problems, temperature, replace(Draw(seed, 0), step=i + 1)) for i in range(n)]
-    return EvaluationReport(greedy, tuple(sampled))
+    every = evaluator.examine([(p, i) for p in problems for i in range(n)], temperature, Draw(seed, 1)) if n else []
+    return EvaluationReport(greedy, tuple(Evaluation(tuple(every[i::n])) for i in range(n)))
 
 
 def check_writable(path: Path) -> None:

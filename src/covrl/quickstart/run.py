@@ -1,4 +1,4 @@
-"""The quickstart: evaluate the shipped base, train it with CoVRL, evaluate again, write the report."""
+"""The quickstart: train the shipped base with CoVRL, evaluate both models, write the report."""
 
 from __future__ import annotations
 
@@ -99,21 +99,20 @@ def quickstart(config: RunConfig, folder: Path, progress: Progress, name: str = 
     """
     task = find_task(name)
     test, longer = task.problems("test"), task.problems("longer")
-    progress.note("loading the base and measuring it on the test problems …")
+    progress.note("loading the base …")
     run = build(config)
     new_run_folder(folder)
-    base = measure(run, test, longer)
     report = (folder / "report.html").resolve()
     try:
         with progress:
             training = train_run(run, folder, [progress], progress.note)
     except TrainingStoppedError as error:
         if run.done:
-            write_report(report, summarise(run, folder, base, None, [Note(str(error), run.done)], name))
+            write_report(report, summarise(run, folder, None, [Note(str(error), run.done)], name))
         raise type(error)(f"{error}; what was done is in {folder}") from error
-    progress.note("measuring the trained model on the test problems …")
-    trained = measure(run, test, longer)
-    summary = summarise(run, folder, base, trained, [], name)
+    progress.note("measuring the base and the trained model on the test problems …")  # not before: training shows soon
+    base, trained = measure(build(config), test, longer), measure(run, test, longer)
+    summary = summarise(run, folder, (base, trained), [], name)
     write_report(report, summary)
     return Outcome(base, trained, task.chance(), training, report, summary)
 
@@ -126,26 +125,27 @@ def measure(run: Run, test: Sequence[Problem], longer: Sequence[Problem]) -> Mea
 
 
 def summarise(
-    run: Run, folder: Path, base: Measured, trained: Measured | None, notes: Sequence[Note], name: str = "digits"
+    run: Run, folder: Path, both: tuple[Measured, Measured] | None, notes: Sequence[Note], name: str = "digits"
 ) -> RunSummary:
-    """The report's content, from the run's files and the evaluations."""
+    """The report's content, from the run's files and the evaluations of base and trained model; None: not trained."""
     chance, recipe = find_task(name).chance(), find_recipe(name)
     return RunSummary(
         title="covrl quickstart",
         subtitle=f"{run.config.algorithm.name} on {recipe.title}, seed {run.config.training.seed}",
-        headline=_headline(run, base, trained),
+        headline=_headline(run, both),
         config=run.config.model_dump(mode="json"),
         steps=read_steps(folder / "metrics.jsonl", folder / "traces.jsonl"),
-        results=_rows(base, trained, chance, recipe) if trained else (),
-        examples=_examples(base, trained) if trained else (),
+        results=_rows(*both, chance, recipe) if both else (),
+        examples=_examples(*both) if both else (),
         notes=notes,
         chance=chance,
     )
 
 
-def _headline(run: Run, base: Measured, trained: Measured | None) -> str:
-    if trained is None:
+def _headline(run: Run, both: tuple[Measured, Measured] | None) -> str:
+    if both is None:
         return f"Training was stopped after {run.done} steps."
+    base, trained = both
     shown = "a shuffled answer" if run.config.problems.shuffle_hints else "the answer"
     return (
         f"In {run.done} steps, without a verifier, greedy accuracy on {len(base.greedy.graded):,} test problems "
