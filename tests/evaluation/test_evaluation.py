@@ -30,10 +30,13 @@ class Scripted:
 
     def publish(self, version: int) -> None: ...
 
+    def answer(self, request: Request) -> str | None:
+        return self.answers[int(request.problem_id[1:])]
+
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         self.asked.append((list(requests), sampling, draw))
         thinking = sampling.stop == "</think>"
-        said = [self.answers[int(r.problem_id[1:])] for r in requests]
+        said = [self.answer(r) for r in requests]
         texts = ["hm</think>" if thinking else f"{a}</answer>" for a in said]
         ids = [tuple(PROMPTS.tokenizer(t).input_ids) for t in texts]
         return [
@@ -99,14 +102,15 @@ def test_without_two_answers_there_is_no_rate() -> None:
 class Sampling3(Scripted):
     """Greedy is always right at p0 alone; of three samples p0 is right in all, p1 in one, p2 in none."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-        self.answers = ["2", "4" if draw.step == 2 else "no", None if draw.step == 3 else "no"]
-        return super().generate(requests, sampling, draw)
+    def answer(self, request: Request) -> str | None:
+        sample = request.index  # 0 is the greedy one's, too
+        return {"p0": "2", "p1": "4" if sample == 1 else "no", "p2": None if sample == 2 else "no"}[request.problem_id]
 
 
 def test_avg_and_pass_at_k_are_over_problems_and_samples() -> None:
-    evaluator = Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text"))
-    figures = evaluate(evaluator, PROBLEMS, 3, 1.0, 0).record()
+    generator = Sampling3([])
+    figures = evaluate(Evaluator(generator, PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 3, 1.0, 0).record()
+    assert len(generator.asked) == 4, "greedy traces, their answers; all samples' traces at once, their answers"
     assert figures["greedy"] == pytest.approx(1 / 3)
     assert figures["n"] == 3
     assert figures["avg@n"] == figures["pass@1"] == pytest.approx((1 + 1 / 3 + 0) / 3)

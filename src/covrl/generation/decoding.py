@@ -54,12 +54,13 @@ class Shared:
     ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. Where prompts are short or have few
     rows each, ``prompts`` is empty and they stand at the beginning of their rows' own, P slots long.
     ``members`` ``[F, G]`` are the rows of each prompt, with any row where there are fewer than G, and ``place`` ``[B]``
-    where a row is in it, flattened.
+    where a row is in it, flattened. ``room`` is for how many own tokens there are slots at first.
     """
 
     prompts: dict[int, tuple[Tensor, Tensor]]
     lengths: Tensor
     of: Tensor
+    room: int = ROOM
     own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     taken: int = 0
     members: Tensor = field(init=False)
@@ -95,10 +96,16 @@ class Shared:
 
     def _copy_prompts(self) -> None:
         """Put each row's prompt before its own tokens."""
+        end = self.longest + self.taken
         for layer, shared in self.prompts.items():
-            own = self.own.get(layer) or [t.new_empty(len(self.of), t.shape[1], ROOM, t.shape[3]) for t in shared]
-            k, v = (torch.cat([t[self.of], tail], dim=2) for t, tail in zip(shared, own, strict=True))
-            self.own[layer] = (k, v)
+            own = self.own.get(layer)
+            room = self.longest + (own[0].shape[2] if own else self.room)
+            rows = [t.new_empty(len(self.of), t.shape[1], room, t.shape[3]) for t in shared]
+            for i, (row, prompt) in enumerate(zip(rows, shared, strict=True)):
+                row[:, :, : self.longest] = prompt[self.of]
+                if own:
+                    row[:, :, self.longest : end] = own[i][:, :, : self.taken]
+            self.own[layer] = (rows[0], rows[1])
         self.prompts = {}
 
     @property
@@ -161,7 +168,7 @@ class Shared:
         held = self.own.get(layer)
         at = self._filled
         if held is None or at == held[0].shape[2]:
-            more = ROOM if held is None else max(ROOM, self.taken)
+            more = self.room if held is None else max(ROOM, self.taken)
             wider = [t.new_zeros(t.shape[2], t.shape[1], more, t.shape[3]) for t in fresh]
             both = wider if held is None else [torch.cat(pair, dim=2) for pair in zip(held, wider, strict=True)]
             held = self.own[layer] = (both[0], both[1])
@@ -207,8 +214,13 @@ class _Prefill:
         return self.layout.attend(call, query, key, value)
 
 
-def prefill_shared(model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Shared]:
-    """Next-token logits ``[B, V]`` after each prompt, and the state; each distinct prompt is read once."""
+def prefill_shared(
+    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device, most: int = ROOM
+) -> tuple[Tensor, Shared]:
+    """Next-token logits ``[B, V]`` after each prompt, and the state; each distinct prompt is read once.
+
+    ``most`` is how many tokens may follow: slots that nothing can fill are not made.
+    """
     distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
     layout = lay_out([(ids, 0) for ids in distinct], device)
     reading = _Prefill(layout)
@@ -223,7 +235,7 @@ def prefill_shared(model: Any, prompts: Sequence[tuple[int, ...]], device: torch
     )
     of = torch.tensor([distinct[ids] for ids in prompts], device=device)
     lengths = torch.tensor([len(ids) for ids in distinct], device=device)
-    return out.logits[0][of], Shared(reading.kept, lengths, of)
+    return out.logits[0][of], Shared(reading.kept, lengths, of, min(ROOM, most))
 
 
 @dataclass(slots=True)

@@ -26,6 +26,9 @@ DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 
 """Largest difference in logits at which decoding counts as the model's own forward, by dtype. Wider than rounding
 alone asks for: some models round norms or positions to float32 or less, whatever their weights are in."""
 
+STEPS_PROVED = 4
+"""Tokens behind the prompts at whose logits they are compared."""
+
 
 class DecodingPaths(NamedTuple):
     """How rows are decoded: with prompts that are kept once; prompts of different lengths side by side; with a cache.
@@ -130,8 +133,8 @@ class TorchGenerator:
         long, short = (tuple(i % size for i in r) for r in (range(3, 12), range(14, 19)))
         rows = [long, short, long] if self.paths.padded else [long, long[::-1], long]
         try:
-            logits, state = self._prefill(rows)
-            for step in range(4):
+            logits, state = self._prefill(rows, STEPS_PROVED)
+            for step in range(STEPS_PROVED):
                 own = [self.model(input_ids=torch.tensor([row], device=device)).logits[0, -1] for row in rows]
                 apart = float((logits - torch.stack(own)).abs().max())  # not a number if any logit is not
                 if not apart <= DECODING_TOLERANCE.get(logits.dtype, 0.5):
@@ -152,7 +155,7 @@ class TorchGenerator:
         traces = [Trace() for _ in requests]
         was_training = self.model.training
         self.model.eval()
-        logits, state = self._prefill([r.prompt_ids + r.prefix_ids for r in requests])
+        logits, state = self._prefill([r.prompt_ids + r.prefix_ids for r in requests], sampling.max_tokens)
         active = np.arange(len(requests))
         for position in range(sampling.max_tokens):
             log_probs = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, dim=-1)
@@ -175,11 +178,14 @@ class TorchGenerator:
         self.model.train(was_training)
         return traces
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Decoding]:
-        """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once."""
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], most: int) -> tuple[Tensor, Decoding]:
+        """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once.
+
+        At most ``most`` tokens follow.
+        """
         device = next(self.model.parameters()).device
         if self.paths.shared and self._can_share:
-            logits, state = prefill_shared(self.model, prompts, device)
+            logits, state = prefill_shared(self.model, prompts, device, most)
             return logits, (fixed(state) if self.paths.recorded else None) or state
         if self.paths.cached:
             return prefill_padded(self.model, prompts, device)
