@@ -26,7 +26,8 @@ COMMITS: dict[str, str] = {
     "ad6b980": "long prompts kept once in decoding; weights cast once; attention in bfloat16 spelt out",
     "99350a8": "no scoring pass where credit needs none",
     "437d88e": "scores read off the training forward",
-    "HEAD": "weights packed for decoding, short prompts copied to their rows",
+    "56468d7": "weights packed for decoding, short prompts copied to their rows",
+    "HEAD": "no room for tokens that cannot follow; groups shared out to several ranks",
 }
 CASES: dict[str, tuple[str, str, str]] = {  # workload, method, dtype
     "GRPO, M-34": ("M-34", "grpo", "mixed"),
