@@ -185,7 +185,7 @@ class _Passes:
             try:
                 for pack in packs[self.world.rank]:
                     own |= self._pass(pack)
-                if self.world.sharded and small:  # each takes part in the passes of all
+                if small:  # equally many on all ranks: with sharded weights each takes part in the passes of all
                     spare = min(small, key=lambda rows: (padded_tokens(rows.units), rows.place))
                     for _ in range(max(map(len, packs)) - len(packs[self.world.rank])):
                         self._pass([spare], idle=True)

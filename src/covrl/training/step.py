@@ -199,13 +199,13 @@ class _Passes:
 def _packs_of_rank(units: Sequence[Unit], limits: PassLimits, world: Solo) -> Iterator[tuple[list[Unit], bool]]:
     """The packs that this rank goes through, all of them in a world of one, and whether one is idle (has no weight).
 
-    Ranks with sharded weights go through equally many, as each takes part in the passes of all. Their idle packs are
-    the shortest unit of the batch.
+    All ranks go through equally many: with sharded weights each takes part in the passes of all. Idle packs are the
+    shortest unit of the batch.
     """
     shares = deal([unit.tokens for unit in units], world.size)
     packs = [list(make_packs([units[i] for i in share], limits.tokens)) for share in shares]
     yield from ((pack, False) for pack in packs[world.rank])
-    if world.sharded and units:
+    if units:
         spare = min(units, key=lambda u: (u.tokens, u.index))
         yield from (([spare], True) for _ in range(max(map(len, packs)) - len(packs[world.rank])))
 
