@@ -262,6 +262,37 @@ def test_memory_is_compared_between_fastest_and_smallest_settings() -> None:
     assert step.named(settings) == "[dtype mixed, training.tokens_per_pass 2048]"
 
 
+def test_memory_tries_every_setting_once_and_repeats_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Fake:
+        repeats = 3
+
+        def model(self, workload: Any) -> str:
+            return "folder"
+
+        def worker(self, name: str, peer: bool = False, **task: Any) -> dict[str, Any]:
+            if name == "memory":
+                return {"largest": {}}
+            kind = str(task.get("micro") or task.get("settings"))
+            asked.append((name, kind))
+            if kind == "16":
+                raise step.WorkerError("killed")
+            mb = {"64": 900.0, "8": 300.0}.get(kind, 500.0 - len(kind))
+            cpu = {"64": 5.0, "8": 9.0}.get(kind, float(len(kind)))
+            names = ("step_mb", "peak_mb", "loaded_mb", "gradients_mb", "optimizer_mb")
+            return dict.fromkeys(names, mb) | {"cpu": [cpu]}
+
+    monkeypatch.setattr(memory, "free_mb", lambda: 1e9)
+    found = memory.measure(Fake())  # ty: ignore[invalid-argument-type]
+    ours = [str(s.get("settings")) for s in memory.OURS]
+    assert asked[:6] == [*(("ours", s) for s in ours), *(("peer", m) for m in ("8", "16", "64"))]
+    assert asked[6:] == 2 * [("ours", ours[0]), ("ours", ours[2]), ("peer", "64"), ("peer", "8")]
+    assert [found[name]["runs"] for name in memory.SHOWN] == [3] * 4
+    assert [one["why"] for one in found["left_out"]] == ["killed"]
+    assert found["ratio_fastest"] == pytest.approx(900 / found["ours_fastest"]["step_mb"][0])
+
+
 @pytest.mark.parametrize("method", device.METHODS)
 def test_the_device_part_runs_where_there_is_none_on_a_tiny_model(method: str, tmp_path: Path) -> None:
     """Its worker, on the CPU: every figure of each step, the paths that were taken, and a row for it in the page."""

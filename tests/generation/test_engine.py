@@ -17,7 +17,7 @@ from covrl.errors import UserError
 from covrl.generation import decoding
 from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
-from covrl.generation.engine import DecodingPaths, TorchGenerator, choose, nucleus
+from covrl.generation.engine import DecodingPaths, TorchGenerator, choose, next_tokens, nucleus
 from covrl.generation.random import trace_key, uniforms
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
@@ -180,6 +180,19 @@ def test_choose_is_the_inverse_cdf_and_never_takes_the_impossible() -> None:
     log_probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().repeat(4, 1)
     assert choose(log_probs, np.array([0.0, 0.2499, 0.2501, 1 - 2**-53])).tolist() == [1, 1, 3, 3]
     assert choose(log_probs, None).tolist() == [3] * 4
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 0.0}])
+def test_tokens_drawn_a_few_rows_at_a_time_are_the_same_bits(
+    sampling: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = 3 * torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
+    how = Sampling(max_tokens=1, stop="Q", **sampling)  # ty: ignore[invalid-argument-type]
+    draws = None if how.temperature == 0 else np.linspace(0.01, 0.99, 7)
+    whole = next_tokens(logits, how, draws)
+    for bytes_at_once in (1, 2 * 8 * 11, 5 * 8 * 11 + 3):
+        monkeypatch.setattr(engine_module, "DRAWN_BYTES", bytes_at_once)
+        assert all(torch.equal(*pair) for pair in zip(whole, next_tokens(logits, how, draws), strict=True))
 
 
 def test_logits_that_are_not_finite_are_an_error_and_not_a_token() -> None:

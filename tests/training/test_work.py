@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.test_step import make_run
 
+from covrl.generation import engine
 from covrl.generation.base import Draw
 from covrl.training.loop import Run
 from covrl.training.step import PassLimits
@@ -90,11 +91,14 @@ def test_sampling_reads_each_prompt_once_and_few_tokens_of_rows_that_ended() -> 
 
 
 class LargestOver(TorchDispatchMode):
-    """Records the bytes of the largest result whose last axis is the vocabulary, the output layer's weights apart."""
+    """Records the bytes of the largest result whose last axis is the vocabulary, the output layer's weights apart.
 
-    def __init__(self, vocabulary: int, hidden: int) -> None:
+    With a ``dtype``, of those alone.
+    """
+
+    def __init__(self, vocabulary: int, hidden: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.vocabulary, self.hidden, self.bytes = vocabulary, hidden, 0
+        self.vocabulary, self.hidden, self.dtype, self.bytes = vocabulary, hidden, dtype, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -104,6 +108,7 @@ class LargestOver(TorchDispatchMode):
                 and item.ndim > 1
                 and item.shape[-1] == self.vocabulary
                 and item.shape[-2] != self.hidden
+                and self.dtype in (None, item.dtype)
             ):
                 self.bytes = max(self.bytes, item.numel() * item.element_size())
         return out
@@ -120,3 +125,14 @@ def test_logits_of_a_training_pass_stay_below_the_bound(method: str) -> None:
     with LargestOver(vocabulary, int(run.models["policy"].model.config.hidden_size)) as seen:
         run._gradient(groups, credits)
     assert 0 < seen.bytes <= bound
+
+
+def test_what_tokens_are_drawn_from_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, whatever the vocabulary; the model's own logits have a row a response."""
+    run = ready_run("grpo")
+    config = run.models["policy"].model.config
+    bound = 8 * config.vocab_size * 3
+    monkeypatch.setattr(engine, "DRAWN_BYTES", bound)
+    with LargestOver(config.vocab_size, config.hidden_size, torch.float64) as seen:
+        rows = len(run.sample(run.source.take(5), Draw(0, 0))) * run.config.training.rollouts_per_problem
+    assert 0 < seen.bytes <= bound < 8 * config.vocab_size * rows

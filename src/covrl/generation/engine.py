@@ -29,6 +29,9 @@ alone asks for: some models round norms or positions to float32 or less, whateve
 STEPS_PROVED = 4
 """Tokens behind the prompts at whose logits they are compared."""
 
+DRAWN_BYTES = 32 << 20
+"""Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
+
 
 class DecodingPaths(NamedTuple):
     """How rows are decoded: with prompts that are kept once; prompts of different lengths side by side; with a cache.
@@ -158,13 +161,8 @@ class TorchGenerator:
         logits, state = self._prefill([r.prompt_ids + r.prefix_ids for r in requests], sampling.max_tokens)
         active = np.arange(len(requests))
         for position in range(sampling.max_tokens):
-            log_probs = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, dim=-1)
-            if sampling.temperature not in (0.0, 1.0):
-                log_probs = torch.log_softmax(log_probs / sampling.temperature, dim=-1)
-            if sampling.top_p < 1 and sampling.temperature != 0:
-                log_probs = nucleus(log_probs, sampling.top_p)
-            tokens = choose(log_probs, None if sampling.temperature == 0 else uniforms(keys[active], position))
-            chosen = log_probs.gather(1, tokens[:, None])[:, 0]
+            draws = None if sampling.temperature == 0 else uniforms(keys[active], position)
+            tokens, chosen = next_tokens(logits, sampling, draws)
             for row, token, value in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
                 traces[row].take(token, value, rule, self._eos)
             running = np.array([traces[row].ended is None for row in active])
@@ -196,6 +194,28 @@ class TorchGenerator:
     def _can_share(self) -> bool:
         """Whether the model's attention is the one that knows arrangements; others would ignore them."""
         return self.model.config._attn_implementation == NAME
+
+
+def next_tokens(
+    logits: Tensor, sampling: Sampling, draws: np.ndarray[Any, np.dtype[np.float64]] | None
+) -> tuple[Tensor, Tensor]:
+    """Token ids ``[B]`` at ``draws`` ``[B]`` (None: the mode), and their log-probs ``[B]`` as they were sampled.
+
+    Logits ``[B, V]`` are gone through in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary.
+    """
+    rows = max(DRAWN_BYTES // (8 * logits.shape[1]), 1)
+    found = []
+    for start in range(0, len(logits), rows):
+        part = logits[start : start + rows]
+        log_probs = torch.log_softmax(part.float() if part.dtype != torch.float64 else part, dim=-1)
+        if sampling.temperature not in (0.0, 1.0):
+            log_probs = torch.log_softmax(log_probs / sampling.temperature, dim=-1)
+        if sampling.top_p < 1 and sampling.temperature != 0:
+            log_probs = nucleus(log_probs, sampling.top_p)
+        tokens = choose(log_probs, None if draws is None else draws[start : start + rows])
+        found.append((tokens, log_probs.gather(1, tokens[:, None])[:, 0]))
+    tokens, chosen = zip(*found, strict=True)
+    return torch.cat(tokens), torch.cat(chosen)
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
