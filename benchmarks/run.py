@@ -42,14 +42,18 @@ PARTS: dict[str, Any] = {
     "device": device,
 }
 AT_EACH_NUMBER_OF_THREADS = ("step", "generation")
+WITH_PEER = ("step", "memory")
 
 
 def main() -> int:
-    """Measure what is asked for; 1 where something could not be run."""
+    """Measure what is asked for; 1 where something could not be run, 2 where it cannot be begun."""
     asked = options().parse_args()
     if asked.tables:
         print(*tables.write(SAVED), sep="\n")
         return 0
+    if wrong := what_is_wrong(asked):
+        print(wrong, file=sys.stderr)
+        return 2
     failed = False
     for name, threads, measure, text in chosen(asked):
         bench = Bench(
@@ -92,14 +96,29 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
+def parts_of(asked: argparse.Namespace) -> list[str]:
+    """The parts that are asked for."""
+    return asked.part or (["step"] if asked.workload else [part for part in PARTS if part != "device"])
+
+
+def what_is_wrong(asked: argparse.Namespace) -> str | None:
+    """Why nothing can be measured, before the minutes that it would take to find out."""
+    if asked.repeats < 1 or min(asked.threads) < 1:
+        return "--repeats and --threads: at least 1"
+    peer = Bench(models=asked.models, peer_python=asked.peer_python)
+    needing = [part for part in parts_of(asked) if part in WITH_PEER]
+    if needing and not peer.peer_versions:
+        return f"--peer-python {asked.peer_python}: cannot be run or has no TRL, needed for {' and '.join(needing)}"
+    return None
+
+
 Measure = Callable[[Bench], dict[str, Any]]
 
 
 def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, int, Measure, Callable[[dict[str, Any]], list[str]]]]:
     """Name, threads, measurement and text of everything that is asked for."""
     searches: dict[str, Any] = {}
-    parts = asked.part or (["step"] if asked.workload else [part for part in PARTS if part != "device"])
-    for part in parts:
+    for part in parts_of(asked):
         module = PARTS[part]
         fixed = [os.cpu_count() or 1] if part == "first-step" else [1]  # the quickstart has the threads of a user
         for threads in asked.threads if part in AT_EACH_NUMBER_OF_THREADS else fixed:

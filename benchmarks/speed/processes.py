@@ -47,13 +47,16 @@ class Bench:
         if self.log:
             shown = {k: v for k, v in asked.items() if k not in ("model", "memory_mb")}
             print(f"  {module} {json.dumps(shown)}", file=self.log, flush=True)
-        done = subprocess.run(
-            [*command, json.dumps(asked)],
-            env=environment(asked["threads"]),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [*command, json.dumps(asked)],
+                env=environment(asked["threads"]),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError as error:
+            raise WorkerError(f"{command[0]}: {error.strerror}") from None
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise WorkerError(f"speed.{module} ended with {done.returncode}: {last[:300]}")
@@ -67,12 +70,15 @@ class Bench:
 
     @cached_property
     def peer_versions(self) -> dict[str, str]:
-        """Versions of what the peer runs on."""
+        """Versions of what the peer runs on; empty where it cannot be run or lacks some of it."""
         code = (
             "import json; from importlib.metadata import version as v; "
             "print(json.dumps({n: v(n) for n in ('torch', 'transformers', 'trl')}))"
         )
-        done = subprocess.run([self.peer_python, "-c", code], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run([self.peer_python, "-c", code], capture_output=True, text=True, check=False)
+        except OSError:
+            return {}
         return json.loads(done.stdout) if done.returncode == 0 else {}
 
 

@@ -14,7 +14,22 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from speed import agree, covrl_share, dash, device, floor, generation, growth, memory, ours, step, tables, workloads  # noqa: E402
+import run  # noqa: E402
+from speed import (  # noqa: E402
+    agree,
+    covrl_share,
+    dash,
+    device,
+    floor,
+    generation,
+    growth,
+    memory,
+    ours,
+    processes,
+    step,
+    tables,
+    workloads,
+)
 from speed.fit import Line, batching_gain, exponent, line  # noqa: E402
 from speed.processes import WorkerError, spread  # noqa: E402
 
@@ -291,6 +306,31 @@ def test_memory_tries_every_setting_once_and_repeats_what_is_shown(monkeypatch: 
     assert [found[name]["runs"] for name in memory.SHOWN] == [3] * 4
     assert [one["why"] for one in found["left_out"]] == ["killed"]
     assert found["ratio_fastest"] == pytest.approx(900 / found["ours_fastest"]["step_mb"][0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--part", "dash", "--repeats", "0"], "--repeats and --threads: at least 1"),
+        (["--workload", "S", "--threads", "1", "0"], "--repeats and --threads: at least 1"),
+        (["--part", "memory", "--peer-python", "/nowhere/python"], "--peer-python /nowhere/python: cannot be run"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line_before_anything_is(
+    given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *given])
+    monkeypatch.setattr(processes.Bench, "worker", lambda *_, **__: pytest.fail("something was measured"))
+    assert run.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+def test_a_command_that_is_not_there_is_a_measurement_that_failed(tmp_path: Path) -> None:
+    bench = processes.Bench(tmp_path, peer_python="/nowhere/python")
+    assert bench.peer_versions == {}
+    with pytest.raises(processes.WorkerError, match="/nowhere/python: No such file"):
+        bench.worker("floor", peer=True)
 
 
 @pytest.mark.parametrize("method", device.METHODS)
