@@ -59,6 +59,7 @@ def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
     engine = TorchGenerator(model, TOKENIZER, rows)
     engine.prove()  # Gemma 2's eager attention in transformers gives NaN for left padding in float64
     assert engine.paths.shared == shared
+    assert engine.paths.cached
     engine.paths = engine.paths._replace(recorded=way == "recorded")
     for rollout in engine.generate(requests(9), Sampling(max_tokens=12, stop="Q"), DRAW):
         ids = rollout.request.prompt_ids + rollout.trace_ids

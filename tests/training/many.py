@@ -50,10 +50,23 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "covrl merged": ("covrl", "float64", {"tokens_per_pass": 400}, {}),
     "covrl merged replicated": ("covrl", "float64", {"tokens_per_pass": 400, "weights": "replicated"}, {}),
     "covrl merged idle rank": ("covrl", "float64", {"tokens_per_pass": 400, "problems_per_step": 1}, {}),
+    "covrl merged idle rank replicated": (
+        "covrl",
+        "float64",
+        {"tokens_per_pass": 400, "problems_per_step": 1, "weights": "replicated"},
+        {},
+    ),
     "covrl merged in part": ("covrl", "float64", {"tokens_per_pass": 230}, {}),
     "grpo": ("grpo", "float64", {"mini_batches": 2}, {}),
     "grpo float32": ("grpo", "float32", {}, {}),
     "grpo idle rank": ("grpo", "float64", {"problems_per_step": 1, "rollouts_per_problem": 3}, {}),
+    # seven rows in passes of their own
+    "grpo uneven ranks": (
+        "grpo",
+        "float64",
+        {"problems_per_step": 1, "rollouts_per_problem": 7, "tokens_per_pass": 40, "weights": "replicated"},
+        {},
+    ),
     "reinforce_pp": ("reinforce_pp", "float64", {}, {}),
     "reinforce_pp float32": ("reinforce_pp", "float32", {}, {}),
     "rlpr": ("rlpr", "float64", {}, {}),
