@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +88,13 @@ TOKENIZERS = {
     "metaspace": metaspace_tokenizer,
     "characters": character_tokenizer,
 }
+
+
+def save_tiny(family: str, folder: Path | str, **extra: Any) -> None:
+    """Write a :func:`tiny` model of one token a character, and its tokenizer, as a user's model folder."""
+    tokenizer = character_tokenizer()
+    tiny(family, len(tokenizer), **extra).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def tiny(family: str, vocabulary: int = 97, seed: int = 0, **extra: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,24 +11,18 @@ from typing import Any
 
 import pytest
 from commands import Covrl, process
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import PROMPTS, write_rows
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-CONFIG = """
+CONFIG = f"""
 [model]
 path = "model"
 device = "cpu"
 [problems]
 train = "train.jsonl"
-[prompts]
-user = "{question}"
-prior_open = "="
-posterior_open = "({hint})="
-close = "e"
-answer_prefix = ":"
-answer_suffix = ";"
-[generation]
+{PROMPTS}[generation]
 max_trace_tokens = 24
 max_answer_tokens = 4
 [training]
@@ -46,9 +39,7 @@ Refused = Callable[..., str]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small Qwen2 of 128 positions and one token a character."""
     place = tmp_path_factory.mktemp("made") / "model"
-    tokenizer = character_tokenizer()
-    tiny("qwen2", len(tokenizer), max_position_embeddings=128).save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    save_tiny("qwen2", place, max_position_embeddings=128)
     return place
 
 
@@ -60,10 +51,6 @@ def project(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_rows(tmp_path / "train.jsonl", [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(3)])
     (tmp_path / "run.toml").write_text(CONFIG)
     return tmp_path
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import Covrl
-from models import character_tokenizer, tiny
+from models import save_tiny
 
 import covrl as covrl_package
 from covrl.algorithms import ALGORITHMS, find_algorithm
@@ -105,9 +105,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
-    tokenizer = character_tokenizer()
-    tiny("llama", len(tokenizer), max_position_embeddings=128).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny("llama", folder / "model", max_position_embeddings=128)
     (folder / "train.jsonl").write_text("".join(f'{{"question": "{i}+{i}", "answer": "{2 * i}"}}\n' for i in range(4)))
     (folder / "run.toml").write_text(
         """

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import character_tokenizer, save_tiny
 
 import covrl
 from covrl.algorithms import ALGORITHMS, find_algorithm
@@ -125,9 +125,7 @@ def test_the_method_of_the_documentation_trains(tmp_path: Path, monkeypatch: pyt
     exec(code, names)
     best: type[Algorithm] = names["Best"]
     monkeypatch.chdir(tmp_path)
-    tokenizer = character_tokenizer()
-    tiny("llama", len(tokenizer), max_position_embeddings=128).save_pretrained("model")
-    tokenizer.save_pretrained("model")
+    save_tiny("llama", "model", max_position_embeddings=128)
     settings = {
         "model": {"path": "model", "device": "cpu"},
         "algorithm": {"margin": 0.5},

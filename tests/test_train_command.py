@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Covrl
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import PROMPTS, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import covrl as covrl_package
@@ -21,14 +22,11 @@ from covrl.api import alone_in
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the command runs: a small Qwen2 whose traces often end, seven problems with solutions, and a config."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = character_tokenizer()
-    model = tiny("qwen2", len(tokenizer), max_position_embeddings=128)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny("qwen2", tmp_path / "model", max_position_embeddings=128)
     rows = [{"q": f"{i}+{i}", "a": f"add them #### {2 * i}"} for i in range(7)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "train.jsonl", rows)
     (tmp_path / "run.toml").write_text(
-        """
+        f"""
 [model]
 path = "model"
 device = "cpu"
@@ -38,14 +36,7 @@ held_out = "train.jsonl"
 question_field = "q"
 answer_field = "a"
 extract = "hash"
-[prompts]
-user = "{question}"
-prior_open = "="
-posterior_open = "({hint})="
-close = "e"
-answer_prefix = ":"
-answer_suffix = ";"
-[generation]
+{PROMPTS}[generation]
 max_trace_tokens = 24
 max_answer_tokens = 4
 [training]

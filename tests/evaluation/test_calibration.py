@@ -11,7 +11,8 @@ import pytest
 from commands import Covrl
 from hypothesis import given
 from hypothesis import strategies as st
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import PROMPTS, write_rows
 
 from covrl.evaluation.calibration import Marked, auc, auc_within, calibration, conclusion, reliability, tenths
 
@@ -122,17 +123,10 @@ def test_what_a_trace_concludes(trace: str, said: str | None) -> None:
     assert conclusion(trace) == said
 
 
-CHARACTERS = """
+CHARACTERS = f"""
 [model]
 path = "model"
-[prompts]
-user = "{question}"
-prior_open = "="
-posterior_open = "({hint})="
-close = "e"
-answer_prefix = ":"
-answer_suffix = ";"
-[generation]
+{PROMPTS}[generation]
 max_trace_tokens = 24
 max_answer_tokens = 2
 [evaluation]
@@ -145,12 +139,10 @@ def test_a_model_whose_answers_do_not_hang_on_its_traces_cannot_be_trusted(
 ) -> None:
     """From end to end: random weights, traces of random characters, some of which end in the reference."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = character_tokenizer()
-    tiny("qwen2", len(tokenizer)).save_pretrained("model")
-    tokenizer.save_pretrained("model")
+    save_tiny("qwen2", "model")
     Path("run.toml").write_text(CHARACTERS)
     rows = [{"question": f"{i}+1", "answer": str(i % 10)} for i in range(80)]
-    Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(Path("p.jsonl"), rows)
     asked = ["calibrate", "--model", "model", "--config", "run.toml", "--problems", "p.jsonl", "-n", "30"]
     code, out, err = covrl(*asked, "--json")
     assert code == 0, err

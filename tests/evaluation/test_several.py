@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from commands import Covrl
-from models import character_tokenizer, tiny
+from models import character_tokenizer, save_tiny, tiny
+from projects import PROMPTS
 
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
@@ -25,18 +26,11 @@ from covrl.reporting.exams import between, render_exams, within
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIR = ["covrl:digits", "covrl:digits-common"]
-CONFIG = """
+CONFIG = f"""
 [model]
 path = "model"
 device = "cpu"
-[prompts]
-user = "{question}"
-prior_open = "="
-posterior_open = "({hint})="
-close = "e"
-answer_prefix = ":"
-answer_suffix = ";"
-[generation]
+{PROMPTS}[generation]
 max_trace_tokens = 24
 max_answer_tokens = 4
 """
@@ -272,9 +266,7 @@ def test_model_text_is_escaped(copied: Path) -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    tokenizer = character_tokenizer()
-    tiny("qwen2", len(tokenizer), max_position_embeddings=1024).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny("qwen2", tmp_path / "model", max_position_embeddings=1024)
     (tmp_path / "run.toml").write_text(CONFIG)
     (tmp_path / "p.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     return tmp_path

@@ -16,6 +16,7 @@ import pytest
 import real_vllm
 import torch
 from contract import DRAW, TOKENIZERS, assert_told_truly, model_of, requests, sample
+from projects import write_rows
 from real_vllm import need_vllm, start_server
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -64,7 +65,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model_of(tokenizer).save_pretrained("model")
     tokenizer.save_pretrained("model")
     rows = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(4)]
-    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(Path("train.jsonl"), rows)
     lines = []
     for section, table in settings("torch").items():
         lines += [f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
@@ -185,7 +186,7 @@ def test_on_the_torch_engine_the_correction_changes_no_byte_of_a_run(project: Pa
 
 def test_warm_format_samples_from_the_weights_that_it_trains(project: Path) -> None:
     rows = [{"question": f"{i}+{i}", "answer": str(2 * i), "solution": f"add {i}"} for i in range(4)]
-    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(Path("train.jsonl"), rows)
     run = build(check(RunConfig, settings("vllm", problems={"solution_field": "solution"})))
     list(warm_format(run, steps=2, rate=1e-2, until=2.0, every=1))
     engine = dict(fake_vllm.LLM.made[-1].model.named_parameters())

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import pytest
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import PROMPTS, write_rows
 
 from covrl import cli
 from covrl.cli import main
 
-CONFIG = """
+CONFIG = f"""
 [model]
 path = "model"
 device = "cpu"
 [problems]
 train = "train.jsonl"
 id_field = "id"
-[prompts]
-user = "{question}"
-prior_open = "="
-posterior_open = "({hint})="
-close = "e"
-answer_prefix = ":"
-answer_suffix = ";"
-[generation]
+{PROMPTS}[generation]
 max_trace_tokens = 8
 max_answer_tokens = 4
 [training]
@@ -58,9 +51,7 @@ Command = Callable[..., Found]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small Qwen2 and one token a character."""
     place = tmp_path_factory.mktemp("made") / "model"
-    tokenizer = character_tokenizer()
-    tiny("qwen2", len(tokenizer), max_position_embeddings=512).save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    save_tiny("qwen2", place, max_position_embeddings=512)
     return place
 
 
@@ -72,11 +63,6 @@ def project(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_rows(tmp_path / "train.jsonl", [{"id": str(i), "question": f"{i}+{i}", "answer": str(2 * i)} for i in (1, 2)])
     (tmp_path / "run.toml").write_text(CONFIG)
     return tmp_path
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Problems as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def as_it_is(error: BaseException) -> NoReturn:

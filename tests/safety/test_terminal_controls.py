@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safe_project import CONFIG, Command, Found, write_rows
+from projects import write_rows
+from safe_project import CONFIG, Command, Found
 
 from covrl import api
 from covrl.cli import main

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, character_tokenizer, tiny
+from models import FAMILIES, character_tokenizer, save_tiny, tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -126,9 +126,7 @@ def test_targets_are_the_named_layers_alone_and_all_linear_is_all_but_the_head()
 
 def saved(folder: Path, family: str, dtype: Any = "float32") -> Adapted:
     """``folder/base``, and in ``folder/adapter`` a trained adapter of it."""
-    tokenizer = character_tokenizer()
-    tiny(family, len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_tiny(family, folder / "base")
     base, _ = load_model(ModelConfig(path=str(folder / "base"), device="cpu", dtype=dtype))
     policy = adapted(base.model, base=str(folder / "base"))
     moved(policy.model, 0.1)

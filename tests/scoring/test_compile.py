@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
-from models import character_tokenizer, tiny
+from models import character_tokenizer, save_tiny, tiny
 from torch import Tensor, nn
 
 from covrl.config import LoraConfig, RunConfig
@@ -124,9 +124,7 @@ def test_a_copy_is_compiled_too_and_has_its_own_weights(graphs: Graphs) -> None:
 
 
 def saved(folder: Path) -> RunConfig:
-    tokenizer = character_tokenizer()
-    tiny("llama", len(tokenizer), num_hidden_layers=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tiny("llama", folder, num_hidden_layers=1)
     return RunConfig.model_validate({"model": {"path": str(folder), "device": "cpu", "compile": True}})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import character_tokenizer, save_tiny, tiny
 
 from covrl.config import ModelConfig
 from covrl.generation.base import Draw, Sampling
@@ -25,9 +25,7 @@ ROWS = [tuple(range(3, 23)), tuple(range(40, 50))]
 
 
 def load(folder: Path, family: str, dtype: str) -> LanguageModel:
-    tokenizer = character_tokenizer()
-    tiny(family, len(tokenizer)).save_pretrained(folder / family)
-    tokenizer.save_pretrained(folder / family)
+    save_tiny(family, folder / family)
     return load_model(ModelConfig.model_validate({"path": str(folder / family), "device": "cpu", "dtype": dtype}))[0]
 
 

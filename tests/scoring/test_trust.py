@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from models import character_tokenizer, tiny
+from models import save_tiny
 from safetensors.torch import load_file, save_file
 
 from covrl.config import ModelConfig
@@ -24,9 +24,7 @@ from covrl.scoring.model import load_model
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("made") / "model"
-    tokenizer = character_tokenizer()
-    tiny("qwen2", len(tokenizer), max_position_embeddings=64).save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    save_tiny("qwen2", place, max_position_embeddings=64)
     return place
 
 

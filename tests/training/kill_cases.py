@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import write_rows
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
 
@@ -108,12 +109,10 @@ class Driver:
 
 def write_project(folder: Path) -> None:
     """Models, problems and a config for each case."""
-    tokenizer = character_tokenizer()
     for family in {case[0] for case in CASES.values()}:
-        tiny(family, len(tokenizer), max_position_embeddings=128).save_pretrained(folder / family)
-        tokenizer.save_pretrained(folder / family)
+        save_tiny(family, folder / family, max_position_embeddings=128)
     rows = [{"q": f"{i}+{i * 7}=?", "a": str(i * 8)} for i in range(7)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "train.jsonl", rows)
     for name, (family, steps, training, algorithm) in CASES.items():
         text = COMMON.replace("MODEL", family).replace("STEPS", str(steps)).replace("MORE", training)
         (folder / f"{name}.toml").write_text(text + algorithm + "\n")

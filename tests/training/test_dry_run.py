@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import write_rows
 
 from covrl.api import build
 from covrl.config import RunConfig, check
@@ -25,11 +25,9 @@ Make = Callable[..., Run]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("dry")
-    tokenizer = character_tokenizer()
-    tiny("qwen2", len(tokenizer), max_position_embeddings=128).save_pretrained(place / "model")
-    tokenizer.save_pretrained(place / "model")
+    save_tiny("qwen2", place / "model", max_position_embeddings=128)
     rows = [{"question": f"{i}+{i}", "answer": "x" * i + str(2 * i)} for i in range(7)]
-    (place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(place / "train.jsonl", rows)
     return place
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import save_tiny
 from torch import Tensor
 from training.passes import passes
 
@@ -49,9 +49,7 @@ CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    tokenizer = character_tokenizer()
-    tiny("gpt2", len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny("gpt2", tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import character_tokenizer, save_tiny, tiny
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, ModelSpec
@@ -55,9 +55,7 @@ def table(name: str, training: dict[str, Any] | None = None, **algorithm: Any) -
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    tokenizer = character_tokenizer()
-    tiny("gpt2", len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny("gpt2", tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

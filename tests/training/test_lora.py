@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from commands import Covrl
-from models import character_tokenizer, tiny
+from models import save_tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -49,10 +49,9 @@ PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tied and untied small models; only GPT-2 is float64 all through."""
-    found, tokenizer = tmp_path_factory.mktemp("models"), character_tokenizer()
+    found = tmp_path_factory.mktemp("models")
     for family in ("gpt2", "llama"):
-        tiny(family, len(tokenizer)).save_pretrained(found / family)
-        tokenizer.save_pretrained(found / family)
+        save_tiny(family, found / family)
     return found
 
 

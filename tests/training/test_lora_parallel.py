@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import save_tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,9 +35,7 @@ def cut(run: Path, copy: Path) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a run of one process, and what two processes did."""
     folder = tmp_path_factory.mktemp("many")
-    tokenizer = character_tokenizer()
-    tiny("gpt2", len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny("gpt2", folder / "model")
     many_lora.train(folder, folder / "by-one")
     cut(folder / "by-one", folder / "by-one-cut")
     run = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(many_lora.__file__), str(folder)]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import character_tokenizer, tiny
+from models import save_tiny
+from projects import write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -43,10 +44,8 @@ def torchrun(
 
 
 def make_models(folder: Path) -> None:
-    tokenizer = character_tokenizer()
     for family in ("gpt2", "llama"):  # tied and untied output layers; only GPT-2 is float64 all through
-        tiny(family, len(tokenizer)).save_pretrained(folder / family)
-        tokenizer.save_pretrained(folder / family)
+        save_tiny(family, folder / family)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +298,7 @@ def last_words(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def write_project(folder: Path, project: Path) -> None:
     rows = [{"question": p.question, "answer": p.answer} for p in many.PROBLEMS]
-    (project / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(project / "problems.jsonl", rows)
     (project / "run.toml").write_text(to_toml(many.config(folder, "covrl")))
 
 

@@ -1,0 +1,24 @@
+"""What the folders of users have in common, in tests of the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+PROMPTS = """
+[prompts]
+user = "{question}"
+prior_open = "="
+posterior_open = "({hint})="
+close = "e"
+answer_prefix = ":"
+answer_suffix = ";"
+"""
+"""Of a settings file, for models of one token a character; the letter that closes a trace is one they often draw."""
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Problems as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
