@@ -55,7 +55,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$(TORCH)"
 	$(INSTALL) --editable ".[dev]"
-	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # some files are for newer versions of Python only
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib src || true  # some files are for newer versions of Python only
 	@touch $@
 
 clean:
