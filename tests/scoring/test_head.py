@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from covrl.objectives import composite_kl
+from covrl.scoring import head as head_module
 from covrl.scoring.head import Projection, apply_head, composite, composite_entropy, log_prob
 
 N, D, V = 23, 6, 40
@@ -117,3 +118,44 @@ def test_no_tensor_spans_positions_and_vocabulary() -> None:
         outputs = apply_head(composite, [hidden, hidden], targets, [project, project], chunk)
         sum(out.sum() for out in outputs).backward()  # ty: ignore
     assert seen.largest == chunk * vocabulary
+
+
+class OfWeight(TorchDispatchMode):
+    """Counts the results that are as large as a weight."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        own = isinstance(result, Tensor) and not func.is_view and not str(func).endswith("_.Tensor")
+        self.count += own and result.numel() == self.size
+        return result
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_weights_gradient_is_not_whole_beside_its_sum(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None
+) -> None:
+    """Nor is a weight cast for every chunk; how many rows are made at a time changes nothing."""
+    vocabulary, width, positions = 300, 16, 40
+    found = []
+    for rows in (1000, 7):
+        monkeypatch.setattr(head_module, "ROWS_ELEMENTS", rows * width)
+        torch.manual_seed(0)
+        hidden = torch.randn(positions, width, requires_grad=True)
+        weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((vocabulary, width), (vocabulary,)))
+        project = Projection(weight, bias, dtype=dtype)
+        with OfWeight(vocabulary * width) as forward:
+            (out,) = apply_head(log_prob, [hidden], torch.arange(positions), [project], 4)
+        with OfWeight(vocabulary * width) as backward:
+            out.sum().backward()
+        assert forward.count == (dtype is not None)
+        if rows == 7:
+            assert backward.count == 1 + (dtype is not None)  # the sum; the cast
+        found.append((hidden.grad, weight.grad, bias.grad))
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)

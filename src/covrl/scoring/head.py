@@ -36,17 +36,27 @@ class Projection:
     dtype: torch.dtype | None = None  # of the product, if not the weights' own
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = hidden if self.weight is None else self._product(hidden, self.weight)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return self.logits(self.product(hidden))
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """``h Wᵀ + b``, in the dtype of the product; h itself without a weight."""
+        if self.weight is None:
+            return hidden
+        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+    def logits(self, product: Tensor) -> Tensor:
+        """What follows the product: wide, capped, over the temperature."""
+        logits = product if product.dtype == torch.float64 else product.float()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits if self.temperature == 1.0 else logits / self.temperature
 
-    def _product(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        if self.dtype is None:
-            return torch.nn.functional.linear(hidden, weight, self.bias)
+    def prepared(self) -> Projection:
+        """With weight and bias in the dtype of the product: cast once, and not for every chunk."""
+        if self.dtype is None or self.weight is None:
+            return self
         bias = None if self.bias is None else self.bias.to(self.dtype)
-        return torch.nn.functional.linear(hidden.to(self.dtype), weight.to(self.dtype), bias)
+        return replace(self, weight=self.weight.to(self.dtype), bias=bias)
 
 
 def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
@@ -119,17 +129,27 @@ class _Plan:
     use: tuple[int, ...]
     chunk: int
 
-    def outputs(self, hidden: Sequence[Tensor], learned: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+    def projections(self, learned: Sequence[Tensor]) -> list[Projection]:
+        """Of each context, with these weights and biases, ready for chunks."""
         remaining = iter(learned)
         parts = [
             replace(
                 p,
                 weight=None if p.weight is None else next(remaining),
                 bias=None if p.bias is None else next(remaining),
-            )
+            ).prepared()
             for p in self.parts
         ]
-        return self.head([parts[i](h) for i, h in zip(self.use, hidden, strict=True)], targets)
+        return [parts[i] for i in self.use]
+
+    def totals(self, learned: Sequence[Tensor | None]) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Of each context, which of ``learned`` are its weight and its bias; contexts of one part share them."""
+        remaining = iter(learned)
+        parts = [
+            (None if p.weight is None else next(remaining), None if p.bias is None else next(remaining))
+            for p in self.parts
+        ]
+        return [parts[i] for i in self.use]
 
     def slices(self, length: int) -> list[slice]:
         return [slice(start, min(start + self.chunk, length)) for start in range(0, max(length, 1), self.chunk)]
@@ -144,37 +164,79 @@ class _Chunked(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(targets, *tensors)
         hidden, learned = tensors[: len(plan.use)], tensors[len(plan.use) :]
-        chunks = [plan.outputs([h[at] for h in hidden], learned, targets[at]) for at in plan.slices(len(targets))]
+        project = plan.projections(learned)
+        chunks = [
+            plan.head([p(h[at]) for p, h in zip(project, hidden, strict=True)], targets[at])
+            for at in plan.slices(len(targets))
+        ]
         return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        targets, *tensors = ctx.saved_tensors
+        plan, (targets, *tensors) = ctx.plan, ctx.saved_tensors
+        contexts = len(plan.use)
         totals = [torch.zeros_like(t) if t.requires_grad else None for t in tensors]
-        for at in ctx.plan.slices(len(targets)):
-            _add_chunk(ctx.plan, at, targets, tensors, grads, totals)
+        project, shared = plan.projections(tensors[contexts:]), plan.totals(totals[contexts:])
+        found = [_Total(p, *s, h) for p, s, h in zip(project, shared, totals[:contexts], strict=True)]
+        for at in plan.slices(len(targets)):
+            _add_chunk(plan.head, at, targets, tensors[:contexts], grads, found)
         return None, None, *totals
 
 
+@dataclass(frozen=True, slots=True)
+class _Total:
+    """A context's projection, and the sums of gradients that its chunks are added to, where they are wanted."""
+
+    project: Projection
+    weight: Tensor | None  # [V, D]
+    bias: Tensor | None  # [V]
+    hidden: Tensor | None  # [N, D]
+
+    @property
+    def wanted(self) -> bool:
+        return any(total is not None for total in (self.weight, self.bias, self.hidden))
+
+    def add(self, at: slice, hidden: Tensor, grad: Tensor) -> None:
+        """Add what the gradient of a chunk's product, ``[n, V]``, comes to; ``hidden`` is ``[n, D]``.
+
+        A weight's gradient is never whole beside its sum: it is made and added some rows at a time, which stay in the
+        processor's cache.
+        """
+        weight = self.project.weight
+        if self.hidden is not None:
+            self.hidden[at].add_(grad if weight is None else grad @ weight)
+        if self.bias is not None:
+            self.bias.add_(grad.sum(dim=0))
+        if self.weight is not None:
+            seen = hidden.to(grad.dtype)
+            rows = max(1, ROWS_ELEMENTS // hidden.shape[1])
+            for total, part in zip(self.weight.split(rows), grad.split(rows, dim=1), strict=True):
+                total.add_(part.T @ seen)
+
+
+ROWS_ELEMENTS = 2**20
+"""Of a weight's gradient that are made at a time: 4 MiB in float32."""
+
+
 def _add_chunk(
-    plan: _Plan,
+    head: Head,
     at: slice,
     targets: Tensor,
-    tensors: Sequence[Tensor],
+    hidden: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    totals: Sequence[Tensor | None],
+    totals: Sequence[_Total],
 ) -> None:
     """Add one chunk's gradients to ``totals``; hidden states own their slice, weights share one sum."""
-    contexts = len(plan.use)
-    leaves = [(t[at] if i < contexts else t).detach().requires_grad_(t.requires_grad) for i, t in enumerate(tensors)]
+    products = [t.project.product(h[at]).detach() for t, h in zip(totals, hidden, strict=True)]
+    for product, total in zip(products, totals, strict=True):
+        product.requires_grad_(total.wanted)
     with torch.enable_grad():
-        outputs = plan.outputs(leaves[:contexts], leaves[contexts:], targets[at])
+        outputs = head([t.project.logits(p) for t, p in zip(totals, products, strict=True)], targets[at])
     wanted = [(out, grad[at]) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-    live = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
+    live = [i for i, product in enumerate(products) if product.requires_grad]
     found = torch.autograd.grad(
-        [out for out, _ in wanted], [leaves[i] for i in live], [grad for _, grad in wanted], allow_unused=True
+        [out for out, _ in wanted], [products[i] for i in live], [grad for _, grad in wanted], allow_unused=True
     )
-    for i, part in zip(live, found, strict=True):
-        total = totals[i]
-        if part is not None and total is not None:
-            (total[at] if i < contexts else total).add_(part)
+    for i, grad in zip(live, found, strict=True):
+        if grad is not None:
+            totals[i].add(at, hidden[i][at], grad)
