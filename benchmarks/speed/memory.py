@@ -28,7 +28,7 @@ PEERS = tuple(
 OURS = (
     {"dtype": "mixed"},
     {"dtype": "mixed", "settings": {"training": {"tokens_per_pass": 2048}}},
-    {"dtype": "mixed", "settings": {"training": {"tokens_per_pass": 1024, "logits_mb_per_chunk": 16}}},
+    {"dtype": "mixed", "settings": {"training": {"tokens_per_pass": 1024}}},
 )
 SHOWN = ("ours_fastest", "ours_smallest", "peer_fastest", "peer_smallest")
 
