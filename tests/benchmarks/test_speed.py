@@ -293,8 +293,9 @@ def test_memory_tries_every_setting_once_and_repeats_what_is_shown(monkeypatch: 
             asked.append((name, kind))
             if kind == "16":
                 raise step.WorkerError("killed")
-            mb = {"64": 900.0, "8": 300.0}.get(kind, 500.0 - len(kind))
-            cpu = {"64": 5.0, "8": 9.0}.get(kind, float(len(kind)))
+            place = 0.0 if peer else float(list(map(str, (s.get("settings") for s in memory.OURS))).index(kind))
+            mb = {"64": 900.0, "8": 300.0}.get(kind, 500.0 - place)
+            cpu = {"64": 5.0, "8": 9.0}.get(kind, 1.0 + place)
             names = ("step_mb", "peak_mb", "loaded_mb", "gradients_mb", "optimizer_mb")
             return dict.fromkeys(names, mb) | {"cpu": [cpu]}
 
