@@ -92,6 +92,15 @@ def test_low_precision_is_widened() -> None:
     assert torch.allclose(out.double(), exact, atol=1e-5)
 
 
+def test_a_projection_called_by_itself_multiplies_in_its_dtype_too() -> None:
+    """As guards and probes call it: wide weights, short products."""
+    prior, _, weight, bias, _ = (t.detach().float() for t in inputs())
+    logits = Projection(weight, bias, dtype=torch.bfloat16)(prior)
+    expected = torch.nn.functional.linear(prior.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the largest number of elements that any operation returned."""
 

@@ -36,10 +36,11 @@ class Projection:
     dtype: torch.dtype | None = None  # of the product, if not the weights' own
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self.logits(self.product(hidden))
+        ready = self.prepared()
+        return ready.logits(ready.product(hidden))
 
     def product(self, hidden: Tensor) -> Tensor:
-        """``h Wᵀ + b``, in the dtype of the product; h itself without a weight."""
+        """``h Wᵀ + b`` of what is :meth:`prepared`; h itself without a weight."""
         if self.weight is None:
             return hidden
         return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
@@ -129,27 +130,20 @@ class _Plan:
     use: tuple[int, ...]
     chunk: int
 
-    def projections(self, learned: Sequence[Tensor]) -> list[Projection]:
-        """Of each context, with these weights and biases, ready for chunks."""
+    def of_contexts(self, learned: Sequence[Tensor | None]) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Of each context, which of ``learned`` stand for its weight and its bias; contexts of one part share them."""
         remaining = iter(learned)
-        parts = [
-            replace(
-                p,
-                weight=None if p.weight is None else next(remaining),
-                bias=None if p.bias is None else next(remaining),
-            ).prepared()
-            for p in self.parts
-        ]
-        return [parts[i] for i in self.use]
-
-    def totals(self, learned: Sequence[Tensor | None]) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Of each context, which of ``learned`` are its weight and its bias; contexts of one part share them."""
-        remaining = iter(learned)
-        parts = [
+        pairs = [
             (None if p.weight is None else next(remaining), None if p.bias is None else next(remaining))
             for p in self.parts
         ]
-        return [parts[i] for i in self.use]
+        return [pairs[i] for i in self.use]
+
+    def projections(self, learned: Sequence[Tensor]) -> list[Projection]:
+        """Of each context, with these weights and biases, ready for chunks; contexts of one part share one."""
+        pairs = dict(zip(self.use, self.of_contexts(learned), strict=True))
+        ready = {i: replace(self.parts[i], weight=w, bias=b).prepared() for i, (w, b) in pairs.items()}
+        return [ready[i] for i in self.use]
 
     def slices(self, length: int) -> list[slice]:
         return [slice(start, min(start + self.chunk, length)) for start in range(0, max(length, 1), self.chunk)]
@@ -166,7 +160,7 @@ class _Chunked(torch.autograd.Function):
         hidden, learned = tensors[: len(plan.use)], tensors[len(plan.use) :]
         project = plan.projections(learned)
         chunks = [
-            plan.head([p(h[at]) for p, h in zip(project, hidden, strict=True)], targets[at])
+            plan.head([p.logits(p.product(h[at])) for p, h in zip(project, hidden, strict=True)], targets[at])
             for at in plan.slices(len(targets))
         ]
         return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
@@ -176,7 +170,7 @@ class _Chunked(torch.autograd.Function):
         plan, (targets, *tensors) = ctx.plan, ctx.saved_tensors
         contexts = len(plan.use)
         totals = [torch.zeros_like(t) if t.requires_grad else None for t in tensors]
-        project, shared = plan.projections(tensors[contexts:]), plan.totals(totals[contexts:])
+        project, shared = plan.projections(tensors[contexts:]), plan.of_contexts(totals[contexts:])
         found = [_Total(p, *s, h) for p, s, h in zip(project, shared, totals[:contexts], strict=True)]
         for at in plan.slices(len(targets)):
             _add_chunk(plan.head, at, targets, tensors[:contexts], grads, found)
