@@ -18,8 +18,9 @@ READY = $(VENV)/.ready
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
 
+# One worker more than two cores: some tests wait for processes that they started.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Not in `dev`: one of its dependencies has no wheels, so it wants a C compiler, and all of them weigh 141 MB.
 test-gym: $(READY)

@@ -71,6 +71,15 @@ def test_commands_that_work_as_one_process_refuse_torchrun(
     assert found.err == f"covrl: covrl {command} works as one process: start it without torchrun\n"
 
 
+def test_a_dry_run_refuses_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl) -> None:
+    (tmp_path / "run.toml").write_text("")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    found = covrl("train", "--config", str(tmp_path / "run.toml"), "--dry-run")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "covrl: --dry-run works as one process: start it without torchrun\n"
+
+
 def test_grade_reads_standard_input_and_reports_on_standard_error(tmp_path: Path) -> None:
     rows = [{"answer": "42", "response": "so \\boxed{42}"}, {"answer": "1/2", "response": "\\boxed{0.5}"}]
     rows += [{"answer": "7", "response": "\\boxed{8}"}, {"answer": "7", "response": "it is 7"}]
@@ -89,15 +98,18 @@ def test_grade_names_a_broken_line(tmp_path: Path) -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl) -> None:
     (tmp_path / "empty").mkdir()
-    found = process(*QUICK, "--set", f"model.path={tmp_path / 'empty'}", cwd=tmp_path)
-    assert found.returncode == 2
-    assert "holds no *.safetensors weights" in found.stderr
-    assert "Traceback" not in found.stderr
+    monkeypatch.chdir(tmp_path)
+    code, _, said = covrl(*QUICK, "--set", f"model.path={tmp_path / 'empty'}")
+    assert code == 2
+    assert "holds no *.safetensors weights" in said
+    assert "Traceback" not in said
 
 
-def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path: Path) -> None:
+def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl
+) -> None:
     found = process(*QUICK, "--out", "run", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     (line,) = found.stdout.splitlines()
@@ -117,9 +129,10 @@ def test_a_short_quickstart_prints_one_json_line_and_writes_its_folder(tmp_path:
         "checkpoints/step-000001/model/model.safetensors",
         "checkpoints/step-000001/state.json",
     }
-    again = process(*QUICK, "--out", "run", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "there is a run in this folder already" in again.stderr
+    monkeypatch.chdir(tmp_path)
+    again = covrl(*QUICK, "--out", "run")
+    assert again.code == 2
+    assert "there is a run in this folder already" in again.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -63,7 +63,18 @@ def method_run(case: str, dtype: str = "float64") -> Run:
     return run
 
 
+DRAWN: dict[str, list[Group]] = {}
+
+
 def sampled(run: Run) -> list[Group]:
+    """What a run samples before its first step: frozen records, so that tests of the same settings share them."""
+    settings = run.config.model_dump_json()
+    if settings not in DRAWN:
+        DRAWN[settings] = _sampled(run)
+    return DRAWN[settings]
+
+
+def _sampled(run: Run) -> list[Group]:
     groups = run.sample(PROBLEMS, Draw(0, 0))
     if run.algorithm.samples == "response":
         return [replace(g, rollouts=tuple(_answered(run, r) for r in g.rollouts)) for g in groups]
