@@ -38,6 +38,7 @@ def _judge_with_math_verify() -> Any:
     """Set math-verify up; the function (references, answer) -> reply."""
     import logging
 
+    import sympy  # noqa: F401  # now, and not in the time of the first row
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
