@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +82,21 @@ def test_a_burst_of_hanging_rows_is_given_up_after_a_few(hanging: MathVerifier) 
         j.verdict for j in hanging.judge_all([hostile[i] for i in range(BURST) if "time" in judged[2 * i].why])
     } == {"unknown"}
     assert work.asked == asked, "rows that hung are remembered"
+
+
+def test_no_row_pays_for_loading_sympy(tmp_path: Path) -> None:
+    """It takes a second, and a row has a limit; math-verify is a stand-in here that does not load it."""
+    stand_in(tmp_path, "None")
+    program = "import sys; from covrl.rewards import math_worker; math_worker._load(); print('sympy' in sys.modules)"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
 
 
 def test_every_call_has_a_budget_of_its_own(crashing: MathVerifier) -> None:
