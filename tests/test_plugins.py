@@ -263,6 +263,12 @@ def test_importing_the_settings_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_listing_the_methods_imports_no_transformers() -> None:
+    """It would be half of what `covrl algorithms` takes."""
+    code = "import sys, covrl.algorithms.listing as l; l.list_algorithms(); sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_methods_are_listed_with_those_of_others(
     package: Path, monkeypatch: pytest.MonkeyPatch, covrl: Covrl
 ) -> None:

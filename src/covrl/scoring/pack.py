@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from covrl.records import Output, Problem, Rollout, Row, Scores
 from covrl.scoring.head import Head, Projection, apply_head
-from covrl.scoring.model import LanguageModel
-from covrl.scoring.shared import Place
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and listing the methods needs none of it
+    from covrl.scoring.model import LanguageModel
+    from covrl.scoring.shared import Place
 
 Ids = tuple[int, ...]
 
