@@ -138,6 +138,11 @@ def build_algorithm(
         method = cls(check(cls.Config, config.algorithm.settings, where="[algorithm] "), setup)
     else:
         method = make_algorithm(config.algorithm, setup)
+    if training.rollouts_per_problem < method.rollouts_wanted:
+        raise UserError(
+            f"training.rollouts_per_problem = {training.rollouts_per_problem}: {method.name} compares the traces of a "
+            f"problem with each other and needs at least {method.rollouts_wanted}"
+        )
     updates = training.mini_batches * training.epochs
     if updates > 1 and method.one_update:
         raise UserError(

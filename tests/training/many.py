@@ -98,8 +98,8 @@ def _one_step_of(method: str) -> tuple[str, tuple[str, str, dict[str, Any], dict
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Any function of the text that differs within a group."""
-    return sum(map(ord, text)) % 3 / 2
+    """Any function of the text that differs within a group, right or wrong for methods that weigh by verdict."""
+    return float(sum(map(ord, text)) % 2)
 
 
 def config(folder: Path, name: str) -> RunConfig:

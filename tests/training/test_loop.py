@@ -12,6 +12,7 @@ import torch
 from models import character_tokenizer, save_tiny, tiny
 from torch import Tensor
 
+from covrl.algorithms import ALGORITHMS
 from covrl.algorithms.base import Admission, ModelSpec
 from covrl.api import build, build_algorithm
 from covrl.config import RunConfig
@@ -32,6 +33,9 @@ PROMPTS = {
     "answer_prefix": "",
     "answer_suffix": "t",
 }
+ALONE = ("rationalise", "reinforce_pp", "psr", "nsr", "w_reinforce")
+"""Methods to which a single trace of a problem teaches something."""
+
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
 
 
@@ -146,7 +150,7 @@ def test_dapo_gives_up_after_its_rounds_and_takes_no_step(folder: Path) -> None:
 def test_how_often_the_generator_is_called_changes_nothing(folder: Path, calls: int) -> None:
     one, many = make_run("dr_grpo"), make_run("dr_grpo", {"sampling_batches": calls})
     for run in (one, many):
-        run.reward = lambda problem, text: float(len(text) % 3)
+        run.reward = lambda problem, text: float(len(text) % 2)
         run.step()
     assert torch.allclose(weights(one), weights(many), rtol=0, atol=1e-12)
 
@@ -185,6 +189,12 @@ def test_a_method_that_wants_two_updates_takes_them_however_few_groups_are_admit
             r"x epochs = 2 of 1 problem\(s\): rover needs at least 2 updates",
         ),
         ("grpo", {}, {"verifier": "none"}, "grpo takes its reward from a verifier"),
+        *(
+            (name, {"rollouts_per_problem": 1}, {}, f"rollouts_per_problem = 1: {name} compares the traces")
+            for name in ALGORITHMS
+            if name not in ALONE and name != "ravr"
+        ),
+        ("ravr", {"rollouts_per_problem": 2}, {}, "= 2: ravr needs at least 3"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(
@@ -193,6 +203,30 @@ def test_combinations_that_make_no_sense_are_refused(
     config = RunConfig.model_validate(table(name, training) | {"rewards": rewards})
     with pytest.raises(UserError, match=said):
         build_algorithm(config, Prompts(character_tokenizer(), config.prompts), None, rewarded=False)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_methods_that_compare_no_traces_take_a_single_one(name: str) -> None:
+    config = RunConfig.model_validate(table(name, {"rollouts_per_problem": 1}))
+    method = build_algorithm(config, Prompts(character_tokenizer(), config.prompts), None, rewarded=True)
+    assert method.name == name
+
+
+@pytest.mark.parametrize("name", ["psr", "nsr", "w_reinforce", "rapo"])
+def test_a_shaped_reward_is_no_verdict(folder: Path, name: str) -> None:
+    run = make_run(name)
+    run.reward = lambda problem, text: 0.4
+    with pytest.raises(UserError, match=r"problem \w+: gave 0.4; it must be 1 for right or 0 for wrong, because"):
+        run.step()
+    run = make_run(name)
+    run.reward = lambda problem, text: float(len(text) % 2)
+    assert run.step().metrics["tokens/trained"] > 0
+
+
+def test_rapo_takes_any_reward_where_wrong_responses_are_as_right_ones(folder: Path) -> None:
+    run = make_run("rapo", phi0=1.0)
+    run.reward = lambda problem, text: 0.3 * (len(text) % 3)
+    assert run.step().metrics["tokens/trained"] > 0
 
 
 @pytest.mark.parametrize(
@@ -206,9 +240,15 @@ def test_combinations_that_make_no_sense_are_refused(
         ("rapo", {"kl": "k3"}, "set penalty and alpha"),
         ("rover", {"clip_low": 0.2}, "clip_low makes no sense here: rover's squared Bellman error takes the place of"),
         ("rover", {"kl": "k3"}, "kl makes no sense here"),
+        ("rover", {"resample": True}, "resample makes no sense here: a group in which all outcomes are equal"),
+        ("rover", {"overlong_buffer": 4}, "overlong_buffer makes no sense here: returns are made of outcomes"),
         ("rover", {"skale": 2.0}, "unknown setting skale: did you mean scale?"),
         ("nsr", {"advantage": "std"}, "weighed by its own verdict"),
         ("reinforce_pp", {"advantage": "mean"}, "normalises over the batch"),
+        ("reinforce_pp", {"resample": True}, "resample = true drops the groups that are all right or all wrong"),
+        ("rapo", {"penalty": "fkl_full", "phi0": 0}, "phi0 = 0 with penalty = 'fkl_full' pulls every token"),
+        ("ravr", {"beta": 0}, "beta = 0 with nll_weight = 0 trains the posterior alone"),
+        ("rlpr", {"probability_weight": 0, "format_weight": 0}, "leaves no reward"),
         ("rloo", {"clip_low": 0.1}, "clip_low does nothing with surrogate = 'plain'"),
         ("cispo", {"clip_low": 0.1}, "clip_low does nothing with surrogate = 'cispo'"),
         ("grpo", {"kl_weight": 0.1}, "kl_weight does nothing with kl = 'none'"),
@@ -277,7 +317,7 @@ def test_a_resumed_run_reads_the_base_and_goes_on_bit_for_bit(folder: Path, name
     whole = make_run(name)
     parts = make_run(name)
     for run in (whole, parts):
-        run.reward = lambda problem, text: float(len(text) % 3)
+        run.reward = lambda problem, text: float(len(text) % 2)
     for _ in range(4):
         whole.step()
     for _ in range(2):
@@ -295,7 +335,7 @@ def test_a_resumed_run_reads_the_base_and_goes_on_bit_for_bit(folder: Path, name
 def test_followers_are_in_the_checkpoint(folder: Path) -> None:
     run = make_run("rapo")
     run.algorithm.models = (replace_spec(run.algorithm.models[0]),)
-    run.reward = lambda problem, text: float(len(text) % 3)
+    run.reward = lambda problem, text: float(len(text) % 2)
     run.step()
     saved = save_checkpoint(run, folder / "checkpoints", keep=1)
     other = make_run("rapo")

@@ -93,11 +93,13 @@ class Algorithm(ABC):
     what generation stops at: the end of the thought (its answer is scored, not sampled) or of the whole response.
     ``verified`` methods take their reward from a verifier or the user's reward function. ``one_update`` says why a
     batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
-    sense. ``late`` are those of ``scoring`` that neither ``admit`` nor ``credit`` looks at: where a batch of rollouts
-    serves for one update, they are read off its training forward, in which old and new log-probs are the same, and
-    for traces with weight alone. ``merged`` are the readings of one forward that gives all that ``scoring`` and
-    ``training`` do, for methods of scope "group" whose ``admit`` and denominators look at rollouts alone: where a
-    batch serves for one update, each group is then read once, with gradients, and credited in between.
+    sense, ``rollouts_wanted`` the fewest traces of a problem, where they are compared with each other. ``by_verdict``
+    says why a user's reward has to be 0 or 1, where a method tells right from wrong. ``late`` are those of ``scoring``
+    that neither ``admit`` nor ``credit`` looks at: where a batch of rollouts serves for one update, they are read off
+    its training forward, in which old and new log-probs are the same, and for traces with weight alone. ``merged`` are
+    the readings of one forward that gives all that ``scoring`` and ``training`` do, for methods of scope "group" whose
+    ``admit`` and denominators look at rollouts alone: where a batch serves for one update, each group is then read
+    once, with gradients, and credited in between.
     """
 
     name: ClassVar[str]
@@ -111,6 +113,8 @@ class Algorithm(ABC):
 
     samples: Literal["thought", "response"] = "thought"
     one_update: str | None = None
+    rollouts_wanted: int = 1
+    by_verdict: str | None = None
     models: tuple[ModelSpec, ...] = ()
     contexts: tuple[Context, ...]
     scoring: tuple[Reading, ...]

@@ -121,6 +121,7 @@ class CoVRL(Algorithm):
     paper: ClassVar[str] = "arXiv 2512.12576"
     evidence: ClassVar[str] = "reconstructed from secondary sources; see the labels of the settings"
     Config: ClassVar[type[Settings]] = CoVRLConfig
+    rollouts_wanted: int = 2
 
     def __init__(self, config: CoVRLConfig, setup: Setup) -> None:
         self.config = config

@@ -133,6 +133,7 @@ class GroupMethod(Algorithm):
     Config: ClassVar[type[Settings]] = GroupConfig
     unit: ClassVar[Literal["row", "trace", "group"]] = "row"
     verified: ClassVar[bool] = True
+    rollouts_wanted: int = 2
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.config: GroupConfig = config

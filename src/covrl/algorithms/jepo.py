@@ -9,14 +9,15 @@ The trace is a latent variable and the prior itself the proposal; with n traces 
             L_{−i}: the same bound from the other n−1 traces, which does not depend on z_i
 
     loss       −A_i Σ_t log π(z_it)  −  λ w_i Σ_j log π(y_j|x,z_i)  +  β k3(π‖π_ref)
-    divided by the number of traces (single, w_i = 1) or of questions (multi)
+    the first two divided by the number of traces (single, w_i = 1) or of questions (multi), the KL by that of traces
 
     A trace that does not close is in L_n and L_{−i} with the ℓ it is given, but not in w, which sums to 1 without it.
 
-Evidence. The paper has no public code. CONFIRMED-2nd by its abstract and its reviews: the two bounds, the score
-term plus the supervised term, ablations over n, the supervised weight and a KL. VERIFIED by enumeration: both
-expected gradients are exactly those of J_1 and J_n. INFERRED: the leave-one-out mean as b, the floor of ℓ at −30 nats
-(CoVRL's), how traces that do not close are treated (``invalid_penalty`` stands for the paper's format penalty), β = 0.
+Evidence. The paper has no public code. CONFIRMED-2nd by its abstract and a public digest of its reviews: the two
+bounds, the score term plus the supervised term, ablations over n, the supervised weight and a KL. VERIFIED by
+enumeration: both expected gradients are exactly those of J_1 and J_n. INFERRED: the leave-one-out mean as b, the floor
+of ℓ at −30 nats (CoVRL's), how traces that do not close are treated (``invalid_penalty`` stands for the paper's format
+penalty), β = 0.
 
 A user's reward r adds to ℓ (single), or its leave-one-out advantage over n to the trace's weight (multi), which is
 the gradient of E[L_n + mean r].

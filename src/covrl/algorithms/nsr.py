@@ -12,7 +12,7 @@ configuration also has an entropy bonus of 1e-3 (CONFIRMED-code), which is off h
 watch lengths and entropy.
 
 A response is weighed by its verdict alone: whatever shapes a reward or compares rewards would do nothing or harm, and
-is refused.
+is refused. So is a reward function whose value is neither 0 nor 1: how right a response is cannot be told from it.
 """
 
 from __future__ import annotations
@@ -87,8 +87,10 @@ class WReinforce(GroupMethod):
 
     name: ClassVar[str] = "w_reinforce"
     paper: ClassVar[str] = "arXiv 2506.01347"
-    evidence: ClassVar[str] = "confirmed in the authors' code"
+    evidence: ClassVar[str] = "confirmed in the authors' code; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = SignedConfig
+    rollouts_wanted: int = 1
+    by_verdict: str | None = BY_VERDICT
 
     def __init__(self, config: Any, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -106,8 +108,8 @@ class WReinforce(GroupMethod):
         return replace(credit, weights=nothing) if cut else credit
 
     def _sign(self, value: float) -> float:
-        """λ for an outcome above one half, −μ for one below; the loss knows right and wrong only."""
-        return self.signed.right_weight if value > 0.5 else -self.signed.wrong_weight
+        """λ for an outcome of 1, −μ for one of 0; there are no others (``by_verdict``)."""
+        return self.signed.right_weight if value == 1.0 else -self.signed.wrong_weight
 
     def _kept_tokens(self, groups: Sequence[ScoredGroup]) -> float:
         return float(sum(len(r.trace_ids) for g in groups for r in g.rollouts if self._has_weight(r)))

@@ -54,6 +54,7 @@ class OnePrompt(Algorithm):
     training forward (:attr:`Algorithm.merged`).
     """
 
+    rollouts_wanted: int = 2
     source: ClassVar[Literal["prior", "posterior"]] = "prior"
     merges: ClassVar[bool] = False
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "order"

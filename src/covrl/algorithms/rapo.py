@@ -73,6 +73,11 @@ class RAPOConfig(GroupConfig):
         self.refuse_idle("alpha", self.penalty == "none", because)
         for name in ("phi0", "largest_weight"):
             self.refuse_idle(name, not self.penalty.startswith("fkl"), because)
+        if self.penalty == "fkl_full" and self.phi0 == 0:
+            raise ValueError(
+                "phi0 = 0 with penalty = 'fkl_full' pulls every token of a wrong response to the uniform distribution, "
+                "which ruins the policy; take phi0 from 0.5 to 0.9, or a sampled penalty (fkl_f, fkl_iw)"
+            )
         if self.posterior_share and self.penalty != "none":
             raise ValueError(f"{because} with posterior_share: p/q corrects the advantage alone; take penalty = 'none'")
         return self
@@ -89,6 +94,8 @@ class RAPO(GroupMethod):
     def __init__(self, config: Any, setup: Setup) -> None:
         self.own: RAPOConfig = config
         super().__init__(config, setup)
+        if config.penalty.startswith("fkl") and config.phi0 < 1:
+            self.by_verdict = "the reference is tempered on wrong responses alone (phi0; 1 tempers none)"
         if config.penalty.startswith("fkl"):
             self.streams += (Stream("kl", "trace", config.alpha, self.streams[0].denominator),)
 
@@ -110,7 +117,7 @@ class RAPO(GroupMethod):
     def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
         credit = super().credit_of(rollout, scores, marked, advantage)
         if self.own.penalty.startswith("fkl"):
-            wrong = marked.outcome is not None and marked.outcome <= 0.5
+            wrong = marked.outcome == 0.0
             target = scores["trace", "reference_tempered" if wrong else "reference"]
             constants = {TARGET: target, IS_TEMPERED: torch.full_like(target, float(wrong))}
             return Credit(credit.weights, constants, credit.reward, credit.advantage)

@@ -63,6 +63,7 @@ class Rationalise(OnePrompt):
     evidence: ClassVar[str] = "ours; gradient verified by enumeration"
     Config: ClassVar[type[Settings]] = RationaliseConfig
     merges: ClassVar[bool] = True
+    rollouts_wanted: int = 1
     source: ClassVar[Literal["prior", "posterior"]] = "posterior"
 
     def __init__(self, config: RationaliseConfig, setup: Setup) -> None:

@@ -16,7 +16,7 @@ The prior traces z' are auxiliary: they make b and are not trained on. Of a ques
 Evidence. No public code; the paper was read through reviews of it and a summary. CONFIRMED-2nd by them: the bound,
 s(z) = π(y|x,z) with E_q[s] = μ + Var(s)/μ for the true posterior, a reward that measures the posterior's improvement
 over a prior baseline, a KL reweighted per sample by utility, a fixed answer prefix, a posterior prompt that thinks
-aloud, GRPO, Qwen3-1.7B, 8 rollouts. INFERRED, ours: that the gain is clipped at 0, s itself as the KL's weight, its
+aloud, GRPO, Qwen3-1.7B. INFERRED, ours: 8 rollouts, that the gain is clipped at 0, s itself as the KL's weight, its
 coefficient, the exact KL, the clip range, division by the deviation, the share of baseline traces, no term for the
 answer's likelihood. A group-centred advantage does not see b unless the gain is clipped (VERIFIED).
 
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, LossTokens, Setup, Stream
@@ -80,6 +80,15 @@ class RAVRConfig(Settings):
     nll_weight: float = Field(
         0.0, ge=0, description="weight of −log π(y|x,z) behind posterior traces (INFERRED: no source names it)"
     )
+
+    @model_validator(mode="after")
+    def _prior_learns(self) -> RAVRConfig:
+        if self.beta == self.nll_weight == 0:
+            raise ValueError(
+                "beta = 0 with nll_weight = 0 trains the posterior alone, and the prior, which is what is used, learns "
+                "nothing; raise one of them"
+            )
+        return self
 
 
 class RAVR(OnePrompt):

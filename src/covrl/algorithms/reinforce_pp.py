@@ -42,6 +42,11 @@ class ReinforcePPConfig(GroupConfig):
             raise ValueError(
                 "advantage: REINFORCE++ normalises over the batch; baseline = 'group' subtracts means first"
             )
+        if self.resample and self.baseline == "none":
+            raise ValueError(
+                "resample = true drops the groups that are all right or all wrong, which teach too with baseline = "
+                "'none'; leave it out, or set baseline = 'group'"
+            )
         return self
 
 
@@ -57,6 +62,7 @@ class ReinforcePP(GroupMethod):
     def __init__(self, config: Any, setup: Setup) -> None:
         super().__init__(config, setup)
         self.own: ReinforcePPConfig = config
+        self.rollouts_wanted = 2 if config.baseline == "group" else 1
 
     def credit(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
         rows = [self._returns(group) for group in groups]

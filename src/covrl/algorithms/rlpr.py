@@ -11,9 +11,9 @@ A whole response is sampled and trained; for its reward its own answer is replac
 
 Evidence. CONFIRMED in the authors' code: the mean of token probabilities, the baseline computed once before training,
 the weights 0.9 and 0.1, GRPO divided by the deviation, clip 0.2/0.27, KL 0, the filter with 0.5 and a decay of 0.99,
-768 questions x 8 in mini-batches of 192, rate 1e-6, 3,072 tokens. INFERRED: R_raw = 0 and format 0 for a response
-whose thought does not close, format = an answer between the tags, the average starts at the first batch's mean and
-does not see a batch before judging it, the sample deviation of the whole R in the filter.
+768 questions x 8 in mini-batches of 192, rate 1e-6, 3,072 tokens. INFERRED: the mean over all tokens, R_raw = 0 and
+format 0 for a response whose thought does not close, format = an answer between the tags, the average starts at the
+first batch's mean and does not see a batch before judging it, the sample deviation of the whole R in the filter.
 
 What the authors' code does differently: a penalty on repetition is part of its score (not built here); the baseline
 is stored with the data, where we read it from a frozen copy of the base, which gives the same number; no likelihood
@@ -28,7 +28,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, LossTokens, ModelSpec, Setup, Stream
@@ -55,6 +55,14 @@ class RLPRConfig(Settings):
         "CONFIRMED"
     )  # fmt: skip
     filter_decay: float = Field(0.99, ge=0, lt=1, description="decay of that running mean per step. CONFIRMED")
+
+    @model_validator(mode="after")
+    def _rewards(self) -> RLPRConfig:
+        if self.probability_weight == self.format_weight == 0:
+            raise ValueError(
+                "probability_weight = 0 with format_weight = 0 leaves no reward; for a reward function alone take grpo"
+            )
+        return self
 
 
 class RLPR(OnePrompt):

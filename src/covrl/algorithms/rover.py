@@ -48,7 +48,11 @@ REPLACED = (
 class ROVERConfig(Settings):
     """ROVER's settings."""
 
-    absent: ClassVar[Mapping[str, str]] = dict.fromkeys((*GROUP_LOSS, "entropy_weight"), REPLACED)
+    absent: ClassVar[Mapping[str, str]] = dict.fromkeys((*GROUP_LOSS, "entropy_weight"), REPLACED) | {
+        "resample": "a group in which all outcomes are equal is trained too, towards the values of its next tokens",
+        "overlong_buffer": "returns are made of outcomes alone; a reward function may shape them",
+        "overlong_weight": "returns are made of outcomes alone; a reward function may shape them",
+    }
 
     scale: float = Field(1.0, gt=0, description="ρ. CONFIRMED: 1; 0.01 is unstable, 3 too random")
     next_weight: float = Field(1.0, ge=0, description="b. CONFIRMED: 1; 0 collapses entropy, 5 hurts")
@@ -64,6 +68,7 @@ class ROVER(Algorithm):
     unit: ClassVar[Literal["row", "trace", "group"]] = "row"
     verified: ClassVar[bool] = True
     updates_wanted: ClassVar[int] = 2
+    rollouts_wanted: int = 2
     Config: ClassVar[type[Settings]] = ROVERConfig
 
     def __init__(self, config: Any, setup: Setup) -> None:

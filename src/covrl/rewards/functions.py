@@ -50,3 +50,18 @@ def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
             f"reward function {name_of(function)}: problem {problem.id}: gave {value!r}; it must be a number"
         )
     return float(value)
+
+
+def verdict_of(function: RewardFunction, problem: Problem, text: str, because: str) -> float:
+    """The value of a function that says right (1) or wrong (0), for methods that weigh by verdict.
+
+    Raises:
+        UserError: as :func:`reward_of`, or for any other value, with the reason ``because``.
+    """
+    value = reward_of(function, problem, text)
+    if value not in (0.0, 1.0):
+        raise UserError(
+            f"reward function {name_of(function)}: problem {problem.id}: gave {value:g}; it must be 1 for right or 0 "
+            f"for wrong, because {because}"
+        )
+    return value

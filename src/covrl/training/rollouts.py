@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from covrl.config import GenerationConfig
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
-from covrl.rewards.functions import reward_of
+from covrl.rewards.functions import reward_of, verdict_of
 from covrl.training.guard import sampling_errors
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
             for (p, r), text in zip(pairs, said, strict=True)
         ]
     if run.reward is not None:
-        function = run.reward
-        rewards = iter(run.world.shared(lambda mine: [reward_of(function, p, r.text) for p, r in mine], pairs))
+        function, because = run.reward, run.algorithm.by_verdict
+        value = reward_of if because is None else partial(verdict_of, because=because)
+        rewards = iter(run.world.shared(lambda mine: [value(function, p, r.text) for p, r in mine], pairs))
         pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
     found = iter(rollout for _, rollout in pairs)
     return [Group(g.problem, tuple(next(found) for _ in g.rollouts)) for g in groups]
