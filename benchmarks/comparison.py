@@ -48,9 +48,11 @@ SHORT = (
 )
 WEAK, PLAIN = "covrl-beta-0.1", "covrl"  # said to collapse, and what it is held against
 BETAS = ("covrl-beta-0", WEAK, PLAIN, "covrl-beta-3")
+REUSE = ("grpo-reuse", "gspo-reuse", "cispo-reuse", "rlpr-reuse", "dash-no-kl")  # what one update or a KL hides
 ABLATIONS = (
     *("covrl", "covrl-beta-0", "covrl-beta-0.1", "covrl-beta-3", "covrl-alpha-0.1", "covrl-alpha-0.9"),
-    *("covrl-nll-0", "covrl-nll-0.1", "covrl-reward-mean", "covrl-reward-prob", "covrl-reward-mean_prob"),
+    *("covrl-nll-0", "covrl-nll-0.1", "covrl-reward-mean", "covrl-reward-mean-scaled", "covrl-reward-prob"),
+    "covrl-reward-mean_prob",
     *("covrl-mixture", "covrl-detached"),
 )
 
@@ -83,7 +85,28 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "beta": (Stage(BETAS, "rare", TUNING.seeds, Budget("steps", 100), DEV, TUNING.rates),),
     "tuning-ablations": (Stage(ABLATIONS, "rare"),),
     "ablations": (Stage(ABLATIONS, "rare", (0, 1, 2)),),
+    "tuning-reuse": (Stage(REUSE, "rare"),),
+    "reuse": (Stage(("grpo", *REUSE[:3], "rlpr", "rlpr-reuse", "dash", "dash-no-kl"), "rare", (0, 1, 2)),),
 }
+
+ONE_UPDATE = (
+    "All methods but rover take one update a batch of rollouts here. Every importance ratio is 1 then: no clip ever "
+    "binds, and gspo is grpo. [reuse.md](reuse.md) has four updates for those that are made for it."
+)
+NOTES: dict[str, tuple[str, ...]] = {
+    "test-rare": (ONE_UPDATE,),
+    "test-common": (ONE_UPDATE,),
+    "ablations": (
+        "With reward = mean, prob or mean_prob rewards are smaller than a sum in nats, and the same β = 1 weighs more "
+        "beside them. covrl-reward-mean-scaled divides β as the reward is, by the four tokens of an answer.",
+    ),
+    "reuse": (
+        "-reuse: four mini-batches of eight problems, each an update, on the same rollouts; grpo, rlpr and dash as in "
+        "[test-rare.md](test-rare.md). dash has a KL, with which every row has weight and the exact filter drops none; "
+        "dash-no-kl has none.",
+    ),
+}
+"""What a reader of a stage's table has to know beside its figures."""
 
 
 def main() -> int:
@@ -217,7 +240,8 @@ def write(name: str, folder: Path) -> None:
     more = [collapse.table(collapse.endings(every, WEAK, PLAIN), WEAK, PLAIN)] if name == "beta" else []
     known = read_results(folder / "raw")
     notes = [ravr_note(part.setting, known) for part in STAGES[name] if part.seeds and RAVR in part.methods]
-    (folder / f"{name}.md").write_text(markdown(every, {}, command, more, notes), encoding="utf-8")
+    text = markdown(every, {}, command, more, [*NOTES.get(name, ()), *notes])
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def ravr_note(setting: str, known: Sequence[Result]) -> str:
@@ -250,7 +274,7 @@ def write_rates(folder: Path) -> None:
     """The rates that are tuned so far, for `covrl compare`."""
     known = read_results(folder / "raw")
     text = "# Learning rates tuned on dev by benchmarks/comparison.py; not edited by hand.\n"
-    methods = [m for m in dict.fromkeys((*LONG, *RAVRS, *SHORT, *ABLATIONS)) if m != RAVR]
+    methods = [m for m in dict.fromkeys((*LONG, *RAVRS, *SHORT, *ABLATIONS, *REUSE)) if m != RAVR]
     for setting in ("rare", "common"):
         best = {m: TUNING.best(m, setting, known) for m in methods}
         rows = [f'"{method}" = {rate!r}' for method, rate in best.items() if rate]

@@ -140,8 +140,8 @@ def test_results_of_another_counting_are_not_compared_in_tokens_and_time() -> No
     assert reached.rows[2][-2:] == ["–", "–"]
     assert against.rows[0][3].startswith("20.0 [")
     assert against.rows[0][-3:] == ["–", "–", "undecided"]
-    assert cost.rows[0][3:6] == ["200", "400", "200"]
-    assert set(cost.rows[1][3:]) == {"–"}
+    assert cost.rows[0][2:7] == ["20", "20", "200", "400", "200"]
+    assert set(cost.rows[1][4:]) == {"–"}
     (said,) = [text for text in remarks(every, {}) if "tokens" in text]
     assert said.startswith("Not compared in tokens and time, ")
     assert said.endswith(": grpo, rare, rate 0.0001 (3).")
@@ -175,6 +175,25 @@ def test_the_mean_course_is_over_seeds() -> None:
     assert [y for _, y in mean_course(line, "passed")] == pytest.approx([0, 0.275, 0.55])
 
 
+def test_the_cost_counts_updates_beside_steps() -> None:
+    every = made(*(result(cell(name), 0.5) for name in ("grpo", "grpo-reuse", "rover")))
+    rows = grids(every)["rare"][-1].rows
+    assert [(row[0], row[2], row[3]) for row in rows] == [
+        ("grpo", "20", "20"),
+        ("grpo-reuse", "20", "80"),
+        ("rover", "20", "40"),
+    ]
+
+
+def test_methods_that_are_alike_in_everything_are_named() -> None:
+    grpo, gspo = ([result(cell(name, seed), 0.5 + seed / 10) for seed in range(2)] for name in ("grpo", "gspo"))
+    assert "Alike in every figure of every seed: grpo (rate 0.0001), gspo (rate 0.0001)." in remarks(
+        made(*SEEDS, *grpo, *gspo), {}
+    )
+    gspo[1].figures["curve"][1]["accuracy"] += 0.1
+    assert not [text for text in remarks(made(*SEEDS, *grpo, *gspo), {}) if text.startswith("Alike")]
+
+
 def test_remarks_say_what_a_reader_must_know() -> None:
     stopped = result(cell(seed=3), 0.1, commit="abc-dirty", stopped="stopped after step 4: nan")
     said = remarks(made(*SEEDS, stopped, absent=(cell("grpo", 1), cell("grpo", 2))), {cell("grpo", 1): "it broke"})
@@ -198,7 +217,7 @@ def test_the_markdown_shows_chance_seeds_cost_and_what_is_missing() -> None:
     assert rows[3][:4] == ["base", "", "1/1", "5.0 [4.0, 7.0] †"]
     assert rows[4][:4] == ["covrl", "0.0001", "3/3", "60.0 [35.2, 84.8]: 50.0, 60.0, 70.0"]
     assert rows[5][:4] == ["grpo", "0.0001", "0/1", "–"]
-    assert ["covrl", "0.0001", "20", "200", "400", "200", "10s (10%)", "20s (20%)", "1m10s (70%)"] in rows
+    assert ["covrl", "0.0001", "20", "20", "200", "400", "200", "10s (10%)", "20s (20%)", "1m10s (70%)"] in rows
     assert "- Missing: grpo, rare, rate 0.0001, seeds 0." in text
     assert {len(row) for row in rows[:6]} == {9}
 

@@ -40,6 +40,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # its default of 1 lets q fall onto p here
     "ravr-beta-0.1": ("algorithm.name=ravr", "algorithm.beta=0.1"),
     "ravr-beta-0.3": ("algorithm.name=ravr", "algorithm.beta=0.3"),
+    # several updates a batch of rollouts, without which gspo is grpo and no clip ever binds
+    "grpo-reuse": ("algorithm.name=grpo", "training.mini_batches=4"),
+    "gspo-reuse": ("algorithm.name=gspo", "training.mini_batches=4"),
+    "cispo-reuse": ("algorithm.name=cispo", "training.mini_batches=4"),
+    "rlpr-reuse": ("algorithm.name=rlpr", "training.mini_batches=4"),
+    # with a KL every row has weight, and the exact filter drops none
+    "dash-no-kl": ("algorithm.name=dash", "algorithm.kl=none", "algorithm.kl_weight=0.0"),
     # ablations
     "covrl-beta-0": ("algorithm.name=covrl", "algorithm.beta=0.0"),
     "covrl-beta-0.1": ("algorithm.name=covrl", "algorithm.beta=0.1"),
@@ -49,6 +56,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "covrl-nll-0": ("algorithm.name=covrl", "algorithm.nll_weight=0.0"),
     "covrl-nll-0.1": ("algorithm.name=covrl", "algorithm.nll_weight=0.1"),
     "covrl-reward-mean": ("algorithm.name=covrl", "algorithm.reward=mean"),
+    # β divided as the reward is: by the four tokens of an answer, its closing tag included
+    "covrl-reward-mean-scaled": ("algorithm.name=covrl", "algorithm.reward=mean", "algorithm.beta=0.25"),
     "covrl-reward-prob": ("algorithm.name=covrl", "algorithm.reward=prob"),
     "covrl-reward-mean_prob": ("algorithm.name=covrl", "algorithm.reward=mean_prob"),
     "covrl-mixture": ("algorithm.name=covrl", "algorithm.ratio=mixture"),
@@ -78,6 +87,12 @@ def default_rate(method: str, setting: str) -> float:
     """The learning rate that a method is run with where none is given: the tuned one, else the recipe's."""
     recipe = read_toml(RECIPE)["training"]["learning_rate"]
     return RATES.get((method, setting), recipe)
+
+
+def updates_a_step(method: str) -> int:
+    """Optimizer steps that a method takes on each batch of rollouts."""
+    training = recipe_config(settings_of(method)).training
+    return min(training.mini_batches, training.problems_per_step) * training.epochs
 
 
 def recipe_config(settings: tuple[str, ...]) -> RunConfig:

@@ -184,6 +184,16 @@ def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:
     return min(ends, default=None)
 
 
+def alike(every: Sequence[Line]) -> list[str]:
+    """The methods, of one setting each, whose trainings are the same as far as anything measured tells."""
+    groups: dict[str, list[str]] = {}
+    for line in every:
+        if line.results:
+            told = [(r.cell.seed, r.figures["exam"], [p["accuracy"] for p in r.figures["curve"]]) for r in line.results]
+            groups.setdefault(repr((line.setting, told)), []).append(f"{line.method} (rate {line.rate_text})")
+    return [", ".join(names) for names in groups.values() if len(names) > 1]
+
+
 def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
     """What a reader has to know beside the figures: what is missing, failed or was stopped, and of which code."""
     said = []
@@ -193,6 +203,7 @@ def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
             rate = "rate not tuned yet" if line.rate is None else f"rate {line.rate_text}"
             said.append(f"Missing: {line.method}, {line.setting}, {rate}, seeds {seeds}.")
     said += [f"Failed: {cell.title}: {reason}" for cell, reason in failures.items()]
+    said += [f"Alike in every figure of every seed: {names}." for names in alike(every)]
     results = [r for line in every for r in line.results]
     said += [f"Stopped: {r.cell.title}: {r.figures['stopped']}" for r in results if r.figures["stopped"]]
     if other := [r for r in results if r.cell.method != BASE and not r.counted]:

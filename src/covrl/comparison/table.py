@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covrl.comparison.cells import Cell, Result
-from covrl.comparison.methods import BASE, SETTINGS
+from covrl.comparison.methods import BASE, SETTINGS, updates_a_step
 from covrl.comparison.summary import (
     AXES,
     Figure,
@@ -97,20 +97,24 @@ def _reached(setting: str, here: Sequence[Line]) -> Grid:
 
 
 def _cost(setting: str, here: Sequence[Line]) -> Grid:
-    head = ["method", "rate", "steps", "generated", "scored", "trained", *(f"{phase} time" for phase in PHASES)]
+    counts = ("generated", "scored", "trained")
+    head = ["method", "rate", "steps", "updates", *counts, *(f"{phase} time" for phase in PHASES)]
     rows = []
     for line in here:
         if line.method == BASE:
             continue
         steps = [r.figures["steps"] for r in line.results]
-        counts = [line.cost("tokens", name) for name in ("generated", "scored", "trained")]
+        tokens = [line.cost("tokens", name) for name in counts]
         seconds = [line.cost("seconds", phase) for phase in PHASES]
         whole = sum(s for s in seconds if s is not None)
         times = [ABSENT if s is None else f"{duration(s)} ({s / whole:.0%})" if whole else "0s" for s in seconds]
-        shown = "–".join(map(str, sorted({min(steps), max(steps)}))) if steps else ABSENT
-        rows.append([*_names(line)[:2], shown, *map(count_text, counts), *times])
+        ends = sorted({min(steps), max(steps)}) if steps else []
+        updates = [end * updates_a_step(line.method) for end in ends]
+        shown = ["–".join(map(str, numbers)) or ABSENT for numbers in (ends, updates)]
+        rows.append([*_names(line)[:2], *shown, *map(count_text, tokens), *times])
     about = (
-        "Tokens and time of one training, mean over seeds. Generated: sampled; scored: gone forward without gradient; "
+        "Tokens and time of one training, mean over seeds. Steps: batches of rollouts; updates: optimizer steps on "
+        "them. Generated: sampled; scored: gone forward without gradient; "
         "trained: gone forward and backward. CPU time by phase, on one thread."
     )
     return Grid(f"{setting}: cost", about, head, rows)
