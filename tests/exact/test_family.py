@@ -126,13 +126,7 @@ def test_the_expected_gradient_agrees_with_finite_differences(case: str) -> None
     """The enumerated objectives themselves are checked: no autograd on the reference side."""
     name, settings, traces, count, objective = EXACT[case]
     run = world.make_run(seed=12, name=name, group=count, **settings)
-    gradient = expected_gradient(run, traces, count)
-    size = float(gradient.norm())
-    torch.manual_seed(3)
-    some = torch.randn_like(gradient)
-    for direction in (gradient / size, some / some.norm()):
-        found = world.difference(run, lambda: -objective(run, traces, count), direction)
-        assert abs(found - float(gradient @ direction)) < 1e-9 * size
+    world.check(run, expected_gradient(run, traces, count), lambda: -objective(run, traces, count))
 
 
 def test_the_released_latro_misses_the_answers_part() -> None:
@@ -391,53 +385,69 @@ def test_rationalisation_is_weighted_maximum_likelihood_of_the_prior_in_expectat
     traces = world.stopping_traces(2)
     rows = [world.rollout(run, z, "posterior", False) for z in traces]
     chances = [float(world.plain_log_probs(run, (A, B), z).detach().sum().exp()) for z in traces]
-    found, total = torch.zeros_like(world.get_weights(run)), torch.zeros((), dtype=torch.float64)
-    for i, j in product(range(len(traces)), repeat=2):
-        pair = [rows[i], rows[j]]
-        if any(r.valid for r in pair):
-            reads = [read(run, r, "policy") for r in pair]
-            found += chances[i] * chances[j] * world.production_gradient(run, pair)[0]
-            total = total + chances[i] * chances[j] * state_rationalise([detached(r) for r in reads], reads, {})
-    assert world.relative(found, world.gradient_of(run, total)) < 1e-9
+    pairs = [(i, j) for i, j in product(range(len(traces)), repeat=2) if rows[i].valid or rows[j].valid]
+    found = torch.zeros_like(world.get_weights(run))
+    for i, j in pairs:
+        found += chances[i] * chances[j] * world.production_gradient(run, [rows[i], rows[j]])[0]
+    old = [detached(read(run, r, "policy")) for r in rows]
+
+    def value() -> Tensor:
+        new = [read(run, r, "policy") for r in rows]
+        parts = [chances[i] * chances[j] * state_rationalise([old[i], old[j]], [new[i], new[j]], {}) for i, j in pairs]
+        return torch.stack(parts).sum()
+
+    world.check(run, found, value)
 
 
 # Reductions. With an empty hint both prompts are the same, so q = p.
 
+GroupsOfTraces = Sequence[Sequence[tuple[int, ...]]]
 NO_HINT = Problem(id="tiny", question="a", answer="b", hint="")
 WIDE: dict[str, Any] = {"ratio_cap": 1e9, "clip": 1e9, "nll": "exact", "nll_weight": 0.5}
 ALIKE = [
     *[((0, 2), (1, 2)), ((0, 2), (1, 1)), ((0, 1, 2), (1, 1, 2)), ((1, 0), (1, 2))],
     *[((2,), (1, 0, 2)), ((0, 1), (2,)), ((0, 2), (2,), (1, 0, 2)), ((0, 1, 1), (1, 2), (2,))],  # unequal, and three
 ]
+BATCHES = [*[(group,) for group in ALIKE], (ALIKE[0], ALIKE[4]), (ALIKE[5], ALIKE[2]), (ALIKE[6], ALIKE[7])]
+SECOND = replace(NO_HINT, id="second", question="b")
 
 
 def wide(count: int) -> dict[str, Any]:
-    """Settings under which one factor, :func:`sums_over_means`, makes a group of ``count`` the other method's."""
+    """Settings under which one factor, :func:`sums_over_means`, makes groups of ``count`` the other method's."""
     return WIDE | {"nll_weight": (count - 1) / count}
 
 
-def sums_over_means(group: Sequence[tuple[int, ...]]) -> float:
-    """CoVRL divides by tokens and its baseline holds the own reward: ΣT/G for the one, G/(G−1) for the other."""
-    return sum(map(len, group)) / (len(group) - 1)
+def sums_over_means(batch: GroupsOfTraces) -> float:
+    """CoVRL divides by tokens and its baseline holds the own reward: ΣT/ΣG for the one, G/(G−1) for the other.
+
+    One factor for the whole batch, as its groups are of one size.
+    """
+    return sum(len(ids) for group in batch for ids in group) / sum(len(group) - 1 for group in batch)
 
 
-def one_prompt(run: Run, pair: Sequence[tuple[int, ...]], sources: Sequence[str]) -> Tensor:
-    rollouts = [
-        world.rollout(run, ids, source, False, NO_HINT, index=i)
-        for i, (ids, source) in enumerate(zip(pair, sources, strict=True))
+def one_prompt(run: Run, batch: GroupsOfTraces, sources: Sequence[str]) -> Tensor:
+    """The gradient of one step on a group of a question each."""
+    groups = [
+        (
+            problem,
+            [world.rollout(run, z, s, False, problem, i) for i, (z, s) in enumerate(zip(group, sources, strict=True))],
+        )
+        for problem, group in zip((NO_HINT, SECOND)[: len(batch)], batch, strict=True)
     ]
-    return world.production_gradient(run, rollouts, problem=NO_HINT)[0]
+    found = world.gradient_of_groups(run, groups)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-@pytest.mark.parametrize("group", ALIKE)
-def test_covrl_with_one_prompt_is_jepo(group: tuple[tuple[int, ...], ...], beta: float) -> None:
+@pytest.mark.parametrize("batch", BATCHES)
+def test_covrl_with_one_prompt_is_jepo(batch: GroupsOfTraces, beta: float) -> None:
     """The KL is 0 with a gradient of 0 at q = p, so β has no part in it; the NLL's weight makes one factor do."""
-    count = len(group)
+    count = len(batch[0])
     ours = world.make_run(seed=15, beta=beta, group=count, **wide(count))
     theirs = world.make_run(seed=15, name="jepo", group=count)
-    found = one_prompt(ours, group, ("prior", "posterior", "prior")[:count]) * sums_over_means(group)
-    assert world.relative(found, one_prompt(theirs, group, ("prior",) * count)) < 1e-9
+    found = one_prompt(ours, batch, ("prior", "posterior", "prior")[:count]) * sums_over_means(batch)
+    assert world.relative(found, one_prompt(theirs, batch, ("prior",) * count)) < 1e-9
 
 
 class AsVeriFree(CoVRL):
@@ -452,13 +462,13 @@ class AsVeriFree(CoVRL):
         return replace(credit, weights=weights)
 
 
-@pytest.mark.parametrize("group", ALIKE)
-def test_covrl_with_one_prompt_and_probability_rewards_is_verifree(group: tuple[tuple[int, ...], ...]) -> None:
-    count = len(group)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_covrl_with_one_prompt_and_probability_rewards_is_verifree(batch: GroupsOfTraces) -> None:
+    count = len(batch[0])
     ours, theirs = (world.make_run(seed=16, group=count, **name) for name in ({}, {"name": "verifree"}))
     ours.algorithm = AsVeriFree(CoVRLConfig.model_validate(wide(count)), Setup(ours.prompts, count))
-    found = one_prompt(ours, group, ("prior", "posterior", "prior")[:count]) * sums_over_means(group)
-    assert world.relative(found, one_prompt(theirs, group, ("prior",) * count)) < 1e-9
+    found = one_prompt(ours, batch, ("prior", "posterior", "prior")[:count]) * sums_over_means(batch)
+    assert world.relative(found, one_prompt(theirs, batch, ("prior",) * count)) < 1e-9
 
 
 def test_covrl_with_two_prompts_is_neither() -> None:

@@ -24,12 +24,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from covrl.records import Group, Problem, Rollout
+from covrl.algorithms.reinforce_pp import ReinforcePP
+from covrl.records import Problem, Rollout, Scores
 from covrl.training.loop import Run
-from covrl.training.step import accumulate_gradient
 from exact import test_family as likelihood
 from exact import world
-from exact.test_group_family import FAMILY, MAX_TOKENS, Plain, make_run, plain, response
+from exact.test_group_family import FAMILY, MAX_TOKENS, Plain, detached, make_run, plain, response, stated
 
 Ids = tuple[int, ...]
 RIGHT = {(1,), (0, 1), (1, 2), (2, 1), (0, 2), (1, 0)}
@@ -46,16 +46,6 @@ def groups_of(items: Sequence[Any], count: int) -> Iterator[tuple[tuple[Any, ...
         yield members, math.factorial(count) // repeats
 
 
-def gradient_of_questions(run: Run, batch: Sequence[tuple[Problem, Sequence[Rollout]]]) -> Tensor | None:
-    """The production gradient of a step on several groups; None if none of them is admitted."""
-    for parameter in run.parameters:
-        parameter.grad = None
-    kept = run.algorithm.admit(run.score([Group(problem, tuple(rollouts)) for problem, rollouts in batch])).kept
-    accumulate_gradient(run.algorithm, run.models, kept, run.algorithm.credit(kept), run.limits)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
-    return torch.cat([p.flatten() for p in parts]) if kept else None
-
-
 def expected(run: Run, traces: Sequence[Ids], group: int, groups: int = 1) -> Tensor:
     """The gradient in expectation over all steps of ``groups`` groups, given that a group was admitted."""
     chance = {ids: math.exp(float(plain(run, ids).policy.sum().detach())) for ids in traces}
@@ -65,21 +55,10 @@ def expected(run: Run, traces: Sequence[Ids], group: int, groups: int = 1) -> Te
     for batch, orders in groups_of(every, groups):
         weight = orders * math.prod(p for _, p in batch)
         rollouts = [[response(run, ids, right(ids), i) for i, ids in enumerate(members)] for members, _ in batch]
-        found = gradient_of_questions(run, [(world.PROBLEM, group) for group in rollouts])
+        found = world.gradient_of_groups(run, [(world.PROBLEM, group) for group in rollouts])
         if found is not None:
             total, mass = total + weight * found, mass + weight
     return total / mass
-
-
-def check(run: Run, found: Tensor, value: Callable[[], Tensor]) -> None:
-    """``found`` is ∇ value, to 1e-9 of its norm: as a whole by autograd, along two directions by differences."""
-    size = float(found.norm())
-    assert size > 1e-3
-    assert world.relative(found, world.gradient_of(run, value())) < 1e-9
-    torch.manual_seed(5)
-    some = torch.randn_like(found)
-    for direction in (found / size, some / some.norm()):
-        assert abs(world.difference(run, value, direction) - float(found @ direction)) < 1e-9 * size
 
 
 def chance_of_right(run: Run, traces: Sequence[Ids]) -> Tensor:
@@ -199,7 +178,7 @@ def test_the_expected_step_descends_the_documented_objective(case: str) -> None:
     run = make_run(claim.name, seed=3, group=claim.group, **claim.settings)
     traces = world.fixed_traces(claim.length)
     found = expected(run, traces, claim.group, claim.groups)
-    check(run, found, lambda: claim.value(run, traces))
+    world.check(run, found, lambda: claim.value(run, traces))
 
 
 def test_dividing_by_the_deviation_is_a_bias() -> None:
@@ -256,7 +235,7 @@ def test_unequal_lengths_weigh_as_documented(name: str, settings: dict[str, Any]
     run, traces = make_run(name, seed=4, **settings), world.stopping_traces(2)
     found = expected(run, traces, 2)
     value = pairs_against_a_frozen_partner(run, traces, how, size)
-    check(run, found, value)
+    world.check(run, found, value)
     wrong_way = pairs_against_a_frozen_partner(run, traces, "constant" if how != "constant" else "token_mean", size)
     other = world.gradient_of(run, wrong_way())
     unit = float(found @ other / other.norm() / found.norm())
@@ -284,7 +263,7 @@ def test_reinforce_pp_normalises_over_the_questions_of_a_batch() -> None:
         batch = [(world.A, one), (world.B, two)]
         weight = n * m * math.prod(chance[q, ids] for q, members in batch for ids in members)
         groups = [(questions[q], [answered(run, questions[q], ids, i) for i, ids in enumerate(z)]) for q, z in batch]
-        found = gradient_of_questions(run, groups)
+        found = world.gradient_of_groups(run, groups)
         assert found is not None
         total += weight * found
     frozen = {q: sum(chance[q, ids] for ids in traces if right(ids)) for q in questions}
@@ -300,7 +279,7 @@ def test_reinforce_pp_normalises_over_the_questions_of_a_batch() -> None:
         ]
         return torch.stack(parts).sum()
 
-    check(run, total, value)
+    world.check(run, total, value)
     alone = {q: float(slope(torch.tensor(frozen[q]), 2, 1e-8, 1)) / 2 for q in questions}
     assert all(abs(weights[q] / alone[q] - 1) > 0.01 for q in questions)
 
@@ -318,6 +297,84 @@ def batch_weight(p: float, other: float) -> float:
 def answered(run: Run, problem: Problem, ids: Ids, index: int) -> Rollout:
     made = world.rollout(run, ids, "prior", appended=False, problem=problem, index=index)
     return replace(made, reward=right(ids))
+
+
+# REINFORCE++ as it comes: the KL to go in the reward, mean and deviation over the batch's tokens.
+
+
+def right_less_kl(run: Run, traces: Sequence[Ids], beta: float) -> Tensor:
+    """−E[r] + β·KL(π‖π_ref) of whole responses."""
+    total = torch.zeros((), dtype=torch.float64)
+    for ids in traces:
+        p = plain(run, ids)
+        total = total - p.policy.sum().exp() * (right(ids) - beta * (p.policy - p.reference).sum())
+    return total
+
+
+def test_reinforce_pp_by_default_takes_the_step_of_its_whitened_loss() -> None:
+    """Steps on three questions of one response each: the documented loss, in expectation over all such steps.
+
+    Mean and deviation are those of the few tokens of the batch, so the step is not one of E[r] − β·KL, rescaled.
+    """
+    run, traces = make_run("reinforce_pp", seed=3, group=1), world.stopping_traces(2)
+    found = expected(run, traces, 1, groups=3)
+    old = {ids: detached(plain(run, ids)) for ids in traces}
+    every = [
+        (batch, orders * math.prod(math.exp(float(old[ids].policy.sum())) for ids in batch))
+        for batch, orders in groups_of(traces, 3)
+    ]
+
+    def value() -> Tensor:
+        new = {ids: plain(run, ids) for ids in traces}
+        parts = [
+            chance * stated("reinforce_pp", {}, [old[z] for z in batch], [new[z] for z in batch], marks(batch))
+            for batch, chance in every
+        ]
+        return torch.stack(parts).sum()
+
+    world.check(run, found, value)
+    climbs = world.gradient_of(run, right_less_kl(run, traces, 0.01))
+    assert 0 < float(found @ climbs / found.norm() / climbs.norm()) < 0.9999
+
+
+def marks(batch: Sequence[Ids]) -> list[float | None]:
+    return [right(ids) for ids in batch]
+
+
+class Unwhitened(ReinforcePP):
+    """REINFORCE++ before its batch's mean and deviation."""
+
+    def _moments(self, returns: Sequence[Tensor]) -> tuple[float, float]:
+        return 0.0, 1.0 - 1e-8
+
+
+class OfTheResponse(Unwhitened):
+    """The same with the whole response's KL at each token, as the rest of the family takes it off the reward."""
+
+    def _to_go(self, rollout: Rollout, scores: Scores) -> Tensor:
+        return super()._to_go(rollout, scores)[:1].expand(len(rollout.trace_ids))
+
+
+@pytest.mark.parametrize(("weight", "less_noise"), [(0.01, False), (0.3, True)])
+def test_the_kl_to_go_is_that_of_the_response_in_expectation(weight: float, less_noise: bool) -> None:
+    """Before the whitening both climb E[r] − β·KL(π‖π_ref), of responses of unequal lengths.
+
+    Neither always has less noise. The KL of the tokens before is noise where the KL is large; where the reward is, it
+    is a small baseline, and before the whitening there is no other.
+    """
+    traces, noise = world.stopping_traces(2), []
+    for form in (Unwhitened, OfTheResponse):
+        run = make_run("reinforce_pp", seed=3, group=1, kl_weight=weight, aggregation="sequence_sum")
+        run.algorithm = form(run.algorithm.config, run.algorithm.setup)
+        run.algorithm.group_size = 1
+        chances = [math.exp(float(plain(run, ids).policy.sum().detach())) for ids in traces]
+        rows = [world.production_gradient(run, [response(run, ids, right(ids))])[0] for ids in traces]
+        found = torch.stack([chance * row for chance, row in zip(chances, rows, strict=True)]).sum(0)
+        world.check(run, found, lambda run=run: right_less_kl(run, traces, weight))
+        squares = sum(chance * float(row @ row) for chance, row in zip(chances, rows, strict=True))
+        noise.append(squares - float(found @ found))
+    assert abs(noise[0] / noise[1] - 1) > 0.02
+    assert (noise[0] < noise[1]) == less_noise
 
 
 # The verifier-free methods whose step is no gradient of one objective: the stated loss, in expectation.
@@ -375,7 +432,7 @@ def with_index(rollout: Rollout, index: int) -> Rollout:
 
 @pytest.mark.parametrize("case", ["rlpr", "ravr", "nover"])
 def test_the_expected_step_is_that_of_the_stated_loss(case: str) -> None:
-    check(*stated_in_expectation(case))
+    world.check(*stated_in_expectation(case))
 
 
 def test_rlprs_step_is_not_the_gradient_of_its_reward() -> None:

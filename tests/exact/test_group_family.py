@@ -35,8 +35,8 @@ def make_run(name: str, seed: int = 1, group: int = 2, **settings: Any) -> Run:
     return run
 
 
-def response(run: Run, ids: tuple[int, ...], reward: float | None, index: int = 0) -> Rollout:
-    made = world.rollout(run, ids, "prior", appended=False)
+def response(run: Run, ids: tuple[int, ...], reward: float | None, index: int = 0, source: str = "prior") -> Rollout:
+    made = world.rollout(run, ids, source, appended=False)
     return replace(made, reward=reward, request=replace(made.request, index=index))
 
 
@@ -113,9 +113,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def stated(
-    name: str, settings: dict[str, Any], old: list[Plain], new: list[Plain], rewards: list[float | None]
+    name: str,
+    settings: dict[str, Any],
+    old: list[Plain],
+    new: list[Plain],
+    rewards: list[float | None],
+    corrections: list[list[float]] | None = None,
 ) -> Tensor:
-    """The loss of one group as the methods' documentation states it, in loops over tokens."""
+    """The loss of one group as the methods' documentation states it, in loops over tokens.
+
+    ``corrections`` are what each token's advantage is multiplied by (the posterior control), 1 by default.
+    """
     s = {"advantage": "std", "ratio": "token", "surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2, "kl": "none"}
     s |= {"aggregation": "token_mean", "kl_in": "loss", "kl_weight": 0.0, "entropy_weight": 0.0, "dual_clip": None}
     s |= {"overlong_buffer": 0, "overlong_weight": 1.0, "epsilon": 1e-6, "filter": "exact"}
@@ -127,7 +135,12 @@ def stated(
     if name == "rover":
         return stated_rover(settings, old, new, rewards)
     shaped = [None if r is None else r - shaping(s, o, name) for r, o in zip(rewards, old, strict=True)]
-    advantages = reinforce_pp(s, shaped, old) if name == "reinforce_pp" else group_advantages(s, shaped)
+    advantages: list[Any] = reinforce_pp(s, shaped, old) if name == "reinforce_pp" else group_advantages(s, shaped)
+    if corrections is not None:
+        advantages = [
+            a if a is None else [at(a, t) * c for t, c in enumerate(row)]
+            for a, row in zip(advantages, corrections, strict=True)
+        ]
     kept = [
         a is not None and not (s["filter"] == "paper" and abs(float(a[0])) <= s["tau"]) for a in map(listed, advantages)
     ]
@@ -140,7 +153,7 @@ def stated(
         for t in range(len(n.policy)):
             piece = torch.zeros((), dtype=torch.float64)
             if a is not None:
-                piece = piece - surrogate(s, o, n, t, float(listed(a)[min(t, len(listed(a)) - 1)]))
+                piece = piece - surrogate(s, o, n, t, at(a, t))
             piece = piece + penalty(s, n, t, name, r)
             log_all = n.policy_all[t]
             piece = piece + s["entropy_weight"] * (log_all.exp() * log_all).sum()
@@ -158,6 +171,11 @@ def stated(
 
 def listed(value: Any) -> Any:
     return value if value is None or isinstance(value, list) else [value]
+
+
+def at(value: Any, t: int) -> float:
+    """The advantage of token t: of the response, or its own."""
+    return float(value[t] if isinstance(value, list) else value)
 
 
 def shaping(s: dict[str, Any], o: Plain, name: str) -> float:
@@ -275,6 +293,96 @@ def detached(p: Plain) -> Plain:
     return Plain(p.policy.detach(), p.policy_all.detach(), p.reference, p.reference_all)
 
 
+# The posterior control: thoughts from both prompts, the posterior's corrected by min(p/q, cap) token by token.
+
+MIXED = [((0, 1), 1.0, "prior"), ((2,), 0.0, "prior"), ((1, 0), 1.0, "posterior"), ((0, 0), 0.0, "posterior")]
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "grpo": ("grpo", {}),
+    "grpo, dual clip, tight cap": ("grpo", {"dual_clip": 1.05, "source_cap": 1.05}),
+    "dr_grpo": ("dr_grpo", {}),
+    "dapo": ("dapo", {"resample": False, "overlong_buffer": 1, "overlong_weight": 0.4}),
+    "rloo": ("rloo", {}),
+    "cispo": ("cispo", {"clip_high": 0.05}),
+    "reinforce_pp": ("reinforce_pp", {"kl": "none", "kl_weight": 0.0}),
+}
+
+
+@pytest.mark.parametrize("case", CONTROLS)
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_posterior_control_has_the_gradient_of_its_stated_loss(case: str, moved: bool) -> None:
+    """p/q is that of the weights that sampled, also when they have moved; the prior's own thoughts have none."""
+    name, settings = CONTROLS[case]
+    run = make_run(name, seed=1, group=4, posterior_share=0.5, **settings)
+    rollouts = [response(run, ids, reward, i, source) for i, (ids, reward, source) in enumerate(MIXED)]
+    old = [detached(plain(run, ids)) for ids, _, _ in MIXED]
+    raw = [
+        (p.policy - world.plain_log_probs(run, (world.A, world.B), ids).detach()).exp().tolist()
+        for p, (ids, _, _) in zip(old, MIXED, strict=True)
+    ]
+    cap = settings.get("source_cap", 2.0)
+    corrections = [
+        [min(c, cap) if m[2] == "posterior" else 1.0 for c in row] for m, row in zip(MIXED, raw, strict=True)
+    ]
+    assert {c == cap for row in corrections[2:] for c in row} == {True, False}  # the cap binds, and not always
+    torch.manual_seed(0)
+    before = world.get_weights(run)
+    drift = 0.1 * torch.randn_like(before) if moved else None
+    found, _ = world.production_gradient(run, rollouts, drift)
+    world.set_weights(run, before if drift is None else before + drift)
+    new, rewards = [plain(run, ids) for ids, _, _ in MIXED], [reward for _, reward, _ in MIXED]
+    expected = world.gradient_of(run, stated(name, settings, old, new, rewards, corrections))
+    assert float(expected.norm()) > 1e-3
+    assert world.relative(found, expected) < 1e-9
+
+
+def expected_of_the_control(length: int) -> tuple[Run, Tensor]:
+    """(run, RLOO's production gradient over one thought from each prompt, under a cap that never binds)."""
+    run = make_run("rloo", posterior_share=0.5, source_cap=1e9)
+    traces = world.fixed_traces(length)
+    chances = [
+        [math.exp(float(world.plain_log_probs(run, prompt, ids).sum().detach())) for ids in traces]
+        for prompt in ((world.A,), (world.A, world.B))
+    ]
+    total = torch.zeros_like(world.get_weights(run))
+    for (i, one), (j, other) in product(enumerate(traces), repeat=2):
+        pair = [response(run, one, reward_of(one), 0), response(run, other, reward_of(other), 1, "posterior")]
+        total += chances[0][i] * chances[1][j] * world.production_gradient(run, pair)[0]
+    return run, total
+
+
+def reward_of(ids: tuple[int, ...]) -> float:
+    return REWARDS[ids] if len(ids) == 2 else REWARDS[ids[0], 0]
+
+
+def test_the_uncapped_posterior_control_climbs_the_priors_reward_at_one_token() -> None:
+    """E_q[(p/q)·A·∇log p] = E_p[A·∇log p]: whichever prompt drew the token, the prior's reward is climbed."""
+    run, found = expected_of_the_control(1)
+    world.check(run, found, lambda: -enumerated(run, 1, lambda ids, _: reward_of(ids)))
+
+
+def test_beyond_one_token_the_posterior_control_is_biased() -> None:
+    """p/q corrects each token alone: which tokens come before it, and which reward after it, q decides.
+
+    −½ E_p[r] for the prior's thought. For the posterior's, −½ E_q[(r − E_p[r]) Σ_t p_t/q_t · log π_t], with all but
+    log π that of the weights that sampled.
+    """
+    run, found = expected_of_the_control(2)
+    old = {ids: plain(run, ids).policy.detach() for ids in world.fixed_traces(2)}
+    shown = {ids: world.plain_log_probs(run, (world.A, world.B), ids).detach() for ids in old}
+    base = sum(float(p.sum().exp()) * reward_of(ids) for ids, p in old.items())
+
+    def value() -> Tensor:
+        total = -0.5 * enumerated(run, 2, lambda ids, _: reward_of(ids))
+        for ids, q in shown.items():
+            tokens = (old[ids] - q).exp() * plain(run, ids).policy
+            total = total - 0.5 * q.sum().exp() * (reward_of(ids) - base) * tokens.sum()
+        return total
+
+    world.check(run, found, value)
+    climbs = world.gradient_of(run, -enumerated(run, 2, lambda ids, _: reward_of(ids)))
+    assert world.relative(found, climbs) > 1e-2
+
+
 def expectation(run: Run, length: int, group: int, reward: Callable[[tuple[int, ...]], float]) -> Tensor:
     """The production gradient, weighted by the probability of every group of responses of one length."""
     traces = world.fixed_traces(length)
@@ -289,38 +397,38 @@ def expectation(run: Run, length: int, group: int, reward: Callable[[tuple[int, 
 
 
 def enumerated(run: Run, length: int, value: Callable[[tuple[int, ...], Plain], Tensor | float]) -> Tensor:
-    """∇ Σ_z π(z)·value(z), by autograd over the whole world."""
+    """Σ_z π(z)·value(z) over the whole world."""
     total = torch.zeros((), dtype=torch.float64)
     for ids in world.fixed_traces(length):
         p = plain(run, ids)
         total = total + p.policy.sum().exp() * value(ids, p)
-    return world.gradient_of(run, total)
+    return total
 
 
 def test_rloo_is_unbiased() -> None:
     run = make_run("rloo")
-    expected = -enumerated(run, 2, lambda ids, _: REWARDS[ids])
-    assert world.relative(expectation(run, 2, 2, REWARDS.__getitem__), expected) < 1e-9
+    found = expectation(run, 2, 2, REWARDS.__getitem__)
+    world.check(run, found, lambda: -enumerated(run, 2, lambda ids, _: REWARDS[ids]))
 
 
 def test_rloo_with_k1_in_the_reward_has_the_gradient_of_the_regularised_reward() -> None:
     run = make_run("rloo", kl="k1", kl_in="reward", kl_weight=0.3)
     value = lambda ids, p: REWARDS[ids] - 0.3 * (p.policy.sum() - p.reference.sum())  # noqa: E731
-    assert world.relative(expectation(run, 2, 2, REWARDS.__getitem__), -enumerated(run, 2, value)) < 1e-9
+    world.check(run, expectation(run, 2, 2, REWARDS.__getitem__), lambda: -enumerated(run, 2, value))
 
 
 def test_dr_grpo_has_the_documented_share_of_the_gradient() -> None:
     """(G−1)/G for the own reward in the mean, 1/L for the constant length."""
     run = make_run("dr_grpo")
-    expected = -0.5 / MAX_TOKENS * enumerated(run, 2, lambda ids, _: REWARDS[ids])
-    assert world.relative(expectation(run, 2, 2, REWARDS.__getitem__), expected) < 1e-9
+    found = expectation(run, 2, 2, REWARDS.__getitem__)
+    world.check(run, found, lambda: -0.5 / MAX_TOKENS * enumerated(run, 2, lambda ids, _: REWARDS[ids]))
 
 
 def test_w_reinforce_with_equal_weights_is_reinforce_on_plus_and_minus_one() -> None:
     run = make_run("w_reinforce", right_weight=1.0, aggregation="sequence_sum")
-    sign = lambda ids: 1.0 if REWARDS[ids] > 0.5 else -1.0  # noqa: E731
-    expected = -enumerated(run, 2, lambda ids, _: sign(ids))
-    assert world.relative(expectation(run, 2, 1, REWARDS.__getitem__), expected) < 1e-9
+    right = lambda ids: float(REWARDS[ids] > 0.5)  # noqa: E731
+    found = expectation(run, 2, 1, right)
+    world.check(run, found, lambda: -enumerated(run, 2, lambda ids, _: 2 * right(ids) - 1))
 
 
 def one_token_penalty(name: str, reward: float = 1.0, **settings: Any) -> tuple[Run, Tensor]:

@@ -32,6 +32,7 @@ from covrl.training.step import GradientReport, accumulate_gradient
 A, B, CLOSE = 0, 1, 2
 VOCABULARY = {"a": A, "b": B, ".": CLOSE}
 PROBLEM = Problem(id="tiny", question="a", answer="b")
+Batch = Sequence[tuple[Problem, Sequence[Rollout]]]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -167,15 +168,28 @@ def production_gradient(
     set_weights(run, before)
     flat = torch.cat([g.flatten() for g in grads])
     if run.algorithm.merged and drift is None and kept:
-        assert torch.allclose(merged_production_gradient(run, rollouts, problem), flat, atol=1e-12, rtol=1e-10)
+        assert torch.allclose(merged_production_gradient(run, [(problem, rollouts)]), flat, atol=1e-12, rtol=1e-10)
     return flat, report
 
 
-def merged_production_gradient(run: Run, rollouts: Sequence[Rollout], problem: Problem) -> Tensor:
+def gradient_of_groups(run: Run, batch: Batch) -> Tensor | None:
+    """The production gradient of one step on several groups; None if none of them is admitted."""
+    for parameter in run.parameters:
+        parameter.grad = None
+    kept = run.algorithm.admit(run.score([Group(problem, tuple(rollouts)) for problem, rollouts in batch])).kept
+    accumulate_gradient(run.algorithm, run.models, kept, run.algorithm.credit(kept), run.limits)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
+    if run.algorithm.merged and kept:
+        assert torch.allclose(merged_production_gradient(run, batch), flat, atol=1e-12, rtol=1e-10)
+    return flat if kept else None
+
+
+def merged_production_gradient(run: Run, batch: Batch) -> Tensor:
     """The same of a step that scores in its training forward, which has to be the same gradient."""
     for parameter in run.parameters:
         parameter.grad = None
-    groups = run.algorithm.admit([ScoredGroup(problem, tuple(rollouts), tuple(Scores({}) for _ in rollouts))]).kept
+    unread = [ScoredGroup(problem, tuple(rows), tuple(Scores({}) for _ in rows)) for problem, rows in batch]
+    groups = run.algorithm.admit(unread).kept
     merged_gradient(run.algorithm, run.models, groups, run.algorithm.credit, run.limits, lambda _: None)
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
 
@@ -217,6 +231,17 @@ def difference(run: Run, value: Callable[[], Tensor], direction: Tensor) -> floa
     found = slope_at_zero(at)
     set_weights(run, weights)
     return found
+
+
+def check(run: Run, found: Tensor, value: Callable[[], Tensor]) -> None:
+    """``found`` is ∇ value, to 1e-9 of its norm: as a whole by autograd, along two directions by differences."""
+    size = float(found.norm())
+    assert size > 1e-3
+    assert relative(found, gradient_of(run, value())) < 1e-9
+    torch.manual_seed(5)
+    some = torch.randn_like(found)
+    for direction in (found / size, some / some.norm()):
+        assert abs(difference(run, value, direction) - float(found @ direction)) < 1e-9 * size
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

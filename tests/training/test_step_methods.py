@@ -1,19 +1,25 @@
-"""Invariances of every method's gradient: packing, chunking, order, dropped rows. METHODS takes further names."""
+"""Invariances of every method's gradient: packing, chunking, order, dropped rows, prompts that are read once.
+
+METHODS takes further names. CoVRL's packing, chunking and dropped rows are in test_step.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from training.passes import passes
 from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
 from covrl.records import Credit, Group, Rollout, ScoredGroup
 from covrl.scoring.pack import make_unit, padded_tokens
+from covrl.scoring.shared import lay_out
 from covrl.training.loop import Run
 from covrl.training.merged import merged_gradient
 from covrl.training.models import frozen_copy
@@ -49,9 +55,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+COVRL: dict[str, tuple[str, dict[str, Any]]] = {
+    "covrl": ("covrl", {}),
+    "covrl, sampled kl": ("covrl", {"kl": "sampled", "ratio": "mixture"}),
+    "covrl, exact nll and kl in return": ("covrl", {"nll": "exact", "kl_in_return": True}),
+}
+
+
 def method_run(case: str, dtype: str = "float64") -> Run:
     """A run of the method; models beside the policy are copies that have moved away from it."""
-    name, settings = METHODS[case]
+    name, settings = (METHODS | COVRL)[case]
     run = make_run(dtype=dtype, name=name, **settings)
     run.reward = (lambda problem, text: float(len(text) % 2)) if run.algorithm.verified else None
     for i, spec in enumerate(run.algorithm.models):
@@ -115,7 +128,7 @@ def test_packs_chunks_and_order_do_not_change_the_gradient(case: str, dtype: str
     assert float((turned - whole).norm() / whole.norm()) < tolerance
 
 
-@pytest.mark.parametrize("case", METHODS)
+@pytest.mark.parametrize("case", [*METHODS, *COVRL])
 def test_the_order_of_a_groups_traces_does_not_change_the_gradient(case: str) -> None:
     run = method_run(case)
     limits, groups = PassLimits(1 << 20, 1 << 30), run.score(sampled(run))
@@ -126,6 +139,59 @@ def test_the_order_of_a_groups_traces_does_not_change_the_gradient(case: str) ->
         kept = algorithm.admit(scored).kept
         found.append(gradient(run, limits, kept, algorithm.credit(kept)))
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-10
+
+
+@contextmanager
+def tokens_spared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """For each forward that reads shared prompts once, while entered: how many tokens that spared it."""
+    seen: list[int] = []
+
+    def noted(rows: Any, *named: Any) -> Any:
+        made = lay_out(rows, *named)
+        seen.append(sum(len(ids) for ids, _ in rows) - len(made.ids))
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr("covrl.scoring.model.lay_out", noted)
+        yield seen
+
+
+@pytest.mark.parametrize("case", [*METHODS, *COVRL])
+def test_prompts_that_are_read_once_do_not_change_the_gradient(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded models share prompts; those that tests build do not, so no other test here reads a group that way.
+
+    Scores, credit and gradient all come from the shared path, in small packs and whole, and so does what is read in the
+    training forward.
+    """
+    wide, narrow = PassLimits(1 << 20, 1 << 30), PassLimits(150, 1 << 20)
+    run = method_run(case)
+    with tokens_spared(monkeypatch) as none:
+        plain = gradient(run, wide, *credited(run))
+    assert not none
+    run = method_run(case)  # a fresh one: a filter may remember the batch before
+    for model in run.models.values():
+        model.paths = model.paths._replace(shared=True)
+    run.limits = narrow
+    with tokens_spared(monkeypatch) as spared:
+        groups, credits = credited(run)
+        assert len(spared) > len(run.models)  # several passes of each
+        assert max(spared) > 0
+        found = [gradient(run, limits, groups, credits) for limits in (narrow, wide)]
+        if run.algorithm.late:
+            bare = run.score(groups, without=run.late)  # ty: ignore[invalid-argument-type]
+            found.append(gradient(run, wide, bare, run.algorithm.credit(bare), late=run.late))
+        if run.algorithm.merged:
+            found.append(gradient_of_merged(run, wide))
+    assert all(float((shared - plain).norm() / plain.norm()) < 1e-10 for shared in found)
+
+
+def gradient_of_merged(run: Run, limits: PassLimits) -> Tensor:
+    """The gradient of a step that reads each group once, in its training forward."""
+    for p in run.parameters:
+        p.grad = None
+    kept = run.algorithm.admit(run.score(sampled(run), without=run.algorithm.scoring)).kept
+    merged_gradient(run.algorithm, run.models, kept, run.algorithm.credit, limits, lambda _: None)
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
 
 
 @pytest.mark.parametrize("case", METHODS)
@@ -228,11 +294,11 @@ def sizes(run: Run, groups: Sequence[ScoredGroup]) -> tuple[list[int], int]:
     return sorted(map(padded_tokens, units)), max(padded_tokens([u]) for row in units for u in row)
 
 
-@pytest.mark.parametrize("case", [*MERGED, "covrl"])
+@pytest.mark.parametrize("case", [*MERGED, "covrl, exact nll and kl in return"])
 @pytest.mark.parametrize("fit", ["all", "each", "some", "none"])
 def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case: str, fit: str) -> None:
     """Groups that a pass does not hold are scored first and trained then, so that no pass is larger than it may be."""
-    run = make_run(nll="exact", kl_in_return=True) if case == "covrl" else method_run(case)
+    run = method_run(case)
     groups, credits = credited(run)
     expected = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
     bare = run.score(sampled(run), without=run.algorithm.scoring)
