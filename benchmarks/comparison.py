@@ -9,8 +9,8 @@ grows by a factor of two. What is measured on test is every method at its own ra
 by.
 
 Writes ``docs/results/STAGE.md`` for every stage, the courses of every method on test into
-``docs/results/curves`` and onto the methods' pages, and the tuned rates into ``src/covrl/comparison/rates.toml``,
-from which `covrl compare` takes them.
+``docs/results/curves`` and onto the methods' pages, a short table into the README, and the tuned rates into
+``src/covrl/comparison/rates.toml``, from which `covrl compare` takes them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curve_pages import write_pages
+from readme_table import short_table, write_readme
 
 from covrl.comparison import collapse
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
@@ -135,6 +136,7 @@ def main() -> int:
         write_curves(asked.folder)
         if asked.folder.resolve() == FOLDER:
             write_pages()
+            write_readme(short_table({setting: rows_of(setting, asked.folder) for setting in ("rare", "common")}))
     return 1 if failures else 0
 
 
@@ -268,6 +270,14 @@ def write_curves(folder: Path) -> None:
     for method in methods:
         if text := curves(method, every):
             (folder / "curves" / f"{method}.svg").write_text(text, encoding="utf-8")
+
+
+def rows_of(setting: str, folder: Path) -> dict[str, Line]:
+    """The base and the methods with five seeds, by the name that a short table gives them."""
+    every = {line.method: line for line in lines_of(f"test-{setting}", folder)}
+    best = best_ravr(setting, read_results(folder / "raw")) or RAVR
+    named = {method: best if method == RAVR else method for method in (BASE, *LONG)}
+    return {row.removesuffix("-tuned"): every[method] for row, method in named.items() if method in every}
 
 
 def write_rates(folder: Path) -> None:

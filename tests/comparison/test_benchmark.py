@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from comparison.results import cell as made_cell
 from comparison.results import result
 
 from covrl.comparison.cells import COUNTING, Budget, Cell, Exam, write_result
 from covrl.comparison.methods import BASE
+from covrl.comparison.summary import Line, lines
 from covrl.comparison.tuning import Tuning
 
 # Its name is that of this folder, so it is loaded by its path.
@@ -22,6 +24,7 @@ benchmark = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = benchmark  # dataclasses look their module up
 sys.path.insert(0, str(SCRIPT.parent))
 SPEC.loader.exec_module(benchmark)
+readme_table = sys.modules["readme_table"]
 sys.path.remove(str(SCRIPT.parent))  # its scripts have names that folders of tests have too
 
 TUNING = Tuning((100,), Budget("steps", 50), Exam("dev", 4, 1000), rates=(1.0, 2.0, 3.0), least=1.0, most=3.0)
@@ -123,3 +126,25 @@ def test_reported_results_of_another_counting_are_run_again_and_tuned_ones_stay(
     monkeypatch.setattr(benchmark, "run_cells", run_cells)
     assert benchmark.run(stage, folder) == 0
     assert [(c.method, c.seed) for c in ran] == [("rlpr", 0), ("rlpr", 1)]
+
+
+def test_the_short_table_has_a_row_a_method_and_both_settings(tmp_path: Path) -> None:
+    def lines_at(setting: str, gain: float) -> dict[str, Line]:
+        cells = [*(made_cell("covrl", seed, setting) for seed in range(2)), made_cell("base", 0, setting)]
+        made = lines(cells, {c: result(c, gain + c.seed / 10) for c in cells})
+        return {line.method: line for line in made}
+
+    rare, common = lines_at("rare", 0.5), lines_at("common", 0.6)
+    text = readme_table.short_table({"rare": {"base": rare["base"], "covrl": rare["covrl"]}, "common": common})
+    assert text.splitlines() == [
+        "|  | rare, sampled | rare, sound | common, sampled | common, sound | forward + backward tokens |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| chance | 4.8 |  | 4.8 |  |  |",
+        "| base | 45.0 | 20.0 | 55.0 | 20.0 |  |",
+        "| `covrl` | 50.0 (45.0–55.0) | 20.0 | 60.0 (55.0–65.0) | 20.0 | 800 |",
+    ]
+    assert "covrl" not in readme_table.short_table({"rare": rare, "common": {"base": common["base"]}})
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nbehind\n")
+    readme_table.write_readme(text, readme)
+    assert readme.read_text() == f"before\n{readme_table.BEGIN}\n{text}\n{readme_table.END}\nbehind\n"
