@@ -187,13 +187,14 @@ def wanted(stage: Stage, folder: Path) -> list[Cell]:
         return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.rate == 0))
     best = {method: TUNING.best(method, stage.setting, known) for method in methods}
     rates = {method: stage.rates or ((rate,) if rate else ()) for method, rate in best.items()}
-    return [
+    cells = [
         cell
         for seed in stage.seeds
         for method in methods
         for cell in grid((method,), (stage.setting,), (seed,), stage.budget, stage.exam, rates[method])
         if rates[method]
     ]
+    return list(dict.fromkeys(cells))  # the base is in every grid
 
 
 def untuned(stage: Stage, folder: Path) -> list[Line]:
