@@ -92,7 +92,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
 
 ONE_UPDATE = (
     "All methods but rover take one update a batch of rollouts here. Every importance ratio is 1 then: no clip ever "
-    "binds, and gspo is grpo. [reuse.md](reuse.md) has four updates for those that are made for it."
+    "binds, and gspo is grpo. The stage `reuse` has four updates for those that are made for it."
 )
 NOTES: dict[str, tuple[str, ...]] = {
     "test-rare": (ONE_UPDATE,),
