@@ -185,13 +185,18 @@ def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:
 
 
 def alike(every: Sequence[Line]) -> list[str]:
-    """The methods, of one setting each, whose trainings are the same as far as anything measured tells."""
-    groups: dict[str, list[str]] = {}
+    """The methods of one setting whose trainings are the same in all that was measured, in the seeds that both have."""
+    groups: list[tuple[str, dict[int, Any], list[str]]] = []
     for line in every:
-        if line.results:
-            told = [(r.cell.seed, r.figures["exam"], [p["accuracy"] for p in r.figures["curve"]]) for r in line.results]
-            groups.setdefault(repr((line.setting, told)), []).append(f"{line.method} (rate {line.rate_text})")
-    return [", ".join(names) for names in groups.values() if len(names) > 1]
+        told = {r.cell.seed: (r.figures["exam"], [p["accuracy"] for p in r.figures["curve"]]) for r in line.results}
+        for setting, first, names in groups:
+            both = first.keys() & told.keys()
+            if both and setting == line.setting and all(first[seed] == told[seed] for seed in both):
+                names.append(f"{line.method} (rate {line.rate_text})")
+                break
+        else:
+            groups.append((line.setting, told, [f"{line.method} (rate {line.rate_text})"]))
+    return [", ".join(names) for _, _, names in groups if len(names) > 1]
 
 
 def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
@@ -203,7 +208,7 @@ def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
             rate = "rate not tuned yet" if line.rate is None else f"rate {line.rate_text}"
             said.append(f"Missing: {line.method}, {line.setting}, {rate}, seeds {seeds}.")
     said += [f"Failed: {cell.title}: {reason}" for cell, reason in failures.items()]
-    said += [f"Alike in every figure of every seed: {names}." for names in alike(every)]
+    said += [f"Alike in every figure of every seed that they share: {names}." for names in alike(every)]
     results = [r for line in every for r in line.results]
     said += [f"Stopped: {r.cell.title}: {r.figures['stopped']}" for r in results if r.figures["stopped"]]
     if other := [r for r in results if r.cell.method != BASE and not r.counted]:
