@@ -90,8 +90,8 @@ def default_rate(method: str, setting: str) -> float:
 
 
 def updates_a_step(method: str) -> int:
-    """Optimizer steps that a method takes on each batch of rollouts."""
-    training = recipe_config(settings_of(method)).training
+    """Optimizer steps that a method takes on each batch of rollouts; a name alone changes nothing in the recipe's."""
+    training = recipe_config(VARIANTS.get(method, ())).training
     return min(training.mini_batches, training.problems_per_step) * training.epochs
 
 
