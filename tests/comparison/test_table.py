@@ -21,10 +21,13 @@ from covrl.comparison.summary import (
     lines,
     measures,
     remarks,
+    sooner,
+    times_as_long,
+    tokens_to,
     value_at,
     verdict,
 )
-from covrl.comparison.table import count_text, figure_text, grids, markdown, show
+from covrl.comparison.table import count_text, figure_text, grids, markdown, reach_text, show, times_text
 
 
 def made(*results: Result, absent: tuple[Cell, ...] = ()) -> list[Line]:
@@ -139,7 +142,7 @@ def test_results_of_another_counting_are_not_compared_in_tokens_and_time() -> No
     assert reached.rows[2][3] == "40.0\n40.0, 40.0, 40.0", "accuracies are compared"
     assert reached.rows[2][-2:] == ["–", "–"]
     assert against.rows[0][3].startswith("20.0 [")
-    assert against.rows[0][-3:] == ["–", "–", "undecided"]
+    assert against.rows[0][-6:] == ["–", "–", "undecided", "–", "–", "undecided"]
     assert cost.rows[0][2:7] == ["20", "20", "200", "400", "200"]
     assert set(cost.rows[1][4:]) == {"–"}
     (said,) = [text for text in remarks(every, {}) if "tokens" in text]
@@ -185,6 +188,49 @@ def test_the_cost_counts_updates_beside_steps() -> None:
     ]
 
 
+def test_how_many_times_the_tokens_another_needed_decides_on_both_axes() -> None:
+    quick = [result(cell(seed=s), 1.0) for s in range(3)]
+    for seed, r in enumerate(quick):
+        r.figures["curve"][1]["accuracy"] = 0.9 + seed / 100
+    slow = [result(cell("grpo", s), 1.0) for s in range(3)]
+    mine, other = made(*quick, *slow)
+    times = [times_as_long(mine, other, axis, 0.9) for axis in AXES]
+    assert times[0] is not None
+    assert times[0].points[0] == pytest.approx(180 / 100)
+    assert sooner(times) == "sooner"
+    assert sooner([times_as_long(other, mine, axis, 0.9) for axis in AXES]) == "later"
+    back = times_as_long(other, mine, "generated", 0.9)
+    assert back is not None
+    assert back.mean == pytest.approx(1 / times[0].mean), "the geometric mean has no favourite"
+    assert sooner([times[0], back]) == sooner([times[0], None]) == sooner([]) == "undecided"
+    never = made(*(result(cell("rlpr", s), 1.0 if s else 0.2) for s in range(3)))[0]
+    assert times_as_long(mine, never, "generated", 0.9) is None, "one seed never came there"
+    assert times_text(times[0]).startswith("1.82 [1.")
+    against = grids([mine, other])["rare"][1]
+    assert (against.head[-1], against.rows[0][-1]) == ("covrl learns", "sooner")
+    slow[1].figures["curve"][1]["accuracy"] = 0.95
+    assert times_as_long(mine, other, "generated", 0.9) is None, "both between the same evaluations"
+
+
+def test_the_cost_says_how_soon_a_method_has_learnt() -> None:
+    course = [(0.0, 0.0), (100.0, 0.6), (200.0, 1.0), (300.0, 0.5), (400.0, 0.95)]
+    assert tokens_to(course, 0.9) == pytest.approx(175.0), "the first time"
+    assert tokens_to(course, 0.0) == 0.0
+    assert tokens_to(course[:2], 0.9) is None
+    assert tokens_to([], 0.9) is None
+    good, better, bad = result(cell(), 0.95), result(cell(seed=1), 1.0), result(cell(seed=2), 0.5)
+    (line,) = made(good, better)
+    assert reach_text(line, "generated") == "185 (180–189)"
+    (some,) = made(good, better, bad)
+    assert reach_text(some, "passed").endswith("(720–758), 2 of 3 seeds")
+    assert [reach_text(found, "generated") for found in made(bad)] == ["never"]
+    assert [reach_text(found, "generated") for found in made(result(cell(), 1.0, counting=1))] == ["–"]
+    assert grids(made(good))["rare"][-1].head[-2:] == [
+        "generated tokens to 90%",
+        "forward + backward tokens to 90%",
+    ]
+
+
 def test_methods_that_are_alike_in_everything_are_named() -> None:
     grpo, gspo = ([result(cell(name, seed), 0.3 + seed / 10) for seed in range(2)] for name in ("grpo", "gspo"))
     said = "Alike in every figure of every seed that they share: grpo (rate 0.0001), gspo (rate 0.0001)."
@@ -217,7 +263,21 @@ def test_the_markdown_shows_chance_seeds_cost_and_what_is_missing() -> None:
     assert rows[3][:4] == ["base", "", "1/1", "5.0 [4.0, 7.0] †"]
     assert rows[4][:4] == ["covrl", "0.0001", "3/3", "60.0 [35.2, 84.8]: 50.0, 60.0, 70.0"]
     assert rows[5][:4] == ["grpo", "0.0001", "0/1", "–"]
-    assert ["covrl", "0.0001", "20", "20", "200", "400", "200", "10s (10%)", "20s (20%)", "1m10s (70%)"] in rows
+    cost = [
+        "covrl",
+        "0.0001",
+        "20",
+        "20",
+        "200",
+        "400",
+        "200",
+        "10s (10%)",
+        "20s (20%)",
+        "1m10s (70%)",
+        "never",
+        "never",
+    ]
+    assert cost in rows
     assert "- Missing: grpo, rare, rate 0.0001, seeds 0." in text
     assert {len(row) for row in rows[:6]} == {9}
 

@@ -8,7 +8,7 @@ import pytest
 from comparison.results import cell, result
 
 from covrl.comparison.cells import Budget, Cell, Exam, Result
-from covrl.comparison.curves import curves
+from covrl.comparison.curves import curves, up_to
 from covrl.comparison.summary import lines
 from covrl.comparison.tuning import Tuning
 
@@ -54,6 +54,18 @@ def test_a_rate_counts_when_every_seed_is_there_and_only_of_the_same_exam() -> N
     assert TUNING.score("covrl", "common", 2.0, known({2: 0.9})) is None
     other = Tuning((100, 101), Budget("steps", 100), TUNING.exam, (2.0,), 0.5, 16.0)
     assert other.score("covrl", "rare", 2.0, known({2: 0.9})) is None
+
+
+def test_a_drawing_ends_where_its_method_does() -> None:
+    course = [(0.0, 0.0), (10.0, 0.4), (20.0, 0.6)]
+    assert up_to(course, 15.0) == [(0.0, 0.0), (10.0, 0.4), (15.0, pytest.approx(0.5))]
+    assert up_to(course, 20.0) == course
+    assert up_to(course, 30.0) == course, "one that ends before"
+    far = result(cell("dapo"), 0.4, tokens=(0, 5000, 10000))
+    every = [result(cell(seed=s), 0.5) for s in range(2)]
+    drawn = curves("covrl", lines([r.cell for r in (*every, far)], {r.cell: r for r in (*every, far)}))
+    assert ">200<" in drawn
+    assert "10 k" not in drawn, "dapo goes on beyond the drawing"
 
 
 def test_the_curves_of_a_method_are_one_drawing_with_every_seed() -> None:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from covrl.comparison.methods import BASE
 from covrl.comparison.page import draw_grid, draw_path, mean_course
-from covrl.comparison.summary import AXES, Axis, Line, course
+from covrl.comparison.summary import AXES, Axis, Line, course, value_at
 from covrl.reporting.charts import HEIGHT, LEFT, RIGHT, WIDTH, Frame
 from covrl.reporting.scales import axis
 from covrl.reporting.text import escape
@@ -32,8 +32,8 @@ path { fill: none; }
 def curves(method: str, every: Sequence[Line]) -> str:
     """The method's seeds and their mean against both measures of tokens, the means of all other methods in grey.
 
-    Empty without results whose tokens may be compared. ``every`` are the lines of all methods at the rates that are to
-    be shown, one for each method and setting.
+    Each drawing ends where the method itself ends. Empty without results whose tokens may be compared. ``every`` are
+    the lines of all methods at the rates that are to be shown, one for each method and setting.
     """
     own = [line for line in every if line.method == method != BASE]
     settings = list(dict.fromkeys(line.setting for line in own if any(mean_course(line, axis) for axis in AXES)))
@@ -53,6 +53,12 @@ def curves(method: str, every: Sequence[Line]) -> str:
     )
 
 
+def up_to(points: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """The part of a course (x rising) that is not beyond ``end``: one that spends far more would squeeze all others."""
+    last = value_at(points, end)
+    return [(x, y) for x, y in points if x < end] + ([(end, last)] if last is not None else [])
+
+
 def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     trained = [line for line in here if line.method != BASE and mean_course(line, axis_name)]
     own = next((line for line in trained if line.method == method), None)
@@ -61,8 +67,10 @@ def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     seeds = [points for result in own.results if (points := course(result, axis_name))]
     chance = fmean(result.figures["chance"] for result in own.results)
     means = {line.method: mean_course(line, axis_name) for line in trained}
+    end = max(x for points in (means[method], *seeds) for x, _ in points)
+    means = {name: up_to(points, end) for name, points in means.items()}
     drawn = [point for points in (*means.values(), *seeds) for point in points]
-    frame = Frame(0.0, max(x for x, _ in drawn), axis([*(y for _, y in drawn), chance], zero=True, most=1.0))
+    frame = Frame(0.0, end, axis([*(y for _, y in drawn), chance], zero=True, most=1.0))
     parts = [draw_grid(frame)]
     y = frame.y(chance)
     parts.append(f"<line class='chance' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")

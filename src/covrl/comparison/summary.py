@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ class Line:
         known = [value for value in values if value is not None]
         return _over_seeds(known) if known else None
 
+    def reached(self, axis: Axis, level: float) -> list[float | None]:
+        """Of each seed whose tokens may be compared, the tokens at which held-out accuracy first was ``level``."""
+        return [tokens_to(points, level) for r in self.results if (points := course(r, axis))]
+
     def cost(self, part: str, name: str) -> float | None:
         """Mean over seeds of ``figures[part][name]``, None where no result that may be compared in it counts it."""
         values = [r.figures[part].get(name) for r in self.results if r.counted]
@@ -105,6 +110,38 @@ def lead_at(first: Line, other: Line, axis: Axis) -> Figure | None:
     """:func:`lead` in held-out accuracy after the most tokens that all trainings of the two reached."""
     tokens = common_tokens([first, other], axis)
     return None if tokens is None else lead(first, other, lambda r: value_at(course(r, axis), tokens))
+
+
+def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure | None:
+    """How many times the tokens of ``first`` the other one needed until its held-out accuracy first was ``level``.
+
+    Seed by seed: the geometric mean, and Student's interval of the logs. None where a seed of either never came there,
+    and where both came there between the same evaluations, as nothing tells then which one was sooner.
+    """
+    mine, theirs = ({r.cell.seed: course(r, axis) for r in line.results} for line in (first, other))
+    ratios = []
+    for seed in sorted(mine.keys() & theirs.keys()):
+        ours, yours = tokens_to(mine[seed], level), tokens_to(theirs[seed], level)
+        seen = {next((i for i, (_, y) in enumerate(c) if y >= level), None) for c in (mine[seed], theirs[seed])}
+        if not ours or not yours or len(seen) < 2:
+            return None
+        ratios.append(yours / ours)
+    if not ratios:
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    ends = t_interval(logs) if len(set(logs)) > 1 else None
+    interval = Interval(math.exp(ends.low), math.exp(ends.high)) if ends else None
+    return Figure(math.exp(fmean(logs)), tuple(ratios), interval, "seeds")
+
+
+def sooner(times: Sequence[Figure | None]) -> str:
+    """``sooner`` or ``later`` where every interval of :func:`times_as_long` says so, else ``undecided``."""
+    ends = [figure.interval for figure in times if figure and figure.interval]
+    if not times or len(ends) < len(times):
+        return "undecided"
+    if all(low > 1 for low, _ in ends):
+        return "sooner"
+    return "later" if all(high < 1 for _, high in ends) else "undecided"
 
 
 def verdict(leads: Sequence[Figure | None]) -> str:
@@ -176,6 +213,16 @@ def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
         if a <= x <= b:
             return after if b == a else before + (x - a) / (b - a) * (after - before)
     return points[0][1] if len(points) == 1 and points[0][0] == x else None
+
+
+def tokens_to(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The tokens at which a course (x rising) first reaches ``level``, on straight lines; None where it never does."""
+    if points and points[0][1] >= level:
+        return points[0][0]
+    for (a, before), (b, after) in pairwise(points):
+        if before < level <= after:
+            return a + (b - a) * (level - before) / (after - before)
+    return None
 
 
 def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:

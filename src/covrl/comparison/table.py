@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from rich import box
@@ -14,6 +15,7 @@ from covrl.comparison.cells import Cell, Result
 from covrl.comparison.methods import BASE, SETTINGS, updates_a_step
 from covrl.comparison.summary import (
     AXES,
+    Axis,
     Figure,
     Line,
     common_tokens,
@@ -21,6 +23,8 @@ from covrl.comparison.summary import (
     lead_in,
     measures,
     remarks,
+    sooner,
+    times_as_long,
     verdict,
 )
 from covrl.reporting.format import ABSENT, duration
@@ -28,6 +32,8 @@ from covrl.reporting.text import visible
 
 WIDE = 150  # columns from which a terminal gets the whole table
 PHASES = ("generate", "score", "train")
+LEVEL = 0.9
+"""Held-out accuracy at which a method counts as having learnt the task, to say how soon."""
 ABOUT = (
     "Shares in %, under the prior prompt. In brackets 95 % intervals: Student's over seeds, or, marked †, a bootstrap "
     "over problems where there is one run. Then every seed."
@@ -60,16 +66,22 @@ def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
         return []
     shown = measures([r for line in here for r in line.results])
     head = ["against", "rate", "seeds", *shown.values(), *(f"at equal {name}" for name in AXES.values()), "verdict"]
+    head += [*(f"{name} to {LEVEL:.0%}, times" for name in AXES.values()), f"{first[0].method} learns"]
     rows = []
     for other in trained[1:]:
         at = [lead_at(first[0], other, axis) for axis in AXES]
         figures = [*(lead_in(first[0], other, measure) for measure in shown), *at]
         both = {r.cell.seed for r in first[0].results} & {r.cell.seed for r in other.results}
-        rows.append([other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)])
+        times = [times_as_long(first[0], other, axis, LEVEL) for axis in AXES]
+        row = [other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)]
+        rows.append([*row, *map(times_text, times), sooner(times)])
     about = (
         f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
         "held-out (dev) accuracy after the most tokens that all trainings of the two reached. The verdict is ahead or "
-        "behind only where the intervals of both axes say so."
+        "behind only where the intervals of both axes say so. Then how many times the tokens of "
+        f"{first[0].method} the other one needed until held-out accuracy first was {LEVEL:.0%} (geometric mean, with "
+        "Student's interval of the logs; – where a seed never came there, or both came there between the same two "
+        "evaluations), and whether it learns sooner or later on both axes."
     )
     return [Grid(f"{setting}: {first[0].method} against the others", about, head, rows)]
 
@@ -98,7 +110,8 @@ def _reached(setting: str, here: Sequence[Line]) -> Grid:
 
 def _cost(setting: str, here: Sequence[Line]) -> Grid:
     counts = ("generated", "scored", "trained")
-    head = ["method", "rate", "steps", "updates", *counts, *(f"{phase} time" for phase in PHASES)]
+    firsts = [f"{name} to {LEVEL:.0%}" for name in AXES.values()]
+    head = ["method", "rate", "steps", "updates", *counts, *(f"{phase} time" for phase in PHASES), *firsts]
     rows = []
     for line in here:
         if line.method == BASE:
@@ -111,11 +124,13 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
         ends = sorted({min(steps), max(steps)}) if steps else []
         updates = [end * updates_a_step(line.method) for end in ends]
         shown = ["–".join(map(str, numbers)) or ABSENT for numbers in (ends, updates)]
-        rows.append([*_names(line)[:2], *shown, *map(count_text, tokens), *times])
+        rows.append([*_names(line)[:2], *shown, *map(count_text, tokens), *times, *(reach_text(line, a) for a in AXES)])
     about = (
         "Tokens and time of one training, mean over seeds. Steps: batches of rollouts; updates: optimizer steps on "
         "them. Generated: sampled; scored: gone forward without gradient; "
-        "trained: gone forward and backward. CPU time by phase, on one thread."
+        "trained: gone forward and backward. CPU time by phase, on one thread. The last columns: tokens until held-out "
+        f"(dev) accuracy first was {LEVEL:.0%}, on the straight line between evaluations, mean and range of the seeds "
+        "that came there."
     )
     return Grid(f"{setting}: cost", about, head, rows)
 
@@ -139,6 +154,26 @@ def figure_text(figure: Figure | None) -> str:
         mark = "" if figure.over == "seeds" else " †"
         text += f" [{percent(figure.interval.low)}, {percent(figure.interval.high)}]{mark}"
     return text + (f"\n{', '.join(map(percent, figure.points))}" if len(figure.points) > 1 else "")
+
+
+def reach_text(line: Line, axis: Axis) -> str:
+    """Mean and range over seeds of the tokens to ``LEVEL``: ``24.1 k (20 k–31 k)``, and how many seeds came there."""
+    every = line.reached(axis, LEVEL)
+    there = [tokens for tokens in every if tokens is not None]
+    if not there:
+        return "never" if every else ABSENT
+    low, high = count_text(min(there)), count_text(max(there))
+    text = count_text(fmean(there)) + (f" ({low}–{high})" if low != high else "")
+    return text if len(there) == len(every) else f"{text}, {len(there)} of {len(every)} seeds"
+
+
+def times_text(figure: Figure | None) -> str:
+    """A ratio with its interval and every seed: ``1.19 [1.1, 1.29]``, ``1.2, 1.18``."""
+    if figure is None:
+        return ABSENT
+    ends = f" [{figure.interval.low:.3g}, {figure.interval.high:.3g}]" if figure.interval else ""
+    seeds = ", ".join(f"{point:.3g}" for point in figure.points)
+    return f"{figure.mean:.3g}{ends}" + (f"\n{seeds}" if len(figure.points) > 1 else "")
 
 
 def percent(share: float) -> str:
@@ -206,4 +241,4 @@ def _short(text: str) -> str:
 
 def _beside(column: str) -> bool:
     """Whether a narrow terminal can do without the column; the files have it."""
-    return column in ("rate", "scored") or column.startswith("at ")
+    return column in ("rate", "scored", "updates") or column.startswith("at ") or f" to {LEVEL:.0%}" in column
