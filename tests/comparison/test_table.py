@@ -138,11 +138,12 @@ def test_a_verdict_needs_both_axes() -> None:
 def test_results_of_another_counting_are_not_compared_in_tokens_and_time() -> None:
     old = [result(cell("grpo", s), 0.4, counting=1) for s in range(3)]
     every = made(*SEEDS, *old, result(cell("base"), 0.05, tokens=(0,), counting=1))
-    reached, against, cost = grids(every)["rare"]
+    reached, against, soon, cost = grids(every)["rare"]
     assert reached.rows[2][3] == "40.0\n40.0, 40.0, 40.0", "accuracies are compared"
     assert reached.rows[2][-2:] == ["–", "–"]
     assert against.rows[0][3].startswith("20.0 [")
-    assert against.rows[0][-6:] == ["–", "–", "undecided", "–", "–", "undecided"]
+    assert against.rows[0][-3:] == ["–", "–", "undecided"]
+    assert soon.rows[0][-3:] == ["–", "–", "undecided"]
     assert cost.rows[0][2:7] == ["20", "20", "200", "400", "200"]
     assert set(cost.rows[1][4:]) == {"–"}
     (said,) = [text for text in remarks(every, {}) if "tokens" in text]
@@ -157,7 +158,7 @@ def test_a_method_whose_rate_is_not_tuned_is_shown_as_missing() -> None:
     assert remarks(every, {})[0] == "Missing: rlpr, rare, rate not tuned yet, seeds 0, 1."
     (tables,) = grids(every).values()
     assert [row[:3] for grid in tables for row in grid.rows if row[0] == "rlpr"] == [
-        ["rlpr", "–", "0/2"], ["rlpr", "–", "0"], ["rlpr", "–", "–"],
+        ["rlpr", "–", "0/2"], ["rlpr", "–", "0"], ["rlpr", "–", "–"], ["rlpr", "–", "–"],
     ]  # fmt: skip
     parsed(render(every, {}))
 
@@ -206,8 +207,8 @@ def test_how_many_times_the_tokens_another_needed_decides_on_both_axes() -> None
     never = made(*(result(cell("rlpr", s), 1.0 if s else 0.2) for s in range(3)))[0]
     assert times_as_long(mine, never, "generated", 0.9) is None, "one seed never came there"
     assert times_text(times[0]).startswith("1.82 [1.")
-    against = grids([mine, other])["rare"][1]
-    assert (against.head[-1], against.rows[0][-1]) == ("covrl learns", "sooner")
+    soon = grids([mine, other])["rare"][2]
+    assert (soon.title, soon.head[-1], soon.rows[0][-1]) == ("rare: how soon covrl learns", "covrl learns", "sooner")
     slow[1].figures["curve"][1]["accuracy"] = 0.95
     assert times_as_long(mine, other, "generated", 0.9) is None, "both between the same evaluations"
 

@@ -66,24 +66,34 @@ def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
         return []
     shown = measures([r for line in here for r in line.results])
     head = ["against", "rate", "seeds", *shown.values(), *(f"at equal {name}" for name in AXES.values()), "verdict"]
-    head += [*(f"{name} to {LEVEL:.0%}, times" for name in AXES.values()), f"{first[0].method} learns"]
     rows = []
     for other in trained[1:]:
         at = [lead_at(first[0], other, axis) for axis in AXES]
         figures = [*(lead_in(first[0], other, measure) for measure in shown), *at]
         both = {r.cell.seed for r in first[0].results} & {r.cell.seed for r in other.results}
-        times = [times_as_long(first[0], other, axis, LEVEL) for axis in AXES]
-        row = [other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)]
-        rows.append([*row, *map(times_text, times), sooner(times)])
+        rows.append([other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)])
     about = (
         f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
         "held-out (dev) accuracy after the most tokens that all trainings of the two reached. The verdict is ahead or "
-        "behind only where the intervals of both axes say so. Then how many times the tokens of "
-        f"{first[0].method} the other one needed until held-out accuracy first was {LEVEL:.0%} (geometric mean, with "
-        "Student's interval of the logs; – where a seed never came there, or both came there between the same two "
-        "evaluations), and whether it learns sooner or later on both axes."
+        "behind only where the intervals of both axes say so."
     )
-    return [Grid(f"{setting}: {first[0].method} against the others", about, head, rows)]
+    against = Grid(f"{setting}: {first[0].method} against the others", about, head, rows)
+    return [against, _how_soon(setting, first[0], trained[1:])]
+
+
+def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
+    """How many times the tokens of the first method the others needed until they had learnt the task."""
+    head = ["against", "rate", *(f"{name}, times" for name in AXES.values()), f"{first.method} learns"]
+    rows = []
+    for other in others:
+        times = [times_as_long(first, other, axis, LEVEL) for axis in AXES]
+        rows.append([other.method, other.rate_text, *map(times_text, times), sooner(times)])
+    about = (
+        f"How many times the tokens of {first.method} the other one needed until held-out (dev) accuracy first was "
+        f"{LEVEL:.0%}: geometric mean over seeds, with Student's 95 % interval of the logs; – where a seed never came "
+        "there, or both came there between the same two evaluations. Sooner or later only where both intervals say so."
+    )
+    return Grid(f"{setting}: how soon {first.method} learns", about, head, rows)
 
 
 def _reached(setting: str, here: Sequence[Line]) -> Grid:
@@ -241,4 +251,4 @@ def _short(text: str) -> str:
 
 def _beside(column: str) -> bool:
     """Whether a narrow terminal can do without the column; the files have it."""
-    return column in ("rate", "scored", "updates") or column.startswith("at ") or f" to {LEVEL:.0%}" in column
+    return column in ("rate", "scored", "updates") or column.startswith("at ") or column.endswith(f" to {LEVEL:.0%}")
