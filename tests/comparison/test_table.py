@@ -227,8 +227,8 @@ def test_the_cost_says_how_soon_a_method_has_learnt() -> None:
     assert [reach_text(found, "generated") for found in made(bad)] == ["never"]
     assert [reach_text(found, "generated") for found in made(result(cell(), 1.0, counting=1))] == ["–"]
     assert grids(made(good))["rare"][-1].head[-2:] == [
-        "generated tokens to 90%",
-        "forward + backward tokens to 90%",
+        "generated tokens to 90 %",
+        "forward + backward tokens to 90 %",
     ]
 
 

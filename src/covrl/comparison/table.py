@@ -34,6 +34,7 @@ WIDE = 150  # columns from which a terminal gets the whole table
 PHASES = ("generate", "score", "train")
 LEVEL = 0.9
 """Held-out accuracy at which a method counts as having learnt the task, to say how soon."""
+LEVEL_TEXT = f"{100 * LEVEL:.0f} %"
 ABOUT = (
     "Shares in %, under the prior prompt. In brackets 95 % intervals: Student's over seeds, or, marked †, a bootstrap "
     "over problems where there is one run. Then every seed."
@@ -90,7 +91,7 @@ def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
         rows.append([other.method, other.rate_text, *map(times_text, times), sooner(times)])
     about = (
         f"How many times the tokens of {first.method} the other one needed until held-out (dev) accuracy first was "
-        f"{LEVEL:.0%}: geometric mean over seeds, with Student's 95 % interval of the logs; – where a seed never came "
+        f"{LEVEL_TEXT}: geometric mean over seeds, with Student's 95 % interval of the logs; – where a seed never came "
         "there, or both came there between the same two evaluations. Sooner or later only where both intervals say so."
     )
     return Grid(f"{setting}: how soon {first.method} learns", about, head, rows)
@@ -120,7 +121,7 @@ def _reached(setting: str, here: Sequence[Line]) -> Grid:
 
 def _cost(setting: str, here: Sequence[Line]) -> Grid:
     counts = ("generated", "scored", "trained")
-    firsts = [f"{name} to {LEVEL:.0%}" for name in AXES.values()]
+    firsts = [f"{name} to {LEVEL_TEXT}" for name in AXES.values()]
     head = ["method", "rate", "steps", "updates", *counts, *(f"{phase} time" for phase in PHASES), *firsts]
     rows = []
     for line in here:
@@ -139,7 +140,7 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
         "Tokens and time of one training, mean over seeds. Steps: batches of rollouts; updates: optimizer steps on "
         "them. Generated: sampled; scored: gone forward without gradient; "
         "trained: gone forward and backward. CPU time by phase, on one thread. The last columns: tokens until held-out "
-        f"(dev) accuracy first was {LEVEL:.0%}, on the straight line between evaluations, mean and range of the seeds "
+        f"(dev) accuracy first was {LEVEL_TEXT}, on the straight line between evaluations, mean and range of the seeds "
         "that came there."
     )
     return Grid(f"{setting}: cost", about, head, rows)
@@ -251,4 +252,4 @@ def _short(text: str) -> str:
 
 def _beside(column: str) -> bool:
     """Whether a narrow terminal can do without the column; the files have it."""
-    return column in ("rate", "scored", "updates") or column.startswith("at ") or column.endswith(f" to {LEVEL:.0%}")
+    return column in ("rate", "scored", "updates") or column.startswith("at ") or column.endswith(f" to {LEVEL_TEXT}")
