@@ -136,22 +136,22 @@ def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure 
 
 def sooner(times: Sequence[Figure | None]) -> str:
     """``sooner`` or ``later`` where every interval of :func:`times_as_long` says so, else ``undecided``."""
-    ends = [figure.interval for figure in times if figure and figure.interval]
-    if not times or len(ends) < len(times):
-        return "undecided"
-    if all(low > 1 for low, _ in ends):
-        return "sooner"
-    return "later" if all(high < 1 for _, high in ends) else "undecided"
+    return _said(times, 1.0, "sooner", "later")
 
 
 def verdict(leads: Sequence[Figure | None]) -> str:
     """``ahead`` or ``behind`` where every interval says so, else ``undecided``."""
-    ends = [figure.interval for figure in leads if figure and figure.interval]
-    if not leads or len(ends) < len(leads):
+    return _said(leads, 0.0, "ahead", "behind")
+
+
+def _said(figures: Sequence[Figure | None], even: float, above: str, below: str) -> str:
+    """What all intervals say of ``even``; nothing is decided where one figure or its interval is missing."""
+    ends = [figure.interval for figure in figures if figure and figure.interval]
+    if not figures or len(ends) < len(figures):
         return "undecided"
-    if all(low > 0 for low, _ in ends):
-        return "ahead"
-    return "behind" if all(high < 0 for _, high in ends) else "undecided"
+    if all(low > even for low, _ in ends):
+        return above
+    return below if all(high < even for _, high in ends) else "undecided"
 
 
 def _measure(exam: Mapping[str, Any], measure: str) -> float | None:
