@@ -243,7 +243,7 @@ def write(name: str, folder: Path) -> None:
     more = [collapse.table(collapse.endings(every, WEAK, PLAIN), WEAK, PLAIN)] if name == "beta" else []
     known = read_results(folder / "raw")
     notes = [ravr_note(part.setting, known) for part in STAGES[name] if part.seeds and RAVR in part.methods]
-    text = markdown(every, {}, command, more, [*NOTES.get(name, ()), *notes])
+    text = markdown(every, {}, command, more, [*NOTES.get(name, ()), *notes], f"Comparison: {name}")
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 

@@ -101,7 +101,8 @@ def test_the_beta_stage_says_whether_the_weak_kl_collapsed(folder: Path, monkeyp
     monkeypatch.setattr(benchmark, "STAGES", {"beta": (stage,)})
     benchmark.write("beta", folder)
     text = (folder / "beta.md").read_text()
-    assert "## Covrl-beta-0.1: peak and end" in text
+    assert text.startswith("# Comparison: beta\n")
+    assert "## Peak and end of covrl-beta-0.1" in text
     assert "Not decided: results are missing at rate 1." in text
 
 

@@ -76,4 +76,4 @@ def table(found: Sequence[Ending], method: str, other: str) -> Grid:
         for e in found
     ]
     about = f"Held-out (dev) accuracy over training, greedy, mean over seeds. {verdict(found, method, other)}"
-    return Grid(f"{method}: peak and end", about, head, rows)
+    return Grid(f"Peak and end of {method}", about, head, rows)

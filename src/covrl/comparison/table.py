@@ -208,6 +208,7 @@ def markdown(
     command: str,
     more: Sequence[Grid] = (),
     notes: Sequence[str] = (),
+    title: str = "Comparison",
 ) -> str:
     """The whole comparison as Markdown; ``command`` is what made it.
 
@@ -220,7 +221,7 @@ def markdown(
         parts += [f"## {grid.title[:1].upper()}{grid.title[1:]}", grid.about, table]
     said = [*notes, *remarks(every, failures)]
     parts += ["## Remarks", "\n".join(f"- {_cell(text)}" for text in said)] if said else []
-    return "\n\n".join(["# Comparison", *parts]) + "\n"
+    return "\n\n".join([f"# {title}", *parts]) + "\n"
 
 
 def _cell(text: str) -> str:
