@@ -48,7 +48,7 @@ SHORT = (
     *("psr", "nsr", "w_reinforce", "rapo", "dash", "rover"),
 )
 WEAK, PLAIN = "covrl-beta-0.1", "covrl"  # said to collapse, and what it is held against
-BETAS = ("covrl-beta-0", WEAK, PLAIN, "covrl-beta-3")
+BETAS = (PLAIN, "covrl-beta-0", WEAK, "covrl-beta-3")
 REUSE = ("grpo-reuse", "gspo-reuse", "cispo-reuse", "rlpr-reuse", "dash-no-kl")  # what one update or a KL hides
 ABLATIONS = (
     *("covrl", "covrl-beta-0", "covrl-beta-0.1", "covrl-beta-3", "covrl-alpha-0.1", "covrl-alpha-0.9"),
@@ -94,10 +94,12 @@ ONE_UPDATE = (
     "All methods but rover take one update a batch of rollouts here. Every importance ratio is 1 then: no clip ever "
     "binds, and gspo is grpo. The stage `reuse` has four updates for those that are made for it."
 )
+EQUAL_RATES = "How soon a method learns depends on its rate, too. At equal rates: [tuning-{0}.md](tuning-{0}.md)."
 NOTES: dict[str, tuple[str, ...]] = {
-    "test-rare": (ONE_UPDATE,),
-    "test-common": (ONE_UPDATE,),
+    "test-rare": (ONE_UPDATE, EQUAL_RATES.format("rare")),
+    "test-common": (ONE_UPDATE, EQUAL_RATES.format("common")),
     "ablations": (
+        EQUAL_RATES.format("ablations"),
         "With reward = mean, prob or mean_prob rewards are smaller than a sum in nats, and the same β = 1 weighs more "
         "beside them. covrl-reward-mean-scaled divides β as the reward is, by the four tokens of an answer.",
     ),

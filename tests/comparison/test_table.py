@@ -21,13 +21,11 @@ from covrl.comparison.summary import (
     lines,
     measures,
     remarks,
-    sooner,
-    times_as_long,
     tokens_to,
     value_at,
     verdict,
 )
-from covrl.comparison.table import count_text, figure_text, grids, markdown, reach_text, show, times_text
+from covrl.comparison.table import count_text, figure_text, grids, markdown, reach_text, show
 
 
 def made(*results: Result, absent: tuple[Cell, ...] = ()) -> list[Line]:
@@ -170,7 +168,9 @@ def test_the_lead_has_a_table_where_the_first_method_has_one_rate() -> None:
     assert against.rows[0][:4] == ["grpo", "0.0001", "1", "10.0"]
     assert against.rows[0][-1] == "undecided", "one seed does not decide"
     (tables,) = grids(made(*SEEDS, result(cell(rate=3e-4), 0.5), other)).values()
-    assert [grid.title for grid in tables] == ["rare: accuracy", "rare: cost"]
+    assert [grid.title for grid in tables] == [
+        *("rare: accuracy", "rare: how soon covrl learns at equal rates", "rare: cost"),
+    ]
 
 
 def test_the_mean_course_is_over_seeds() -> None:
@@ -187,30 +187,6 @@ def test_the_cost_counts_updates_beside_steps() -> None:
         ("grpo-reuse", "20", "80"),
         ("rover", "20", "40"),
     ]
-
-
-def test_how_many_times_the_tokens_another_needed_decides_on_both_axes() -> None:
-    quick = [result(cell(seed=s), 1.0) for s in range(3)]
-    for seed, r in enumerate(quick):
-        r.figures["curve"][1]["accuracy"] = 0.9 + seed / 100
-    slow = [result(cell("grpo", s), 1.0) for s in range(3)]
-    mine, other = made(*quick, *slow)
-    times = [times_as_long(mine, other, axis, 0.9) for axis in AXES]
-    assert times[0] is not None
-    assert times[0].points[0] == pytest.approx(180 / 100)
-    assert sooner(times) == "sooner"
-    assert sooner([times_as_long(other, mine, axis, 0.9) for axis in AXES]) == "later"
-    back = times_as_long(other, mine, "generated", 0.9)
-    assert back is not None
-    assert back.mean == pytest.approx(1 / times[0].mean), "the geometric mean has no favourite"
-    assert sooner([times[0], back]) == sooner([times[0], None]) == sooner([]) == "undecided"
-    never = made(*(result(cell("rlpr", s), 1.0 if s else 0.2) for s in range(3)))[0]
-    assert times_as_long(mine, never, "generated", 0.9) is None, "one seed never came there"
-    assert times_text(times[0]).startswith("1.82 [1.")
-    soon = grids([mine, other])["rare"][2]
-    assert (soon.title, soon.head[-1], soon.rows[0][-1]) == ("rare: how soon covrl learns", "covrl learns", "sooner")
-    slow[1].figures["curve"][1]["accuracy"] = 0.95
-    assert times_as_long(mine, other, "generated", 0.9) is None, "both between the same evaluations"
 
 
 def test_the_cost_says_how_soon_a_method_has_learnt() -> None:

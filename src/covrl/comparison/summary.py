@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from covrl.comparison.cells import Cell, Result
 from covrl.comparison.methods import BASE
@@ -26,14 +25,15 @@ goes through: scored tokens once, trained ones twice. Sampling is not in it."""
 class Figure:
     """A measure of one method: its mean, its 95 % interval and the value of every seed.
 
-    The interval is Student's over seeds; that of a single run is the bootstrap over problems (``over``). There is
-    none where all seeds or all problems are alike, which tells nothing of others.
+    The interval is Student's over seeds; that of a single run is the bootstrap over problems (``over``), and where
+    methods are compared at equal learning rates every rate is a point. There is none where all points or all problems
+    are alike, which tells nothing of others.
     """
 
     mean: float
     points: tuple[float, ...]
     interval: Interval | None
-    over: Literal["seeds", "problems"]
+    over: Literal["seeds", "problems", "rates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +112,8 @@ def lead_at(first: Line, other: Line, axis: Axis) -> Figure | None:
     return None if tokens is None else lead(first, other, lambda r: value_at(course(r, axis), tokens))
 
 
-def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure | None:
-    """How many times the tokens of ``first`` the other one needed until its held-out accuracy first was ``level``.
-
-    Seed by seed: the geometric mean, and Student's interval of the logs. None where a seed of either never came there,
-    and where both came there between the same evaluations, as nothing tells then which one was sooner.
-    """
-    mine, theirs = ({r.cell.seed: course(r, axis) for r in line.results} for line in (first, other))
-    ratios = []
-    for seed in sorted(mine.keys() & theirs.keys()):
-        ours, yours = tokens_to(mine[seed], level), tokens_to(theirs[seed], level)
-        seen = {next((i for i, (_, y) in enumerate(c) if y >= level), None) for c in (mine[seed], theirs[seed])}
-        if not ours or not yours or len(seen) < 2:
-            return None
-        ratios.append(yours / ours)
-    if not ratios:
-        return None
-    logs = [math.log(ratio) for ratio in ratios]
-    ends = t_interval(logs) if len(set(logs)) > 1 else None
-    interval = Interval(math.exp(ends.low), math.exp(ends.high)) if ends else None
-    return Figure(math.exp(fmean(logs)), tuple(ratios), interval, "seeds")
-
-
 def sooner(times: Sequence[Figure | None]) -> str:
-    """``sooner`` or ``later`` where every interval of :func:`times_as_long` says so, else ``undecided``."""
+    """``sooner`` or ``later`` where every interval of how many times as long says so, else ``undecided``."""
     return _said(times, 1.0, "sooner", "later")
 
 
@@ -215,14 +193,28 @@ def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
     return points[0][1] if len(points) == 1 and points[0][0] == x else None
 
 
-def tokens_to(points: Sequence[tuple[float, float]], level: float) -> float | None:
-    """The tokens at which a course (x rising) first reaches ``level``, on straight lines; None where it never does."""
+class Reach(NamedTuple):
+    """When a course first was at a level: after so many tokens, by so many, and at these on the straight line."""
+
+    after: float
+    by: float
+    at: float
+
+
+def reach(points: Sequence[tuple[float, float]], level: float) -> Reach | None:
+    """When a course (x rising) first reaches ``level``; None where it never does."""
     if points and points[0][1] >= level:
-        return points[0][0]
+        return Reach(points[0][0], points[0][0], points[0][0])
     for (a, before), (b, after) in pairwise(points):
         if before < level <= after:
-            return a + (b - a) * (level - before) / (after - before)
+            return Reach(a, b, a + (b - a) * (level - before) / (after - before))
     return None
+
+
+def tokens_to(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The tokens at which a course (x rising) first reaches ``level``, on straight lines; None where it never does."""
+    found = reach(points, level)
+    return found.at if found else None
 
 
 def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:

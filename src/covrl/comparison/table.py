@@ -13,6 +13,13 @@ from rich.text import Text
 
 from covrl.comparison.cells import Cell, Result
 from covrl.comparison.methods import BASE, SETTINGS, updates_a_step
+from covrl.comparison.soon import (
+    came,
+    pairs_at_equal_rates,
+    sooner_at_equal_rates,
+    times_as_long,
+    times_at_equal_rates,
+)
 from covrl.comparison.summary import (
     AXES,
     Axis,
@@ -24,7 +31,6 @@ from covrl.comparison.summary import (
     measures,
     remarks,
     sooner,
-    times_as_long,
     verdict,
 )
 from covrl.reporting.format import ABSENT, duration
@@ -60,11 +66,13 @@ def grids(every: Sequence[Line]) -> dict[str, list[Grid]]:
 
 
 def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
-    """The first method's lead over each other one; nothing where it has several rates, as none is its own then."""
+    """The first method's lead over each other one; where it has several rates, how soon it learns at each of them."""
     trained = [line for line in here if line.method != BASE]
     first = [line for line in trained if line.method == trained[0].method]
-    if len(first) != 1 or len(trained) < 2:
+    if len(first) == len(trained):
         return []
+    if len(first) > 1:
+        return [_at_equal_rates(setting, trained)]
     shown = measures([r for line in here for r in line.results])
     head = ["against", "rate", "seeds", *shown.values(), *(f"at equal {name}" for name in AXES.values()), "verdict"]
     rows = []
@@ -92,9 +100,40 @@ def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
     about = (
         f"How many times the tokens of {first.method} the other one needed until held-out (dev) accuracy first was "
         f"{LEVEL_TEXT}: geometric mean over seeds, with Student's 95 % interval of the logs; – where a seed never came "
-        "there, or both came there between the same two evaluations. Sooner or later only where both intervals say so."
+        "there, or the two cannot be told apart in one, as accuracy is known at evaluations only. Sooner or later only "
+        "where both intervals say so."
     )
     return Grid(f"{setting}: how soon {first.method} learns", about, head, rows)
+
+
+def _at_equal_rates(setting: str, trained: Sequence[Line]) -> Grid:
+    """How many times the tokens of the first method the others needed, at the rates that both were trained with."""
+    (first, mine), *others = _by_method(trained).items()
+    head = ["against", "rates", "there: both, one, other", *(f"{axis}, times" for axis in AXES.values())]
+    rows = []
+    for method, lines in others:
+        pairs = [pairs_at_equal_rates(mine, lines, axis, LEVEL) for axis in AXES]
+        rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(pair.rate for pair in pairs[0]))
+        times = [times_text(times_at_equal_rates(found)) for found in pairs]
+        counts = ", ".join(map(str, came(pairs[0])))
+        rows.append([method, rates or ABSENT, counts, *times, sooner_at_equal_rates(pairs)])
+    about = (
+        f"A larger rate often learns sooner, and rates are tuned for where a training ends. So this holds {first} "
+        "against each other method at every rate that both were trained with: how many times the tokens the other "
+        f"needed until held-out (dev) accuracy first was {LEVEL_TEXT}, geometric mean over rates with Student's 95 % "
+        "interval of the logs, then every rate, the mean of its seeds. It is of the trainings in which both came there "
+        "(1 where they cannot be told apart, as accuracy is known at evaluations only); beside it in how many both "
+        f"did, {first} alone, and the other alone. Sooner or later only where both intervals say so and none of those "
+        "in which one came there alone says otherwise."
+    )
+    return Grid(f"{setting}: how soon {first} learns at equal rates", about, [*head, f"{first} learns"], rows)
+
+
+def _by_method(every: Sequence[Line]) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for line in every:
+        found.setdefault(line.method, []).append(line)
+    return found
 
 
 def _reached(setting: str, here: Sequence[Line]) -> Grid:

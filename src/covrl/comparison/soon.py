@@ -1,0 +1,103 @@
+"""How soon one method learns and how soon another: tokens until held-out accuracy first was at a level.
+
+Accuracy is known at evaluations only. Where the tokens of the two between which they came there overlap, nothing tells
+which one was sooner, however the straight lines between evaluations run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+from covrl.comparison.summary import Axis, Figure, Line, Reach, course, reach, sooner
+from covrl.evaluation.statistics import Interval, t_interval
+
+
+class Pair(NamedTuple):
+    """Two trainings of one rate and seed: when each came there, None where it never did."""
+
+    rate: float
+    first: Reach | None
+    other: Reach | None
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether both came there, and one certainly sooner than the other."""
+        if not (self.first and self.other):
+            return False
+        return self.first.by <= self.other.after or self.other.by <= self.first.after
+
+    @property
+    def times(self) -> float | None:
+        """How many times the tokens of the first the other needed; 1 where they cannot be told apart."""
+        if not (self.first and self.other):
+            return None
+        return self.other.at / self.first.at if self.told_apart and self.first.at else 1.0
+
+
+def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure | None:
+    """How many times the tokens of ``first`` the other one needed until its held-out accuracy first was ``level``.
+
+    Seed by seed: the geometric mean, and Student's interval of the logs. None where a seed of either never came there,
+    and where the two cannot be told apart in one.
+    """
+    mine, theirs = ({r.cell.seed: course(r, axis) for r in line.results} for line in (first, other))
+    pairs = [Pair(0.0, reach(mine[s], level), reach(theirs[s], level)) for s in sorted(mine.keys() & theirs.keys())]
+    if not all(pair.told_apart for pair in pairs):
+        return None
+    return _geometric([pair.times for pair in pairs if pair.times], "seeds")
+
+
+def pairs_at_equal_rates(first: Sequence[Line], other: Sequence[Line], axis: Axis, level: float) -> list[Pair]:
+    """Every rate and seed that both methods were trained with, lowest rate first."""
+    mine, theirs = (
+        {
+            (line.rate, r.cell.seed): reach(points, level)
+            for line in every
+            for r in line.results
+            if line.rate is not None and (points := course(r, axis))
+        }
+        for every in (first, other)
+    )
+    return [Pair(key[0], mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())]
+
+
+def times_at_equal_rates(pairs: Sequence[Pair]) -> Figure | None:
+    """How many times the tokens of the first the other needed, of the pairs in which both came there.
+
+    One point a rate, the geometric mean over its seeds; their geometric mean, and Student's interval of the logs.
+    """
+    ratios: dict[float, list[float]] = {}
+    for pair in pairs:
+        if pair.times:
+            ratios.setdefault(pair.rate, []).append(math.log(pair.times))
+    return _geometric([math.exp(fmean(logs)) for logs in ratios.values()], "rates")
+
+
+def came(pairs: Sequence[Pair]) -> tuple[int, int, int]:
+    """In how many pairs both came there, the first alone, and the other alone."""
+    there = [(pair.first is not None, pair.other is not None) for pair in pairs]
+    return there.count((True, True)), there.count((True, False)), there.count((False, True))
+
+
+def sooner_at_equal_rates(pairs: Sequence[Sequence[Pair]]) -> str:
+    """``sooner`` or ``later`` where all axes' intervals say so and no pair in which one alone came there denies it.
+
+    ``pairs``: those of :func:`pairs_at_equal_rates`, an axis each.
+    """
+    said = sooner([times_at_equal_rates(found) for found in pairs])
+    _, first_alone, other_alone = came(pairs[0])
+    denied = {"sooner": other_alone, "later": first_alone}.get(said, 0)
+    return "undecided" if denied else said
+
+
+def _geometric(ratios: Sequence[float], over: Literal["seeds", "rates"]) -> Figure | None:
+    """Geometric mean of ratios with Student's interval of their logs; none where all are alike."""
+    if not ratios:
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    ends = t_interval(logs) if len(set(logs)) > 1 else None
+    interval = Interval(math.exp(ends.low), math.exp(ends.high)) if ends else None
+    return Figure(math.exp(fmean(logs)), tuple(ratios), interval, over)
