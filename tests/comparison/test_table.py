@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -325,6 +326,22 @@ def test_the_terminal_shows_the_same() -> None:
     assert "[35.2, 84.8]" in narrow.getvalue(), "figures are not torn apart"
     assert max(map(len, narrow.getvalue().splitlines())) <= 80
     assert "50.0, 60.0, 70.0" not in narrow.getvalue()
+
+
+def test_a_narrow_terminal_keeps_methods_apart_that_differ_in_their_rates() -> None:
+    narrow = io.StringIO()
+    every = [
+        result(cell(name, seed=s, rate=rate), 0.95)
+        for name in ("covrl", "grpo")
+        for rate in (1e-4, 2e-4)
+        for s in (0, 1)
+    ]
+    show(Console(file=narrow, width=80), made(BASE, *every), {})
+    text = narrow.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(re.findall(r"^ 0\.0002 ", text, re.MULTILINE)) == 4, "a row of each method in two tables"
+    soon = text.partition("how soon covrl learns at equal rates")[2].partition("A larger rate")[0]
+    assert re.search(r"^ grpo +4, 0, 0 +1 +1 +undecided", soon, re.MULTILINE), soon
 
 
 @pytest.mark.parametrize(("count", "text"), [(None, "–"), (0, "0"), (999, "999"), (1234, "1.23 k"), (5.6e6, "5.6 M")])

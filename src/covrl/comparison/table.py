@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -271,18 +272,30 @@ def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str]) 
     """The same for a terminal; a narrow one gets less, since figures torn apart cannot be read."""
     wide = console.width >= WIDE
     for grid in (grid for tables in grids(every).values() for grid in tables):
-        kept = [i for i, name in enumerate(grid.head) if wide or not _beside(name)]
+        head, rows = (grid.head, grid.rows) if wide else _narrow(grid)
         table = Table(box=box.SIMPLE_HEAD, title=Text(grid.title, "bold"), title_justify="left", padding=(0, 1, 0, 0))
-        for i in kept:
-            table.add_column(grid.head[i], justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
-        for row in grid.rows:
+        for i, name in enumerate(head):
+            table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+        for row in rows:
             style = "dim" if row[0] in ("chance", BASE) else ""
-            table.add_row(*(Text(visible(row[i] if wide else _short(row[i])), style) for i in kept))
+            table.add_row(*(Text(visible(cell), style) for cell in row))
         console.print(table)
         console.print(Text(grid.about if wide else grid.about.partition(" The last columns")[0], "dim"))
     console.print(Text(ABOUT if wide else ABOUT.replace("Then every seed.", "The files show every seed."), "dim"))
     for text in remarks(every, failures):
         console.print(Text(visible(text), "yellow" if text.startswith(("Missing", "Failed", "Stopped")) else "dim"))
+
+
+def _narrow(grid: Grid) -> tuple[list[str], list[list[str]]]:
+    """Head and rows for a narrow terminal: fewer and lower columns, and the rate below a method that has several."""
+    kept = [i for i, name in enumerate(grid.head) if not _beside(name)]
+    methods = [row[0] for row in grid.rows]
+    rates = grid.head.index("rate") if "rate" in grid.head and len(set(methods)) < len(methods) else None
+    rows = []
+    for row in grid.rows:
+        name = f"{row[0]}\n{row[rates]}" if rates is not None and row[rates] else row[0]
+        rows.append([name, *(_short(row[i]) for i in kept[1:])])
+    return ["\n".join(textwrap.wrap(grid.head[i], 16)) for i in kept], rows
 
 
 def _short(text: str) -> str:
@@ -292,4 +305,8 @@ def _short(text: str) -> str:
 
 def _beside(column: str) -> bool:
     """Whether a narrow terminal can do without the column; the files have it."""
-    return column in ("rate", "scored", "updates") or column.startswith("at ") or column.endswith(f" to {LEVEL_TEXT}")
+    return (
+        column in ("rate", "rates", "scored", "updates")
+        or column.startswith("at ")
+        or column.endswith(f" to {LEVEL_TEXT}")
+    )
