@@ -57,10 +57,11 @@ def test_how_many_times_the_tokens_another_needed_decides_on_both_axes() -> None
 
 
 def test_a_course_reaches_a_level_between_two_evaluations() -> None:
-    points = [(0.0, 0.1), (10.0, 0.5), (30.0, 1.0), (40.0, 0.2)]
-    assert reach(points, 0.75) == Reach(10.0, 30.0, 20.0)
+    points = [(0.0, 0.1), (10.0, 0.5), (30.0, 1.0), (40.0, 0.2), (50.0, 0.95)]
+    assert reach(points, 0.75) == Reach(10.0, 30.0, 20.0), "the first time"
     assert reach(points, 0.1) == Reach(0.0, 0.0, 0.0)
     assert reach(points[:2], 0.9) is None
+    assert reach([], 0.9) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,8 @@ def test_a_course_reaches_a_level_between_two_evaluations() -> None:
         (Reach(100, 200, 180), Reach(0, 100, 90), 0.5),
         (Reach(0, 100, 90), Reach(80, 160, 144), 1.0),  # other evaluations, and yet their tokens overlap
         (Reach(0, 100, 50), Reach(0, 100, 100), 1.0),
-        (Reach(0, 0, 0), Reach(100, 200, 180), 1.0),  # both know the task before they are trained, or one does
+        (Reach(0, 0, 0), Reach(100, 200, 180), 1.0),  # one knows the task before it is trained
+        (Reach(100, 200, 180), Reach(0, 0, 0), 1.0),
         (None, Reach(0, 100, 90), None),
         (Reach(0, 100, 90), None, None),
     ],
@@ -78,7 +80,9 @@ def test_a_course_reaches_a_level_between_two_evaluations() -> None:
 def test_two_are_told_apart_only_where_their_evaluations_do_not_overlap(
     first: Reach | None, other: Reach | None, times: float | None
 ) -> None:
-    assert Pair(1.0, first, other).times == times
+    pair = Pair(1.0, first, other)
+    assert pair.times == times
+    assert pair.told_apart == (times not in (None, 1.0))
 
 
 def equal_rates(mine: Sequence[Result], theirs: Sequence[Result]) -> list[list[Pair]]:

@@ -22,7 +22,6 @@ from covrl.comparison.summary import (
     lines,
     measures,
     remarks,
-    tokens_to,
     value_at,
     verdict,
 )
@@ -191,11 +190,6 @@ def test_the_cost_counts_updates_beside_steps() -> None:
 
 
 def test_the_cost_says_how_soon_a_method_has_learnt() -> None:
-    course = [(0.0, 0.0), (100.0, 0.6), (200.0, 1.0), (300.0, 0.5), (400.0, 0.95)]
-    assert tokens_to(course, 0.9) == pytest.approx(175.0), "the first time"
-    assert tokens_to(course, 0.0) == 0.0
-    assert tokens_to(course[:2], 0.9) is None
-    assert tokens_to([], 0.9) is None
     good, better, bad = result(cell(), 0.95), result(cell(seed=1), 1.0), result(cell(seed=2), 0.5)
     (line,) = made(good, better)
     assert reach_text(line, "generated") == "185 (180–189)"

@@ -16,16 +16,16 @@ from covrl.evaluation.statistics import Interval, t_interval
 
 
 class Pair(NamedTuple):
-    """Two trainings of one rate and seed: when each came there, None where it never did."""
+    """Two trainings of one seed, the rate of the first, and when each came there: None where it never did."""
 
-    rate: float
+    rate: float | None
     first: Reach | None
     other: Reach | None
 
     @property
     def told_apart(self) -> bool:
-        """Whether both came there, and one certainly sooner than the other."""
-        if not (self.first and self.other):
+        """Whether both came there in training, and one certainly sooner than the other."""
+        if not (self.first and self.other and self.first.at and self.other.at):
             return False
         return self.first.by <= self.other.after or self.other.by <= self.first.after
 
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
         """How many times the tokens of the first the other needed; 1 where they cannot be told apart."""
         if not (self.first and self.other):
             return None
-        return self.other.at / self.first.at if self.told_apart and self.first.at else 1.0
+        return self.other.at / self.first.at if self.told_apart else 1.0
 
 
 def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure | None:
@@ -44,7 +44,8 @@ def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure 
     and where the two cannot be told apart in one.
     """
     mine, theirs = ({r.cell.seed: course(r, axis) for r in line.results} for line in (first, other))
-    pairs = [Pair(0.0, reach(mine[s], level), reach(theirs[s], level)) for s in sorted(mine.keys() & theirs.keys())]
+    seeds = sorted(mine.keys() & theirs.keys())
+    pairs = [Pair(first.rate, reach(mine[seed], level), reach(theirs[seed], level)) for seed in seeds]
     if not all(pair.told_apart for pair in pairs):
         return None
     return _geometric([pair.times for pair in pairs if pair.times], "seeds")
@@ -69,7 +70,7 @@ def times_at_equal_rates(pairs: Sequence[Pair]) -> Figure | None:
 
     One point a rate, the geometric mean over its seeds; their geometric mean, and Student's interval of the logs.
     """
-    ratios: dict[float, list[float]] = {}
+    ratios: dict[float | None, list[float]] = {}
     for pair in pairs:
         if pair.times:
             ratios.setdefault(pair.rate, []).append(math.log(pair.times))

@@ -78,7 +78,8 @@ class Line:
 
     def reached(self, axis: Axis, level: float) -> list[float | None]:
         """Of each seed whose tokens may be compared, the tokens at which held-out accuracy first was ``level``."""
-        return [tokens_to(points, level) for r in self.results if (points := course(r, axis))]
+        every = [reach(points, level) for r in self.results if (points := course(r, axis))]
+        return [found.at if found else None for found in every]
 
     def cost(self, part: str, name: str) -> float | None:
         """Mean over seeds of ``figures[part][name]``, None where no result that may be compared in it counts it."""
@@ -209,12 +210,6 @@ def reach(points: Sequence[tuple[float, float]], level: float) -> Reach | None:
         if before < level <= after:
             return Reach(a, b, a + (b - a) * (level - before) / (after - before))
     return None
-
-
-def tokens_to(points: Sequence[tuple[float, float]], level: float) -> float | None:
-    """The tokens at which a course (x rising) first reaches ``level``, on straight lines; None where it never does."""
-    found = reach(points, level)
-    return found.at if found else None
 
 
 def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:

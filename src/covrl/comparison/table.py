@@ -110,7 +110,8 @@ def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
 def _at_equal_rates(setting: str, trained: Sequence[Line]) -> Grid:
     """How many times the tokens of the first method the others needed, at the rates that both were trained with."""
     (first, mine), *others = _by_method(trained).items()
-    head = ["against", "rates", "there: both, one, other", *(f"{axis}, times" for axis in AXES.values())]
+    counted = f"came there: both, {first} alone, other alone"
+    head = ["against", "rates", counted, *(f"{axis}, times" for axis in AXES.values())]
     rows = []
     for method, lines in others:
         pairs = [pairs_at_equal_rates(mine, lines, axis, LEVEL) for axis in AXES]
@@ -123,9 +124,8 @@ def _at_equal_rates(setting: str, trained: Sequence[Line]) -> Grid:
         "against each other method at every rate that both were trained with: how many times the tokens the other "
         f"needed until held-out (dev) accuracy first was {LEVEL_TEXT}, geometric mean over rates with Student's 95 % "
         "interval of the logs, then every rate, the mean of its seeds. It is of the trainings in which both came there "
-        "(1 where they cannot be told apart, as accuracy is known at evaluations only); beside it in how many both "
-        f"did, {first} alone, and the other alone. Sooner or later only where both intervals say so and none of those "
-        "in which one came there alone says otherwise."
+        "(1 where they cannot be told apart, as accuracy is known at evaluations only). Sooner or later only where "
+        "both intervals say so and none of those in which one came there alone says otherwise."
     )
     return Grid(f"{setting}: how soon {first} learns at equal rates", about, [*head, f"{first} learns"], rows)
 
