@@ -23,6 +23,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from covrl.generation.engine import TorchGenerator
+from covrl.generation.proof import prove_decoding
+from covrl.scoring.model import LanguageModel
+from covrl.scoring.proof import Trial, ordinary_text, prove_scoring
+
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gpt2", "gemma2"]
 
 TEXTS = [
@@ -139,3 +144,27 @@ def tiny(family: str, vocabulary: int = 97, seed: int = 0, **extra: Any) -> Any:
     }
     config_class, model_class = classes[family]
     return model_class(config_class(**size)).eval()
+
+
+def trial_of(model: LanguageModel, longest: int = 96) -> Trial:
+    """A proof of the model's paths on rows of up to ``longest`` tokens, not made yet."""
+    size = model.model.get_input_embeddings().weight.shape[0]
+    return Trial.of(model, ordinary_text(character_tokenizer(), size), longest)
+
+
+def prove(model: LanguageModel, longest: int = 96) -> list[str]:
+    """Prove the paths of scoring; what is said of them."""
+    return prove_scoring(trial_of(model, longest))
+
+
+def prove_engine(engine: TorchGenerator, longest: int = 96) -> list[str]:
+    """Prove how an engine decodes; what is said of it. Its model's attention stays as it is."""
+    from covrl.scoring.shared import NAME
+
+    shared = engine.model.config._attn_implementation == NAME
+    if shared:
+        engine.model.config._attn_implementation = "eager"
+    model = LanguageModel(engine.model)
+    trial = trial_of(model, longest)
+    trial.model.paths = trial.model.paths._replace(shared=shared)
+    return prove_decoding(engine, trial)

@@ -13,7 +13,7 @@ from typing import Any
 
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
-from covrl.assembly import build, build_algorithm, build_evaluation, check_lengths, problem_fields
+from covrl.assembly import build, build_algorithm, build_evaluation, check_lengths, longest_row, problem_fields
 from covrl.config import RunConfig, check, override, read_settings, read_toml
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Grader
@@ -21,6 +21,8 @@ from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.evaluation.reward_watch import blindness
 from covrl.generation.base import Sampling
+from covrl.generation.engine import TorchGenerator
+from covrl.generation.proof import prove
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.prompts import Prompts
 from covrl.records import Problem, StepReport
@@ -290,5 +292,7 @@ def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: 
         loaded, tokenizer = load_model(where, config.generation.temperature)
         prompts = Prompts(tokenizer, config.prompts)
         check_lengths(prompts, loaded.context_length, config, [problem])
-        replies += ask_model(name, loaded, prompts, question, answer, sampling, n, seed)
+        engine = TorchGenerator(loaded.model, tokenizer, 2 * n)
+        prove(loaded, engine, tokenizer, longest_row(prompts, config, [problem]), where.path)
+        replies += ask_model(name, loaded, engine, prompts, question, answer, sampling, n, seed)
     return replies

@@ -12,6 +12,7 @@ from covrl.config import ProblemsConfig, RunConfig, Settings, check
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.generation.engines import make_generator
+from covrl.generation.proof import prove
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
@@ -67,8 +68,9 @@ def build(
     check_tokens(prompts, [*data.train, *data.held_out])
     check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
     engine = "torch" if evaluation_only else config.generation.engine
-    generator, said = make_generator(config, engine, policy.model, tokenizer, world)
-    notes = (*policy.given_up, *said)
+    generator = make_generator(config, engine, policy.model, tokenizer, world)
+    longest = longest_row(prompts, config, [*data.train, *data.held_out])
+    notes = (*policy.given_up, *prove(policy, generator, tokenizer, longest, config.model.path, world))
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
@@ -215,3 +217,12 @@ def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, prob
             f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {after} answer tokens exceed the "
             f"model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
         )
+
+
+def longest_row(prompts: Prompts, config: RunConfig, problems: Sequence[Problem]) -> int:
+    """Tokens of the longest row that the run can make: a prompt, a whole trace, the tags and an answer."""
+    answers = max(len(prompts.answer(p)) for p in problems)
+    tags = len(prompts.close_ids) + len(prompts.answer_prefix_ids)
+    begun = max(max(len(prompts.prior(p)), len(prompts.posterior(p))) for p in problems)
+    generation = config.generation
+    return begun + generation.max_trace_tokens + tags + max(answers, generation.max_answer_tokens)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import FAMILIES, byte_tokenizer, character_tokenizer, tiny
+from models import FAMILIES, byte_tokenizer, character_tokenizer, prove, prove_engine, tiny
 from transformers import MambaConfig, MambaForCausalLM
 
 from covrl.config import PromptConfig
@@ -55,9 +55,9 @@ def test_every_sample_is_what_a_plain_forward_and_the_keyed_draw_give(
         monkeypatch.setattr(decoding, "MANY", 1)  # while two rows of a prompt are left, then they get copies
     model = tiny(family, len(TOKENIZER)).double()
     if shared:
-        assert not LanguageModel(model).prove()
+        assert not prove(LanguageModel(model))
     engine = TorchGenerator(model, TOKENIZER, rows)
-    engine.prove()  # Gemma 2's eager attention in transformers gives NaN for left padding in float64
+    prove_engine(engine)  # Gemma 2's eager attention in transformers gives NaN for left padding in float64
     assert engine.paths.shared == shared
     assert engine.paths.cached
     engine.paths = engine.paths._replace(recorded=way == "recorded")
@@ -98,7 +98,7 @@ def test_rows_longer_than_their_first_room_go_on_as_before(
     monkeypatch.setattr(decoding, "LONG", 1 if shared else 128)
     monkeypatch.setattr(decoding, "MANY", 0)
     model = tiny(family, len(TOKENIZER)).double()
-    LanguageModel(model).prove()
+    prove(LanguageModel(model))
     rollouts = TorchGenerator(model, TOKENIZER, 64).generate(requests(7), Sampling(max_tokens=40, stop="~"), DRAW)
     assert max(len(r.trace_ids) for r in rollouts) == 40
     for rollout in rollouts:
@@ -113,7 +113,7 @@ def test_a_prompt_that_no_row_continues_any_more_is_let_go(monkeypatch: pytest.M
     monkeypatch.setattr(decoding, "LONG", 1)
     monkeypatch.setattr(decoding, "MANY", 0)
     model = tiny("qwen2", len(TOKENIZER))
-    LanguageModel(model).prove()
+    prove(LanguageModel(model))
     with torch.no_grad():
         _, state = decoding.prefill_shared(model, [(5, 6), (7, 8, 9), (5, 6), (10,)], torch.device("cpu"))
     assert [t.shape[0] for t in state.prompts[0]] == [3, 3]
@@ -298,7 +298,7 @@ def no_left_padding() -> Any:
 def knows_arrangements() -> Any:
     """A model as it is loaded: its attention is the one that reads shared prompts."""
     model = LanguageModel(tiny("mistral", len(TOKENIZER)))
-    assert not model.prove()
+    assert not prove(model)
     return model.model
 
 
@@ -329,7 +329,7 @@ def test_decoding_falls_back_and_samples_stay_those_of_the_model(
 ) -> None:
     model = make()
     engine = TorchGenerator(model, TOKENIZER, 5)
-    found = engine.prove()
+    found = prove_engine(engine)
     assert engine.paths == paths
     assert len(found) == len(notes)
     assert all(re.search(note, text) for note, text in zip(notes, found, strict=True))
@@ -347,12 +347,13 @@ def test_a_generator_that_no_path_makes_right_is_refused() -> None:
 
     def noisy(*args: Any, **kwargs: Any) -> Any:
         out = own(*args, **kwargs)
-        out.logits = out.logits + next(calls)
+        if "logits_to_keep" not in kwargs:  # decoding alone asks so
+            out.logits = out.logits * (2 + next(calls))
         return out
 
     model.forward = noisy
     with pytest.raises(UserError, match="does not agree with the model's own forward"):
-        TorchGenerator(model, TOKENIZER, 5).prove()
+        prove_engine(TorchGenerator(model, TOKENIZER, 5))
 
 
 def test_a_nucleus_is_the_fewest_tokens_with_that_probability() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, character_tokenizer, save_tiny, tiny
+from models import FAMILIES, character_tokenizer, prove, save_tiny, tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -61,7 +61,7 @@ def test_off_is_the_base_to_the_last_bit_and_on_comes_back(family: str, dtype: t
     base = Adapted(policy, None)
     assert torch.equal(scores(base), plain)
     assert torch.equal(scores(policy), trained)
-    assert policy.prove() == []
+    assert prove(policy) == []
     assert policy.paths == Paths()
     assert {id(p) for p in policy.parameters()} == {id(p) for p in policy.model.parameters() if p.requires_grad}
     assert base.parameters() == base.own_weights() == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import character_tokenizer, save_tiny, tiny
+from models import character_tokenizer, prove_engine, save_tiny, tiny
 
 from covrl.config import ModelConfig
 from covrl.generation.base import Draw, Sampling
@@ -56,7 +56,7 @@ def test_mixed_precision_is_bfloat16_on_float32_weights(tmp_path: Path, family: 
 def test_mixed_precision_samples_from_what_it_scores(tmp_path: Path) -> None:
     model = load(tmp_path, "qwen2", "mixed")
     engine = TorchGenerator(model.model, character_tokenizer(), 8)
-    assert engine.prove() == []
+    assert prove_engine(engine) == []
     (rollout,) = engine.generate([Request("p", 0, ROWS[0], "prior")], Sampling(12, "~~"), Draw(0, 0))
     row = ROWS[0] + rollout.trace_ids
     hidden = model.hidden([row])[0, len(ROWS[0]) - 1 : -1]

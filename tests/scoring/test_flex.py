@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FAMILIES, tiny
+from models import FAMILIES, prove, tiny
 from torch import Tensor
 
-from covrl.scoring import flex, model, shared
+from covrl.scoring import flex, proof, shared
 from covrl.scoring.flex import attend_flex, can_differentiate, segments, trouble_with_flex
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.shared import Call, Layout, lay_out
@@ -73,7 +73,7 @@ def test_a_whole_model_gives_the_same_states(family: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shared, "attend_flex", counted)
     one = LanguageModel(tiny(family, 48).double())
-    assert one.prove() == []
+    assert prove(one) == []
     plain, flat = one.states(ROWS), None
     one.paths = one.paths._replace(flex=True)
     flat = one.states(ROWS)
@@ -85,7 +85,7 @@ def test_a_whole_model_gives_the_same_states(family: str, monkeypatch: pytest.Mo
 def test_a_device_without_its_backward_pass_is_left_alone() -> None:
     assert not can_differentiate(CPU)
     one = LanguageModel(tiny("llama", 48))
-    assert one.prove() == []
+    assert prove(one) == []
     assert not one.paths.flex
 
 
@@ -111,11 +111,11 @@ def test_what_is_wrong_with_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("wrong", [None, "mask"])
 def test_a_model_takes_it_or_says_why_not(wrong: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, whose backward pass a CPU has not: outputs alone are compared here."""
-    monkeypatch.setattr(model, "can_differentiate", lambda _: True)
+    monkeypatch.setattr(proof, "can_differentiate", lambda _: True)
     if wrong:
         monkeypatch.setattr(flex, "sees", other_mask)
     one = LanguageModel(tiny("llama", 48))
-    said = one.prove()
+    said = prove(one)
     assert one.paths.shared
     assert one.paths.flex == (wrong is None)
     assert len(said) == (1 if wrong else 0)

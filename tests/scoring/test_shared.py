@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FAMILIES, tiny
+from models import FAMILIES, prove, tiny
 from torch import Tensor
 
 from covrl.scoring.compute import compute_in_bfloat16, recompute_activations
@@ -73,7 +73,7 @@ def log_probs(model: LanguageModel, rows: Rows) -> list[Tensor]:
 def both(own: Any) -> tuple[LanguageModel, LanguageModel]:
     """A model that reads rows end to end, and its twin that pads them."""
     shared, plain = LanguageModel(own), LanguageModel(copy.deepcopy(own))
-    assert shared.prove() == []
+    assert prove(shared) == []
     assert shared.paths.shared
     assert not plain.paths.shared
     return shared, plain
@@ -118,7 +118,7 @@ def test_bfloat16_spells_attention_out_and_stays_within_its_rounding() -> None:
     own = tiny("qwen2").float()
     shared, plain = LanguageModel(copy.deepcopy(own)), LanguageModel(own)
     compute_in_bfloat16(shared.model)
-    assert shared.prove() == []
+    assert prove(shared) == []
     for found, expected in zip(log_probs(shared, ROWS), log_probs(plain, ROWS), strict=True):
         assert torch.allclose(found, expected, rtol=0, atol=0.1)
 
@@ -130,8 +130,8 @@ def test_a_model_whose_attention_asks_for_more_reads_each_row_alone() -> None:
         layer.self_attn.forward = lambda *a, inner=inner, **k: inner(*a, **k, s_aux=torch.zeros(1))
     before = own.config._attn_implementation
     model = LanguageModel(own)
-    notes = model.prove()
-    assert "rows cannot share a prompt (NotImplementedError" in notes[0]
+    notes = prove(model)
+    assert "it cannot be computed where rows share a prompt (NotImplementedError" in notes[0]
     assert not model.paths.shared
     assert model.model.config._attn_implementation == before
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from models import prove, prove_engine
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.test_step import make_run
 
@@ -27,8 +28,8 @@ class Forward(NamedTuple):
 def ready_run(method: str, **algorithm: Any) -> Run:
     """A run whose model has proved its fast paths, as a loaded one has; every response has some weight."""
     run = make_run("llama", "float32", name=method, **algorithm)
-    assert not run.models["policy"].prove()
-    assert not run.generator.prove()  # ty: ignore[unresolved-attribute]
+    assert not prove(run.models["policy"])
+    assert not prove_engine(run.generator)  # ty: ignore[unresolved-attribute]
     run.reward = (lambda problem, text: float(len(text) % 7 + text.count("1"))) if run.algorithm.verified else None
     training = run.config.training.model_copy(update={"stream_norms_every": 0})
     guards = run.config.guards.model_copy(update={"publish_check_every": 0})

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from covrl.evaluation.likelihood import answer_log_probs
-from covrl.generation.base import Draw, Sampling
-from covrl.generation.engine import TorchGenerator
+from covrl.generation.base import Draw, Generator, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
 from covrl.scoring.model import LanguageModel
@@ -25,6 +24,7 @@ class Reply:
 def ask(
     name: str,
     model: LanguageModel,
+    engine: Generator,
     prompts: Prompts,
     question: str,
     answer: str | None,
@@ -40,7 +40,6 @@ def ask(
         for source, ids in sources.items()
         for i in range(count)
     ]
-    engine = TorchGenerator(model.model, prompts.tokenizer, len(requests))
     rollouts = engine.generate(requests, sampling, Draw(seed, 0))
     found = answer_log_probs(model, prompts, [(problem, r) for r in rollouts]) if answer else [None] * len(rollouts)
     return [Reply(name, r.source, r, None if f is None else f.total) for r, f in zip(rollouts, found, strict=True)]

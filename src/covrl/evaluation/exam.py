@@ -183,9 +183,8 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
     """
     if context is None:
         return
-    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
-    candidates = nlargest(LOOKED_AT, exam.problems, key=lambda p: len(p.question))
-    prompt, longest = max(((len(prompts.prior(p)), p) for p in candidates), key=lambda pair: pair[0])
+    prompt, longest = _longest_prompt(exam, prompts)
+    after = _after_trace(exam, prompts)
     room = context - prompt - after
     if exam.trace_tokens > room:
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"
@@ -193,6 +192,20 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
             f"{exam.name}: problem {longest.id}: {prompt} prompt tokens + {exam.trace_tokens} trace tokens + {after} "
             f"answer tokens exceed the context of {model}, {context}; use {advice}"
         )
+
+
+def row_needed(exam: Exam, prompts: Prompts) -> int:
+    """Tokens of the exam's longest row: prompt, whole trace, tags and answer."""
+    return _longest_prompt(exam, prompts)[0] + exam.trace_tokens + _after_trace(exam, prompts)
+
+
+def _after_trace(exam: Exam, prompts: Prompts) -> int:
+    return len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
+
+
+def _longest_prompt(exam: Exam, prompts: Prompts) -> tuple[int, Problem]:
+    candidates = nlargest(LOOKED_AT, exam.problems, key=lambda p: len(p.question))
+    return max(((len(prompts.prior(p)), p) for p in candidates), key=lambda pair: pair[0])
 
 
 def sit(

@@ -15,10 +15,11 @@ from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.asked import differences, exam_for, sampling_of, settings_of
 from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
 from covrl.evaluation.choices import Options
-from covrl.evaluation.exam import Exam, Solved, check_room, sit
+from covrl.evaluation.exam import Exam, Solved, check_room, row_needed, sit
 from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.generation.engine import TorchGenerator
+from covrl.generation.proof import prove
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
@@ -222,7 +223,8 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
     model, tokenizer = load_model(candidate.config.model)
     rows = candidate.config.generation.rows_per_pass
     generator = TorchGenerator(model.model, tokenizer, rows)
-    for note in (*model.given_up, *generator.prove()):
+    longest = max(row_needed(exam, candidate.prompts(exam)) for exam in exams if left[exam.name])
+    for note in prove(model, generator, tokenizer, longest, candidate.config.model.path):
         say(note)
     for exam in candidate.exams.values():
         evaluator = Evaluator(

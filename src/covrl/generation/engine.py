@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
 from covrl.generation.random import trace_key, uniforms
@@ -21,13 +20,6 @@ from covrl.records import Request, Rollout
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.shared import NAME
 from covrl.training.parallel import Solo
-
-DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 0.5}
-"""Largest difference in logits at which decoding counts as the model's own forward, by dtype. Wider than rounding
-alone asks for: some models round norms or positions to float32 or less, whatever their weights are in."""
-
-STEPS_PROVED = 4
-"""Tokens behind the prompts at whose logits they are compared."""
 
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
@@ -108,57 +100,12 @@ class TorchGenerator:
             yield from (rows[i : i + self.rows_per_pass] for i in range(0, len(rows), self.rows_per_pass))
 
     @torch.no_grad()
-    def prove(self) -> list[str]:
-        """Compare decoding steps with the model's own forward on bare rows, and give up paths that disagree.
-
-        Returns one sentence for each path that was given up.
-
-        Raises:
-            UserError: even whole rows without a cache give other logits than the model itself.
-        """
-        name, given_up = type(self.model).__name__, []
-        weight = next(self.model.parameters())
-        for paths, loss in LADDER:
-            if (paths.shared and not self._can_share) or (paths.recorded and not weight.is_cuda):
-                continue
-            self.paths = paths
-            trouble = self._trouble()
-            if trouble is None:
-                return given_up
-            if loss is None:
-                raise UserError(f"model {name}: decoding does not agree with the model's own forward: {trouble}")
-            given_up.append(f"model {name}: {trouble}, so {loss}")
-        raise AssertionError("the ladder's last rung raises")
-
-    def _trouble(self) -> str | None:
-        """What is wrong with today's paths on three rows of two prompts, one of which leaves the batch; or None."""
-        size, device = self.model.config.vocab_size, next(self.model.parameters()).device
-        long, short = (tuple(i % size for i in r) for r in (range(3, 12), range(14, 19)))
-        rows = [long, short, long] if self.paths.padded else [long, long[::-1], long]
-        try:
-            logits, state = self._prefill(rows, STEPS_PROVED)
-            for step in range(STEPS_PROVED):
-                own = [self.model(input_ids=torch.tensor([row], device=device)).logits[0, -1] for row in rows]
-                apart = float((logits - torch.stack(own)).abs().max())  # not a number if any logit is not
-                if not apart <= DECODING_TOLERANCE.get(logits.dtype, 0.5):
-                    return f"decoding {self.paths.text} gives logits that differ by {apart:.2g} from its own forward"
-                if step == 1:
-                    state.select(torch.tensor([0, 1], device=device))
-                    rows = rows[:2]
-                tokens = [(7 * step + i) % size for i in range(len(rows))]
-                logits = state.advance(self.model, torch.tensor(tokens, device=device))
-                rows = [(*row, token) for row, token in zip(rows, tokens, strict=True)]
-        except Exception as error:  # whatever a model cannot do is said, and the next path is tried
-            return f"decoding {self.paths.text} fails ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
-        return None
-
-    @torch.no_grad()
     def _decode(self, requests: Sequence[Request], sampling: Sampling, rule: StopRule, draw: Draw) -> list[Trace]:
         keys = np.array([trace_key(draw, r.problem_id, r.index) for r in requests], dtype=np.uint64)
         traces = [Trace() for _ in requests]
         was_training = self.model.training
         self.model.eval()
-        logits, state = self._prefill([r.prompt_ids + r.prefix_ids for r in requests], sampling.max_tokens)
+        logits, state = self.prefill([r.prompt_ids + r.prefix_ids for r in requests], sampling.max_tokens)
         active = np.arange(len(requests))
         for position in range(sampling.max_tokens):
             draws = None if sampling.temperature == 0 else uniforms(keys[active], position)
@@ -176,7 +123,7 @@ class TorchGenerator:
         self.model.train(was_training)
         return traces
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], most: int) -> tuple[Tensor, Decoding]:
+    def prefill(self, prompts: Sequence[tuple[int, ...]], most: int) -> tuple[Tensor, Decoding]:
         """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once.
 
         At most ``most`` tokens follow.

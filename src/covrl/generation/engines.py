@@ -15,21 +15,15 @@ VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"
 """What vLLM computes in, by ``model.dtype``: mixed training reads its float32 weights in bfloat16 too."""
 
 
-def make_generator(
-    config: RunConfig, engine: str, model: Any, tokenizer: Any, world: Solo
-) -> tuple[Generator, list[str]]:
-    """The engine ``engine`` for ``model``, and what is to be said of it.
+def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, world: Solo) -> Generator:
+    """The engine ``engine`` for ``model``; how the torch engine decodes is not proved yet.
 
     Raises:
         UserError: it is not installed, does not answer, or cannot be used with these settings.
     """
     rows = config.generation.rows_per_pass
     if engine == "torch":
-        torch_engine = TorchGenerator(model, tokenizer, rows, world)
-        notes: list[str] = []
-        world.led(lambda: notes.extend(torch_engine.prove()))  # by the rank that has weights already
-        torch_engine.paths, notes = world.same((torch_engine.paths, notes))
-        return torch_engine, notes
+        return TorchGenerator(model, tokenizer, rows, world)
     if world.size > 1:
         raise UserError(
             f"generation.engine = {engine}: with several processes only the torch engine samples; set it to torch, or "
@@ -44,7 +38,7 @@ def make_generator(
 
         dtype = VLLM_DTYPES[config.model.dtype]
         local = LocalVllm(model.name_or_path, model, dtype, config.generation.engine_memory, rows)
-        return OutsideGenerator(local, model, tokenizer), []
+        return OutsideGenerator(local, model, tokenizer)
     from covrl.generation.vllm_server import ServerVllm
 
-    return OutsideGenerator(ServerVllm(engine, model, rows), model, tokenizer), []
+    return OutsideGenerator(ServerVllm(engine, model, rows), model, tokenizer)

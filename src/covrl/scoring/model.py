@@ -17,10 +17,9 @@ from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
-from covrl.scoring.flex import can_differentiate, trouble_with_flex
 from covrl.scoring.head import Projection
-from covrl.scoring.shared import NAME, Call, Place, lay_out, nothing_masked
-from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config, tried
+from covrl.scoring.shared import NAME, Place, lay_out, nothing_masked
+from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
 
@@ -28,15 +27,9 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else transformer
 
 SHIPPED = Path(__file__).parents[1] / "quickstart"
 
-PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Largest difference in logits at which a path counts as the model's own forward, by dtype."""
-
-SHORT_TOLERANCE = 0.0625
-"""The same for bfloat16 and its like, over the largest logit or 4: such numbers have two digits and a half."""
-
 
 class Paths(NamedTuple):
-    """The fast paths that a model is scored on; :meth:`LanguageModel.prove` decides which of them hold.
+    """The fast paths that a model is scored on; :func:`covrl.scoring.proof.prove_scoring` decides which of them hold.
 
     ``split_head``: the trunk first, then the output layer on chunks of positions; else the logits of the model's own
     forward, all at once. ``padded``: rows of different lengths side by side; else rows of one length at a time.
@@ -62,9 +55,10 @@ class LanguageModel:
 
     ``states`` reads rows end to end, each prompt once. ``hidden`` runs the trunk on right-padded rows without a mask:
     with causal attention no token sees the padding behind it. ``projection`` is the output layer, kept apart so that
-    logits can be computed in chunks. All are proved at load against the model's own forward (:meth:`prove`), which
-    gives up the path that does not hold.
-    ``compute_dtype`` is what the output layer's product is computed in, if not in the weights' own.
+    logits can be computed in chunks. All are proved at load against the model's own forward
+    (:func:`covrl.scoring.proof.prove_scoring`), which gives up the path that does not hold.
+    ``compute_dtype`` is what the output layer's product is computed in, if not in the weights' own. ``noise`` is the
+    mean difference of a token's log-prob that rounding makes, in nats, as the proof measured it; 0 before.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
@@ -73,6 +67,7 @@ class LanguageModel:
         self._attention = self.model.config._attn_implementation
         self.paths = Paths(shared=False)  # until it is proved
         self.given_up: list[str] = []
+        self.noise = 0.0
         self.compute_dtype: torch.dtype | None = None
 
     @property
@@ -162,92 +157,6 @@ class LanguageModel:
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
         return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature, self.compute_dtype)
 
-    @torch.no_grad()
-    def prove(self) -> list[str]:
-        """Compare each path with the model's own logits on each row alone, and give up those that disagree.
-
-        Returns one sentence for each path that was given up.
-
-        Raises:
-            UserError: the model's own logits are not finite, or not the same twice.
-        """
-        size, name = self.model.config.vocab_size, type(self.model).__name__
-        rows = [tuple(i % size for i in range(12)), tuple(i % size for i in range(12, 19))]
-        own = [self.model(input_ids=torch.tensor([row], device=self.device)).logits[0] for row in rows]
-        if not all(bool(torch.isfinite(logits).all()) for logits in own):
-            raise UserError(f"model {name}: its logits are not finite on a row of {len(rows[0])} tokens")
-        largest = max(float(logits.abs().max()) for logits in own)
-        tolerance = PROBE_TOLERANCE.get(own[0].dtype, SHORT_TOLERANCE * max(largest, 4.0))
-        given_up: list[str] = []
-        self.paths = Paths(shared=False)
-        apart = self._apart(rows[:1], own)
-        if not apart <= tolerance:
-            self.paths = self.paths._replace(split_head=False)
-            given_up.append(
-                f"model {name}: its logits differ by {apart:.2g} from a matrix, a bias and a soft cap on its trunk, so "
-                "whole logits are computed: slower, and memory grows with the vocabulary"
-            )
-        apart = self._apart(rows, own)
-        if not apart <= tolerance:
-            self.paths = self.paths._replace(padded=False)
-            given_up.append(
-                f"model {name}: its logits change by {apart:.2g} with padding behind a row, so only rows of one length "
-                "are scored together: slower"
-            )
-        apart = self._apart(rows, own)
-        if not apart <= tolerance:
-            raise UserError(f"model {name}: the same row gives logits that differ by {apart:.2g} from call to call")
-        if self.paths.padded and (trouble := self._trouble_with_shared(tolerance)):
-            given_up.append(f"model {name}: {trouble}, so each row is read with its own prompt: slower")
-        if self.paths.shared and can_differentiate(self.device) and (trouble := self._trouble_with_flex(tolerance)):
-            given_up.append(f"model {name}: {trouble}, so rows are padded for attention: slower")
-        return given_up
-
-    def _trouble_with_flex(self, tolerance: float) -> str | None:
-        """Take up FlexAttention for rows end to end; what is wrong with it, and it is given up, or None."""
-        config = self.model.config.get_text_config()
-        heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        layout = lay_out([((3, 4, 5, 6), 3), ((3, 4, 5, 7, 8), 3), ((9, 10), 0)], self.device)
-        dtype = self.compute_dtype or self.model.dtype
-        trouble = trouble_with_flex(layout, Call(0), heads, size, dtype)
-        if trouble is None:
-            self.paths = self.paths._replace(flex=True)
-            trouble = self._trouble_with_shared(tolerance)
-        self.paths = self.paths._replace(shared=True, flex=trouble is None)
-        return trouble
-
-    def _trouble_with_shared(self, tolerance: float) -> str | None:
-        """Take up reading rows end to end; what is wrong with it, and it is given up, or None."""
-        size = self.model.config.vocab_size
-        prompt, other = (tuple(i % size for i in r) for r in (range(3, 12), range(20, 24)))
-        rows = [
-            ((*start, *(i % size for i in range(begin, begin + length))), len(start))
-            for start, begin, length in ((prompt, 30, 5), (other, 40, 3), (prompt, 50, 2), (other, 60, 6), ((), 5, 4))
-        ]
-        own = [self.model(input_ids=torch.tensor([row], device=self.device)).logits[0] for row, _ in rows]
-        try:
-            self.paths = self.paths._replace(shared=True)
-            flat, places = self.states(rows)
-            logits = self.projection()(flat) * self.temperature
-            at = [[place(i) for i in range(len(row))] for (row, _), place in zip(rows, places, strict=True)]
-            apart = float(torch.cat([(logits[i] - o).abs().flatten() for i, o in zip(at, own, strict=True)]).max())
-            # wider: norms round to float32 whatever the weights are, and other shapes round otherwise
-            trouble = (
-                None if apart <= max(tolerance, 1e-4) else f"its logits differ by {apart:.2g} where rows share a prompt"
-            )
-        except Exception as error:  # whatever a model cannot do is said, and the plain path is taken
-            trouble = f"rows cannot share a prompt ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
-        if trouble:
-            self.paths = self.paths._replace(shared=False)
-        return trouble
-
-    def _apart(self, rows: Sequence[Ids], own: Sequence[Tensor]) -> float:
-        """Largest difference between the logits of today's paths and the model's own; nan if either is."""
-        logits = self.projection()(self.hidden(rows)) * self.temperature
-        apart = [(logits[i, : len(row)] - own[i]).abs().flatten() for i, row in enumerate(rows)]
-        return float(torch.cat(apart).max())
-
 
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code (:mod:`.trust`).
@@ -264,7 +173,6 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
         load_adapter(language_model.model, Path(source))
         if (Path(source) / "tokenizer_config.json").is_file():
             tokenizer = quoted(source, lambda: load_tokenizer(source))
-    language_model.given_up = tried(f"model.path: cannot compute with {source!r}", language_model.prove)
     return language_model, tokenizer
 
 

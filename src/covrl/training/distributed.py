@@ -209,12 +209,12 @@ class Processes(Solo):
         self.led(lambda: found.append(load_model(config, temperature)))
         facts: tuple[Any, ...] = ()
         for model, _ in found:
-            facts = (ModelShape.of(model.model), model.paths, model.given_up, model.compute_dtype)
-        shape, paths, given_up, compute_dtype = self.same(facts)
+            facts = (ModelShape.of(model.model), model.compute_dtype)
+        shape, compute_dtype = self.same(facts)
         if found:
             return found[0]
         empty = LanguageModel(empty_like(shape), temperature)
-        empty.paths, empty.given_up, empty.compute_dtype = paths, given_up, compute_dtype
+        empty.compute_dtype = compute_dtype
         if compute_dtype is not None:
             compute_in_bfloat16(empty.model)
         return empty, load_tokenizer(str(resolve_path(config.path)))

@@ -31,7 +31,7 @@ class Adapted(LanguageModel):
     def __init__(self, base: LanguageModel, adapter: str | None) -> None:
         super().__init__(base.model, base.temperature)
         self.adapter = adapter
-        self.paths, self.compute_dtype, self.given_up = base.paths, base.compute_dtype, base.given_up
+        self.paths, self.compute_dtype, self.noise = base.paths, base.compute_dtype, base.noise
 
     def own_weights(self) -> list[nn.Parameter]:
         if self.adapter is None:
@@ -83,10 +83,6 @@ def load_policy(
         recompute_activations(policy.model)
     if config.model.compile:
         compile_trunk(policy.model)
-    if config.lora.rank or config.model.compile:
-        notes = list(policy.given_up)
-        world.led(lambda: notes.extend(policy.prove()))  # by the rank that has weights
-        policy.paths, policy.given_up = world.same((policy.paths, list(dict.fromkeys(notes))))
     return policy, tokenizer
 
 
@@ -99,7 +95,7 @@ def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) ->
     mine, whole = (sum(p.numel() for p in part) for part in (policy.parameters(), base.model.parameters()))
     layers = len(policy.parameters()) // 2
     note = f"LoRA of rank {config.lora.rank} on {layers} layers: {mine:,} weights are trained beside {whole - mine:,}"
-    policy.given_up = [*base.given_up, note]
+    policy.given_up = [note]
     return policy
 
 
@@ -127,6 +123,7 @@ def load_beside(
     base = policy
     if resumed:
         base, _ = (world or Solo()).loaded(config.model, config.generation.temperature)
+        base.paths, base.noise = policy.paths, policy.noise  # of the same shape, so what was proved holds
         if config.model.compile:
             compile_trunk(base.model)
     shared: LanguageModel | None = None
@@ -159,7 +156,7 @@ class Offloaded(LanguageModel):
     def __init__(self, copied: LanguageModel, work: torch.device) -> None:
         super().__init__(copied.model, copied.temperature)
         self.work = work
-        self.paths, self.compute_dtype, self.given_up = copied.paths, copied.compute_dtype, copied.given_up
+        self.paths, self.compute_dtype, self.noise = copied.paths, copied.compute_dtype, copied.noise
         self._home: dict[str, Tensor] = {}
 
     @property
@@ -227,7 +224,7 @@ def frozen_copy(model: LanguageModel, device: torch.device | None = None) -> Lan
     placed |= {id(b): put(b) for b in model.model.buffers()}
     copied = LanguageModel(copy.deepcopy(model.model, placed), model.temperature)
     copied.paths = model.paths
-    copied.compute_dtype = model.compute_dtype
+    copied.compute_dtype, copied.noise = model.compute_dtype, model.noise
     return copied
 
 

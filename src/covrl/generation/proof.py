@@ -1,0 +1,148 @@
+"""Proof at load that decoding gives the log-probs that the model's own forward gives.
+
+The same two stages as :mod:`covrl.scoring.proof`. In the first, rows of two short prompts and six rows of a long one
+are decoded for up to 70 tokens, which is past the room that keys and values have at first. Rows leave on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from covrl.errors import UserError
+from covrl.generation.decoding import LONG, MANY, ROOM
+from covrl.generation.engine import LADDER, DecodingPaths, TorchGenerator
+from covrl.scoring.compute import weights_ready
+from covrl.scoring.model import LanguageModel, Paths
+from covrl.scoring.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, words
+from covrl.scoring.trust import tried
+from covrl.training.parallel import Solo
+
+STEPS = ROOM + 6
+"""Tokens decoded to prove the logic: the room for keys grows on the way."""
+
+FEW_STEPS = 8
+"""Tokens decoded to compare numerics, and after short prompts."""
+
+COMPARED = 2
+"""Rows of a batch whose numerics are compared: the model's own forward on a long prompt is dear."""
+
+
+def prove(
+    model: LanguageModel, engine: Any, tokenizer: Any, longest: int, source: str, world: Solo | None = None
+) -> list[str]:
+    """Prove the paths of a model and, where it is the torch engine, of what samples from it.
+
+    ``longest``: tokens of the longest row that can come. All ranks of a ``world`` call it; the first has the weights.
+    Returns one sentence for each path that was given up, or that differs by more than usual.
+
+    Raises:
+        UserError: the model cannot be computed with; names its ``source``.
+    """
+    world, decodes = world or Solo(), isinstance(engine, TorchGenerator)
+    said: list[str] = []
+
+    def work() -> None:
+        text = ordinary_text(tokenizer, model.model.get_input_embeddings().weight.shape[0])
+        trial = Trial.of(model, text, longest)
+        said.extend(prove_scoring(trial))
+        said.extend(prove_decoding(engine, trial) if decodes else [])
+
+    world.led(lambda: tried(f"model.path: cannot compute with {source!r}", work))
+    model.paths, model.noise, said = world.same((model.paths, model.noise, said))
+    if decodes:
+        engine.paths = world.same(engine.paths)
+    return said
+
+
+@torch.no_grad()
+def prove_decoding(engine: TorchGenerator, trial: Trial) -> list[str]:
+    """Take up the fastest way of decoding that holds, in the engine's ``paths``.
+
+    The trial is of the engine's model, whose own paths are proved. Returns one sentence for each way that was given up.
+
+    Raises:
+        UserError: even whole rows without a cache give other log-probs than the model itself.
+    """
+    scoring, said = trial.model.paths, list[str]()
+    on_cuda = next(engine.model.parameters()).is_cuda
+    try:
+        for paths, loss in LADDER:
+            if (paths.shared and not scoring.shared) or (paths.recorded and not on_cuda):
+                continue
+            engine.paths = paths
+            trouble = next((t for stage in trial.stages if (t := _trouble(engine, trial, stage, scoring))), None)
+            if trouble is None:
+                return said
+            if loss is None:
+                raise UserError(f"model {trial.name}: decoding does not agree with the model's own forward: {trouble}")
+            said.append(f"model {trial.name}: {trouble}, so {loss}")
+    finally:
+        trial.model.paths = scoring
+    raise AssertionError("the ladder's last rung raises")
+
+
+def _trouble(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths) -> str | None:
+    """What is wrong with the engine's paths in one stage, or None."""
+    one = TorchGenerator(stage.model.model, engine.tokenizer, engine.rows_per_pass)
+    one.paths = engine.paths
+    for rows, leave in _batches(stage, engine.paths, trial):
+        stage.model.paths = scoring
+        try:
+            found = forced_log_probs(one, rows, leave)
+        except Exception as error:  # whatever a model cannot do is said, and the next way is tried
+            said = str(error).splitlines()[0][:120] if str(error) else ""
+            return f"decoding {one.paths.text} fails ({type(error).__name__}: {said})"
+        compared = rows[:COMPARED] if stage.mean else rows
+        own = [o[: len(f)] for o, f in zip(trial.own(stage, compared), found, strict=False)]
+        if complaint := stage.complaint(stage.gap(found[: len(own)], own)):
+            return f"decoding {one.paths.text} gives log-probs that {complaint}"
+    return None
+
+
+def _batches(stage: Stage, paths: DecodingPaths, trial: Trial) -> list[tuple[list[Row], Mapping[int, Sequence[int]]]]:
+    """Rows that are decoded side by side, and which of them go on after a step."""
+    reach, text = reach_of(trial.model, trial.longest), trial.text
+    few, many = (FEW_STEPS, FEW_STEPS) if stage.mean else (FEW_STEPS, STEPS)
+    few, many = min(few, max(reach - 3, 1)), min(many, max(reach - 3, 1))
+    long, short = min(23, max(reach - few, 2)), min(9, max(reach - few, 1))
+    prompts = [words(text, 0, long), words(text, 50, short if paths.padded else long), words(text, 0, long)]
+    rows = [((*p, *words(text, 70 + 29 * i, few)), len(p)) for i, p in enumerate(prompts)]
+    batches: list[tuple[list[Row], Mapping[int, Sequence[int]]]] = [(rows, {1: (1, 0)})]
+    length = min(reach - many, LONG + 8) if stage.mean else reach - many
+    if length > long:
+        prompt = words(text, 20, length)
+        rows = [((*prompt, *words(text, 80 + 23 * i, many)), len(prompt)) for i in range(MANY + 2)]
+        batches.append((rows, {2: (0, 2, 3, 4, 5), many // 2: (4, 1, 0)}))
+    return batches
+
+
+def forced_log_probs(engine: TorchGenerator, rows: Sequence[Row], leave: Mapping[int, Sequence[int]]) -> list[Tensor]:
+    """Log-probs of each row's tokens after its prompt as decoding them gives, ``[T]``, fewer for rows that left.
+
+    ``leave[step]`` are the numbers, among those still there, of the rows that go on after this step.
+    """
+    taken: list[list[Tensor]] = [[] for _ in rows]
+    there = list(range(len(rows)))
+    steps = min(len(ids) - prompt for ids, prompt in rows)
+    device = next(engine.model.parameters()).device
+    with torch.no_grad(), weights_ready(engine.model):
+        logits, state = engine.prefill([ids[:prompt] for ids, prompt in rows], steps)
+        for step in range(steps):
+            tokens = torch.tensor([rows[i][0][rows[i][1] + step] for i in there], device=device)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            chosen = torch.log_softmax(wide, -1).gather(1, tokens[:, None])[:, 0]
+            for i, value in zip(there, chosen, strict=True):
+                taken[i].append(value)
+            if step + 1 == steps:
+                break
+            if step in leave:
+                kept = torch.tensor(leave[step], device=device)
+                there = [there[i] for i in leave[step]]
+                tokens = tokens[kept]
+                state.select(kept)
+            logits = state.advance(engine.model, tokens)
+    return [torch.stack(values) for values in taken]
