@@ -20,6 +20,7 @@ from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.shared import NAME
+from covrl.scoring.text import vocabulary
 from covrl.training.parallel import Solo
 
 DECODING_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2, torch.bfloat16: 0.5}
@@ -132,7 +133,7 @@ class TorchGenerator:
 
     def _trouble(self) -> str | None:
         """What is wrong with today's paths on three rows of two prompts, one of which leaves the batch; or None."""
-        size, device = self.model.config.vocab_size, next(self.model.parameters()).device
+        size, device = vocabulary(self.model), next(self.model.parameters()).device
         long, short = (tuple(i % size for i in r) for r in (range(3, 12), range(14, 19)))
         rows = [long, short, long] if self.paths.padded else [long, long[::-1], long]
         try:

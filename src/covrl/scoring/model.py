@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
@@ -20,6 +20,7 @@ from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.flex import can_differentiate, trouble_with_flex
 from covrl.scoring.head import Projection
 from covrl.scoring.shared import NAME, Call, Place, lay_out, nothing_masked
+from covrl.scoring.text import context_length, freeze_other_parts, left_out, model_class, text_config, trunk, vocabulary
 from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config, tried
 
 Ids = tuple[int, ...]
@@ -69,6 +70,7 @@ class LanguageModel:
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self.model: Any = model.eval()
+        freeze_other_parts(self.model)
         self.temperature = temperature
         self._attention = self.model.config._attn_implementation
         self.paths = Paths(shared=False)  # until it is proved
@@ -98,7 +100,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int | None:
         """Most tokens that a row may have, where the model's config says."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return context_length(self.model.config)
 
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters, each once (tied ones included once)."""
@@ -151,7 +153,7 @@ class LanguageModel:
 
     def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         if self.paths.split_head:
-            return self.model.base_model(input_ids=ids, use_cache=False, **named).last_hidden_state
+            return trunk(self.model)(input_ids=ids, use_cache=False, **named).last_hidden_state
         return self.model(input_ids=ids, use_cache=False, **named).logits
 
     def projection(self) -> Projection:
@@ -159,7 +161,7 @@ class LanguageModel:
         if not self.paths.split_head:
             return Projection(None, temperature=self.temperature)
         head = self.model.get_output_embeddings()
-        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        softcap = getattr(text_config(self.model.config), "final_logit_softcapping", None)
         return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature, self.compute_dtype)
 
     @torch.no_grad()
@@ -171,7 +173,7 @@ class LanguageModel:
         Raises:
             UserError: the model's own logits are not finite, or not the same twice.
         """
-        size, name = self.model.config.vocab_size, type(self.model).__name__
+        size, name = vocabulary(self.model), type(self.model).__name__
         rows = [tuple(i % size for i in range(12)), tuple(i % size for i in range(12, 19))]
         own = [self.model(input_ids=torch.tensor([row], device=self.device)).logits[0] for row in rows]
         if not all(bool(torch.isfinite(logits).all()) for logits in own):
@@ -205,7 +207,7 @@ class LanguageModel:
 
     def _trouble_with_flex(self, tolerance: float) -> str | None:
         """Take up FlexAttention for rows end to end; what is wrong with it, and it is given up, or None."""
-        config = self.model.config.get_text_config()
+        config = text_config(self.model.config)
         heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layout = lay_out([((3, 4, 5, 6), 3), ((3, 4, 5, 7, 8), 3), ((9, 10), 0)], self.device)
@@ -219,7 +221,7 @@ class LanguageModel:
 
     def _trouble_with_shared(self, tolerance: float) -> str | None:
         """Take up reading rows end to end; what is wrong with it, and it is given up, or None."""
-        size = self.model.config.vocab_size
+        size = vocabulary(self.model)
         prompt, other = (tuple(i % size for i in r) for r in (range(3, 12), range(20, 24)))
         rows = [
             ((*start, *(i % size for i in range(begin, begin + length))), len(start))
@@ -264,7 +266,7 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
         load_adapter(language_model.model, Path(source))
         if (Path(source) / "tokenizer_config.json").is_file():
             tokenizer = quoted(source, lambda: load_tokenizer(source))
-    language_model.given_up = tried(f"model.path: cannot compute with {source!r}", language_model.prove)
+    language_model.given_up += tried(f"model.path: cannot compute with {source!r}", language_model.prove)
     return language_model, tokenizer
 
 
@@ -292,12 +294,13 @@ def _load(config: ModelConfig, source: str, temperature: float) -> tuple[Languag
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     tokenizer = quoted(source, lambda: load_tokenizer(source))
     dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
-    model = read_model(AutoModelForCausalLM, source, dtype, checked, config.allow_pickle)
+    model = read_model(model_class(checked, source), source, dtype, checked, config.allow_pickle)
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers fetches the base of an adapter on its own
         raise UserError(f"model.path: {source!r} is an adapter: download its folder and give that")
     for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
         parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
+    language_model.given_up += left_out(model, checked)
     if config.dtype == "mixed":
         language_model.compute_dtype = torch.bfloat16
         compute_in_bfloat16(model)

@@ -24,6 +24,7 @@ from covrl.records import Credit, Problem, Request, ScoredGroup
 from covrl.rewards.functions import RewardFunction, name_of
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import Ids, LanguageModel
+from covrl.scoring.text import trunk
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
 from covrl.training.lifeline import is_out_of_memory
@@ -130,7 +131,7 @@ def watched(run: Run) -> Generator[Callable[[int], None]]:
         del module, given
         run.leave_if_asked()
 
-    trunks = [model.model.base_model for model in run.models.values()] if run.stopping else []
+    trunks = [trunk(model.model) for model in run.models.values()] if run.stopping else []
     hooks = [trunk.register_forward_pre_hook(look) for trunk in trunks]
     try:
         yield dog.arm if dog else lambda _: None
