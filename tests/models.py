@@ -41,8 +41,11 @@ TEXTS = [
 ]
 
 
-def byte_tokenizer(vocabulary: int = 400, bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the spot; it merges ``>`` with a newline, as those of real models do."""
+def byte_tokenizer(vocabulary: int = 400, bos: bool = False, added: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the spot; it merges ``>`` with a newline, as those of real models do.
+
+    ``added``: by a token that is not of the BPE but beside it.
+    """
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
@@ -51,7 +54,8 @@ def byte_tokenizer(vocabulary: int = 400, bos: bool = False) -> PreTrainedTokeni
     inner.train_from_iterator(
         TEXTS * 4, trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, special_tokens=special)
     )
-    inner.add_tokens([AddedToken(">\n", normalized=False)])
+    if added:
+        inner.add_tokens([AddedToken(">\n", normalized=False)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<eos>", bos_token="<bos>", clean_up_tokenization_spaces=False
     )

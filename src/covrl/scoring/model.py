@@ -18,6 +18,7 @@ from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.flex import can_differentiate, trouble_with_flex
+from covrl.scoring.gguf import is_gguf, notes, read_tokenizer
 from covrl.scoring.head import Projection
 from covrl.scoring.shared import NAME, Call, Place, lay_out, nothing_masked
 from covrl.scoring.text import context_length, freeze_other_parts, left_out, model_class, text_config, trunk, vocabulary
@@ -252,7 +253,7 @@ class LanguageModel:
 
 
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code (:mod:`.trust`).
+    """Load a model and its tokenizer from a folder, the hub or a GGUF file, without remote code (:mod:`.trust`).
 
     The folder of a LoRA adapter is its base with the adapter on, which computes what was trained to the last bit.
 
@@ -282,13 +283,15 @@ def base_source(source: str) -> str:
     base = str(resolve_path(base_of(Path(source))))
     if is_adapter(base):
         raise UserError(f"{source}: its base {base} is an adapter too: `covrl merge {base} --out FOLDER` first")
-    if not Path(base).is_dir() and _is_local(base):
+    if not is_gguf(base) and not Path(base).is_dir() and _is_local(base):
         raise UserError(f"{source}: there is no folder {base}, which the adapter is for (see {CONFIG})")
+    if is_gguf(base) and not Path(base).is_file():
+        raise UserError(f"{source}: there is no file {base}, which the adapter is for (see {CONFIG})")
     return base
 
 
 def _load(config: ModelConfig, source: str, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    if not Path(source).is_dir() and _is_local(source):
+    if not is_gguf(source) and not Path(source).is_dir() and _is_local(source):
         raise UserError(f"model.path: there is no folder {source}")
     checked = safe_config(source, config.allow_pickle)
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
@@ -301,6 +304,8 @@ def _load(config: ModelConfig, source: str, temperature: float) -> tuple[Languag
         parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
     language_model.given_up += left_out(model, checked)
+    if is_gguf(source):
+        language_model.given_up += notes(model, source)
     if config.dtype == "mixed":
         language_model.compute_dtype = torch.bfloat16
         compute_in_bfloat16(model)
@@ -314,11 +319,13 @@ def _is_local(source: str) -> bool:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a folder or hub id, of the class that its own config names.
+    """The tokenizer of a folder, hub id or GGUF file, of the class that its own config names.
 
     For some model types (qwen2 among them) AutoTokenizer puts a class of its own in the place of a generic one and
     rebuilds another vocabulary from the same files, without a word; a generic tokenizer is therefore loaded as such.
     """
+    if is_gguf(source):
+        return read_tokenizer(source)
     named = get_tokenizer_config(source).get("tokenizer_class")
     generic = named in ("PreTrainedTokenizerFast", "TokenizersBackend")
     return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
