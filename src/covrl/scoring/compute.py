@@ -40,6 +40,12 @@ def _autocast(module: nn.Module, *given: Any, **named: Any) -> Any:
         return type(module).forward(module, *given, **named)
 
 
+def computes_in_short_numbers(model: Any) -> bool:
+    """Whether a model computes in 16 bits, by its weights or by :func:`compute_in_bfloat16`."""
+    mixed = getattr(model.forward, "__func__", None) is _autocast
+    return mixed or next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+
+
 @contextmanager
 def weights_ready(model: Any) -> Generator[None]:
     """Inside, passes without gradients share what each of them would else do to the weights first.
