@@ -182,7 +182,8 @@ def tiny_with_vision(family: str, vocabulary: int = 97, seed: int = 0) -> Any:
         "gemma4": lambda: Gemma4Config(
             text_config=text
             | windows
-            | {"global_head_dim": 8, "vocab_size_per_layer_input": vocabulary, "pad_token_id": 0},
+            | {"global_head_dim": 8, "vocab_size_per_layer_input": vocabulary, "pad_token_id": 0}
+            | {"final_logit_softcapping": 2.0},
             vision_config=sizes | {"head_dim": 8, "num_key_value_heads": 2, "patch_size": 14},
         ),
         "llama4": lambda: Llama4Config(
