@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,22 @@ SIZE = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 2
 
 
 def write_llama(
-    path: Path, quantised: bool = False, words: bool = True, extra: str | None = None, pre: str = "gpt-2"
+    path: Path,
+    quantised: bool = False,
+    words: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    pre: str = "gpt-2",
+    theta: float = 10_000.0,
 ) -> Path:
     """A tiny Llama in ``path``; the folder with the same weights, which is its own beside it.
 
     ``quantised``: matrices in blocks of 8 bits, and the folder has what these blocks say. ``words``: with its
-    tokenizer, which splits text the way that ``pre`` names. ``extra`` is the name of one tensor more.
+    tokenizer, which splits text the way that ``pre`` names. ``extra`` are more tensors; ``theta`` is its rope's.
     """
     from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 
     tokenizer = byte_tokenizer(added=False)
-    model = tiny("llama", len(tokenizer), **SIZE)
+    model = tiny("llama", len(tokenizer), rope_parameters={"rope_type": "default", "rope_theta": theta}, **SIZE)
     folder = path.with_suffix("")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -65,8 +71,8 @@ def write_llama(
         writer.add_tensor(_name(name), blocks, raw_dtype=kind)
         said = torch.from_numpy(dequantize(blocks, kind)).reshape(weight.shape)
         kept[name] = _as_transformers(said, heads.get(name.split(".")[-2], 0)).contiguous()
-    if extra:
-        writer.add_tensor(extra, np.ones(4, dtype=np.float32))
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, np.array(values, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

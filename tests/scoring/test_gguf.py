@@ -16,6 +16,8 @@ from commands import Covrl
 from gguf_files import write_llama
 from projects import PROMPTS, write_rows
 from safetensors.torch import load_file
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
@@ -175,9 +177,31 @@ def test_a_file_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_a_stretched_rope_is_refused_as_it_would_not_be_read(tmp_path: Path) -> None:
-    write_llama(tmp_path / "long.gguf", extra="rope_freqs.weight")
-    assert "holds rope_freqs.weight, a stretched rope" in refusal(tmp_path / "long.gguf")
+def test_the_stretched_rope_of_later_llamas_is_read(tmp_path: Path) -> None:
+    """transformers passes it over; the folder says the same in its config, and what is saved does too."""
+    stretched = {"rope_theta": 5e5, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0}
+    stretched |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, rope_parameters=stretched)
+    found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    divisors = (5e5 ** -(torch.arange(0, 8, 2) / 8) / found).tolist()
+    assert divisors == pytest.approx([1, 1, divisors[2], 32])
+    assert 1 < divisors[2] < 32
+    folder = write_llama(tmp_path / "long.gguf", extra={"rope_freqs.weight": divisors}, theta=5e5)
+    plain = logits(load(folder).model)
+    table = json.loads((folder / "config.json").read_text()) | {"rope_parameters": stretched}
+    (folder / "config.json").write_text(json.dumps(table))
+    ours = load(tmp_path / "long.gguf")
+    assert torch.allclose(logits(ours.model), logits(load(folder).model), atol=1e-6)
+    assert (logits(ours.model) - plain).abs().max() > 1e-4
+    ours.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())["rope_parameters"]
+    assert saved == pytest.approx(stretched)
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight"])
+def test_another_stretched_rope_is_refused_as_it_would_not_be_read(tmp_path: Path, name: str) -> None:
+    write_llama(tmp_path / "long.gguf", extra={name: [1.0, 2.0, 3.0, 4.0]})
+    assert f"holds {name}, a stretched rope that transformers does not read" in refusal(tmp_path / "long.gguf")
 
 
 def test_a_way_of_splitting_text_that_is_not_known_is_said(made: Path, tmp_path: Path) -> None:

@@ -15,18 +15,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from covrl.errors import UserError
 
 NEEDED = ("gguf", "accelerate")
 """Packages that transformers' reader imports."""
 
-LEFT_OUT = ("rope_freqs", "rope_factors")
-"""Beginnings of the names of tensors that change what the model computes and that transformers' reader passes over
-without a word: the factors of a rope that is stretched (CONFIRMED with 5.24)."""
+FREQUENCIES, FACTORS = "rope_freqs.weight", "rope_factors"
+"""Tensors of a stretched rope, which transformers' reader passes over without a word (CONFIRMED with 5.24): what each
+frequency is divided by, as in Llama 3.1 and later, and the beginning of longrope's names."""
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""What Llama 3.1 and later stretch their rope by, but for the factor."""
+
+
+STRETCHED = (
+    "a stretched rope that transformers does not read from GGUF, so that positions would be wrong: use the model's "
+    "folder of safetensors"
+)
 
 WORDS = "tokenizer.ggml.tokens"
 
@@ -55,9 +70,29 @@ def read_config(source: str) -> Any:
         if file.read(4) != b"GGUF":
             raise UserError(f"model.path: {source} is no GGUF file: it does not begin with the letters GGUF")
     with _damage_said(source):
-        _check(source)
+        names = _checked_names(source)
         with _nowhere() as folder:
-            return AutoConfig.from_pretrained(folder, gguf_file=_absolute(source), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, gguf_file=_absolute(source), trust_remote_code=False)
+        if FREQUENCIES in names:
+            _stretch(source, config)
+        return config
+
+
+def _stretch(source: str, config: Any) -> None:
+    """Put the stretched rope of Llama 3.1 and later into ``config``, if that gives the frequencies that the file has.
+
+    Raises:
+        UserError: it does not.
+    """
+    from gguf import GGUFReader
+
+    divisors = next(torch.tensor(t.data) for t in GGUFReader(source).tensors if t.name == FREQUENCIES)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = config.rope_parameters["rope_theta"] ** -(torch.arange(0, width, 2) / width) / divisors
+    config.rope_parameters = config.rope_parameters | LLAMA3 | {"factor": float(divisors.max())}
+    found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-4, atol=0):
+        raise UserError(f"model.path: {source} holds {FREQUENCIES}, {STRETCHED}")
 
 
 @contextmanager
@@ -150,8 +185,12 @@ def notes(model: Any, source: str) -> list[str]:
     return found
 
 
-def _check(source: str) -> None:
-    """Refuse what transformers would read wrongly, or only with code of others."""
+def _checked_names(source: str) -> tuple[str, ...]:
+    """The names of the tensors, where transformers will not read the file wrongly, or only with code of others.
+
+    Raises:
+        UserError: it would.
+    """
     from transformers.integrations.gguf import is_gguf_arch_supported, read_gguf_metadata
     from transformers.utils.import_utils import is_kernels_available
 
@@ -163,17 +202,15 @@ def _check(source: str) -> None:
         )
     if WORDS not in metadata:
         raise UserError(f"model.path: {source} holds no tokenizer: take a file that has one, or the model's folder")
-    if wrong := next((name for name in names if name.startswith(LEFT_OUT)), None):
-        raise UserError(
-            f"model.path: {source} holds {wrong}, a stretched rope, which transformers does not read from GGUF: every "
-            "position would be wrong; use the model's folder of safetensors"
-        )
+    if wrong := next((name for name in names if name.startswith(FACTORS)), None):
+        raise UserError(f"model.path: {source} holds {wrong}, {STRETCHED}")
     if is_gguf_arch_supported(architecture) and is_kernels_available():
         raise UserError(
             f"model.path: {source}: for {architecture} transformers fetches code from the hub where the package "
             "kernels is installed, and covrl runs no code that comes with a model: uninstall kernels, or use the "
             "model's folder of safetensors"
         )
+    return names
 
 
 @contextmanager
