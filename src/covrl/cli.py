@@ -167,7 +167,8 @@ def warm_format(
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        list[str], typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits; may be repeated.")
+        list[str],
+        typer.Option(help="Folder of a run or model, .gguf file, hub id, or covrl:digits; may be repeated."),
     ],
     problems: Annotated[
         list[str] | None, typer.Option(help="File, hf:NAME:SPLIT, or digits:test; may be repeated.")
@@ -224,7 +225,7 @@ def evaluate(
 
 @app.command()
 def leak(
-    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    model: Annotated[str, typer.Option(help="Folder of a run or model, .gguf file, hub id, or covrl:digits.")],
     problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
     config: Annotated[Path | None, typer.Option(help="TOML file for prompts and fields.")] = None,
     settings: Settings = None,
@@ -242,7 +243,7 @@ def leak(
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    model: Annotated[str, typer.Option(help="Folder of a run or model, .gguf file, hub id, or covrl:digits.")],
     problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
     config: Annotated[Path | None, typer.Option(help="TOML file for prompts and fields.")] = None,
     settings: Settings = None,
@@ -260,7 +261,7 @@ def calibrate(
 
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    model: Annotated[str, typer.Argument(help="Folder of a run or model, .gguf file, hub id, or covrl:digits.")],
     question: Annotated[str, typer.Argument(help="The question.")],
     answer: Annotated[str | None, typer.Option(help="Its answer: adds posterior traces and log p(answer).")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per model and prompt.")] = 2,
@@ -279,11 +280,11 @@ def ask(
 
 @app.command()
 def merge(
-    model: Annotated[str, typer.Argument(help="Folder of a LoRA run, or of an adapter.")],
+    model: Annotated[str, typer.Argument(help="Folder of a LoRA run or of an adapter, or a GGUF file.")],
     out: Annotated[Path, typer.Option(help="Folder for the plain model.")],
     settings: Settings = None,
 ) -> None:
-    """Write base and LoRA adapter as one plain model; --set model.dtype=bfloat16 for another dtype than the run's."""
+    """Write base and LoRA adapter, or a GGUF file, as a plain model; --set model.dtype=bfloat16 for another dtype."""
     _cpu_defaults()
     from rich.console import Console
 

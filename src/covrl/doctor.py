@@ -11,6 +11,7 @@ EXTRAS = {
     "datasets": ("data", "data sets by name"),
     "pyarrow": ("data", "Parquet files"),
     "peft": ("lora", "LoRA adapters"),
+    "gguf": ("gguf", "models in GGUF files"),
     "tensorboard": ("tensorboard", "curves in TensorBoard"),
     "wandb": ("wandb", "curves in Weights & Biases"),
     "trackio": ("trackio", "curves in trackio"),

@@ -16,6 +16,14 @@ class UserError(Exception):
     """
 
 
+class BrokenModelError(UserError):
+    """A model's logits or scores are NaN or infinite on what it was given, so that nothing can be made of them.
+
+    The message names the model, where it was seen, and what to do. In a step of training it is told as
+    :class:`NonFiniteError`.
+    """
+
+
 class RunBusyError(UserError):
     """Another process is training in the run's folder; nothing of it may be touched."""
 

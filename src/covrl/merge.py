@@ -1,4 +1,4 @@
-"""`covrl merge`: a plain model of a base and its adapter."""
+"""`covrl merge`: a plain folder of a base and its adapter, or of a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 from covrl import api
 from covrl.errors import UserError
 from covrl.scoring.adapters import is_adapter, merged
+from covrl.scoring.gguf import is_gguf
 from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
 from covrl.scoring.trust import quoted
 from covrl.training import durable
 
 
 def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
-    """Write the model of an adapter's folder, or of a LoRA run's, as a plain Hugging Face folder ``out``; returns it.
+    """Write the model of an adapter's folder, of a LoRA run's or of a GGUF file as a plain folder ``out``; returns it.
 
     The sum is made in float32, or in float64, and written in ``model.dtype``, which is the run's or float32 if
     ``settings`` do not say otherwise.
 
     Raises:
-        UserError: it is no adapter, PEFT cannot merge it, its base is not there, or ``out`` holds something already.
+        UserError: it is neither, PEFT cannot merge it, its base is not there, or ``out`` holds something already.
     """
     config = api.config_for(model, settings=settings).model
     folder = Path(resolve_path(config.path))
-    if not is_adapter(folder):
+    if not is_adapter(folder) and not is_gguf(folder):
         raise UserError(f"{model}: no adapter, so there is nothing to merge: it is a whole model as it is")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: there is something already; choose a new folder")
@@ -35,7 +36,7 @@ def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
     base, tokenizer = load_model(config.model_copy(update=place))
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = quoted(str(folder), lambda: load_tokenizer(str(folder)))
-    plain = merged(base.model, folder)
+    plain = merged(base.model, folder) if is_adapter(folder) else base.model
     if config.dtype == "bfloat16":
         plain.to(torch.bfloat16)
     try:

@@ -276,11 +276,25 @@ def test_published_version_is_stamped() -> None:
 
 
 def mamba() -> Any:
-    """A recurrent model: its state can be neither padded on the left nor cut down to some rows."""
+    """A recurrent model: its state cannot be padded on the left."""
     torch.manual_seed(0)
     return MambaForCausalLM(
         MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, state_size=4)
     ).eval()
+
+
+def no_cache() -> Any:
+    """A model that has no way to go on from a cache."""
+    model = tiny("llama", len(TOKENIZER))
+    own = model.forward
+
+    def forward(*given: Any, **named: Any) -> Any:
+        if named.get("use_cache"):
+            raise NotImplementedError("no cache")
+        return own(*given, **named)
+
+    model.forward = forward
+    return model
 
 
 def no_left_padding() -> Any:
@@ -317,7 +331,8 @@ def breaks_shared() -> Any:
 @pytest.mark.parametrize(
     ("make", "paths", "notes"),
     [
-        (mamba, DecodingPaths(False, False, False), ["only prompts of one length", "without a cache"]),
+        (no_cache, DecodingPaths(False, False, False), ["only prompts of one length", "without a cache"]),
+        (mamba, DecodingPaths(False, False), ["only prompts of one length"]),
         (no_left_padding, DecodingPaths(False, False), ["differ by .* only prompts of one length"]),
         (lambda: tiny("gemma2", len(TOKENIZER)), DecodingPaths(False), []),
         (knows_arrangements, DecodingPaths(), []),

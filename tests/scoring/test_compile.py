@@ -15,6 +15,7 @@ import torch
 import torch._inductor.config
 from models import character_tokenizer, prove, save_tiny, tiny
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from covrl.config import LoraConfig, RunConfig
 from covrl.errors import TrainingStoppedError, UserError
@@ -240,7 +241,7 @@ def test_the_real_compiler_agrees() -> None:
 
     torch._dynamo.reset()
     trunk, model = Trunk(), nn.Module()
-    model.base_model = trunk
+    model.base_model, model.config = trunk, PreTrainedConfig()
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     expected = trunk(ids, use_cache=False)
     (wanted,) = torch.autograd.grad(expected.square().sum(), [trunk.layer.weight])

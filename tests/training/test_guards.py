@@ -292,7 +292,9 @@ def test_weights_that_cannot_be_sampled_from_are_named() -> None:
     run = make_run()
     with torch.no_grad():
         run.parameters[0].fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=r"step 1: the model's logits are not finite.*earlier checkpoint"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 1: model \w+.*: its logits are not finite at problem p\d.*earlier checkpoint"
+    ):
         run.step()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from covrl.prompts import Prompts
 from covrl.records import Output, Problem, Rollout
+from covrl.scoring.finite import broken
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
@@ -32,11 +33,18 @@ def answer_scores(
     """The log-probs ``[A]`` of the reference answer's tokens behind each trace, read under the prior prompt.
 
     The closing tag is among them; None where no answer follows.
+
+    Raises:
+        BrokenModelError: a score is NaN or +∞; −∞ is the log of a probability of zero.
     """
     context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
     scores = score({"policy": model}, (context,), (reading,), pairs, tokens_per_pass, logits_bytes)
     key = Output("answer", "prior")
-    return [s[key] if key in s else None for s in scores]  # noqa: SIM401 (no mapping)
+    found = [s[key] if key in s else None for s in scores]  # noqa: SIM401 (no mapping)
+    for (problem, _), values in zip(pairs, found, strict=True):
+        if values is not None and bool((values.isnan() | values.isposinf()).any()):
+            raise broken(model.model, f"log p of the answer to problem {problem.id} is not finite")
+    return found
 
 
 def answer_log_probs(

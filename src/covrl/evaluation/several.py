@@ -24,6 +24,7 @@ from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
 from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
+from covrl.scoring.text import context_length
 from covrl.scoring.trust import quoted, safe_config
 
 Say = Callable[[str], None]
@@ -194,7 +195,7 @@ def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order
     source = str(resolve_path(config.model.path))
     base = base_source(source)
     checked = safe_config(base, config.model.allow_pickle)
-    context = getattr(checked, "max_position_embeddings", None)
+    context = context_length(checked)
     words = source if (Path(source) / "tokenizer_config.json").is_file() else base
     tokenizer = quoted(words, lambda: load_tokenizer(words))
     commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub

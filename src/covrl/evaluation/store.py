@@ -118,7 +118,9 @@ class Fingerprints:
         self._known: dict[str, Any] = found if isinstance(found, dict) else {}
 
     def of(self, folder: Path) -> str:
-        """The fingerprint of a folder; empty for what is none (a hub id)."""
+        """The fingerprint of a folder or file; empty for what is neither (a hub id)."""
+        if folder.is_file():  # a model in one file
+            return self._hash(folder)[:16]
         if not folder.is_dir():
             return ""
         names = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})

@@ -248,7 +248,7 @@ class Padded:
     shrink_below: ClassVar[float] = SHRINK_BELOW
 
     def select(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        choose(self.cache, rows)
         self.mask = None if self.mask is None else self.mask[rows]
         self.position = self.position[rows]
 
@@ -264,6 +264,14 @@ class Padded:
         )
         self.position = self.position + 1
         return out.logits[:, -1]
+
+
+def choose(cache: Any, rows: Tensor) -> None:
+    """Keep these rows ``[B']`` of a cache, each as often as it is named.
+
+    By the one method that states of linear attention and state-space models have too.
+    """
+    cache.reorder_cache(rows)
 
 
 @remembered
@@ -294,7 +302,7 @@ def prefill_padded(model: Any, prompts: Sequence[tuple[int, ...]], device: torch
         **{cache_keyword(type(model)): cache},
     )
     rows = torch.tensor([distinct[ids] for ids in prompts], device=device)
-    cache.batch_select_indices(rows)
+    choose(cache, rows)
     state = Padded(cache, mask[rows] if bool(pads.any()) else None, width - pads[rows])
     return out.logits[rows, -1], state
 

@@ -18,7 +18,9 @@ from covrl.generation.stop import StopRule
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
 from covrl.scoring.compute import weights_ready
+from covrl.scoring.finite import broken
 from covrl.scoring.shared import NAME
+from covrl.scoring.text import vocabulary
 from covrl.training.parallel import Solo
 
 DRAWN_BYTES = 32 << 20
@@ -109,7 +111,10 @@ class TorchGenerator:
         active = np.arange(len(requests))
         for position in range(sampling.max_tokens):
             draws = None if sampling.temperature == 0 else uniforms(keys[active], position)
-            tokens, chosen = next_tokens(logits, sampling, draws)
+            try:
+                tokens, chosen = next_tokens(logits, sampling, draws)
+            except FloatingPointError:
+                raise broken(self.model, _where(logits, [requests[row] for row in active], position)) from None
             for row, token, value in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
                 traces[row].take(token, value, rule, self._eos)
             running = np.array([traces[row].ended is None for row in active])
@@ -143,12 +148,23 @@ class TorchGenerator:
         return self.model.config._attn_implementation == NAME
 
 
+def _where(logits: Tensor, requests: Sequence[Request], taken: int) -> str:
+    """Of which of the ``requests`` the logits ``[B, V]`` are not finite, ``taken`` tokens after its prompt."""
+    bad = torch.log_softmax(logits.float(), dim=-1).isnan().any(dim=-1)
+    request = requests[int(bad.int().argmax())]
+    after = f"after {taken} tokens of its trace" if taken else f"after its {request.source} prompt"
+    return f"its logits are not finite at problem {request.problem_id}, {after}"
+
+
 def next_tokens(
     logits: Tensor, sampling: Sampling, draws: np.ndarray[Any, np.dtype[np.float64]] | None
 ) -> tuple[Tensor, Tensor]:
     """Token ids ``[B]`` at ``draws`` ``[B]`` (None: the mode), and their log-probs ``[B]`` as they were sampled.
 
     Logits ``[B, V]`` are gone through in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary.
+
+    Raises:
+        FloatingPointError: a row's probabilities are not finite.
     """
     rows = max(DRAWN_BYTES // (8 * logits.shape[1]), 1)
     found = []
@@ -160,7 +176,10 @@ def next_tokens(
         if sampling.top_p < 1 and sampling.temperature != 0:
             log_probs = nucleus(log_probs, sampling.top_p)
         tokens = choose(log_probs, None if draws is None else draws[start : start + rows])
-        found.append((tokens, log_probs.gather(1, tokens[:, None])[:, 0]))
+        taken = log_probs.gather(1, tokens[:, None])[:, 0]
+        if draws is None and not bool(torch.isfinite(taken).all()):  # a mode of what are no numbers
+            raise FloatingPointError("the model's logits are not finite, so no token can be taken")
+        found.append((tokens, taken))
     tokens, chosen = zip(*found, strict=True)
     return torch.cat(tokens), torch.cat(chosen)
 

@@ -9,6 +9,7 @@ from covrl.errors import UserError
 from covrl.generation.base import Generator
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.outside import OutsideGenerator
+from covrl.scoring.gguf import is_gguf
 from covrl.training.parallel import Solo
 
 VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
@@ -34,6 +35,11 @@ def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, w
             f"generation.engine = {engine}: vLLM has no {config.model.dtype}; use float32 or the torch engine"
         )
     if engine == "vllm":
+        if is_gguf(model.name_or_path):
+            raise UserError(
+                f"generation.engine = vllm reads no {model.name_or_path}: make a folder of it with "
+                f"`covrl merge {model.name_or_path} --out FOLDER` and give that as model.path"
+            )
         from covrl.generation.vllm_local import LocalVllm
 
         dtype = VLLM_DTYPES[config.model.dtype]

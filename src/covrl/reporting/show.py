@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -35,13 +36,20 @@ def show_model_path(console: Console, path: Path) -> None:
         f"covrl merge {shlex.quote(place)} --out FOLDER   # a plain model of it and its base",
     ]
     if not (path / "adapter_config.json").is_file():
+        reader = _reader(path)
         lines = [
             f"model  {place}",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f"model, tokenizer = (c.from_pretrained({place!r}) for c in (AutoModelForCausalLM, AutoTokenizer))",
+            f"from transformers import {reader}, AutoTokenizer",
+            f"model, tokenizer = (c.from_pretrained({place!r}) for c in ({reader}, AutoTokenizer))",
         ]
     for line in lines:
         console.print(Text(line), soft_wrap=True, highlight=False)
+
+
+def _reader(path: Path) -> str:
+    """What of transformers loads the model of a folder that we wrote, with its vision part if it has one."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM"
 
 
 def show_dry_run(console: Console, found: DryRun, prompts: Prompts) -> None:

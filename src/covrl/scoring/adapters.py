@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from covrl.config import LoraConfig
 from covrl.errors import UserError
+from covrl.scoring.text import has_more_than_text, trunk
 from covrl.scoring.trust import tried
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -70,7 +71,7 @@ def add_adapter(model: Any, settings: LoraConfig, seed: int, base: str, name: st
     config = _peft().LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=targets,
+        target_modules=_in_text(model, targets),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -230,13 +231,14 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def _targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
-    """The last parts of the names of the layers that are meant, sorted.
+    """The last parts of the names of the layers of the text model that are meant, sorted.
 
     Raises:
         UserError: a name that no linear layer has, or the output layer's.
     """
     head = model.get_output_embeddings()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    text = {id(module) for module in (head, *trunk(model).modules())}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and id(m) in text}
     there = sorted({name.rpartition(".")[2] for name, module in linear.items() if module is not head})
     if wanted == (ALL_LINEAR,):
         return there
@@ -246,6 +248,14 @@ def _targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
         if not any(f".{full}".endswith(f".{name}") for full in linear):
             raise UserError(f"lora.target_modules: no linear layer is named {name!r}; there is {', '.join(there)}")
     return sorted(wanted)
+
+
+def _in_text(model: Any, targets: list[str]) -> list[str] | str:
+    """What PEFT is to look for: the names, and in a model with other parts a pattern of those in the text model."""
+    if not has_more_than_text(model):
+        return targets
+    where = next(name for name, module in model.named_modules() if module is trunk(model))
+    return rf"{re.escape(where)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"
 
 
 def _head_error(name: str) -> str:

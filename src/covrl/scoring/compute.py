@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from covrl.errors import UserError
+from covrl.scoring.text import trunk
 
 
 def blocks(model: Any) -> list[nn.Module]:
     """The transformer blocks: the members of the trunk's largest list of modules."""
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)]
+    lists = [m for m in trunk(model).modules() if isinstance(m, nn.ModuleList)]
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=()))
 
 
@@ -30,13 +31,19 @@ def compute_in_bfloat16(model: Any) -> None:
 
     Training, scoring and sampling all go through the same two ``forward``.
     """
-    for module in (model, model.base_model):
+    for module in (model, trunk(model)):
         module.forward = MethodType(_autocast, module)
 
 
 def _autocast(module: nn.Module, *given: Any, **named: Any) -> Any:
     with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
         return type(module).forward(module, *given, **named)
+
+
+def computes_in_short_numbers(model: Any) -> bool:
+    """Whether a model computes in 16 bits, by its weights or by :func:`compute_in_bfloat16`."""
+    mixed = getattr(model.forward, "__func__", None) is _autocast
+    return mixed or next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
 
 
 @contextmanager
@@ -120,9 +127,9 @@ def compile_trunk(model: Any) -> None:
     raise UserError if there is no compiler or it cannot do this model. What a backward pass needs is compiled in it,
     and raises what :func:`is_compile_error` knows.
     """
-    trunk = model.base_model
-    own = trunk.__dict__.get("forward")
-    inner = type(trunk).forward if own is None else own.__func__
+    inside = trunk(model)
+    own = inside.__dict__.get("forward")
+    inner = type(inside).forward if own is None else own.__func__
     compiled = torch.compile(inner, dynamic=True)
 
     def forward(module: nn.Module, *given: Any, **named: Any) -> Any:
@@ -136,7 +143,7 @@ def compile_trunk(model: Any) -> None:
                 raise
             raise UserError(cannot_compile(type(model).__name__, error)) from error
 
-    trunk.forward = MethodType(forward, trunk)
+    inside.forward = MethodType(forward, inside)
 
 
 def is_compile_error(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
@@ -17,8 +17,10 @@ from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
 from covrl.scoring.compute import compute_in_bfloat16
+from covrl.scoring.gguf import is_gguf, notes, read_tokenizer
 from covrl.scoring.head import Projection
 from covrl.scoring.shared import NAME, Place, lay_out, nothing_masked
+from covrl.scoring.text import context_length, freeze_other_parts, left_out, model_class, text_config, trunk, vocabulary
 from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
@@ -63,6 +65,7 @@ class LanguageModel:
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self.model: Any = model.eval()
+        freeze_other_parts(self.model)
         self.temperature = temperature
         self._attention = self.model.config._attn_implementation
         self.paths = Paths(shared=False)  # until it is proved
@@ -93,7 +96,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int | None:
         """Most tokens that a row may have, where the model's config says."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return context_length(self.model.config)
 
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters, each once (tied ones included once)."""
@@ -146,7 +149,7 @@ class LanguageModel:
 
     def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         if self.paths.split_head:
-            return self.model.base_model(input_ids=ids, use_cache=False, **named).last_hidden_state
+            return trunk(self.model)(input_ids=ids, use_cache=False, **named).last_hidden_state
         return self.model(input_ids=ids, use_cache=False, **named).logits
 
     def projection(self) -> Projection:
@@ -154,12 +157,12 @@ class LanguageModel:
         if not self.paths.split_head:
             return Projection(None, temperature=self.temperature)
         head = self.model.get_output_embeddings()
-        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        softcap = getattr(text_config(self.model.config), "final_logit_softcapping", None)
         return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature, self.compute_dtype)
 
 
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder or the hub; only safetensors, no remote code (:mod:`.trust`).
+    """Load a model and its tokenizer from a folder, the hub or a GGUF file, without remote code (:mod:`.trust`).
 
     The folder of a LoRA adapter is its base with the adapter on, which computes what was trained to the last bit.
 
@@ -188,24 +191,29 @@ def base_source(source: str) -> str:
     base = str(resolve_path(base_of(Path(source))))
     if is_adapter(base):
         raise UserError(f"{source}: its base {base} is an adapter too: `covrl merge {base} --out FOLDER` first")
-    if not Path(base).is_dir() and _is_local(base):
+    if not is_gguf(base) and not Path(base).is_dir() and _is_local(base):
         raise UserError(f"{source}: there is no folder {base}, which the adapter is for (see {CONFIG})")
+    if is_gguf(base) and not Path(base).is_file():
+        raise UserError(f"{source}: there is no file {base}, which the adapter is for (see {CONFIG})")
     return base
 
 
 def _load(config: ModelConfig, source: str, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    if not Path(source).is_dir() and _is_local(source):
+    if not is_gguf(source) and not Path(source).is_dir() and _is_local(source):
         raise UserError(f"model.path: there is no folder {source}")
     checked = safe_config(source, config.allow_pickle)
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     tokenizer = quoted(source, lambda: load_tokenizer(source))
     dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
-    model = read_model(AutoModelForCausalLM, source, dtype, checked, config.allow_pickle)
+    model = read_model(model_class(checked, source), source, dtype, checked, config.allow_pickle)
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers fetches the base of an adapter on its own
         raise UserError(f"model.path: {source!r} is an adapter: download its folder and give that")
     for parameter in model.parameters():  # else a view of the file, which may be replaced, at the file's alignment
         parameter.data = parameter.data.clone()
     language_model = LanguageModel(model.to(resolve_device(config.device)), temperature)
+    language_model.given_up += left_out(model, checked)
+    if is_gguf(source):
+        language_model.given_up += notes(model, source)
     if config.dtype == "mixed":
         language_model.compute_dtype = torch.bfloat16
         compute_in_bfloat16(model)
@@ -219,11 +227,13 @@ def _is_local(source: str) -> bool:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a folder or hub id, of the class that its own config names.
+    """The tokenizer of a folder, hub id or GGUF file, of the class that its own config names.
 
     For some model types (qwen2 among them) AutoTokenizer puts a class of its own in the place of a generic one and
     rebuilds another vocabulary from the same files, without a word; a generic tokenizer is therefore loaded as such.
     """
+    if is_gguf(source):
+        return read_tokenizer(source)
     named = get_tokenizer_config(source).get("tokenizer_class")
     generic = named in ("PreTrainedTokenizerFast", "TokenizersBackend")
     return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, trust_remote_code=False)

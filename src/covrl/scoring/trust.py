@@ -1,8 +1,8 @@
 """What of a model's folder is read, and what is refused: nothing in it may make code run that nobody asked for.
 
 A model that is loaded is data of somebody else's: its config, its tokenizer and its weights. Weights are read from
-safetensors, which hold numbers and nothing else. Python files in the folder are never run, kernels that a config names
-are never fetched, and no file outside the folder is read.
+safetensors or from a GGUF file (:mod:`covrl.scoring.gguf`), which hold numbers and nothing else. Python files in the
+folder are never run, kernels that a config names are never fetched, and no file outside the folder is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, cached_file
 
 from covrl.errors import UserError
+from covrl.scoring import gguf
 
 T = TypeVar("T")
 
@@ -34,7 +35,11 @@ def safe_config(source: str, allow_pickle: bool = False) -> Any:
     folder = Path(source)
     if folder.is_dir():
         check_weights_there(folder, allow_pickle)
-    config = quoted(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    from_gguf = gguf.is_gguf(source)
+    config = quoted(
+        source,
+        lambda: gguf.read_config(source) if from_gguf else AutoConfig.from_pretrained(source, trust_remote_code=False),
+    )
     for part in _parts(config):
         for kind in ("attn", "experts"):
             name = getattr(part, f"_{kind}_implementation", None)
@@ -43,6 +48,8 @@ def safe_config(source: str, allow_pickle: bool = False) -> Any:
                     f"model.path: the config of {source!r} asks for {kind}_implementation {name!r}, which is code from "
                     "the hub; remove the line from its config.json"
                 )
+    if from_gguf:
+        return config
     named = getattr(config, "transformers_weights", None)
     for name in [*([named] if named else []), *_shards(source, allow_pickle)]:
         _check_name(source, name, allow_pickle)
@@ -55,9 +62,12 @@ def read_model(cls: Any, source: str, dtype: Any, config: Any, allow_pickle: boo
     Raises:
         UserError: the weights cannot be read, or do not hold all of the model: transformers would draw the rest.
     """
-    how = {"dtype": dtype, "config": config, "trust_remote_code": False, "weights_only": True}
-    how["use_safetensors"] = None if allow_pickle else True
-    model, found = quoted(source, lambda: cls.from_pretrained(source, output_loading_info=True, **how))
+    if gguf.is_gguf(source):
+        model, found = quoted(source, lambda: gguf.read_weights(cls, source, dtype, config))
+    else:
+        how = {"dtype": dtype, "config": config, "trust_remote_code": False, "weights_only": True}
+        how["use_safetensors"] = None if allow_pickle else True
+        model, found = quoted(source, lambda: cls.from_pretrained(source, output_loading_info=True, **how))
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"model.path: cannot load {source!r}: its weights lack {missing[0]}{more}")
@@ -109,6 +119,8 @@ def check_weights_there(folder: Path, allow_pickle: bool) -> None:
             raise UserError(f"model.path: {_is_pickle(folder / 'adapter_model.bin')}; convert it to safetensors")
         return
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    if files := sorted(path for path in folder.iterdir() if gguf.is_gguf(path)):
+        raise UserError(f"model.path: {folder} holds no *.safetensors weights; name its GGUF file itself: {files[0]}")
     if not pickles:
         raise UserError(f"model.path: {folder} holds no *.safetensors weights")
     if not allow_pickle:

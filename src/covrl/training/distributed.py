@@ -27,6 +27,7 @@ from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.scoring.text import trunk
 from covrl.training.lifeline import Lifeline, is_out_of_memory
 from covrl.training.models import Offloaded
 from covrl.training.optimizer import make_optimizer
@@ -181,7 +182,7 @@ class Processes(Solo):
         flag = torch.tensor(2 if error is not None else int(asked))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         if flag:
-            self._policy.base_model.reset_iter_state()
+            trunk(self._policy).reset_iter_state()
         if flag == 2:
             self.settle(error)
         return bool(flag)

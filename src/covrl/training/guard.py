@@ -22,8 +22,10 @@ from covrl.generation.base import Generator as TraceGenerator
 from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, Request, ScoredGroup
 from covrl.rewards.functions import RewardFunction, name_of
+from covrl.scoring.finite import broken
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import Ids, LanguageModel
+from covrl.scoring.text import trunk
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
 from covrl.training.lifeline import is_out_of_memory
@@ -130,7 +132,7 @@ def watched(run: Run) -> Generator[Callable[[int], None]]:
         del module, given
         run.leave_if_asked()
 
-    trunks = [model.model.base_model for model in run.models.values()] if run.stopping else []
+    trunks = [trunk(model.model) for model in run.models.values()] if run.stopping else []
     hooks = [trunk.register_forward_pre_hook(look) for trunk in trunks]
     try:
         yield dog.arm if dog else lambda _: None
@@ -161,7 +163,11 @@ def sampling_errors(run: Run, requests: Sequence[Request], sampling: Sampling) -
 def probe(
     model: LanguageModel, generator: TraceGenerator, prompts: Prompts, problem: Problem, config: RunConfig
 ) -> Probe:
-    """Sample one short row with a key that never changes, and read it with the trainer's weights."""
+    """Sample one short row with a key that never changes, and read it with the trainer's weights.
+
+    Raises:
+        BrokenModelError: it cannot be sampled or read, as the model's numbers are not finite.
+    """
     prompt = prompts.prior(problem)
     sampling = Sampling(PROBE_TOKENS, config.prompts.close, config.generation.temperature)
     request = Request(problem.id, 0, prompt, "prior")
@@ -172,6 +178,8 @@ def probe(
         hidden = model.hidden([prompt + rollout.trace_ids])[0, len(prompt) - 1 : -1]
         targets = torch.tensor(rollout.trace_ids, device=hidden.device)
         (read,) = log_prob([model.projection()(hidden)], targets)
+    if bool(_no_number(read).any()):
+        raise broken(model.model, f"the log-probs of a trace of problem {problem.id} are not finite when it is read")
     return Probe(rollout.trace_ids, rollout.log_probs, tuple(read.tolist()))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
-from covrl.errors import NonFiniteError, RunInterruptedError, TrainingStoppedError
+from covrl.errors import BrokenModelError, NonFiniteError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.generation.base import Draw, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
@@ -132,7 +132,10 @@ class Run:
         """
         with watched(self) as arm:
             if self.config.guards.publish_check_every and self.done < self.config.training.steps:
-                self._look_at_generator()
+                try:
+                    self._look_at_generator()
+                except BrokenModelError as error:
+                    raise NonFiniteError(f"before step {self.done + 1}: {error}") from error
             if self.guard.stale:
                 raise TrainingStoppedError(f"stopped before step {self.done + 1}: {self.guard.stale}")
             while self.done < self.config.training.steps:
@@ -194,9 +197,8 @@ class Run:
         except BaseException as error:
             if self._can_undo():
                 self._before.restore(self)
-            if isinstance(error, FloatingPointError):
-                advice = "the weights are broken; go back to an earlier checkpoint, with a lower training.learning_rate"
-                raise NonFiniteError(f"step {number}: {error}: {advice}") from error
+            if isinstance(error, BrokenModelError):
+                raise NonFiniteError(f"step {number}: {error}") from error
             raise
         finally:
             self._before = None

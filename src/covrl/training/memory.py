@@ -11,6 +11,7 @@ from torch import Tensor
 from covrl.errors import OutOfMemoryError
 from covrl.records import Problem, Rollout
 from covrl.scoring.pack import make_unit
+from covrl.scoring.text import cache_numbers, vocabulary
 from covrl.training.lifeline import is_out_of_memory
 from covrl.training.parallel import local_part
 from covrl.training.step import PassLimits
@@ -71,11 +72,11 @@ def pass_arithmetic(run: Run, pairs: Iterable[tuple[Problem, Rollout]], limits: 
     readings = (*algorithm.scoring, *algorithm.training)
     units = [make_unit(i, algorithm.contexts, readings, *pair) for i, pair in enumerate(pairs)]
     largest = max(((len(u.rows) * u.longest, len(u.rows), u.longest) for u in units), default=(0, 0, 0))
-    vocabulary = int(run.models["policy"].model.config.vocab_size)
-    chunk = max(1, limits.logits_bytes // (4 * vocabulary))
+    size = vocabulary(run.models["policy"].model)
+    chunk = max(1, limits.logits_bytes // (4 * size))
     contexts = max((len(r.contexts) for r in readings), default=1)
     sizes = model_bytes(run)
-    held = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items())
+    held = ", ".join(f"{name} {_mebibytes(bytes_held)}" for name, bytes_held in sizes.items())
     advice = (
         f"a pass holds at least one trace, {largest[1]} rows x {largest[2]} tokens = {largest[0]}: "
         + (
@@ -87,8 +88,8 @@ def pass_arithmetic(run: Run, pairs: Iterable[tuple[Problem, Rollout]], limits: 
         else "lower training.tokens_per_pass"
     )
     return (
-        f"with training.tokens_per_pass = {limits.tokens} and logits of {chunk} positions x {vocabulary} tokens x "
-        f"4 bytes x {contexts} contexts = {_mebibytes(chunk * vocabulary * 4 * contexts)} at a time, beside {held}; "
+        f"with training.tokens_per_pass = {limits.tokens} and logits of {chunk} positions x {size} tokens x "
+        f"4 bytes x {contexts} contexts = {_mebibytes(chunk * size * 4 * contexts)} at a time, beside {held}; "
         f"{advice}"
     )
 
@@ -97,10 +98,8 @@ def generation_arithmetic(run: Run, max_tokens: int, longest_prompt: int) -> str
     """Where the memory of sampling goes: the key-value cache of the rows that are decoded side by side."""
     config = run.models["policy"].model.config
     rows = run.config.generation.rows_per_pass
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = next(run.models["policy"].model.parameters()).element_size()
-    cache = 2 * config.num_hidden_layers * heads * width * (longest_prompt + max_tokens) * size
+    cache = cache_numbers(config) * (longest_prompt + max_tokens) * size
     held = ", ".join(f"{name} {_mebibytes(size)}" for name, size in model_bytes(run).items())
     return (
         f"up to generation.rows_per_pass = {rows} rows x {longest_prompt + max_tokens} tokens take "

@@ -27,6 +27,7 @@ from transformers.core_model_loading import WeightConverter
 from covrl.scoring.adapters import all_adapters
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
+from covrl.scoring.text import trunk
 from covrl.training.lifeline import Lifeline
 
 
@@ -43,16 +44,16 @@ def why_not(model: LanguageModel) -> str | None:
 
 def shard(model: Any, mesh: DeviceMesh) -> Lifeline:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
-    trunk, lifeline = model.base_model, Lifeline()
+    inside, lifeline = trunk(model), Lifeline()
     whole = {*model.get_output_embeddings().parameters(), *all_adapters(model)}
     for block in blocks(model):
         lifeline.hold(block)
         fully_shard(block, mesh=mesh, ignored_params=whole)
-    fully_shard(trunk, mesh=mesh, ignored_params=whole)
+    fully_shard(inside, mesh=mesh, ignored_params=whole)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)  # a sum over ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-    lifeline.watch(trunk)
+    lifeline.watch(inside)
     # FSDP warns of in-place operations on what the trunk gives; there are none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     return lifeline
@@ -74,7 +75,7 @@ def gathered(model: Any) -> Generator[None]:
     finally:
         for module in modules:
             module.reshard()
-            module.set_reshard_after_forward(module is not model.base_model, recurse=False)
+            module.set_reshard_after_forward(module is not trunk(model), recurse=False)
 
 
 def whole(value: Tensor) -> Tensor:
