@@ -20,7 +20,6 @@ from covrl.records import Request, Rollout
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.finite import broken
 from covrl.scoring.shared import NAME
-from covrl.scoring.text import vocabulary
 from covrl.training.parallel import Solo
 
 DRAWN_BYTES = 32 << 20

@@ -30,6 +30,7 @@ from covrl.errors import UserError
 from covrl.scoring.flex import can_differentiate, trouble_with_flex
 from covrl.scoring.model import LanguageModel, Paths
 from covrl.scoring.shared import Call, lay_out
+from covrl.scoring.text import text_config, trunk
 
 Ids = tuple[int, ...]
 Row = tuple[Ids, int]
@@ -99,7 +100,7 @@ def switches(config: Any) -> set[int]:
         >>> switches(MistralConfig(sliding_window=4096))
         {4096}
     """
-    text = config.get_text_config()
+    text = text_config(config)
     found = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
     ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     for rope in (ropes, *(r for r in ropes.values() if isinstance(r, dict))):
@@ -382,7 +383,7 @@ def prove_scoring(trial: Trial) -> list[str]:
 def _flex_trouble(trial: Trial) -> str | None:
     """What is wrong with FlexAttention's outputs and gradients on the proof's rows, or None."""
     model = trial.model
-    config = model.model.config.get_text_config()
+    config = text_config(model.model.config)
     heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layout = lay_out(trial.rows(trial.stages[0]), model.device)
@@ -400,8 +401,8 @@ def small_copy(model: Any) -> Any:
         if own is not None and not ours:
             return model
     config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    memo: dict[int, Any] = {id(model.config): config, id(model.config.get_text_config()): text}
+    text = text_config(config)
+    memo: dict[int, Any] = {id(model.config): config, id(text_config(model.config)): text}
     layers, kept = _few_layers(model, text)
     dropped = {
         id(t) for i, layer in enumerate(layers) if i not in kept for t in (*layer.parameters(), *layer.buffers())
@@ -429,7 +430,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _few_layers(model: Any, config: Any) -> tuple[nn.ModuleList, list[int]]:
     """The model's layers and the numbers of those to keep, to which ``config`` is changed; all where unsure."""
     count = config.num_hidden_layers
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    lists = [m for m in trunk(model).modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
         return nn.ModuleList(), []
     layers = lists[0]

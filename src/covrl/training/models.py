@@ -95,7 +95,7 @@ def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) ->
     mine, whole = (sum(p.numel() for p in part) for part in (policy.parameters(), base.model.parameters()))
     layers = len(policy.parameters()) // 2
     note = f"LoRA of rank {config.lora.rank} on {layers} layers: {mine:,} weights are trained beside {whole - mine:,}"
-    policy.given_up = [note]
+    policy.given_up = [*base.given_up, note]
     return policy
 
 
