@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from models import byte_tokenizer, character_tokenizer, metaspace_tokenizer
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
@@ -15,11 +17,13 @@ from transformers import PreTrainedTokenizerFast
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import UserError
 from covrl.evaluation.exam import Exam, check_room
-from covrl.prompt_checks import check_lengths, check_rows, check_tokens, most_tokens
-from covrl.prompts import Prompts
+from covrl.prompt_checks import check_lengths, check_rows, check_tokens, may_exceed, most_tokens
+from covrl.prompts import ROLES, Prompts
 from covrl.records import Problem
 
 PLAIN = PromptConfig(user="{question}", prior_open="=", posterior_open="({hint})=", chat="never")
+TEXT = st.text(alphabet="ab 42<+>é数\n", min_size=1, max_size=12).map(lambda t: f"x{t}<eos>"[: len(t) + 3])
+MADE = {make: Prompts(make(), PLAIN) for make in (byte_tokenizer, metaspace_tokenizer, character_tokenizer)}
 
 
 def framed(single: str, bos: str, eos: str) -> PreTrainedTokenizerFast:
@@ -163,10 +167,33 @@ def test_no_text_has_more_tokens_than_its_bound(make: Any, text: str) -> None:
     assert max(len(prompts.encode(text)), len(prompts.literal(text))) <= most_tokens(text)
 
 
-def test_far_below_the_context_nothing_is_tokenized() -> None:
-    """Ten thousand problems are looked at in a second or two."""
-    prompts = Prompts(byte_tokenizer(), PLAIN)
-    refuse = SimpleNamespace(config=PLAIN, text=prompts.text, encode=prompts.encode, close_ids=(), answer_prefix_ids=())
-    check_lengths(refuse, 4096, config(10), [LATIN, OTHER])  # ty: ignore
-    with pytest.raises(AttributeError, match="prior"):
-        check_lengths(refuse, 300, config(10), [LATIN, OTHER])  # ty: ignore
+class Watched(Prompts):
+    """Prompts that note which texts were counted apart, and which prompts in full."""
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        self.apart = list(texts)
+        return super().counts(texts)
+
+    def prior(self, problem: Problem) -> tuple[int, ...]:
+        self.whole = problem.id
+        return super().prior(problem)
+
+
+def test_case_9_what_is_far_below_the_context_is_not_tokenized() -> None:
+    """Ten thousand problems are looked at in a second or two: by bytes, then by their parts, then in full."""
+    for context, apart, whole in ((4096, 0, False), (550, 2, False), (170, 3, True)):
+        prompts = Watched(byte_tokenizer(), PLAIN)
+        check_lengths(prompts, context, config(10), [LATIN, OTHER])
+        assert (len(prompts.apart), hasattr(prompts, "whole")) == (apart, whole), context
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, metaspace_tokenizer, character_tokenizer])
+@given(question=TEXT, answer=TEXT)
+def test_no_problem_that_exceeds_is_passed_over(make: Any, question: str, answer: str) -> None:
+    prompts, problem = MADE[make], Problem("p", question, answer)
+    need = {role: len(getattr(prompts, role)(problem)) for role in ("prior", "posterior")}
+    for role in ROLES:
+        assert may_exceed(prompts, [problem], need[role] - 1, (role,), answers=False) == [problem]
+    whole = max(need.values()) + len(prompts.answer(problem))
+    assert may_exceed(prompts, [problem], whole - 1, ROLES, answers=True) == [problem]
+    assert may_exceed(prompts, [problem], 2 * whole + 9999, ROLES, answers=True) == []
