@@ -79,10 +79,11 @@ def found_thought(tail: str, config: PromptConfig) -> Thought | None:
     if last is None:
         return None
     before = _TAG_AT_END.search(tail[: last.start()])
-    if before and _opens(before[1], config) and last[1] in (mirror(before[1]), config.close.strip()):
-        return Thought(before[1], closed=True)
-    if before and _opens(before[1], config) and _NAMED.search(last[1]):  # <|START_THINKING|><|END_THINKING|>
-        return Thought(before[1], closed=True)
+    opener = before[1] if before and _opens(before[1], config) else ""
+    if opener and (last[1] in (mirror(opener), config.close.strip()) or _NAMED.search(last[1])):
+        return Thought(opener, closed=True)
+    if last[1][1] == "/" and (last[1] == config.close.strip() or _NAMED.search(last[1])):  # closed without an opening
+        return Thought(last[1].replace("/", "", 1), closed=True)
     return Thought(last[1], closed=False, spaced=last[0] != last[1]) if _opens(last[1], config) else None
 
 
@@ -92,9 +93,9 @@ def mirror(tag: str) -> str:
 
 
 def _opens(tag: str, config: PromptConfig) -> bool:
-    if tag[1] == "/":
-        return False
-    return tag == _last_tag(config.prior_open) or mirror(tag) == config.close.strip() or bool(_NAMED.search(tag))
+    return tag[1] != "/" and (
+        tag == _last_tag(config.prior_open) or mirror(tag) == config.close.strip() or bool(_NAMED.search(tag))
+    )
 
 
 def _last_tag(text: str) -> str:

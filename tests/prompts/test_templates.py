@@ -190,7 +190,8 @@ def test_case_4_a_closed_empty_thought_is_refused_with_the_option_that_keeps_it_
     prompts = prompts_with(CLOSES, template_options={"enable_thinking": True})
     check_tokens(prompts, [PROBLEM])
     assert both(prompts) == both(prompts_with(PLAIN))
-    assert "opens a second one with <think>" in refusal(generation(HEADER + "<think></think>\n"), **HINT_IN_TURN)
+    for closed in ("<think></think>\n", "</think>", "<think>\n\n</think>\n\n"):
+        assert "opens a second one with <think>" in refusal(generation(HEADER + closed), **HINT_IN_TURN)
 
 
 def test_case_4_plain_words_may_follow_a_closed_empty_thought() -> None:
@@ -243,7 +244,7 @@ def test_case_5_the_day_on_which_a_run_begins_is_kept_where_the_template_reads_i
 
 
 def test_case_5_a_template_with_a_date_is_otherwise_what_transformers_renders() -> None:
-    template = "\n  {%- set now = strftime_now('%d %b %Y') -%}\n{% if now %}\n" + DATED + "{% endif %}"
+    template = "\n\n  Hello{% set now = strftime_now('%d %b %Y') -%}\n{% if now %}\n" + DATED + "{% endif %}"
     tokenizer = tokenizer_with(template)
     turns = [{"role": "user", "content": "2 + 2?"}]
     today = date.today()
