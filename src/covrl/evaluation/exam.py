@@ -10,22 +10,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from heapq import nlargest
 from typing import Any, TypeVar
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
+from covrl.prompt_checks import longest_prompt, may_exceed
 from covrl.prompts import Prompts
 from covrl.records import Finish, Problem, Verdict
 from covrl.rewards.choice import letter_of
 from covrl.rewards.extract import extract_answer
 from covrl.rewards.graders import make_grader
 from covrl.rewards.normalise import normalise, plain_number
-
-LOOKED_AT = 64
-"""Of the questions with the most characters, how many are tokenized to find the longest prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +180,12 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
     """
     if context is None:
         return
-    prompt, longest = _longest_prompt(exam, prompts)
-    after = _after_trace(exam, prompts)
+    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
+    left = context - exam.trace_tokens - after
+    near = may_exceed(prompts, exam.problems, left, ("prior",), answers=False)
+    if not near:
+        return
+    prompt, longest = max(((len(prompts.prior(p)), p) for p in near), key=lambda pair: pair[0])
     room = context - prompt - after
     if exam.trace_tokens > room:
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"
@@ -196,16 +197,8 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
 
 def row_needed(exam: Exam, prompts: Prompts) -> int:
     """Tokens of the exam's longest row: prompt, whole trace, tags and answer."""
-    return _longest_prompt(exam, prompts)[0] + exam.trace_tokens + _after_trace(exam, prompts)
-
-
-def _after_trace(exam: Exam, prompts: Prompts) -> int:
-    return len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
-
-
-def _longest_prompt(exam: Exam, prompts: Prompts) -> tuple[int, Problem]:
-    candidates = nlargest(LOOKED_AT, exam.problems, key=lambda p: len(p.question))
-    return max(((len(prompts.prior(p)), p) for p in candidates), key=lambda pair: pair[0])
+    tags = len(prompts.close_ids) + len(prompts.answer_prefix_ids)
+    return longest_prompt(prompts, exam.problems, ("prior",)) + exam.trace_tokens + tags + exam.answer_tokens
 
 
 def sit(

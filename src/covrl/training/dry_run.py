@@ -90,7 +90,7 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     seconds = share * ((sampled - start) + 4 * (scored - sampled)) * run.config.training.steps
     rollouts = tuple(r for g in groups for r in g.rollouts)
     cost = _cost(run, seconds, measured_activations(run, groups))
-    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, _notes(run))
+    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, (*run.notes, *_notes(run)))
 
 
 def _rows(run: Run, group: Group) -> dict[str, Row]:
