@@ -24,7 +24,7 @@ TOLERANCE = {"float32": (2e-4, 2e-5), "mixed": (0.15, 0.02)}
 """Largest and mean difference in nats that rounding explains, by dtype (bfloat16 has 8 bits)."""
 
 REAL_TOLERANCE = {"float32": (2e-3, 2e-4), "mixed": (1.0, 0.08)}
-"""The same of a pretrained model, whose distributions are sharper. Positions off by one move the mean by 0.1 and more."""
+"""The same of a pretrained model, whose distributions are sharper. Positions off by one move the mean by over 0.1."""
 
 
 def agreement(bench: Bench, workload: Workload, model: str) -> dict[str, Any]:
