@@ -65,7 +65,7 @@ def main() -> int:
             repeats=asked.repeats,
             prefix=split_prefix(asked.prefix),
             real=asked.model,
-            search_again=asked.search,
+            search=asked.search,
             log=sys.stderr if asked.verbose else None,
         )
         try:
@@ -97,7 +97,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", type=Path, default=Path(given) if given else None, help="folder of the model of the workload REAL"
     )
-    parser.add_argument("--search", action="store_true", help="search the settings of REAL again")
+    parser.add_argument("--search", action="store_true", help="search the settings of REAL too")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for the parts step and generation")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the environment that has TRL")

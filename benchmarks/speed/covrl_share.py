@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from speed.processes import Bench, spread
-from speed.step import CHOICES, SETTLED, search
+from speed.step import CHOICES, SETTLED, search, settled
 from speed.workloads import WORKLOADS
 
 ASKED = {"M-close": (2.2, 2.2), "REAL": (2.4, 2.2)}
@@ -37,8 +37,8 @@ def measure(bench: Bench, name: str = "M-close") -> dict[str, Any]:
         task: dict[str, Any] = {"workload": name, "model": model, "steps": steps, "algorithm": method}
         return bench.worker("ours", **task, **settings)
 
-    if name in SETTLED and not bench.search_again:
-        best: Mapping[str, Any] = SETTLED[name]["ours"]
+    if name in SETTLED and not bench.search:
+        best = settled()["ours"]
     else:
         best = search(CHOICES["ours"], lambda s: median(once("grpo", s, 1)[workload.clock]), lambda _: None).best()
     runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}

@@ -26,8 +26,8 @@ class WorkerError(Exception):
 class Bench:
     """How measurements are made: interpreters of the two sides, and where models go.
 
-    ``real`` is the folder of a pretrained model, for workloads that want one. ``search_again``: no settings are taken
-    from an earlier search. ``prefix`` is put before every measuring command (``taskset -c 0``, ``nice -n -5``).
+    ``real`` is the folder of a pretrained model, for workloads that want one. ``search``: settings are searched on every
+    workload. ``prefix`` is put before every measuring command (``taskset -c 0``, ``nice -n -5``).
     """
 
     models: Path
@@ -36,7 +36,7 @@ class Bench:
     repeats: int = 5
     prefix: tuple[str, ...] = ()
     real: Path | None = None
-    search_again: bool = False
+    search: bool = False
     log: Any = None
 
     def worker(self, module: str, peer: bool = False, **asked: Any) -> dict[str, Any]:

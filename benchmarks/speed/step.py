@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from speed.agree import agreement
-from speed.processes import Bench, WorkerError, free_mb, spread
+from speed.processes import Bench, WorkerError, free_mb, machine, spread
 from speed.workloads import Workload
 
 Settings = Mapping[str, Any]
@@ -24,10 +24,8 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """What is tried on each side; the search starts from the first of each."""
 
-SETTLED: dict[str, dict[str, dict[str, Any]]] = {
-    "REAL": {"ours": {"dtype": "mixed"}, "peer": {"dtype": "mixed", "micro": 8, "attention": "sdpa"}},
-}
-"""What a search found, by workload, where a trial takes a minute: it is searched again where that is asked for."""
+SETTLED = ("REAL",)
+"""Workloads whose settings are :func:`settled`, as a trial takes a minute; searched where that is asked for."""
 
 ASKED = {"REAL": (2.3, 2.5)}
 """TRL's wall seconds over ours: at least the first is required, the second is the goal."""
@@ -104,10 +102,10 @@ def unfit(workload: Workload, settings: Settings, free: float) -> str | None:
 def find_settings(bench: Bench, workload: Workload) -> dict[str, Search]:
     """A short trial of each side's settings; where a step takes long, the first one counts.
 
-    Those of :data:`SETTLED` are taken as they are, unless the bench is to search again.
+    Those of the workloads in :data:`SETTLED` are taken as they are, unless the bench is to search.
     """
-    if workload.name in SETTLED and not bench.search_again:
-        return {side: Search([(dict(settings), 0.0)]) for side, settings in SETTLED[workload.name].items()}
+    if workload.name in SETTLED and not bench.search:
+        return {side: Search([(settings, 0.0)]) for side, settings in settled().items()}
     task: dict[str, Any] = {"workload": workload.name, "model": bench.model(workload)}
     task |= {"steps": max(1, workload.steps // 4), "warm": int(workload.steps > 1)}
     return {
@@ -118,6 +116,16 @@ def find_settings(bench: Bench, workload: Workload) -> dict[str, Search]:
         )
         for side, choices in CHOICES.items()
     }
+
+
+def settled() -> dict[str, dict[str, Any]]:
+    """Each side's settings on a real model: bfloat16 products where the processor has units for them, else float32.
+
+    Without such units a product in bfloat16 takes four times as long. TRL's micro-batch and attention are those that a
+    search found.
+    """
+    dtype = "mixed" if machine()["bfloat16"] else "float32"
+    return {"ours": {"dtype": dtype}, "peer": {"dtype": dtype, "micro": 8, "attention": "sdpa"}}
 
 
 def measure(bench: Bench, workload: Workload, searches: Mapping[str, Search]) -> dict[str, Any]:

@@ -165,12 +165,16 @@ def test_seconds_are_those_of_the_workloads_clock() -> None:
     assert found["covrl"]["wall"]["step"] == [5.0] * 3
 
 
-def test_what_a_search_found_is_taken_unless_it_is_to_be_searched_again(tmp_path: Path) -> None:
+def test_settings_of_a_real_model_fit_the_processor_unless_they_are_to_be_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = workloads.WORKLOADS["REAL"]
-    taken = step.find_settings(processes.Bench(tmp_path, real=tmp_path), real)
-    assert {side: found.best() for side, found in taken.items()} == step.SETTLED["REAL"]
+    for units, dtype in ((["amx_bf16"], "mixed"), ([], "float32")):
+        monkeypatch.setattr(step, "machine", lambda units=units: {"bfloat16": units})
+        taken = step.find_settings(processes.Bench(tmp_path, real=tmp_path), real)
+        assert [found.best()["dtype"] for found in taken.values()] == [dtype, dtype]
     with pytest.raises(processes.WorkerError, match="no model was given"):
-        step.find_settings(processes.Bench(tmp_path, search_again=True), real)
+        step.find_settings(processes.Bench(tmp_path, search=True), real)
 
 
 def test_both_sides_ask_the_same_and_a_chats_last_turn_is_what_was_written() -> None:
