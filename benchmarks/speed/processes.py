@@ -26,8 +26,8 @@ class WorkerError(Exception):
 class Bench:
     """How measurements are made: interpreters of the two sides, and where models go.
 
-    ``real`` is the folder of a pretrained model, for workloads that want one. ``search``: settings are searched on every
-    workload. ``prefix`` is put before every measuring command (``taskset -c 0``, ``nice -n -5``).
+    ``real`` is the folder of a pretrained model, for workloads that want one. ``search``: settings are searched for
+    every workload. ``prefix`` is put before every measuring command (``taskset -c 0``, ``nice -n -5``).
     """
 
     models: Path
