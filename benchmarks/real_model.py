@@ -81,7 +81,7 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def main() -> int:
-    """Make the folder and print it; 2 where that cannot be done."""
+    """Make the folder and print it; 2 where it was asked for wrongly, 3 where nothing could be downloaded."""
     if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
         print(__doc__)
         return 2
@@ -96,7 +96,7 @@ def main() -> int:
         print(make(target, gguf))
     except NotToBeHadError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 3
     return 0
 
 
