@@ -3,6 +3,9 @@
 A head function maps the logits of one or more rows, aligned token by token, to per-token outputs ``[n]``. It is
 applied to chunks of positions, and the backward pass computes each chunk's logits again, so that the largest tensor
 with a vocabulary axis is ``[chunk, V]`` whatever the batch, in the forward and in the backward pass.
+
+A chunk is one matrix product. What follows it is dozens of passes over the vocabulary, so on a CPU it is done a few
+rows at a time (:func:`_blocks`), whose numbers stay in the processor's cache from one pass to the next.
 """
 
 from __future__ import annotations
@@ -159,11 +162,13 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(targets, *tensors)
         hidden, learned = tensors[: len(plan.use)], tensors[len(plan.use) :]
         project = plan.projections(learned)
-        chunks = [
-            plan.head([p.logits(p.product(h[at])) for p, h in zip(project, hidden, strict=True)], targets[at])
-            for at in plan.slices(len(targets))
-        ]
-        return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
+        found = []
+        for at in plan.slices(len(targets)):
+            products, asked = [p.product(h[at]) for p, h in zip(project, hidden, strict=True)], targets[at]
+            for rows in _blocks(products[0]):
+                logits = [p.logits(product[rows]) for p, product in zip(project, products, strict=True)]
+                found.append(plan.head(logits, asked[rows]))
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -222,15 +227,48 @@ def _add_chunk(
 ) -> None:
     """Add one chunk's gradients to ``totals``; hidden states own their slice, weights share one sum."""
     products = [t.project.product(h[at]).detach() for t, h in zip(totals, hidden, strict=True)]
-    for product, total in zip(products, totals, strict=True):
-        product.requires_grad_(total.wanted)
+    project = [t.project for t in totals]
+    live = [i for i, total in enumerate(totals) if total.wanted]
+    asked, given = targets[at], [None if grad is None else grad[at] for grad in grads]
+    gradients = {i: torch.empty_like(products[i]) for i in live}
+    for rows in _blocks(products[0]):
+        parts = [product[rows] for product in products]
+        weights = [None if grad is None else grad[rows] for grad in given]
+        for i, grad in zip(live, _gradients(head, project, parts, live, asked[rows], weights), strict=True):
+            if grad is None:
+                gradients.pop(i, None)
+            else:
+                gradients[i][rows] = grad
+    for i, grad in gradients.items():
+        totals[i].add(at, hidden[i][at], grad)
+
+
+def _gradients(
+    head: Head,
+    project: Sequence[Projection],
+    products: Sequence[Tensor],
+    live: Sequence[int],
+    targets: Tensor,
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the products ``[n, V]`` of the contexts ``live``; None where nothing wanted depends on one."""
+    leaves = [product.detach().requires_grad_(i in live) for i, product in enumerate(products)]
     with torch.enable_grad():
-        outputs = head([t.project.logits(p) for t, p in zip(totals, products, strict=True)], targets[at])
-    wanted = [(out, grad[at]) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-    live = [i for i, product in enumerate(products) if product.requires_grad]
-    found = torch.autograd.grad(
-        [out for out, _ in wanted], [products[i] for i in live], [grad for _, grad in wanted], allow_unused=True
+        outputs = head([p.logits(leaf) for p, leaf in zip(project, leaves, strict=True)], targets)
+    wanted = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+    return torch.autograd.grad(
+        [out for out, _ in wanted], [leaves[i] for i in live], [grad for _, grad in wanted], allow_unused=True
     )
-    for i, grad in zip(live, found, strict=True):
-        if grad is not None:
-            totals[i].add(at, hidden[i][at], grad)
+
+
+BLOCK_ELEMENTS = 2**17
+"""Of a block of logits, for each thread: half a MiB in float32, so that a head's few copies fit a core's cache."""
+
+
+def _blocks(product: Tensor) -> list[slice]:
+    """Rows of a chunk ``[n, V]`` that a head is applied to at a time; all of them where launching is what costs."""
+    count = len(product)
+    if product.device.type != "cpu":
+        return [slice(0, count)]
+    rows = max(1, BLOCK_ELEMENTS // product.shape[1]) * torch.get_num_threads()
+    return [slice(start, min(start + rows, count)) for start in range(0, max(count, 1), rows)]
