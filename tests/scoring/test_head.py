@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,11 @@ def mixed(outputs: tuple[Tensor, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 23, 100])
-@pytest.mark.parametrize("head", [composite, composite_entropy])
+@pytest.mark.parametrize(
+    "head",
+    [composite, composite_entropy, partial(composite, detach_reference=True)],
+    ids=["plain", "entropy", "control"],
+)
 def test_chunks_do_not_change_values_or_gradients(chunk: int, head) -> None:
     prior, posterior, weight, bias, targets = inputs()
     project = Projection(weight, bias, softcap=3.0, temperature=0.7)

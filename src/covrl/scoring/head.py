@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from covrl.objectives.composite import normalised_composite_kl
+from covrl.objectives.composite import composite_gradient, normalised_composite_kl
 from covrl.objectives.kl import reverse_kl
 
 Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
@@ -81,11 +82,11 @@ def composite(
 def composite_entropy(logits: Sequence[Tensor], targets: Tensor, detach_reference: bool = False) -> tuple[Tensor, ...]:
     """What :func:`composite` gives, then the entropies of prior and posterior in nats, without gradient.
 
-    Five outputs ``[n]``. In the backward pass, which computes a chunk again, the entropies are left at 0.
+    Five outputs ``[n]``.
     """
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
     kl = normalised_composite_kl(prior, posterior, detach_reference=detach_reference)
-    entropies = [torch.zeros_like(kl.detach()) if torch.is_grad_enabled() else _entropy(p) for p in (prior, posterior)]
+    entropies = [_entropy(logs.detach()) for logs in (prior, posterior)]
     return _at(prior, targets), _at(posterior, targets), kl, *entropies
 
 
@@ -254,11 +255,25 @@ def _gradients(
     """Gradients in the products ``[n, V]`` of the contexts ``live``; None where nothing wanted depends on one."""
     leaves = [product.detach().requires_grad_(i in live) for i, product in enumerate(products)]
     with torch.enable_grad():
-        outputs = head([p.logits(leaf) for p, leaf in zip(project, leaves, strict=True)], targets)
-    wanted = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+        logits = [p.logits(leaf) for p, leaf in zip(project, leaves, strict=True)]
+    named = _of_composite(head)
+    if named is not None:
+        logs = [torch.log_softmax(part.detach(), dim=-1) for part in logits]
+        found = composite_gradient(logs[0], logs[1], targets, (grads[0], grads[1], grads[2]), **named)
+        wanted = [(logits[i], found[i]) for i in live]
+    else:
+        with torch.enable_grad():
+            outputs = head(logits, targets)
+        wanted = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
     return torch.autograd.grad(
         [out for out, _ in wanted], [leaves[i] for i in live], [grad for _, grad in wanted], allow_unused=True
     )
+
+
+def _of_composite(head: Head) -> dict[str, bool] | None:
+    """The settings of a composite head, whose gradient has a closed form; None of another one."""
+    function, named = (head.func, head.keywords) if isinstance(head, partial) else (head, {})
+    return dict(named) if function in (composite, composite_entropy) else None
 
 
 BLOCK_ELEMENTS = 2**17
