@@ -34,7 +34,11 @@ def mixed(outputs: tuple[Tensor, ...]) -> Tensor:
     [composite, composite_entropy, partial(composite, detach_reference=True)],
     ids=["plain", "entropy", "control"],
 )
-def test_chunks_do_not_change_values_or_gradients(chunk: int, head) -> None:
+@pytest.mark.parametrize("rows", [2, 1000])
+def test_chunks_and_blocks_of_rows_do_not_change_values_or_gradients(
+    chunk: int, rows: int, head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_module, "BLOCK_ELEMENTS", rows * V)
     prior, posterior, weight, bias, targets = inputs()
     project = Projection(weight, bias, softcap=3.0, temperature=0.7)
     learned = slice(3)  # entropies are to look at
