@@ -121,8 +121,8 @@ def find_settings(bench: Bench, workload: Workload) -> dict[str, Search]:
 def settled() -> dict[str, dict[str, Any]]:
     """Each side's settings on a real model: bfloat16 products where the processor has units for them, else float32.
 
-    Without such units a product in bfloat16 takes several times as long. TRL's micro-batch and attention are those that a
-    search on another processor found.
+    Without such units a product in bfloat16 takes several times as long. TRL's micro-batch is the one that was its best
+    when such a step was first measured, with bfloat16 units; ``--search`` tries the others.
     """
     dtype = "mixed" if machine()["bfloat16"] else "float32"
     return {"ours": {"dtype": dtype}, "peer": {"dtype": dtype, "micro": 8, "attention": "sdpa"}}
