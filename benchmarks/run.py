@@ -11,8 +11,10 @@
 
 Without a part all but the last are run, which takes hours; ``--repeats 1`` is a quick look. Both sides have the same
 weights, prompts, number of new tokens and optimizer, and every measurement is a process of its own. TRL has to be
-installed in the environment of ``--peer-python``: pip install trl datasets. ``--save`` writes the figures to
-docs/results/speed, and ``--tables`` makes docs/results/speed.md from what is there without measuring.
+installed in the environment of ``--peer-python``: pip install trl datasets. The workload REAL (of the parts step and
+covrl, in wall seconds of two threads) wants a pretrained model: ``--model`` or COVRL_REAL_MODEL. ``--save``
+writes the figures to docs/results/speed, and ``--tables`` makes docs/results/speed.md from what is there without
+measuring.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ def main() -> int:
             threads=threads,
             repeats=asked.repeats,
             prefix=split_prefix(asked.prefix),
+            real=asked.model,
+            search=asked.search,
             log=sys.stderr if asked.verbose else None,
         )
         try:
@@ -83,7 +87,17 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(PARTS), action="append", help="may be repeated; default: all but device")
-    parser.add_argument("--workload", choices=STEP_WORKLOADS, action="append", help="of the part step; default: all")
+    parser.add_argument(
+        "--workload",
+        choices=sorted({*STEP_WORKLOADS, *covrl_share.ASKED}),
+        action="append",
+        help="of the parts step (default: all but REAL) and covrl (M-close or REAL; default: M-close)",
+    )
+    given = os.environ.get("COVRL_REAL_MODEL")
+    parser.add_argument(
+        "--model", type=Path, default=Path(given) if given else None, help="folder of the model of the workload REAL"
+    )
+    parser.add_argument("--search", action="store_true", help="search the settings of REAL too")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for the parts step and generation")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the environment that has TRL")
@@ -109,7 +123,29 @@ def what_is_wrong(asked: argparse.Namespace) -> str | None:
     needing = [part for part in parts_of(asked) if part in WITH_PEER]
     if needing and not peer.peer_versions:
         return f"--peer-python {asked.peer_python}: cannot be run or has no TRL, needed for {' and '.join(needing)}"
+    if wrong := next((part for part, names in workloads_of(asked).items() if not names), None):
+        return f"--workload {' '.join(asked.workload)}: none of them is of the part {wrong}"
+    wants_real = any("REAL" in names for names in workloads_of(asked).values())
+    if wants_real and not (asked.model and (asked.model / "config.json").is_file()):
+        return f"--workload REAL: {asked.model or 'no --model'} is no model's folder: {REMEDY}"
     return None
+
+
+REMEDY = (
+    "download HuggingFaceTB/SmolLM2-135M-Instruct from the hub, or make it from a .gguf file with "
+    "`python benchmarks/real_model.py FOLDER [FILE.gguf]`, and give its folder with --model or COVRL_REAL_MODEL"
+)
+
+
+def workloads_of(asked: argparse.Namespace) -> dict[str, list[str]]:
+    """The workloads of each part that has several."""
+    known = {"step": [*STEP_WORKLOADS, "REAL"], "covrl": list(covrl_share.ASKED)}
+    usual = {"step": list(STEP_WORKLOADS), "covrl": ["M-close"]}
+    return {
+        part: [name for name in known[part] if name in asked.workload] if asked.workload else usual[part]
+        for part in parts_of(asked)
+        if part in known
+    }
 
 
 Measure = Callable[[Bench], dict[str, Any]]
@@ -118,15 +154,20 @@ Measure = Callable[[Bench], dict[str, Any]]
 def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, int, Measure, Callable[[dict[str, Any]], list[str]]]]:
     """Name, threads, measurement and text of everything that is asked for."""
     searches: dict[str, Any] = {}
+    several = workloads_of(asked)
     for part in parts_of(asked):
         module = PARTS[part]
         fixed = [os.cpu_count() or 1] if part == "first-step" else [1]  # the quickstart has the threads of a user
-        for threads in asked.threads if part in AT_EACH_NUMBER_OF_THREADS else fixed:
-            if part != "step":
+        if part not in several:
+            for threads in asked.threads if part in AT_EACH_NUMBER_OF_THREADS else fixed:
                 yield part, threads, module.measure, module.text
-                continue
-            for name in asked.workload or STEP_WORKLOADS:
-                yield f"step {name}", threads, partial(measure_step, name, searches), step.text
+            continue
+        for name in several[part]:
+            own = WORKLOADS[name].threads
+            counts = [own] if own else asked.threads if part in AT_EACH_NUMBER_OF_THREADS else fixed
+            how = partial(measure_step, name, searches) if part == "step" else partial(module.measure, name=name)
+            for threads in counts:
+                yield part if name == "M-close" else f"{part} {name}", threads, how, module.text
 
 
 def measure_step(name: str, searches: dict[str, Any], bench: Bench) -> dict[str, Any]:

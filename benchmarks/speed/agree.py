@@ -23,6 +23,9 @@ ROWS = 16
 TOLERANCE = {"float32": (2e-4, 2e-5), "mixed": (0.15, 0.02)}
 """Largest and mean difference in nats that rounding explains, by dtype (bfloat16 has 8 bits)."""
 
+REAL_TOLERANCE = {"float32": (2e-3, 2e-4), "mixed": (1.0, 0.08)}
+"""The same of a pretrained model, whose distributions are sharper. Positions off by one move the mean by over 0.1."""
+
 
 def agreement(bench: Bench, workload: Workload, model: str) -> dict[str, Any]:
     """Largest and mean difference for each dtype, over the same tokens; ``equal`` if all are within the tolerance."""
@@ -37,12 +40,12 @@ def agreement(bench: Bench, workload: Workload, model: str) -> dict[str, Any]:
             }
             bench.worker("agree", side="ours", **task)
             found[dtype] = bench.worker("agree", peer=True, side="peer", **task)
-    return found | {"equal": all(within(dtype, found[dtype]) for dtype in TOLERANCE)}
+    return found | {"equal": all(within(dtype, found[dtype], workload.real) for dtype in TOLERANCE)}
 
 
-def within(dtype: str, found: dict[str, float]) -> bool:
+def within(dtype: str, found: dict[str, float], real: bool = False) -> bool:
     """Whether differences are no more than rounding in this dtype."""
-    largest, mean = TOLERANCE[dtype]
+    largest, mean = (REAL_TOLERANCE if real else TOLERANCE)[dtype]
     return found["largest"] <= largest and found["mean"] <= mean
 
 

@@ -22,7 +22,7 @@ def floor_seconds(workload: Workload, threads: int) -> float:
 
     torch.set_num_threads(threads)
     hidden, key = workload.hidden, workload.hidden * workload.heads[1] // workload.heads[0]
-    inner = hidden * 11 // 4
+    inner = workload.inner or hidden * 11 // 4
     shapes = [(hidden, hidden)] * 2 + [(hidden, key)] * 2 + [(hidden, inner)] * 2 + [(inner, hidden)]
     prompts, responses = workload.problems * workload.prompt, workload.rows * workload.mean_length
 

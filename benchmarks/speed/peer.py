@@ -37,14 +37,25 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
             model=policy,
             args=settings(workload, asked, warm + count, scratch),
             processing_class=PreTrainedTokenizerFast.from_pretrained(asked["model"], padding_side="left"),
-            reward_funcs=lambda completions, **_: [reward(text) for text in completions],
-            train_dataset=Dataset.from_dict({"prompt": questions(workload, warm + count)}),
+            reward_funcs=lambda completions, **_: [reward(written(one)) for one in completions],
+            train_dataset=Dataset.from_dict({"prompt": prompts(workload, warm + count)}),
             callbacks=[Clock()],
         )
         meter = Meter(policy.parameters(), warm)
         trainer.train()
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
     return meter.record(optimizer)
+
+
+def prompts(workload: Workload, steps: int) -> list[Any]:
+    """The questions as TRL takes them: as they are, or as the user's turn of a chat where the model has a template."""
+    texts = questions(workload, steps)
+    return [[{"role": "user", "content": text}] for text in texts] if workload.real else texts
+
+
+def written(completion: Any) -> str:
+    """The text of a completion, which in a chat is the last turn."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def load(model: str, dtype: str, attention: str) -> Any:

@@ -26,7 +26,8 @@ class WorkerError(Exception):
 class Bench:
     """How measurements are made: interpreters of the two sides, and where models go.
 
-    ``prefix`` is put before every measuring command (``taskset -c 0``, ``nice -n -5``).
+    ``real`` is the folder of a pretrained model, for workloads that want one. ``search``: settings are searched for
+    every workload. ``prefix`` is put before every measuring command (``taskset -c 0``, ``nice -n -5``).
     """
 
     models: Path
@@ -34,6 +35,8 @@ class Bench:
     threads: int = 1
     repeats: int = 5
     prefix: tuple[str, ...] = ()
+    real: Path | None = None
+    search: bool = False
     log: Any = None
 
     def worker(self, module: str, peer: bool = False, **asked: Any) -> dict[str, Any]:
@@ -63,7 +66,15 @@ class Bench:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     def model(self, workload: Any) -> str:
-        """The folder of the workload's model, made if it is not there."""
+        """The folder of the workload's model, made if it is not there; of a pretrained one, the folder that was given.
+
+        Raises:
+            WorkerError: no pretrained one was given.
+        """
+        if workload.real:
+            if self.real is None:
+                raise WorkerError(f"{workload.name}: no model was given")
+            return str(self.real)
         from speed.workloads import make_model
 
         return str(make_model(workload, self.models))

@@ -31,6 +31,8 @@ GOALS: tuple[tuple[str, str, str, Callable[[Record], float], float, bool], ...] 
     ("GRPO step, S: TRL / ours", "step-S-1-threads", "≥ 1.4", lambda r: r["ratio"], 1.4, True),
     ("generation: ours / `generate`", "generation-1-threads", "≥ 2.5", lambda r: r["ratio"], 2.5, True),
     ("CoVRL's training part / GRPO's", "covrl", "≤ 2.2", lambda r: r["ratio"], 2.2, False),
+    ("GRPO step, SmolLM2, wall: TRL / ours", "step-REAL-2-threads", "≥ 2.3", lambda r: r["wall_ratio"], 2.3, True),
+    ("CoVRL's training part / GRPO's, SmolLM2, wall", "covrl-REAL", "≤ 2.4", lambda r: r["ratio"], 2.4, False),
     ("memory of a step, M-wide: TRL / ours, fastest", "memory", "> 1", lambda r: r["ratio_fastest"], 1.0, True),
     ("memory of a step, M-wide: TRL / ours, smallest", "memory", "> 1", lambda r: r["ratio_smallest"], 1.0, True),
     ("DASH's gain, measured / predicted", "dash", "≥ 0.9", lambda r: r["share"][0], 0.9, True),
@@ -150,14 +152,18 @@ def generation_rows(r: Record) -> list[str]:
 
 
 def covrl_rows(r: Record) -> list[str]:
-    """Seconds by phase."""
+    """Seconds by phase; records of before there were two clocks are of CPU seconds."""
     names = ("step", "generate", "score", "train", "training_part")
+    clock = r.get("clock", "cpu")
     rows = [
-        (method, *(range_of(r[method]["cpu"][n]) for n in names), f"{r[method]['tokens']['generated']:,.0f}")
+        (method, *(range_of(r[method][clock][n]) for n in names), f"{r[method]['tokens']['generated']:,.0f}")
         for method in ("grpo", "covrl")
     ]
     head = ("method", *(n.replace("_", " ") for n in names), "tokens sampled")
-    said = f"Training part {r['ratio']:.2f}, whole step {r['step_ratio']:.2f} ({r['settings']['dtype']})."
+    said = (
+        f"{r['workload']}: training part {r['ratio']:.2f}, whole step {r['step_ratio']:.2f} "
+        f"({r['settings']['dtype']}, {clock} seconds)."
+    )
     return [table(head, rows), said]
 
 

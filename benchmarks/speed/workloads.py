@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from speed.word_problems import WORD_PROBLEMS
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -15,6 +17,10 @@ class Workload:
 
     ``end`` is the chance that a token ends the response; 0: all have exactly ``new`` tokens. ``close`` is the chance
     of the token that closes a thought (:data:`CLOSE`), for methods that read an answer behind it.
+
+    ``real``: the model is a pretrained one that is given, prompts are word problems in its chat template (``prompt`` is
+    their mean length), and every trace and response has exactly ``new`` tokens. ``threads``: what it is measured with,
+    in seconds on the wall; 0: the threads that are asked for, in CPU seconds.
 
     Example:
         >>> WORKLOADS["M-34"]
@@ -33,11 +39,18 @@ class Workload:
     close: float = 0.0
     steps: int = 2  # measured, after one that is not
     inner: int = 0  # of the feed-forward layers; 0: 11/4 of hidden
+    real: bool = False
+    threads: int = 0
 
     @property
     def rows(self) -> int:
         """Responses of a step."""
         return self.problems * self.rollouts
+
+    @property
+    def clock(self) -> str:
+        """Which seconds count: on the wall or of the CPU."""
+        return "wall" if self.threads else "cpu"
 
     @property
     def model(self) -> str:
@@ -58,6 +71,8 @@ M: dict[str, Any] = {"hidden": 512, "layers": 8, "heads": (8, 2), "vocabulary": 
 HALF: dict[str, Any] = {"hidden": 896, "layers": 24, "heads": (14, 2), "vocabulary": 151_936, "inner": 4864}
 LARGE: dict[str, Any] = {"hidden": 1536, "layers": 28, "heads": (12, 2), "vocabulary": 151_936, "inner": 8960}
 """The shapes of Qwen2.5 0.5B and 1.5B, for accelerators."""
+SMOL: dict[str, Any] = {"hidden": 576, "layers": 30, "heads": (9, 3), "vocabulary": 49_152, "inner": 1536}
+"""The shape of SmolLM2-135M."""
 
 WORKLOADS: dict[str, Workload] = {
     w.name: w
@@ -71,13 +86,14 @@ WORKLOADS: dict[str, Workload] = {
         Workload("S-long", **S, prompt=34, new=1024, problems=2, rollouts=4, steps=2),
         Workload("0.5B", **HALF, prompt=256, new=512, problems=16, close=1 / 128),
         Workload("1.5B", **LARGE, prompt=256, new=512, problems=16, close=1 / 128),
+        Workload("REAL", **SMOL, prompt=58, new=80, steps=1, real=True, threads=2),
         Workload("tiny", **S, prompt=12, new=16, problems=2, rollouts=4, close=1 / 8, steps=1),
     )
 }
 
 
 STEP_WORKLOADS = ("S", "M-34", "M-256", "M-early", "M-wide", "S-long")
-"""Those whose step is compared with TRL's."""
+"""Those whose step is compared with TRL's. REAL is too where it is asked for: its model is not made here."""
 
 LETTERS = 480
 """Tokens that are one letter of text; further ones only widen the vocabulary."""
@@ -98,12 +114,19 @@ def workload_of(asked: dict[str, Any]) -> Workload:
 
 
 def questions(workload: Workload, steps: int) -> list[str]:
-    """Prompts of exactly ``prompt`` tokens, all different, the same on both sides."""
+    """Prompts of exactly ``prompt`` tokens, all different, the same on both sides; word problems for a real model."""
+    if workload.real:
+        return [text for text, _ in word_problems(steps * workload.problems)]
     chosen = random.Random(0)
     return [
         "".join(letter(chosen.randrange(8, LETTERS - 8)) for _ in range(workload.prompt))
         for _ in range(steps * workload.problems)
     ]
+
+
+def word_problems(count: int) -> list[tuple[str, str]]:
+    """The first of them, as (question, answer), from the start again where there are not as many."""
+    return [WORD_PROBLEMS[i % len(WORD_PROBLEMS)] for i in range(count)]
 
 
 def reward(text: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import save_tiny
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +149,45 @@ def test_the_training_part_is_scoring_and_training() -> None:
     assert found["covrl"]["tokens"] == {"generated": 61}
 
 
+def test_seconds_are_those_of_the_workloads_clock() -> None:
+    def run(wall: float) -> dict[str, Any]:
+        phases = {"generate": [1.0], "score": [0.0], "train": [wall - 1.0], "other": [0.0]}
+        return {
+            "cpu": [99.0],
+            "wall": [wall],
+            "phases": phases,
+            "tokens": {},
+            "metrics": {"trace/invalid_share": [0.0]},
+        }
+
+    found = covrl_share.summary({"grpo": [run(3.0)], "covrl": [run(5.0)]}, workloads.WORKLOADS["REAL"].clock)
+    assert (found["ratio"], found["step_ratio"]) == pytest.approx((2.0, 5 / 3))
+    assert found["covrl"]["wall"]["step"] == [5.0] * 3
+
+
+def test_settings_of_a_real_model_fit_the_processor_unless_they_are_to_be_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = workloads.WORKLOADS["REAL"]
+    for units, dtype in ((["amx_bf16"], "mixed"), ([], "float32")):
+        monkeypatch.setattr(step, "machine", lambda units=units: {"bfloat16": units})
+        taken = step.find_settings(processes.Bench(tmp_path, real=tmp_path), real)
+        assert [found.best()["dtype"] for found in taken.values()] == [dtype, dtype]
+    with pytest.raises(processes.WorkerError, match="no model was given"):
+        step.find_settings(processes.Bench(tmp_path, search=True), real)
+
+
+def test_both_sides_ask_the_same_and_a_chats_last_turn_is_what_was_written() -> None:
+    from speed import peer
+
+    letters, real = (workloads.WORKLOADS[name] for name in ("S", "REAL"))
+    assert peer.prompts(letters, 1) == workloads.questions(letters, 1)
+    turns = peer.prompts(real, 5)
+    assert [turn["content"] for (turn,) in turns] == workloads.questions(real, 5)
+    assert len(turns) == 5 * real.problems
+    assert peer.written("so") == peer.written([{"role": "assistant", "content": "so"}]) == "so"
+
+
 def test_the_median_step_of_each_run_is_what_counts() -> None:
     runs = [
         {"cpu": [1.0, 2.0, 9.0], "wall": [1.0], "step_mb": mb, "peak_mb": 100.0, "phases": {"train": [0.5]}}
@@ -233,6 +273,21 @@ def test_thoughts_close_and_their_answers_are_read(models: Path) -> None:
     assert covrl["tokens"]["trained"][0] > 2 * covrl["tokens"]["generated"][0]  # both contexts, and answers
 
 
+@pytest.mark.parametrize("method", ["grpo", "covrl"])
+def test_a_real_models_traces_all_have_their_length_and_are_closed(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny model stands for the pretrained one; its end token is sampled, and ends nothing."""
+    from covrl.generation import engine
+
+    monkeypatch.setattr(engine, "Trace", engine.Trace)  # the worker puts its own in its place
+    save_tiny("llama", tmp_path / "m")
+    asked = {"workload": "REAL", "changes": {"problems": 2, "rollouts": 2, "new": 40}, "threads": 1, "dtype": "float32"}
+    found = ours.main(asked | {"model": str(tmp_path / "m"), "algorithm": method, "steps": 2, "warm": 0})
+    assert found["tokens"]["generated"] == [2 * 2 * 40] * 2
+    assert found["metrics"]["trace/invalid_share"] == [0.0, 0.0]
+
+
 def test_rows_without_signal_are_dropped_by_their_share(models: Path) -> None:
     found = dash.filtering(task(models, "S", shares=[0.0, 0.5, 1.0]))
     assert found["dropped"] == [0.0, 3.0, 6.0]
@@ -315,11 +370,14 @@ def test_memory_tries_every_setting_once_and_repeats_what_is_shown(monkeypatch: 
         (["--part", "dash", "--repeats", "0"], "--repeats and --threads: at least 1"),
         (["--workload", "S", "--threads", "1", "0"], "--repeats and --threads: at least 1"),
         (["--part", "memory", "--peer-python", "/nowhere/python"], "--peer-python /nowhere/python: cannot be run"),
+        (["--part", "covrl", "--workload", "REAL"], "--workload REAL: no --model is no model's folder: download"),
+        (["--part", "covrl", "--workload", "S"], "--workload S: none of them is of the part covrl"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line_before_anything_is(
     given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("COVRL_REAL_MODEL", raising=False)
     monkeypatch.setattr(sys, "argv", ["run.py", *given])
     monkeypatch.setattr(processes.Bench, "worker", lambda *_, **__: pytest.fail("something was measured"))
     assert run.main() == 2

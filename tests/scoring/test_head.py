@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,8 +29,16 @@ def mixed(outputs: tuple[Tensor, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 23, 100])
-@pytest.mark.parametrize("head", [composite, composite_entropy])
-def test_chunks_do_not_change_values_or_gradients(chunk: int, head) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [composite, composite_entropy, partial(composite, detach_reference=True)],
+    ids=["plain", "entropy", "control"],
+)
+@pytest.mark.parametrize("rows", [2, 1000])
+def test_chunks_and_blocks_of_rows_do_not_change_values_or_gradients(
+    chunk: int, rows: int, head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_module, "BLOCK_ELEMENTS", rows * V)
     prior, posterior, weight, bias, targets = inputs()
     project = Projection(weight, bias, softcap=3.0, temperature=0.7)
     learned = slice(3)  # entropies are to look at

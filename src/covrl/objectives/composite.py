@@ -44,6 +44,39 @@ def normalised_composite_kl(prior: Tensor, posterior: Tensor, *, detach_referenc
     return (m * (composite - reference) - m + reference.exp()).sum(dim=-1)
 
 
+def composite_gradient(
+    prior: Tensor,
+    posterior: Tensor,
+    targets: Tensor,
+    weights: tuple[Tensor | None, Tensor | None, Tensor | None],
+    *,
+    detach_reference: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of Σ a log p(target) + b log q(target) + c KL(m‖p) in the two contexts' logits, each ``[n, V]``.
+
+    From log-probs ``[n, V]``, targets ``[n]`` and the weights a, b, c ``[n]`` (None: 0). What autograd gives of
+    :func:`normalised_composite_kl`, in about a third of the passes over the vocabulary. With r = log(m/p) (spec 9.1):
+
+        in the prior's logits      c/2 [p (r − Σ p r + 1) − q] + a (1[target] − p)
+        in the posterior's         c/2 q (r − Σ q r) + b (1[target] − q)
+
+    ``detach_reference`` leaves out the prior's p − q.
+    """
+    a, b, c = (torch.zeros_like(prior[:, :1]) if w is None else w[:, None].to(prior.dtype) for w in weights)
+    p, q, half = prior.exp(), posterior.exp(), 0.5 * c
+    ratio = torch.logaddexp(prior, posterior).sub_(prior).sub_(LOG_2)
+    mean_p, mean_q = ((part * ratio).sum(dim=-1, keepdim=True) for part in (p, q))
+    to_prior = (half * ratio).sub_(half * mean_p + a)
+    if not detach_reference:
+        to_prior.add_(half)
+    to_prior.mul_(p)
+    if not detach_reference:
+        to_prior.addcmul_(q, half, value=-1.0)
+    to_posterior = ratio.mul_(half).sub_(half * mean_q + b).mul_(q)
+    at = targets[:, None]
+    return to_prior.scatter_add_(-1, at, a), to_posterior.scatter_add_(-1, at, b)
+
+
 def composite_kl_estimate(
     prior: Tensor, posterior: Tensor, source: Tensor, *, detach_reference: bool = False
 ) -> Tensor:

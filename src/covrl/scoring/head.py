@@ -3,18 +3,22 @@
 A head function maps the logits of one or more rows, aligned token by token, to per-token outputs ``[n]``. It is
 applied to chunks of positions, and the backward pass computes each chunk's logits again, so that the largest tensor
 with a vocabulary axis is ``[chunk, V]`` whatever the batch, in the forward and in the backward pass.
+
+A chunk is one matrix product. What follows it is dozens of passes over the vocabulary, so on a CPU it is done a few
+rows at a time (:func:`_blocks`), whose numbers stay in the processor's cache from one pass to the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from covrl.objectives.composite import normalised_composite_kl
+from covrl.objectives.composite import composite_gradient, normalised_composite_kl
 from covrl.objectives.kl import reverse_kl
 
 Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
@@ -78,11 +82,11 @@ def composite(
 def composite_entropy(logits: Sequence[Tensor], targets: Tensor, detach_reference: bool = False) -> tuple[Tensor, ...]:
     """What :func:`composite` gives, then the entropies of prior and posterior in nats, without gradient.
 
-    Five outputs ``[n]``. In the backward pass, which computes a chunk again, the entropies are left at 0.
+    Five outputs ``[n]``.
     """
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
     kl = normalised_composite_kl(prior, posterior, detach_reference=detach_reference)
-    entropies = [torch.zeros_like(kl.detach()) if torch.is_grad_enabled() else _entropy(p) for p in (prior, posterior)]
+    entropies = [_entropy(logs.detach()) for logs in (prior, posterior)]
     return _at(prior, targets), _at(posterior, targets), kl, *entropies
 
 
@@ -159,11 +163,13 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(targets, *tensors)
         hidden, learned = tensors[: len(plan.use)], tensors[len(plan.use) :]
         project = plan.projections(learned)
-        chunks = [
-            plan.head([p.logits(p.product(h[at])) for p, h in zip(project, hidden, strict=True)], targets[at])
-            for at in plan.slices(len(targets))
-        ]
-        return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
+        found = []
+        for at in plan.slices(len(targets)):
+            products, asked = [p.product(h[at]) for p, h in zip(project, hidden, strict=True)], targets[at]
+            for rows in _blocks(products[0]):
+                logits = [p.logits(product[rows]) for p, product in zip(project, products, strict=True)]
+                found.append(plan.head(logits, asked[rows]))
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -222,15 +228,62 @@ def _add_chunk(
 ) -> None:
     """Add one chunk's gradients to ``totals``; hidden states own their slice, weights share one sum."""
     products = [t.project.product(h[at]).detach() for t, h in zip(totals, hidden, strict=True)]
-    for product, total in zip(products, totals, strict=True):
-        product.requires_grad_(total.wanted)
+    project = [t.project for t in totals]
+    live = [i for i, total in enumerate(totals) if total.wanted]
+    asked, given = targets[at], [None if grad is None else grad[at] for grad in grads]
+    gradients = {i: torch.empty_like(products[i]) for i in live}
+    for rows in _blocks(products[0]):
+        parts = [product[rows] for product in products]
+        weights = [None if grad is None else grad[rows] for grad in given]
+        for i, grad in zip(live, _gradients(head, project, parts, live, asked[rows], weights), strict=True):
+            if grad is None:
+                gradients.pop(i, None)
+            else:
+                gradients[i][rows] = grad
+    for i, grad in gradients.items():
+        totals[i].add(at, hidden[i][at], grad)
+
+
+def _gradients(
+    head: Head,
+    project: Sequence[Projection],
+    products: Sequence[Tensor],
+    live: Sequence[int],
+    targets: Tensor,
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the products ``[n, V]`` of the contexts ``live``; None where nothing wanted depends on one."""
+    leaves = [product.detach().requires_grad_(i in live) for i, product in enumerate(products)]
     with torch.enable_grad():
-        outputs = head([t.project.logits(p) for t, p in zip(totals, products, strict=True)], targets[at])
-    wanted = [(out, grad[at]) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-    live = [i for i, product in enumerate(products) if product.requires_grad]
-    found = torch.autograd.grad(
-        [out for out, _ in wanted], [products[i] for i in live], [grad for _, grad in wanted], allow_unused=True
+        logits = [p.logits(leaf) for p, leaf in zip(project, leaves, strict=True)]
+    named = _of_composite(head)
+    if named is not None:
+        logs = [torch.log_softmax(part.detach(), dim=-1) for part in logits]
+        found = composite_gradient(logs[0], logs[1], targets, (grads[0], grads[1], grads[2]), **named)
+        wanted = [(logits[i], found[i]) for i in live]
+    else:
+        with torch.enable_grad():
+            outputs = head(logits, targets)
+        wanted = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+    return torch.autograd.grad(
+        [out for out, _ in wanted], [leaves[i] for i in live], [grad for _, grad in wanted], allow_unused=True
     )
-    for i, grad in zip(live, found, strict=True):
-        if grad is not None:
-            totals[i].add(at, hidden[i][at], grad)
+
+
+def _of_composite(head: Head) -> dict[str, bool] | None:
+    """The settings of a composite head, whose gradient has a closed form; None of another one."""
+    function, named = (head.func, head.keywords) if isinstance(head, partial) else (head, {})
+    return dict(named) if function in (composite, composite_entropy) else None
+
+
+BLOCK_ELEMENTS = 2**17
+"""Of a block of logits, for each thread: half a MiB in float32, so that a head's few copies fit a core's cache."""
+
+
+def _blocks(product: Tensor) -> list[slice]:
+    """Rows of a chunk ``[n, V]`` that a head is applied to at a time; all of them where launching is what costs."""
+    count = len(product)
+    if product.device.type != "cpu":
+        return [slice(0, count)]
+    rows = max(1, BLOCK_ELEMENTS // product.shape[1]) * torch.get_num_threads()
+    return [slice(start, min(start + rows, count)) for start in range(0, max(count, 1), rows)]

@@ -1,0 +1,41 @@
+"""Word problems written for these measurements, as (question, answer): what the workload REAL asks."""
+
+from __future__ import annotations
+
+WORD_PROBLEMS: tuple[tuple[str, str], ...] = (
+    ("A baker puts 12 rolls in each bag. She fills 7 bags and has 5 rolls left. How many rolls did she bake?", "89"),
+    ("Nadia reads 18 pages every evening. Her book has 270 pages. After how many evenings has she read it all?", "15"),
+    ("A bus starts with 23 people. At the first stop 9 get off and 14 get on. How many people are in it now?", "28"),
+    ("Omar buys 4 notebooks for 3 dollars each and a pen for 2 dollars. How much does he pay in all?", "14"),
+    ("A garden has 6 rows of 15 tulips. Rabbits eat 11 of the tulips. How many tulips are left in the garden?", "79"),
+    ("Lena has 48 beads and makes bracelets of 8 beads each. How many bracelets can she make?", "6"),
+    ("A train travels 85 kilometers in an hour. How many kilometers does it travel in 3 hours?", "255"),
+    ("There are 96 chairs in a hall. They stand in 8 equal rows. How many chairs are in each row?", "12"),
+    (
+        "Pablo saves 15 dollars each week. After 6 weeks he spends 40 dollars on shoes. How much does he have left?",
+        "50",
+    ),
+    ("A farmer collects 144 eggs and packs them in boxes of 12. He sells 9 boxes. How many boxes remain?", "3"),
+    ("Mia is 9 years old. Her father is 4 times as old as she is. How old will her father be in 5 years?", "41"),
+    ("A tank holds 200 liters. A pump takes out 35 liters an hour. How many liters are left after 4 hours?", "60"),
+    ("Each of 24 students brings 3 cans to school. The school needs 100 cans. How many more are needed?", "28"),
+    ("Yusuf walks 2 kilometers to school and back again every day. How far does he walk in 5 days?", "20"),
+    ("A shop sells 37 apples in the morning and twice as many in the afternoon. How many does it sell in all?", "111"),
+    ("Ines cuts a rope of 90 centimeters into pieces of 15 centimeters. How many pieces does she get?", "6"),
+    ("A cinema has 14 rows of 20 seats, and 63 seats are empty. How many people are watching the film?", "217"),
+    ("Kofi has 5 boxes with 16 crayons each. He gives 22 crayons to his sister. How many does he have left?", "58"),
+    ("A recipe needs 250 grams of flour for one cake. How many grams are needed for 6 cakes?", "1500"),
+    ("Three friends share 51 cards equally. Then one of them loses 4 cards. How many cards does he have?", "13"),
+    ("A plumber charges 30 dollars for coming and 45 dollars an hour. What does he charge for 2 hours?", "120"),
+    ("Hana planted 64 seeds. A quarter of them did not grow. How many seeds grew into plants?", "48"),
+    ("A library has 320 books. It lends 75 of them and then gets 40 new ones. How many books are there now?", "285"),
+    ("Tickets cost 8 dollars for adults and 5 for children. What do 2 adults and 3 children pay together?", "31"),
+    ("A snail climbs 7 centimeters a day and slips back 2 each night. How far has it come after 6 days?", "30"),
+    ("Erik bakes 5 trays of 9 cookies. His family eats 17 of them. How many cookies can he take to school?", "28"),
+    ("A parking lot has 4 floors with 35 places each. 112 places are taken. How many places are free?", "28"),
+    ("Sofia ran 4 laps of 400 meters and then walked 600 meters. How many meters did she move in all?", "2200"),
+    ("A crate of 24 bottles costs 36 dollars. What do 10 bottles cost at the same price for each?", "15"),
+    ("Raj had 75 stamps. He gave 18 to Amy and bought 29 new ones. How many stamps does he have now?", "86"),
+    ("A school buys 13 tables and 4 chairs for each table. How many tables and chairs does it buy together?", "65"),
+    ("Water rises 3 centimeters an hour in a pool 120 centimeters deep. How many hours until it is half full?", "20"),
+)
