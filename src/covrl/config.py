@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from covrl.errors import UserError
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.rewards.names import parse_name
+from covrl.styles import STYLED, Style, with_style
 from covrl.training.divergence import parse_condition
 
 
@@ -128,9 +129,15 @@ class PromptConfig(Settings):
     "never"``) system and user text simply follow each other.
 
     The defaults are our wording of R1-style tags (INFERRED; the paper's wording is not known, spec section 6).
+    ``style`` gives the fields that are not set another wording (:mod:`covrl.styles`).
     Both openings must end alike, so that a trace starts after the same text in both.
     """
 
+    style: Style = Field(
+        "tags",
+        description="wording of the fields that are not set: tags, R1-style tags that the question asks for; thinking, "
+        "for models that think between <think> tags by themselves; plain, natural words (`covrl prompts` tries them)",
+    )
     chat: Literal["auto", "never"] = "auto"
     system: str = ""
     user: str = (
@@ -144,6 +151,11 @@ class PromptConfig(Settings):
     close: str = "</think>"
     answer_prefix: str = "\n<answer>"
     answer_suffix: str = "</answer>"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _styled(cls, table: Any) -> Any:
+        return with_style(table) if isinstance(table, Mapping) else table
 
     @model_validator(mode="after")
     def _placeholders(self) -> PromptConfig:
@@ -278,6 +290,12 @@ class EvaluationConfig(Settings):
         "text",
         description="who grades held-out answers, named as in rewards.verifier; with none, log p(y|x,z) alone says "
         "how training goes",
+    )
+    answer_temperature: float | None = Field(
+        None,
+        ge=0,
+        description="of the answers behind sampled traces, 0 for the most likely one; left out: the trace's own. With "
+        "0 a sampled figure counts what the trace is worth and not the answer's luck",
     )
 
     _verifier = field_validator("verifier")(_known_verifier)
@@ -469,6 +487,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     return table
 
 
+def refuse_idle_style(table: Mapping[str, Any], assignments: Sequence[str], where: str) -> None:
+    """Raise where ``--set prompts.style`` names another style than ``table`` and would change nothing.
+
+    Raises:
+        UserError: ``where``, which the table is of, or another assignment gives every field that a style has words for.
+    """
+    typed = override({}, assignments).get("prompts", {})
+    own = table.get("prompts", {})
+    if not isinstance(typed, Mapping) or not isinstance(own, Mapping) or typed.get("style") in (None, own.get("style")):
+        return
+    if own.keys() | typed.keys() >= STYLED:
+        raise UserError(
+            f"--set prompts.style={typed['style']}: the whole wording is in {where}, so a style changes nothing; "
+            f"leave it out, or set what is to change ({', '.join(f'prompts.{name}' for name in sorted(STYLED))})"
+        )
+
+
 def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
     """The settings of a file with ``section.key=value`` assignments applied.
 
@@ -478,6 +513,7 @@ def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
     """
     table = read_settings(file)
     changed = override(table, assignments)
+    refuse_idle_style(table, assignments, str(file))
     typed = override({}, assignments).get("generation")
     if not (isinstance(typed, Mapping) and "engine" in typed):
         refuse_address_in_file(table, file)

@@ -208,7 +208,7 @@ def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order
 
 
 def _header(candidate: _Candidate, exam: Exam, seed: int) -> dict[str, Any]:
-    prompts = candidate.prompts(exam).config.model_dump(mode="json")
+    prompts = candidate.prompts(exam).config.model_dump(mode="json", exclude={"style"})  # all its wording is there
     made = {"model": candidate.name, "weights": candidate.weights, "dtype": candidate.config.model.dtype}
     return {"covrl_eval": 1} | made | {"seed": seed, "exam": exam.settings(), "prompts": prompts}
 

@@ -1,0 +1,102 @@
+"""``prompts.style``: which wording a style gives, what overrides it, and that runs keep theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from models import character_tokenizer
+
+from covrl import styles
+from covrl.api import config_for
+from covrl.config import PromptConfig, RunConfig, check, config_from, read_toml, to_toml
+from covrl.errors import UserError
+from covrl.prompts import Prompts, check_tokens
+from covrl.records import Problem
+from covrl.styles import STYLED, STYLES
+from covrl.training.resuming import check_config
+
+MODEL = {"model": {"path": "x"}}
+
+
+def prompts_of(**table: str) -> PromptConfig:
+    return check(RunConfig, {**MODEL, "prompts": table}).prompts
+
+
+def test_tags_are_the_defaults_as_they_were() -> None:
+    assert prompts_of(style="tags") == prompts_of() == PromptConfig()
+    assert (PromptConfig().close, PromptConfig().answer_prefix) == ("</think>", "\n<answer>")
+
+
+@pytest.mark.parametrize("style", ["thinking", "plain"])
+def test_a_style_fills_what_is_not_set_and_nothing_else(style: str) -> None:
+    found = prompts_of(style=style, close="So it is", system="Be brief.")
+    wording = STYLES[style]  # ty: ignore
+    default = PromptConfig()
+    for name in PromptConfig.model_fields.keys() - {"style", "close", "system"}:
+        assert getattr(found, name) == wording.get(name, getattr(default, name)), name
+    assert (found.close, found.system) == ("So it is", "Be brief.")
+
+
+def test_a_field_that_is_set_to_the_default_is_set() -> None:
+    assert prompts_of(style="plain", close="</think>").close == "</think>"
+
+
+def test_the_checks_see_the_styles_wording_and_the_field_together() -> None:
+    with pytest.raises(UserError, match=r"posterior_open has no \{hint\}"):
+        prompts_of(style="plain", posterior_open="because")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_keeps_the_prior_from_the_answer_and_starts_traces_alike(style: str) -> None:
+    """A trace begins after the same text under both prompts, and its end can be written by any tokenizer."""
+    prompts = Prompts(character_tokenizer(), prompts_of(style=style))
+    problem = Problem("p", "How many?", "3.5")
+    check_tokens(prompts, [problem])
+    prior, posterior = (prompts.tokenizer.decode(ids) for ids in (prompts.prior(problem), prompts.posterior(problem)))
+    assert "3.5" in posterior and "3.5" not in prior and "How many?" in prior and "How many?" in posterior
+    assert prior[-1] == posterior[-1] == "\n"
+    assert prompts.config.answer_suffix not in "3.5", "the suffix must not end an answer early"
+    assert prompts.config.answer_suffix not in r"\frac{1}{2}"
+
+
+def test_a_run_keeps_its_words_when_a_style_gets_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = check(RunConfig, {**MODEL, "prompts": {"style": "plain"}})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    changed = {**STYLES, "plain": dict.fromkeys(STYLES["plain"], "{question} {hint} new words")}
+    monkeypatch.setattr(styles, "STYLES", changed)
+    assert check(RunConfig, read_toml(file)) == config
+
+
+def test_a_checkpoint_of_before_there_were_styles_goes_on(tmp_path: Path) -> None:
+    now = check(RunConfig, MODEL)
+    before = now.model_dump(mode="json")
+    del before["prompts"]["style"], before["evaluation"]["answer_temperature"]
+    assert check_config({"config": before, "done": 3}, now, tmp_path) == []
+    other = check(RunConfig, {**MODEL, "prompts": {"style": "plain"}})
+    with pytest.raises(UserError, match=r"prompts\.\w+ is .*put it back, or begin a new run"):
+        check_config({"config": before, "done": 3}, other, tmp_path)
+
+
+def test_a_style_on_the_command_line_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    """A run's config.toml has the whole wording, which goes before a style."""
+    config = check(RunConfig, {**MODEL, "prompts": {"style": "plain"}})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    said = r"--set prompts\.style=tags: the whole wording is in .*config\.toml, .*prompts\.close"
+    with pytest.raises(UserError, match=said):
+        config_from(file, ["prompts.style=tags"])
+    with pytest.raises(UserError, match=said):
+        config_for("x", file, ["prompts.style=tags"])
+    assert config_from(file, ["prompts.style=plain"]) == config
+    part = tmp_path / "part.toml"
+    part.write_text('[model]\npath = "x"\n[prompts]\nclose = "Hence"\n', encoding="utf-8")
+    found = config_from(part, ["prompts.style=plain"]).prompts
+    assert (found.close, found.answer_suffix) == ("Hence", STYLES["plain"]["answer_suffix"])
+    assert "close" in STYLED
+
+
+def test_the_shipped_base_says_that_its_words_are_its_own() -> None:
+    with pytest.raises(UserError, match=r"whole wording is in the settings of covrl:digits, so a style"):
+        config_for("covrl:digits", None, ["prompts.style=plain"])
