@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -495,9 +495,9 @@ def refuse_idle_style(table: Mapping[str, Any], assignments: Sequence[str], wher
     """
     typed = override({}, assignments).get("prompts", {})
     own = table.get("prompts", {})
-    if not isinstance(typed, Mapping) or not isinstance(own, Mapping) or typed.get("style") in (None, own.get("style")):
+    if not isinstance(typed, Mapping) or not isinstance(own, Mapping) or typed.get("style") == own.get("style"):
         return
-    if own.keys() | typed.keys() >= STYLED:
+    if typed.get("style") in get_args(Style) and own.keys() | typed.keys() >= STYLED:
         raise UserError(
             f"--set prompts.style={typed['style']}: the whole wording is in {where}, so a style changes nothing; "
             f"leave it out, or set what is to change ({', '.join(f'prompts.{name}' for name in sorted(STYLED))})"

@@ -64,6 +64,19 @@ def test_only_the_prior_prompt_is_used_and_the_answer_follows_the_trace() -> Non
     assert first.purpose != second.purpose, "trace and answer must not share random numbers"
 
 
+@pytest.mark.parametrize(
+    ("temperature", "own", "answer"),
+    [(0.7, None, 0.7), (0.7, 0.0, 0.0), (0.7, 0.3, 0.3), (0.0, None, 0.0), (0.0, 1.0, 0.0)],
+)
+def test_the_answer_has_a_temperature_of_its_own_unless_the_trace_is_greedy(
+    temperature: float, own: float | None, answer: float
+) -> None:
+    generator = Scripted(["2", "4", "6"])
+    Evaluator(generator, PROMPTS, 50, 5, None, answer_temperature=own)(PROBLEMS, temperature, Draw(3, 9))
+    (_, thinking, _), (_, answering, _) = generator.asked
+    assert (thinking.temperature, answering.temperature) == (temperature, answer)
+
+
 def test_without_a_grader_every_answer_is_unknown_and_counted_apart() -> None:
     found = Evaluator(Scripted(["2", "4", None]), PROMPTS, 50, 5, make_grader("none"))(PROBLEMS, 0.0, Draw(0, 0))
     assert found.accuracy == 0.0
