@@ -77,6 +77,23 @@ def test_the_answer_has_a_temperature_of_its_own_unless_the_trace_is_greedy(
     assert (thinking.temperature, answering.temperature) == (temperature, answer)
 
 
+def test_an_answer_that_ends_the_text_is_what_stands_before_its_end() -> None:
+    """A chat model ends "The answer is 7." by its end of turn; the name of that token is none of the answer."""
+    eos = PROMPTS.tokenizer.eos_token_id
+
+    class Ending(Scripted):
+        def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+            found = super().generate(requests, sampling, draw)
+            if sampling.stop == "</think>":
+                return found
+            ids = (*PROMPTS.tokenizer("4.").input_ids, eos)
+            found[1] = Rollout(requests[1], ids, (0.0,) * 3, "eos", "none", f"4.{PROMPTS.tokenizer.eos_token}")
+            return found
+
+    found = Evaluator(Ending(["2", "4", "5"]), PROMPTS, 50, 5, make_grader("text"))(PROBLEMS, 0.0, Draw(0, 0))
+    assert [(g.answer, g.verdict) for g in found.graded] == [("2", "right"), ("4.", "right"), ("5", "wrong")]
+
+
 def test_without_a_grader_every_answer_is_unknown_and_counted_apart() -> None:
     found = Evaluator(Scripted(["2", "4", None]), PROMPTS, 50, 5, make_grader("none"))(PROBLEMS, 0.0, Draw(0, 0))
     assert found.accuracy == 0.0

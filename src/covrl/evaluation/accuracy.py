@@ -18,6 +18,17 @@ TraceLabel = Callable[[Problem, Rollout], str]
 SOUND = "sound"
 
 
+def said_in(reply: Rollout, prompts: Prompts) -> str:
+    """What a sampled answer says: without the suffix that ends it, or the end of the text where a model wrote that.
+
+    The name of the token that ends a text ("<|im_end|>") is none of the answer.
+    """
+    if reply.finish != "eos":
+        return reply.text.removesuffix(prompts.config.answer_suffix)
+    ids = list(reply.trace_ids[:-1])
+    return str(prompts.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Graded:
     """One held-out problem: the trace, the answer that followed it, and what the grader said.
@@ -96,7 +107,7 @@ class Evaluator:
         heat = temperature if self.answer_temperature is None or temperature == 0 else self.answer_temperature
         answering = Sampling(self.max_answer_tokens, suffix, heat, self.top_p)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
-        said = {i: r.text.removesuffix(suffix) for i, r in zip(closed, replies, strict=True)}
+        said = {i: said_in(r, self.prompts) for i, r in zip(closed, replies, strict=True)}
         verdicts = dict(zip(closed, self._verdicts([(problems[i], said[i]) for i in closed]), strict=True))
         answers = dict(zip(closed, replies, strict=True))
         return [

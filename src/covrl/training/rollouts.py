@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from covrl.config import GenerationConfig
+from covrl.evaluation.accuracy import said_in
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
@@ -83,4 +84,4 @@ def _said(run: Run, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> lis
     asked = [replace(r.request, prompt_ids=run.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid]
     sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
     replies = iter(_generated(run, asked, sampling, replace(draw, purpose="answer")) if asked else [])
-    return [next(replies).text.removesuffix(suffix) if r.valid else None for _, r in pairs]
+    return [said_in(next(replies), run.prompts) if r.valid else None for _, r in pairs]
