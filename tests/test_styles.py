@@ -12,9 +12,10 @@ from covrl.api import config_for
 from covrl.config import PromptConfig, RunConfig, check, config_from, read_toml, to_toml
 from covrl.errors import UserError
 from covrl.prompts import Prompts, check_tokens
-from covrl.records import Problem
+from covrl.records import Problem, Request, Rollout
 from covrl.styles import STYLED, STYLES
 from covrl.training.resuming import check_config
+from covrl.training.rollouts import ended
 
 MODEL = {"model": {"path": "x"}}
 
@@ -101,3 +102,24 @@ def test_a_style_on_the_command_line_that_would_change_nothing_is_refused(tmp_pa
 def test_the_shipped_base_says_that_its_words_are_its_own() -> None:
     with pytest.raises(UserError, match=r"whole wording is in the settings of covrl:digits, so a style"):
         config_for("covrl:digits", None, ["prompts.style=plain"])
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "said"),
+    [
+        ("plain", "4 + 3 = 7. The answer is 7.", "7"),  # the end of the text in the place of the line break
+        ("plain", "4 + 3 = 7. The answer is 3.5.", "3.5"),
+        ("plain", "4 + 3 = 7. The answer is 7", None),
+        ("plain", "4 + 3 = 7.", None),
+        ("tags", "4 + 3</think>\n<answer>7", None),  # a closing tag that is missing stays missing
+    ],
+)
+def test_a_response_may_end_where_the_white_space_of_its_suffix_is_due(style: str, text: str, said: str | None) -> None:
+    prompts = Prompts(character_tokenizer(), prompts_of(style=style))
+    eos = prompts.tokenizer.eos_token_id
+    ids = (*prompts.tokenizer(text).input_ids, eos)
+    response = Rollout(Request("p", 0, (), "prior"), ids, (0.0,) * len(ids), "eos", "none", f"{text}<eos>")
+    found = prompts.said(ended(response, prompts))
+    assert (found and found.strip()) == said
+    cut = Rollout(Request("p", 0, (), "prior"), ids[:-1], (0.0,) * len(ids[:-1]), "length", "none", text)
+    assert prompts.said(ended(cut, prompts)) is None
