@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
-from covrl.prompts import Prompts, check_tokens
+from covrl.prompt_checks import check_tokens
+from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
 
 TEXT = st.text(alphabet="ab 42+<>/{}\\nxé数\n", min_size=1, max_size=25)

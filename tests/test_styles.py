@@ -11,7 +11,8 @@ from covrl import styles
 from covrl.api import config_for
 from covrl.config import PromptConfig, RunConfig, check, config_from, read_toml, to_toml
 from covrl.errors import UserError
-from covrl.prompts import Prompts, check_tokens
+from covrl.prompt_checks import check_tokens
+from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
 from covrl.styles import STYLED, STYLES
 from covrl.training.resuming import check_config
@@ -32,15 +33,27 @@ def test_tags_are_the_defaults_as_they_were() -> None:
 @pytest.mark.parametrize("style", ["thinking", "plain"])
 def test_a_style_fills_what_is_not_set_and_nothing_else(style: str) -> None:
     found = prompts_of(style=style, close="So it is", system="Be brief.")
-    wording = STYLES[style]  # ty: ignore
-    default = PromptConfig()
+    wording = dict(STYLES[style])  # ty: ignore
+    if "posterior_user" in wording:  # the answer is shown there, and both openings are equal
+        wording["posterior_open"] = PromptConfig().prior_open
     for name in PromptConfig.model_fields.keys() - {"style", "close", "system"}:
-        assert getattr(found, name) == wording.get(name, getattr(default, name)), name
+        assert getattr(found, name) == wording.get(name, getattr(PromptConfig(), name)), name
     assert (found.close, found.system) == ("So it is", "Be brief.")
 
 
 def test_a_field_that_is_set_to_the_default_is_set() -> None:
     assert prompts_of(style="plain", close="</think>").close == "</think>"
+
+
+def test_the_answer_is_shown_in_one_place_which_is_the_one_that_is_set() -> None:
+    mine = "Given {hint}, think.\n<think>\n"
+    thinking = prompts_of(style="thinking", posterior_open=mine)
+    assert (thinking.posterior_user, thinking.posterior_open) == ("", mine)
+    told = prompts_of(style="plain", posterior_user="{question} It is {hint}.")
+    assert (told.posterior_user, told.posterior_open, told.prior_open) == ("{question} It is {hint}.", "", "")
+    opened = prompts_of(style="thinking", prior_open="<thought>")
+    assert opened.posterior_open == "<thought>"
+    assert "{hint}" in opened.posterior_user
 
 
 def test_the_checks_see_the_styles_wording_and_the_field_together() -> None:

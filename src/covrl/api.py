@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
-from covrl.assembly import build, build_algorithm, build_evaluation, check_lengths, problem_fields
+from covrl.assembly import build, build_algorithm, build_evaluation, problem_fields
 from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Grader
@@ -22,7 +22,8 @@ from covrl.evaluation.ask import ask as ask_model
 from covrl.evaluation.reward_watch import blindness
 from covrl.generation.base import Sampling
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
-from covrl.prompts import Prompts
+from covrl.prompt_checks import check_lengths, check_rows, check_tokens
+from covrl.prompts import Prompts, dated
 from covrl.records import Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
@@ -221,7 +222,7 @@ def resume(
     # before anything is read together: where a folder lags behind, a rank may not see the newest yet
     run.world.check_same(found and identity(found), "checkpoints")
     if found:
-        check_inputs(state, run)
+        changes += check_inputs(state, run)
         load_checkpoint(run, found)
         notes += [*changes, *check_versions(found)]
     if changes:  # the steps behind the checkpoint will not be the same again: what they found best still counts
@@ -287,9 +288,12 @@ def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: 
         chosen = {"base": base, "trained": config.model}
     sampling = Sampling(config.generation.max_trace_tokens, config.prompts.close, config.generation.temperature)
     replies: list[Reply] = []
+    today = date.today()
     for name, where in chosen.items():
         loaded, tokenizer = load_model(where, config.generation.temperature)
-        prompts = Prompts(tokenizer, config.prompts)
+        prompts = Prompts(tokenizer, dated(config.prompts, tokenizer, today))
+        check_tokens(prompts, [problem])
+        check_rows(prompts, loaded.model.get_input_embeddings().weight.shape[0], [problem])
         check_lengths(prompts, loaded.context_length, config, [problem])
         replies += ask_model(name, loaded, prompts, question, answer, sampling, n, seed)
     return replies

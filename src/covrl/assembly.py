@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from covrl.generation.engines import make_generator
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
-from covrl.prompts import Prompts, check_tokens
+from covrl.prompt_checks import check_lengths, check_rows, check_tokens
+from covrl.prompts import Prompts, dated
 from covrl.records import Problem
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
@@ -63,12 +65,14 @@ def build(
         policy, tokenizer = load_model(config.model, config.generation.temperature)
     else:
         policy, tokenizer = load_policy(config, policy_path, world)
+    config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, world.same(date.today()))})
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*data.train, *data.held_out])
+    check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], [*data.train, *data.held_out])
     check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
     engine = "torch" if evaluation_only else config.generation.engine
     generator, said = make_generator(config, engine, policy.model, tokenizer, world)
-    notes = (*policy.given_up, *said)
+    notes = (*policy.given_up, *said, *prompts.notes)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
@@ -204,22 +208,3 @@ def problem_fields(config: ProblemsConfig) -> Fields:
         extract=config.extract,
         solution=config.solution_field or None,
     )
-
-
-def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, problems: Sequence[Problem]) -> None:
-    """Every prompt, a whole trace and the answer must fit the model's context (``None``: it has no limit).
-
-    Raises:
-        UserError: the longest problem does not fit; names it, with the arithmetic.
-    """
-    if context is None:
-        return
-    longest = max(problems, key=lambda p: len(p.question) + len(p.shown))
-    prompt = max(len(prompts.prior(longest)), len(prompts.posterior(longest)))
-    after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + len(prompts.answer(longest))
-    trace = config.generation.max_trace_tokens
-    if prompt + trace + after > context:
-        raise UserError(
-            f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {after} answer tokens exceed the "
-            f"model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
-        )

@@ -10,11 +10,21 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from covrl.errors import UserError
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
@@ -118,11 +128,19 @@ class LoraConfig(Settings):
         return self
 
 
+CALLED_WITH = frozenset({
+    "conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "sanitize_control_tokens", "tokenizer_kwargs", "strftime_now", "covrl_date",
+})  # fmt: skip
+"""How a chat template is called, which is not the user's to say."""
+
+
 class PromptConfig(Settings):
     """The three roles as text. ``{question}`` and ``{hint}`` are replaced; nothing else is interpreted.
 
     prior prompt      chat(system, user) + prior_open
-    posterior prompt  chat(system, user) + posterior_open
+    posterior prompt  chat(system, posterior_user or user) + posterior_open
     answer            prior prompt + trace + close + answer_prefix + answer + answer_suffix
 
     ``chat`` is the tokenizer's chat template, up to where the assistant begins; without one (or with ``chat =
@@ -130,7 +148,8 @@ class PromptConfig(Settings):
 
     The defaults are our wording of R1-style tags (INFERRED; the paper's wording is not known, spec section 6).
     ``style`` gives the fields that are not set another wording (:mod:`covrl.styles`).
-    Both openings must end alike, so that a trace starts after the same text in both.
+    Both openings must end alike, so that a trace starts after the same text in both. ``{hint}`` stands in exactly one
+    of ``posterior_user`` and ``posterior_open``; in the former, both openings are equal.
     """
 
     style: Style = Field(
@@ -144,6 +163,11 @@ class PromptConfig(Settings):
         "{question}\n\nReason inside <think></think>, then give the short final answer inside <answer></answer>.\n"
     )
     prior_open: str = "<think>\n"
+    posterior_user: str = Field(
+        "",
+        description="the user's turn of the posterior prompt, with {question} and, in the place of posterior_open, "
+        "{hint}; empty: user",
+    )
     posterior_open: str = (
         "The reference answer is {hint}. The reasoning below derives it from the question alone, "
         "step by step, without mentioning that it was given.\n<think>\n"
@@ -151,23 +175,69 @@ class PromptConfig(Settings):
     close: str = "</think>"
     answer_prefix: str = "\n<answer>"
     answer_suffix: str = "</answer>"
+    template_options: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="variables for the chat template, the same for all prompts, such as enable_thinking = false",
+    )
+    date: str = Field(
+        "",
+        description="what a chat template that writes the date reads, as 2026-01-31; empty: the day on which the run "
+        "begins, kept with the run",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _styled(cls, table: Any) -> Any:
-        return with_style(table) if isinstance(table, Mapping) else table
+    def _styled_with_equal_openings(cls, table: Any) -> Any:
+        """The style's wording; with the hint in the user's turn, ``posterior_open`` is ``prior_open`` if not given."""
+        if not isinstance(table, Mapping):
+            return table
+        table = with_style(table)
+        if "{hint}" not in str(table.get("posterior_user", "")):
+            return table
+        return {"posterior_open": table.get("prior_open", cls.model_fields["prior_open"].default), **table}
 
     @model_validator(mode="after")
     def _placeholders(self) -> PromptConfig:
         if "{question}" not in self.user:
             raise ValueError("user has no {question}, so the model would never see it")
-        if "{hint}" not in self.posterior_open and "{hint}" not in self.user:
-            raise ValueError("posterior_open has no {hint}, so the posterior would not see the answer")
         if "{hint}" in self.user or "{hint}" in self.prior_open:
-            raise ValueError("{hint} may stand in posterior_open only: the prior must not see the answer")
+            raise ValueError(
+                "{hint} may stand in posterior_user or posterior_open only: the prior must not see the answer"
+            )
+        if self.posterior_user and "{question}" not in self.posterior_user:
+            raise ValueError("posterior_user has no {question}, so the posterior would never see it")
+        if "{hint}" in self.posterior_user:
+            if self.posterior_open != self.prior_open:
+                raise ValueError(
+                    "posterior_user has the {hint}, so posterior_open must be prior_open: leave it out, or take the "
+                    "{hint} out of posterior_user"
+                )
+        elif "{hint}" not in self.posterior_open:
+            raise ValueError("posterior_open has no {hint}, so the posterior would not see the answer")
         if not self.close.strip() or not self.answer_suffix.strip():
             raise ValueError("close and answer_suffix must hold visible text, as generation stops at them")
         return self
+
+    @field_validator("template_options", mode="before")
+    @classmethod
+    def _options(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("expected a table such as {enable_thinking = false}")
+        taken = sorted(CALLED_WITH & value.keys())
+        if taken:
+            raise ValueError(f"{taken[0]} is how the template is called, and no variable that it may be given")
+        return value
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, value: Any) -> Any:
+        text = value.isoformat() if isinstance(value, date) else value  # TOML has dates of its own
+        if text and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(text)):
+            raise ValueError("expected a date such as 2026-01-31")
+        try:
+            return text and date.fromisoformat(text).isoformat()
+        except ValueError:
+            raise ValueError("there is no such day; expected a date such as 2026-01-31") from None
 
 
 class ProblemsConfig(Settings):
@@ -436,7 +506,7 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
     Raises:
         UserError: an assignment without ``=``, or one that goes through a value that is not a table.
     """
-    result: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
+    result = _copied(table)
     for text in assignments:
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"--set {text}: not UTF-8")
@@ -451,6 +521,10 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
                 raise UserError(f"--set {text}: {part} is a value, not a section")
         inner[key] = _toml_value(raw.strip())
     return result
+
+
+def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in table.items()}
 
 
 def _toml_value(raw: str) -> Any:
@@ -488,19 +562,25 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def refuse_idle_style(table: Mapping[str, Any], assignments: Sequence[str], where: str) -> None:
-    """Raise where ``--set prompts.style`` names another style than ``table`` and would change nothing.
+    """Raise where ``--set prompts.style`` names another style than ``table``, which is of ``where``, to no effect.
 
     Raises:
-        UserError: ``where``, which the table is of, or another assignment gives every field that a style has words for.
+        UserError: every field that the two styles have words for is set.
     """
-    typed = override({}, assignments).get("prompts", {})
-    own = table.get("prompts", {})
-    if not isinstance(typed, Mapping) or not isinstance(own, Mapping) or typed.get("style") == own.get("style"):
+    own, changed = table.get("prompts", {}), override(table, assignments).get("prompts", {})
+    if not isinstance(own, Mapping) or not isinstance(changed, Mapping):
         return
-    if typed.get("style") in get_args(Style) and own.keys() | typed.keys() >= STYLED:
+    before, after = ({**changed, "style": part.get("style", "tags")} for part in (own, changed))
+    if before == after:
+        return
+    try:
+        was, now = PromptConfig.model_validate(before), PromptConfig.model_validate(after)
+    except ValidationError:  # said where the settings are checked
+        return
+    if was.model_copy(update={"style": now.style}) == now:
         raise UserError(
-            f"--set prompts.style={typed['style']}: the whole wording is in {where}, so a style changes nothing; "
-            f"leave it out, or set what is to change ({', '.join(f'prompts.{name}' for name in sorted(STYLED))})"
+            f"--set prompts.style={now.style}: the whole wording is in {where}, so a style changes nothing; leave it "
+            f"out, or set what is to change ({', '.join(f'prompts.{name}' for name in sorted(STYLED))})"
         )
 
 

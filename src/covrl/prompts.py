@@ -12,14 +12,16 @@ token.
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
+from covrl.chat_layout import Layout, Wording, chat_layout, plain_layout
+from covrl.chat_template import ChatTemplate, holds, tokenizer_name
 from covrl.config import PromptConfig
 from covrl.errors import UserError
 from covrl.generation.stop import StopRule
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
+Role = Literal["prior", "posterior"]
+ROLES: tuple[Role, ...] = ("prior", "posterior")
 
 _TAG = re.compile(r"\s*(?:<[^<>\s]+>|\[[A-Z_]+\])\s*")
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -49,18 +53,18 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self._known_controls: dict[str, Ids] = {}
+        self._known_controls: dict[Role, Ids] = {}
         # every trace of a problem asks for the same prompts and answer, at sampling, scoring and training
         self._prompt = lru_cache(CACHED)(self._render)
         self._plain = lru_cache(CACHED)(self._tokenize)
 
     def prior(self, problem: Problem) -> Ids:
         """Prompt ids that do not depend on the answer."""
-        return self._prompt_of(problem, self.config.prior_open, "")
+        return self._prompt_of(problem, "prior")
 
     def posterior(self, problem: Problem) -> Ids:
         """Prompt ids that show the answer (or the hint that stands in for it)."""
-        return self._prompt_of(problem, self.config.posterior_open, problem.shown)
+        return self._prompt_of(problem, "posterior")
 
     def answer(self, problem: Problem) -> Ids:
         """Ids of the answer and its closing tag: ``[A]``, the tokens whose likelihood is the reward.
@@ -118,7 +122,9 @@ class Prompts:
     def thought(self, rollout: Rollout) -> Rollout | None:
         """A sampled response up to the end of its thought, as a trace; None if the thought was not closed."""
         for upto, token in enumerate(rollout.trace_ids, start=1):
-            stop = self._close_rule.check(rollout.trace_ids[:upto]) if token in self._close_rule.may_end else None
+            if token not in self._close_rule.may_end:
+                continue
+            stop = self._close_rule.check(rollout.trace_ids[:upto], rollout.request.prefix_ids)
             if stop:
                 ids = rollout.trace_ids[: stop.kept]
                 text = rollout.text[: rollout.text.find(self.config.close)] + self.config.close
@@ -132,14 +138,19 @@ class Prompts:
     def _close_rule(self) -> StopRule:
         return StopRule(self.tokenizer, self.config.close)
 
+    @property
+    def before_answer(self) -> tuple[str, ...]:
+        """The texts that stand before a response's answer, in order: what ends an answer ends it behind them alone."""
+        return tuple(filter(None, (self.config.close, self.config.answer_prefix.strip())))
+
     def said(self, response: str) -> str | None:
         """What stands between the answer's tags in a response; None where they do not follow the closed thought."""
         opening, suffix = self.config.answer_prefix.strip(), self.config.answer_suffix
         _, closed, after = response.partition(self.config.close)
-        if not closed or suffix not in after:
-            return None
-        before, _, said = after.partition(opening) if opening else ("", "", after)
-        return None if before.strip() or (opening and opening not in after) else said.partition(suffix)[0]
+        before, opened, behind = after.partition(opening) if opening else ("", "", after)
+        said, ended, _ = behind.partition(suffix)
+        well_formed = closed and ended and not before.strip() and (opened or not opening)
+        return said if well_formed else None
 
     def answer_prompt(self, problem: Problem, rollout: Rollout) -> Ids:
         """What the model has read when it is about to answer, as at test time: prior prompt, trace, opening tag."""
@@ -154,40 +165,92 @@ class Prompts:
         stop = len(before) + len(rollout.trace_ids)
         return before + rollout.trace_ids, {"trace": Span(len(before), stop)}
 
-    def _prompt_of(self, problem: Problem, opening: str, hint: str) -> Ids:
+    @cached_property
+    def layout(self) -> Layout:
+        """The words of both prompts as the chat template, if there is one, lets them stand.
+
+        Raises:
+            UserError: the chat template fails, loses a text, or does not go with the settings.
+        """
+        return plain_layout(self.config) if self.template is None else chat_layout(self.config, self.template)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know of the prompts before training, and what is no error."""
+        given = [f"template_options.{name}" for name in self.config.template_options] + ["date"] * bool(
+            self.config.date
+        )
+        if self.template is None:
+            because = 'prompts.chat = "never"' if self.config.chat == "never" else "the tokenizer has no chat template"
+            return tuple(f"prompts.{name} does nothing: {because}" for name in given)
+        return self.layout.notes
+
+    @property
+    def _name(self) -> str:
+        return tokenizer_name(self.tokenizer)
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, if one is used; without ``prompts.date`` it reads today's."""
+        config = self.config
+        if config.chat == "never" or not self.tokenizer.chat_template:
+            return None
+        day = date.fromisoformat(config.date) if config.date else date.today()
+        return ChatTemplate(self.tokenizer, config.system, config.template_options, day)
+
+    def text(self, problem: Problem, role: Role) -> str:
+        """A prompt as text, without a beginning of sequence that the tokenizer adds.
+
+        Raises:
+            UserError: the chat template loses or changes the question or the hint.
+        """
         try:
-            return self._prompt(opening, problem.question, hint)
+            return self._rendered(role, problem.question, problem.shown)
         except UserError as error:
             raise UserError(f"problem {problem.id}: {error}") from None
 
-    def _render(self, opening: str, question: str, hint: str) -> Ids:
-        begin = () if self._chats else self._start_ids  # a chat template writes its own beginning of sequence
-        whole = self._plain(self._rendered(opening, question, hint))
-        if self._controls(whole) == self._template_controls(opening):
+    def _prompt_of(self, problem: Problem, role: Role) -> Ids:
+        try:
+            return self._prompt(role, problem.question, problem.shown if role == "posterior" else "")
+        except UserError as error:
+            raise UserError(f"problem {problem.id}: {error}") from None
+
+    def _render(self, role: Role, question: str, hint: str) -> Ids:
+        begin = () if self.template else self._start_ids  # a chat template writes its own beginning of sequence
+        whole = self._plain(self._rendered(role, question, hint))
+        unknown = self._spelt_unknown
+        spelt = unknown is not None and (unknown in question or unknown in hint)
+        if not spelt and self._controls(whole) == self._template_controls(role):
             return begin + whole
-        return begin + self._in_parts(opening, question, hint)
+        return begin + self._in_parts(role, question, hint)
 
-    def _rendered(self, opening: str, question: str, hint: str) -> str:
-        user, opening = self.config.user.replace("{question}", question), opening.replace("{hint}", hint)
-        if not self._chats:
+    def _rendered(self, role: Role, question: str, hint: str) -> str:
+        """The prompt as text. The prior's is rendered without a hint, whatever its words."""
+        words: Wording = getattr(self.layout, role)
+        said = {"question": question} | ({"hint": hint} if role == "posterior" else {})
+        user, opening = _filled(words.user, said), _filled(words.opening, said)
+        if self.template is None:
             return self.config.system + user + opening
-        messages = [{"role": "user", "content": user}]
-        if self.config.system:
-            messages.insert(0, {"role": "system", "content": self.config.system})
-        begun = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return str(begun) + opening
+        begun = self.template.render(user)
+        for name, text in said.items():
+            if not holds(begun + opening, text):
+                raise UserError(
+                    f"the chat template of the tokenizer {self._name} does not show the {name} as it is "
+                    f'written ({shortened(text)!r}): leave the problem out, or set prompts.chat = "never"'
+                )
+        return begun + opening
 
-    def _template_controls(self, opening: str) -> Ids:
+    def _template_controls(self, role: Role) -> Ids:
         """The control tokens that a prompt has by its template alone, in order."""
-        if opening not in self._known_controls:
-            self._known_controls[opening] = self._controls(self._plain(self._rendered(opening, "a", "b")))
-        return self._known_controls[opening]
+        if role not in self._known_controls:
+            self._known_controls[role] = self._controls(self._plain(self._rendered(role, "a", "b")))
+        return self._known_controls[role]
 
-    def _in_parts(self, opening: str, question: str, hint: str) -> Ids:
+    def _in_parts(self, role: Role, question: str, hint: str) -> Ids:
         """A prompt whose question or hint spells a control token: the template as ever, these as mere text."""
         texts = {"question": question, "hint": hint}
         marks = {name: f"covrl-{name}-{uuid4().hex}" for name in texts}
-        rendered = self._rendered(opening, marks["question"], marks["hint"])
+        rendered = self._rendered(role, marks["question"], marks["hint"])
         found = re.split(f"({'|'.join(marks.values())})", rendered)
         said = {mark: texts[name] for name, mark in marks.items()}
         ids: Ids = ()
@@ -196,20 +259,24 @@ class Prompts:
                 ids += self.literal(said[piece], ids)
             else:
                 ids += self.encode(piece) if ids else self._plain(piece)
-        if self._controls(ids) != self._template_controls(opening):
+        if self._controls(ids) != self._template_controls(role):
             raise UserError(
-                f"its question or hint writes control tokens of the tokenizer {_name(self.tokenizer)} into the prompt; "
+                f"its question or hint writes control tokens of the tokenizer {self._name} into the prompt; "
                 "leave the problem out"
             )
         return ids
 
-    @property
-    def _chats(self) -> bool:
-        return self.config.chat == "auto" and bool(self.tokenizer.chat_template)
-
     @cached_property
     def _start_ids(self) -> Ids:
-        """What the tokenizer itself puts before every text (a beginning-of-sequence id, or nothing)."""
+        """What the tokenizer itself puts before every text: a beginning-of-sequence id, which may be its end too.
+
+        What it puts after a text, an end of sequence, is no part of it.
+        """
+        for text in ("a", "0", "\n"):
+            alone, whole = self._plain(text), tuple(self.tokenizer(text).input_ids)
+            for start in range(len(whole) if alone else 0):
+                if whole[start : start + len(alone)] == alone:
+                    return whole[:start]
         return tuple(i for i in self.tokenizer("").input_ids if i != self.tokenizer.eos_token_id)
 
     def encode(self, text: str) -> Ids:
@@ -243,20 +310,23 @@ class Prompts:
 
     def _control_spans(self, text: str) -> list[tuple[int, int]]:
         """From where to where the text spells a control token."""
+        unknown, controls = self._spelt_unknown, self._control_ids
+        spelt = [found.span() for found in re.finditer(re.escape(unknown), text)] if unknown else []
         if not self._controls(self._plain(text)):
-            return []
+            return spelt
         if self.tokenizer.is_fast:
             encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            return [(start, stop) for i, (start, stop) in spans if i in self._control_ids]
-        names = [re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in sorted(self._control_ids)]
+            return sorted({*spelt, *((start, stop) for i, (start, stop) in spans if i in controls)})
+        names = [re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in sorted(controls)]
+        names += [re.escape(unknown)] if unknown else []
         return [found.span() for found in re.finditer("|".join(names), text)] or [(0, len(text))]
 
     def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
         """The text in pieces: it is cut behind the first character of each span."""
         for start, stop in spans:
             if stop - start < 2:
-                raise UserError(f"{text[start:stop]!r} is a control token of the tokenizer {_name(self.tokenizer)}")
+                raise UserError(f"{text[start:stop]!r} is a control token of the tokenizer {self._name}")
         edges = [0, *(start + 1 for start, _ in spans), len(text)]
         return [text[a:b] for a, b in pairwise(edges)]
 
@@ -267,14 +337,26 @@ class Prompts:
     def _control_ids(self) -> frozenset[int]:
         """Tokens that steer a model: those marked special, and added ones that look like a tag (``<think>``).
 
-        The unknown token is none of them, as any text may hold it; unless it has another office too.
+        A token for what is unknown is none of them where any text may hold it; unless it has another office too.
         """
         tokenizer = self.tokenizer
         added = tokenizer.added_tokens_decoder.items()
         tags = {i for i, t in added if not _BYTE.fullmatch(t.content) and (t.special or _TAG.fullmatch(t.content))}
         offices = {i for name, i in _offices(tokenizer) if name != "unk_token"}
-        unknown = {tokenizer.unk_token_id} - offices
+        unknown = {tokenizer.unk_token_id} - offices if self._meets_unknown else set()
         return frozenset((tags | offices | set(tokenizer.all_special_ids)) - unknown)
+
+    @cached_property
+    def _meets_unknown(self) -> bool:
+        """Whether ordinary text gets the unknown token. Byte-level tokenizers know every text."""
+        unknown = self.tokenizer.unk_token_id
+        return unknown is not None and unknown in self._plain("\ue000\u05d0数☃é\U0001f984")
+
+    @cached_property
+    def _spelt_unknown(self) -> str | None:
+        """The unknown token's own text, where its id does not tell whether a text spells it."""
+        text = str(self.tokenizer.unk_token)
+        return text if self._meets_unknown and len(text) > 1 else None
 
     def reads_back(self, text: str) -> str:
         """What the ids of a text that continues another one decode to, as the stop rule decodes a trace.
@@ -305,47 +387,17 @@ class Prompts:
         )
 
 
-def check_tokens(prompts: Prompts, problems: Sequence[Problem]) -> None:
-    """The tags that generation stops at and answers stand between must survive the tokenizer, and answers have tokens.
-
-    Raises:
-        UserError: a tag does not come back from its ids, or an answer is empty or has a character without a token;
-            names tag or problem, the tokenizer, and what to do.
-    """
-    name = _name(prompts.tokenizer)
-    for setting in ("close", "answer_prefix", "answer_suffix"):
-        tag = getattr(prompts.config, setting)
-        back = prompts.reads_back(tag)
-        if tag and not back:
-            raise UserError(
-                f"prompts.{setting}: the tokenizer {name} has no tokens for {tag!r}; are its files in the model's "
-                "folder? if they are, choose a text that it can write"
-            )
-        if back != tag:
-            raise UserError(
-                f"prompts.{setting}: the tokenizer {name} cannot write {tag!r}: its tokens read {back!r}; choose "
-                f"another text for prompts.{setting}, or a tokenizer that has tokens for every character of it"
-            )
-    for problem in problems:
-        if not problem.answer.strip():
-            raise UserError(f"problem {problem.id}: the answer is empty")
-        if lost := _lost(prompts, problem.answer):
-            raise UserError(
-                f"problem {problem.id}: the tokenizer {name} has no token for {lost!r} of the answer "
-                f"{_short(problem.answer)!r}; leave the problem out, or choose a model whose tokenizer can write it"
-            )
+def _filled(template: str, said: Mapping[str, str]) -> str:
+    """The template with each ``{name}`` of ``said`` replaced, in one go: what is put in is not looked at."""
+    return re.sub(r"\{(\w+)\}", lambda found: said.get(found[1], found[0]), template)
 
 
-def _lost(prompts: Prompts, text: str) -> str:
-    """The characters of a text that its ids do not hold, in order; letter case and Unicode form may change."""
-    back, unknown = _folded(prompts.reads_back(text)), prompts.tokenizer.unk_token
-    if unknown is not None and unknown not in text:
-        back = back.replace(_folded(unknown), "")
-    return "".join(dict.fromkeys(c for c in _folded(text) if not c.isspace() and c not in back))
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+def dated(config: PromptConfig, tokenizer: PreTrainedTokenizerBase, today: date) -> PromptConfig:
+    """The settings with the day that a run begins, where its chat template writes a date and none is set."""
+    template = Prompts(tokenizer, config).template
+    if config.date or template is None or not template.reads_date:
+        return config
+    return config.model_copy(update={"date": today.isoformat()})
 
 
 def _offices(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
@@ -355,9 +407,6 @@ def _offices(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
     return [(name, vocabulary[token]) for name, token in named.items() if token in vocabulary]
 
 
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.name_or_path or type(tokenizer).__name__)
-
-
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -16,10 +16,12 @@ STYLES: Mapping[Style, Mapping[str, str]] = {
     "tags": {},
     # For models that think between <think> and </think> by themselves, or whose template opens the thought. Nobody has
     # to ask them for the tags; the box is what they were trained to answer in. It stands between dollar signs so that
-    # its end, "}$", cannot stand inside an answer such as \frac{1}{2}, where "}" alone would cut it.
+    # its end, "}$", cannot stand inside an answer such as \frac{1}{2}, where "}" alone would cut it. The posterior is
+    # shown the answer by the user, as such a model begins its turn with the thought.
     "thinking": {
         "user": "{question}\n\nPut the final answer within \\boxed{}.\n",
-        "posterior_open": "The final answer is {hint}. What follows works it out from the question.\n<think>\n",
+        "posterior_user": "{question}\n\nThe final answer is {hint}. Work out step by step how the question leads to "
+        "it, and put the final answer within \\boxed{}.\n",
         "answer_prefix": "\n\nThe final answer is $\\boxed{",
         "answer_suffix": "}$",
     },
@@ -42,5 +44,8 @@ STYLED = frozenset(name for wording in STYLES.values() for name in wording)
 def with_style(table: Mapping[str, Any]) -> dict[str, Any]:
     """The table ``[prompts]`` with its style's wording where it says nothing itself; an unknown style adds nothing."""
     style = table.get("style", "tags")
-    wording = STYLES[style] if style in get_args(Style) else {}
+    wording = dict(STYLES[style]) if style in get_args(Style) else {}
+    for here, elsewhere in (("posterior_user", "posterior_open"), ("posterior_open", "posterior_user")):
+        if "{hint}" in str(table.get(here, "")):  # the answer is shown in one place, and this one was chosen
+            wording.pop(elsewhere, None)
     return {**wording, **table}

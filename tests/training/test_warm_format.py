@@ -10,9 +10,10 @@ from covrl.algorithms.base import Setup
 from covrl.errors import UserError
 from covrl.generation.base import Draw
 from covrl.problems.source import ProblemSource
+from covrl.prompts import Role
 from covrl.records import Problem, ScoredGroup, Scores
 from covrl.training.step import accumulate_gradient
-from covrl.training.warm_format import Role, WarmFormat, WarmFormatConfig, given_trace, roles_named, warm_format
+from covrl.training.warm_format import WarmFormat, WarmFormatConfig, given_trace, roles_named, warm_format
 
 SOLVED = [Problem(f"p{i}", f"{i}+{i}=?", str(2 * i), solution=f"add {i}") for i in range(5)]
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from covrl.evaluation.styles import check_style, recommend, try_style, wordings
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
-from covrl.prompts import Prompts
+from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.show import show_leaks, show_style, show_styles, show_table
 from covrl.reporting.text import visible
@@ -188,10 +188,10 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
     for note in (*model.given_up, *generator.prove()):
         _say(note)
     console, tried, unusable = Console(), [], {}
-    for name, wording in wordings(config.prompts).items():
+    for name, wording in wordings(dated(config.prompts, tokenizer, date.today())).items():
         prompts = Prompts(tokenizer, wording)
         try:
-            check_style(prompts, model.context_length, config, problems, tokens)
+            check_style(prompts, model, config, problems, tokens)
         except UserError as error:
             unusable[name] = str(error)
             continue

@@ -10,22 +10,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from heapq import nlargest
 from typing import Any, TypeVar
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
+from covrl.prompt_checks import most_tokens
 from covrl.prompts import Prompts
 from covrl.records import Finish, Problem, Verdict
 from covrl.rewards.choice import letter_of
 from covrl.rewards.extract import extract_answer
 from covrl.rewards.graders import make_grader
 from covrl.rewards.normalise import normalise, plain_number
-
-LOOKED_AT = 64
-"""Of the questions with the most characters, how many are tokenized to find the longest prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +184,11 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
     if context is None:
         return
     after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
-    candidates = nlargest(LOOKED_AT, exam.problems, key=lambda p: len(p.question))
-    prompt, longest = max(((len(prompts.prior(p)), p) for p in candidates), key=lambda pair: pair[0])
+    left = context - exam.trace_tokens - after
+    counted = [(len(prompts.prior(p)), p) for p in exam.problems if most_tokens(prompts.text(p, "prior")) > left]
+    if not counted:
+        return
+    prompt, longest = max(counted, key=lambda pair: pair[0])
     room = context - prompt - after
     if exam.trace_tokens > room:
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"

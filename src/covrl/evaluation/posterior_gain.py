@@ -21,11 +21,9 @@ from typing import Any, NamedTuple
 from covrl.evaluation.likelihood import answer_log_probs
 from covrl.evaluation.statistics import Interval, bootstrap_interval, t_interval
 from covrl.generation.base import Draw, Generator, Sampling
-from covrl.prompts import Prompts
+from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Problem, Request, Rollout
 from covrl.scoring.model import LanguageModel
-
-ROLES = ("prior", "posterior")
 
 FEWEST_PROBLEMS = 3
 """Problems with closed traces of both prompts below which nothing is concluded."""
@@ -87,7 +85,7 @@ def posterior_gain(traces: Sequence[Worth], seed: int = 0) -> PosteriorGain:
         ValueError: there are no traces of one of the prompts.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    counts = {role: [0, 0] for role in ROLES}
+    counts: dict[str, list[int]] = {role: [0, 0] for role in ROLES}
     for trace in traces:
         counts[trace.source][0] += trace.log_prob is not None
         counts[trace.source][1] += 1
@@ -138,7 +136,7 @@ def draw_roles(
     sampling: Sampling,
     samples: int,
     seed: int,
-    roles: Sequence[str] = ROLES,
+    roles: Sequence[Role] = ROLES,
     rows_per_pass: int = 256,
     tokens_per_pass: int = 16384,
 ) -> list[Drawn]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
-from covrl.prompts import Prompts, check_tokens
+from covrl.prompt_checks import check_rows, check_tokens
+from covrl.prompts import Prompts, dated
 from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
 from covrl.scoring.trust import quoted, safe_config
 
@@ -97,7 +100,11 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
     exams, suites = _exams(order, next(iter(configs.values())))
     ks = {exam.name: check_ks(order.ks, exam.samples, exam.name) for exam in exams}
     prints = Fingerprints(out / "fingerprints.json")
-    candidates = [_candidate(name, config, exams, order, prints) for name, config in configs.items()]
+    today = date.today()
+    candidates = [_candidate(name, config, exams, order, prints, today) for name, config in configs.items()]
+    for c in candidates:
+        said = [note for exam in c.exams.values() for note in c.prompts(exam).notes]
+        notes += [f"{c.name}: {note}" for note in dict.fromkeys(said)]
     for exam in exams:
         notes += exam.notes
         notes += differences(exam.name, sampling_of({c.name: c.exams[exam.name] for c in candidates}))
@@ -198,7 +205,9 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
     )
 
 
-def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order, prints: Fingerprints) -> _Candidate:
+def _candidate(
+    name: str, config: RunConfig, exams: Sequence[Exam], order: Order, prints: Fingerprints, today: date
+) -> _Candidate:
     """Everything about a model that can be checked without its weights."""
     source = str(resolve_path(config.model.path))
     base = base_source(source)
@@ -206,6 +215,7 @@ def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order
     context = getattr(checked, "max_position_embeddings", None)
     words = source if (Path(source) / "tokenizer_config.json").is_file() else base
     tokenizer = quoted(words, lambda: load_tokenizer(words))
+    config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, today)})
     commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
     weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
     own = {exam.name: _as_sat(exam, config, order) for exam in exams}
@@ -213,6 +223,7 @@ def _candidate(name: str, config: RunConfig, exams: Sequence[Exam], order: Order
     for exam in own.values():
         prompts = candidate.prompts(exam)
         check_tokens(prompts, [])
+        check_rows(prompts, getattr(checked.get_text_config(), "vocab_size", sys.maxsize), exam.problems)
         check_room(exam, prompts, context, name)
     return candidate
 

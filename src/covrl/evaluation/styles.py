@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from covrl.assembly import check_lengths
 from covrl.config import PromptConfig, RunConfig, check
 from covrl.evaluation.posterior_gain import (
-    ROLES,
     Drawn,
     PosteriorGain,
     draw_roles,
@@ -27,7 +25,8 @@ from covrl.evaluation.posterior_gain import (
 )
 from covrl.evaluation.statistics import Interval
 from covrl.generation.base import Generator, Sampling
-from covrl.prompts import Prompts, check_tokens
+from covrl.prompt_checks import check_lengths, check_rows, check_tokens
+from covrl.prompts import ROLES, Prompts
 from covrl.records import Output, Problem
 from covrl.reporting.summary import interval
 from covrl.rewards.likelihood import reward_floor
@@ -72,7 +71,7 @@ class Tried:
     """One style on the problems: the two prompts of the first one as text, all traces, and what they are worth.
 
     ``empty`` is log p(y|x,∅) of each problem, after an empty thought, in nats. ``rewards`` is the mean reward of each
-    problem's prior traces.
+    problem's prior traces, ``notes`` what the chat template makes of the wording.
     """
 
     name: str
@@ -82,6 +81,7 @@ class Tried:
     empty: tuple[float, ...]
     gain: PosteriorGain
     rewards: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def reward(self) -> float:
@@ -93,6 +93,7 @@ class Tried:
         return {
             "style": self.name,
             "prompts": dict(self.shown),
+            "notes": list(self.notes),
             **{role: figures.record() for role, figures in self.roles.items()},
             "empty": {"log_prob": fmean(self.empty), "log_prob_interval": list(ends) if ends else None},
             "reward": {"mean": self.reward, "interval": list(rewards) if rewards else None},
@@ -116,16 +117,17 @@ def wordings(own: PromptConfig) -> dict[str, PromptConfig]:
 
 
 def check_style(
-    prompts: Prompts, context: int | None, config: RunConfig, problems: Sequence[Problem], max_tokens: int
+    prompts: Prompts, model: LanguageModel, config: RunConfig, problems: Sequence[Problem], max_tokens: int
 ) -> None:
-    """That the model can write the wording's tags and has room for the problems under it.
+    """That the chat template takes the wording, and the model can write its tags and has room for the problems.
 
     Raises:
         UserError: it cannot, or has not.
     """
     limits = config.generation.model_copy(update={"max_trace_tokens": max_tokens})
     check_tokens(prompts, problems)
-    check_lengths(prompts, context, config.model_copy(update={"generation": limits}), problems)
+    check_rows(prompts, model.model.get_input_embeddings().weight.shape[0], problems)
+    check_lengths(prompts, model.context_length, config.model_copy(update={"generation": limits}), problems)
 
 
 def try_style(
@@ -143,16 +145,15 @@ def try_style(
     context, reading = Context("direct", prompts.direct_row), Reading("direct", ("direct",), log_prob, ("direct",))
     logits = config.training.logits_mb_per_chunk << 20
     scores = score({"policy": model}, (context,), (reading,), direct, tokens, logits)
-    first = problems[0]
-    shown = {"prior": prompts.prior(first), "posterior": prompts.posterior(first)}
     return Tried(
         name,
-        {role: str(prompts.tokenizer.decode(list(ids), skip_special_tokens=False)) for role, ids in shown.items()},
+        {role: prompts.text(problems[0], role) for role in ROLES},
         tuple(drawn),
         {role: role_figures([d for d in drawn if d.rollout.source == role], seed) for role in ROLES},
         tuple(float(s[Output("direct", "direct")].sum()) for s in scores),
         posterior_gain([d.worth for d in drawn], seed),
         tuple(trace_rewards(prompts, drawn)),
+        prompts.notes,
     )
 
 

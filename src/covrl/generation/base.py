@@ -16,15 +16,18 @@ class Sampling:
     Example:
         >>> Sampling(max_tokens=2048, stop="</think>")
 
-    ``temperature`` 0 means the most likely token. ``stop`` is looked for in the decoded text. ``top_p`` below 1 draws
-    from the fewest tokens that have this much probability together, and is for benchmarks whose protocol asks for it:
-    training always samples with 1, as a truncated sampler draws from another distribution than likelihoods describe.
+    ``temperature`` 0 means the most likely token. ``stop`` is looked for in the decoded text, from where the texts of
+    ``after`` have come, in their order: an answer's end may be a full stop, which reasoning has too. ``top_p`` below 1
+    draws from the fewest tokens that have this much probability together, and is for benchmarks whose protocol asks for
+    it: training always samples with 1, as a truncated sampler draws from another distribution than likelihoods
+    describe.
     """
 
     max_tokens: int
     stop: str
     temperature: float = 1.0
     top_p: float = 1.0
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

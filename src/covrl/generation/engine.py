@@ -15,7 +15,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
 from covrl.generation.random import trace_key, uniforms
 from covrl.generation.recorded import fixed
-from covrl.generation.stop import StopRule
+from covrl.generation.stop import StopRule, StopRules
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
 from covrl.scoring.compute import weights_ready
@@ -81,7 +81,7 @@ class TorchGenerator:
         self.world = world or Solo()
         self.version = 0
         self.paths = DecodingPaths()
-        self._rules: dict[str, StopRule] = {}
+        self._rules = StopRules(tokenizer)
         self._eos = end_tokens(model, tokenizer)
 
     def publish(self, version: int) -> None:
@@ -93,7 +93,7 @@ class TorchGenerator:
             return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-        rule = self._rules.setdefault(sampling.stop, StopRule(self.tokenizer, sampling.stop))
+        rule = self._rules[sampling.stop, sampling.after]
         rollouts: dict[int, Rollout] = {}
         for wave in self._waves([len(r.prompt_ids) + len(r.prefix_ids) for r in requests]):
             traces = self._decode([requests[i] for i in wave], sampling, rule, draw)
@@ -155,7 +155,7 @@ class TorchGenerator:
     @torch.no_grad()
     def _decode(self, requests: Sequence[Request], sampling: Sampling, rule: StopRule, draw: Draw) -> list[Trace]:
         keys = np.array([trace_key(draw, r.problem_id, r.index) for r in requests], dtype=np.uint64)
-        traces = [Trace() for _ in requests]
+        traces = [Trace(r.prefix_ids) for r in requests]
         was_training = self.model.training
         self.model.eval()
         logits, state = self._prefill([r.prompt_ids + r.prefix_ids for r in requests], sampling.max_tokens)

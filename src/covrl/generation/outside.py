@@ -16,7 +16,7 @@ from torch import Tensor
 from covrl.errors import EngineError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.random import trace_key
-from covrl.generation.stop import StopRule
+from covrl.generation.stop import StopRule, StopRules
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
 
@@ -74,7 +74,7 @@ class OutsideGenerator:
         self.version = 0
         self.wasted = 0
         self._behind = False
-        self._rules: dict[str, StopRule] = {}
+        self._rules = StopRules(tokenizer)
         self._ends = end_tokens(model, tokenizer)
 
     def publish(self, version: int) -> None:
@@ -100,16 +100,17 @@ class OutsideGenerator:
             EngineError: the engine does not answer, or answers what cannot be used.
         """
         self._catch_up()
-        rule = self._rules.setdefault(sampling.stop, StopRule(self.tokenizer, sampling.stop))
+        rule = self._rules[sampling.stop, sampling.after]
         keys = [trace_key(draw, r.problem_id, r.index) for r in requests]
-        traces = [Trace() for _ in requests]
-        open_rows = list(range(len(requests)))
-        while open_rows:
-            asked = [_ask(requests[i], traces[i], keys[i], sampling.max_tokens) for i in open_rows]
-            drawn = self.backend.draw(asked, sampling.temperature, sampling.stop, sorted(self._ends))
-            for i, part in zip(open_rows, drawn, strict=True):
-                self._take(traces[i], part, rule)
-            open_rows = [i for i in open_rows if not traces[i].ended and len(traces[i].ids) < sampling.max_tokens]
+        traces = [Trace(r.prefix_ids) for r in requests]
+        rows_of = {sampling.stop: list(range(len(requests)))}
+        while rows_of:
+            for stop, rows in rows_of.items():
+                asked = [_ask(requests[i], traces[i], keys[i], sampling.max_tokens) for i in rows]
+                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends)) if asked else []
+                for i, part in zip(rows, drawn, strict=True):
+                    self._take(traces[i], part, rule)
+            rows_of = _open(traces, rule, sampling.max_tokens)
         return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
 
     def _take(self, trace: Trace, part: Drawn, rule: StopRule) -> None:
@@ -140,6 +141,19 @@ def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
         for name, weight in model.named_parameters():
             if ".base_layer." not in name and ".lora_" not in name:
                 yield name, weight.detach()
+
+
+def _open(traces: Sequence[Trace], rule: StopRule, max_tokens: int) -> dict[str, list[int]]:
+    """The rows that are not at their end, by the text that each has to be sampled up to.
+
+    An engine stops at its text wherever it stands. A row that it stopped too early, as at a full stop of the reasoning,
+    is asked up to what has to come before its end, and not up to every full stop.
+    """
+    found: dict[str, list[int]] = {}
+    for i, trace in enumerate(traces):
+        if not trace.ended and len(trace.ids) < max_tokens:
+            found.setdefault(rule.awaited(trace.ids, trace.prefix), []).append(i)
+    return found
 
 
 def _ask(request: Request, trace: Trace, key: int, max_tokens: int) -> Ask:

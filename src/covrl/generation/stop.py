@@ -20,40 +20,79 @@ class Stop(NamedTuple):
 
 
 class StopRule:
-    """Finds a tag in text as it is sampled, token by token.
+    """Finds a tag in text as it is sampled, token by token, once the texts of ``after`` have come, in their order.
 
     Decoding every row at every step is dear, so only a token whose own text holds the tag's last character
     makes the rule look (``may_end``); the look itself decodes the whole trace.
+
+    Example:
+        >>> StopRule(tokenizer, ".", after=("The answer is",))   # not at a full stop of the reasoning
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tag: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tag: str, after: tuple[str, ...] = ()) -> None:
         self.tokenizer = tokenizer
         self.tag = tag
+        self.after = after
         self.may_end = _tokens_with(tokenizer, tag[-1])
 
     def text(self, ids: Sequence[int]) -> str:
         """Decoded text, with nothing left out and no spaces tidied."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def check(self, ids: Sequence[int]) -> Stop | None:
-        """Whether the trace is complete with its last token.
+    def check(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> Stop | None:
+        """Whether the trace is complete with its last token; ``prefix`` are ids before it that belong to it.
 
         If the tag ends where the last token ends, the sampled tag belongs to the trace. If it ends inside that
         token (a BPE may merge ``>`` with what follows), the trace ends at the last token boundary that does not
-        reach into the tag, and the template appends the canonical ids.
+        reach into the tag, and the template appends the canonical ids. A tag that begins in the prefix and ends inside
+        a token has no such boundary: that token stays whole.
         """
         if ids[-1] not in self.may_end:
             return None
-        text = self.text(ids)
-        start = text.find(self.tag)
+        text = self.text([*prefix, *ids])
+        start = self._start(text, len(self.text(prefix).rstrip("\ufffd")) if prefix else 0)
         if start < 0:
             return None
-        if text.endswith(self.tag) and start + len(self.tag) == len(text):
+        if start + len(self.tag) == len(text):
             return Stop(len(ids), "sampled")
         kept = len(ids) - 1
-        while kept and not text[:start].startswith(self.text(ids[:kept])):
+        while kept and not text[:start].startswith(self.text([*prefix, *ids[:kept]])):
             kept -= 1
+        if prefix and not kept and not text[:start].startswith(self.text(prefix)):
+            return Stop(len(ids), "sampled")
         return Stop(kept, "appended")
+
+    def _start(self, text: str, given: int) -> int:
+        """Where the tag begins that ends behind the first ``given`` characters, which were not sampled; or -1."""
+        position = 0
+        for part in self.after:
+            found = text.find(part, position)
+            if found < 0:
+                return -1
+            position = found + len(part)
+        return text.find(self.tag, max(position, given - len(self.tag) + 1))
+
+    def awaited(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> str:
+        """The text that has to come next for the trace to end: the first of ``after`` that is missing, or the tag."""
+        text, position = self.text([*prefix, *ids]), 0
+        for part in self.after:
+            found = text.find(part, position)
+            if found < 0:
+                return part
+            position = found + len(part)
+        return self.tag
+
+
+class StopRules(dict[tuple[str, tuple[str, ...]], StopRule]):
+    """Rules by (tag, after), each made once: it looks at the whole vocabulary."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def __missing__(self, key: tuple[str, tuple[str, ...]]) -> StopRule:
+        self[key] = StopRule(self.tokenizer, *key)
+        return self[key]
 
 
 def _tokens_with(tokenizer: PreTrainedTokenizerBase, character: str) -> frozenset[int]:

@@ -11,8 +11,9 @@ from covrl.records import Finish, Request, Rollout
 
 @dataclass(slots=True)
 class Trace:
-    """One row while it is being sampled; tokens that come after its end are ignored."""
+    """One row while it is being sampled, behind ``prefix``; tokens that come after its end are ignored."""
 
+    prefix: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     ended: Finish | None = None
@@ -24,7 +25,7 @@ class Trace:
             return
         self.ids.append(token)
         self.log_probs.append(log_prob)
-        self.stop = rule.check(self.ids)
+        self.stop = rule.check(self.ids, self.prefix)
         if self.stop:
             self.ended = "closed"
         elif token in eos:

@@ -159,6 +159,8 @@ def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
 def show_style(console: Console, record: Mapping[str, Any]) -> None:
     """One style of `covrl prompts`: both prompts of the first problem, and a trace of each."""
     console.print(Text(f"\n{record['style']}", "bold"))
+    for note in record["notes"]:
+        console.print(Text(f"note: {visible(note)}", "dark_orange"))
     for role, text in record["prompts"].items():
         example = record["examples"][role]
         console.print(Text(f"{role} prompt", "dim"))

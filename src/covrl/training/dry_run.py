@@ -103,7 +103,7 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     cost = _cost(run, seconds, measured_activations(run, groups))
     gain = _gain(run) if any(r.source == "posterior" for r in rollouts) else None
     said = gain_sentence(gain, run.algorithm.name) if gain else ""
-    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, _notes(run), gain, said)
+    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, (*run.notes, *_notes(run)), gain, said)
 
 
 def _gain(run: Run) -> PosteriorGain:

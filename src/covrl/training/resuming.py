@@ -64,26 +64,30 @@ def check_config(state: Mapping[str, Any], now: RunConfig, where: Path) -> list[
     return [f"resumed with {k} = {new.get(k)!r} (it was {old.get(k)!r}): {_reason(k)}" for k in changed]
 
 
-def check_inputs(state: Mapping[str, Any], run: Run) -> None:
-    """That the run still reads what it read.
+def check_inputs(state: Mapping[str, Any], run: Run) -> list[str]:
+    """That the run still reads what it read; notes on what it cannot read again.
 
     Raises:
         UserError: the problems or the prompts' tokens are others than when the checkpoint was cut.
     """
     before, now = state.get("fingerprint"), fingerprint(run)
     if before is None:
-        return
+        return []
     changed = [name for name in now if now[name] != before.get(name)]
     if "problems.train" in changed or "problems.held_out" in changed:
         raise UserError(
             f"{changed[0]}: its problems are not those that the run was trained with up to step {state['done']}; give "
             "it the same ones, or begin a new run"
         )
+    day = run.config.prompts.date
+    if changed and day and "date" not in (state.get("config") or {}).get("prompts", {}):
+        return [f"its chat template writes the date, which this run had not kept; from here on it reads {day}"]
     if changed:
         raise UserError(
             "model.path: the tokenizer now gives other tokens for the same prompts than when the checkpoint was cut; "
             "use the version of transformers that the run began with"
         )
+    return []
 
 
 def check_versions(folder: Path) -> list[str]:
@@ -106,6 +110,10 @@ def _reason(key: str) -> str | None:
     return ACCEPTED.get(key, ACCEPTED.get(whole_section))
 
 
+TAKEN_UP = frozenset({"prompts.date"})
+"""What the first resume of a run of an older version sets, so that a checkpoint from before may be without it."""
+
+
 def _declared(before: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
     """Today's settings without those that the checkpoint's version did not know, where they have their defaults."""
     table = now.model_dump(mode="json")
@@ -113,7 +121,11 @@ def _declared(before: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
     for section, values in table.items():
         known = before.get(section, {})
         if section != "algorithm":
-            table[section] = {k: v for k, v in values.items() if k in known or v != defaults[section].get(k)}
+            table[section] = {
+                k: v
+                for k, v in values.items()
+                if k in known or (v != defaults[section].get(k) and f"{section}.{k}" not in TAKEN_UP)
+            }
     return table
 
 

@@ -39,7 +39,8 @@ def sampling_of(run: Run) -> Sampling:
     generation, prompts = run.config.generation, run.config.prompts
     if run.algorithm.samples == "thought":
         return Sampling(generation.max_trace_tokens, prompts.close, generation.temperature)
-    return Sampling(response_tokens(run.prompts, generation), prompts.answer_suffix, generation.temperature)
+    tokens, after = response_tokens(run.prompts, generation), run.prompts.before_answer
+    return Sampling(tokens, prompts.answer_suffix, generation.temperature, after=after)
 
 
 def response_tokens(prompts: Prompts, generation: GenerationConfig) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 
@@ -19,15 +19,13 @@ from covrl.errors import NonFiniteError, UserError
 from covrl.generation.base import Draw
 from covrl.objectives import trace_tokens
 from covrl.problems.source import ProblemSource
-from covrl.prompts import Prompts
+from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
 from covrl.training.loop import Run
 from covrl.training.optimizer import make_optimizer
 from covrl.training.step import accumulate_gradient
-
-Role = Literal["prior", "posterior"]
 
 PROBED = 32
 """Problems whose traces are sampled to see how many are valid."""
@@ -36,7 +34,7 @@ PROBED = 32
 class WarmFormatConfig(Settings):
     """Which prompts the solutions are taught under."""
 
-    roles: tuple[Role, ...] = get_args(Role)
+    roles: tuple[Role, ...] = ROLES
 
 
 class WarmFormat(Algorithm):
@@ -104,9 +102,9 @@ def roles_named(text: str) -> tuple[Role, ...]:
     """
     named = [part.strip() for part in text.split(",")]
     for part in named:
-        if part not in get_args(Role):
+        if part not in ROLES:
             raise UserError(f"--roles {text}: expected prior, posterior or prior,posterior; found {part!r}")
-    return tuple(role for role in get_args(Role) if role in named)
+    return tuple(role for role in ROLES if role in named)
 
 
 def given_trace(prompts: Prompts, problem: Problem, solution: str) -> Rollout:
@@ -117,7 +115,7 @@ def given_trace(prompts: Prompts, problem: Problem, solution: str) -> Rollout:
 
 
 def warm_format(
-    run: Run, steps: int, rate: float, until: float, every: int, roles: Sequence[Role] = get_args(Role)
+    run: Run, steps: int, rate: float, until: float, every: int, roles: Sequence[Role] = ROLES
 ) -> Iterator[Lesson]:
     """Train ``run``'s model in place; one lesson every ``every`` steps, the last when enough traces are valid.
 

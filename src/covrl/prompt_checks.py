@@ -1,0 +1,131 @@
+"""What must hold of a tokenizer, a model's size and all problems before a run samples anything."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from covrl.chat_template import tokenizer_name
+from covrl.config import RunConfig
+from covrl.errors import UserError
+from covrl.prompts import ROLES, Prompts, shortened
+from covrl.records import Problem
+
+
+def check_tokens(prompts: Prompts, problems: Sequence[Problem]) -> None:
+    """Every prompt shows its problem, the tags survive the tokenizer, and answers have tokens.
+
+    Raises:
+        UserError: the chat template does not go with the settings or a problem, a tag does not come back from its ids,
+            or an answer is empty or has a character without a token; names setting or problem, the tokenizer, and what
+            to do.
+    """
+    name = tokenizer_name(prompts.tokenizer)
+    _ = prompts.layout  # what is wrong with the template is no single problem's fault
+    for setting in ("close", "answer_prefix", "answer_suffix"):
+        tag = getattr(prompts.config, setting)
+        back = prompts.reads_back(tag)
+        if tag and not back:
+            raise UserError(
+                f"prompts.{setting}: the tokenizer {name} has no tokens for {tag!r}; are its files in the model's "
+                "folder? if they are, choose a text that it can write"
+            )
+        if back != tag:
+            raise UserError(
+                f"prompts.{setting}: the tokenizer {name} cannot write {tag!r}: its tokens read {back!r}; choose "
+                f"another text for prompts.{setting}, or a tokenizer that has tokens for every character of it"
+            )
+    for problem in problems:
+        _ = prompts.text(problem, "prior"), prompts.text(problem, "posterior")
+        if not problem.answer.strip():
+            raise UserError(f"problem {problem.id}: the answer is empty")
+        if lost := _lost(prompts, problem.answer):
+            raise UserError(
+                f"problem {problem.id}: the tokenizer {name} has no token for {lost!r} of the answer "
+                f"{shortened(problem.answer)!r}; leave the problem out, or choose a model whose tokenizer can write it"
+            )
+
+
+def _lost(prompts: Prompts, text: str) -> str:
+    """The characters of a text that its ids do not hold, in order; letter case and Unicode form may change."""
+    back, unknown = _folded(prompts.reads_back(text)), prompts.tokenizer.unk_token
+    if unknown is not None and unknown not in text:
+        back = back.replace(_folded(unknown), "")
+    return "".join(dict.fromkeys(c for c in _folded(text) if not c.isspace() and c not in back))
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def check_rows(prompts: Prompts, rows: int, problems: Sequence[Problem]) -> None:
+    """Every token that the model is given must have one of the ``rows`` of its embedding.
+
+    A tokenizer may have more tokens than the model, as long as no prompt, tag or answer uses them: what has no row
+    cannot be sampled either.
+
+    Raises:
+        UserError: one that is used has none; names where it stands, the token, its id and the rows.
+    """
+    if max(prompts.tokenizer.get_vocab().values(), default=0) < rows:
+        return
+    for where, ids in _all_ids(prompts, problems):
+        if (token := max(ids, default=0)) >= rows:
+            raise UserError(
+                f"{where}: the token {prompts.tokenizer.convert_ids_to_tokens(token)!r} has the id {token}, but the "
+                f"model's embedding has {rows} rows: the tokenizer is not the model's, or tokens were added to it "
+                "without resizing the model; take the tokenizer that the model came with, or resize the embedding"
+            )
+
+
+def _all_ids(prompts: Prompts, problems: Sequence[Problem]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "prompts.close", prompts.close_ids
+    yield "prompts.answer_prefix", prompts.answer_prefix_ids
+    yield "prompts.answer_suffix", prompts.encode(prompts.config.answer_suffix)
+    for problem in problems:
+        yield f"the prompt of problem {problem.id}", prompts.prior(problem) + prompts.posterior(problem)
+        yield f"the answer of problem {problem.id}", prompts.answer(problem)
+        if problem.solution:
+            yield f"the solution of problem {problem.id}", prompts.literal(problem.solution.strip())
+
+
+def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, problems: Sequence[Problem]) -> None:
+    """Every prompt, a whole trace and the answer must fit the model's context (``None``: it has no limit).
+
+    Tokens are counted for every problem that does not fit by far: a script's letters say little about its tokens.
+
+    Raises:
+        UserError: the longest problem does not fit; names it, with the arithmetic.
+    """
+    if context is None or not problems:
+        return
+    trace, tags = config.generation.max_trace_tokens, len(prompts.close_ids) + len(prompts.answer_prefix_ids)
+    room = context - trace - tags
+    counted = [(_prompt_and_answer(prompts, p), p) for p in problems if _most(prompts, p) > room]
+    if not counted:
+        return
+    (prompt, answer), longest = max(counted, key=lambda pair: sum(pair[0]))
+    if prompt + answer > room:
+        raise UserError(
+            f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {tags + answer} answer tokens "
+            f"exceed the model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
+        )
+
+
+def _prompt_and_answer(prompts: Prompts, problem: Problem) -> tuple[int, int]:
+    return max(len(prompts.prior(problem)), len(prompts.posterior(problem))), len(prompts.answer(problem))
+
+
+def _most(prompts: Prompts, problem: Problem) -> int:
+    prompt = max(most_tokens(prompts.text(problem, role)) for role in ROLES)
+    return prompt + most_tokens(problem.answer) + len(prompts.encode(prompts.config.answer_suffix))
+
+
+def most_tokens(text: str) -> int:
+    """A bound on a text's tokens that spares counting them: far more than any tokenizer makes of it.
+
+    A token is of a byte at least, of the text or of what a normaliser makes of it, as long as the longest such form;
+    twice that leaves room for spaces and beginnings that a tokenizer adds.
+    """
+    forms = [text] if text.isascii() else [text, unicodedata.normalize("NFKD", text)]
+    return 2 * max(len(form.encode("utf-8", "replace")) for form in forms) + 8
