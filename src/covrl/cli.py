@@ -271,10 +271,10 @@ def prompts(
         Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
     ] = None,
     settings: Settings = None,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per problem and prompt.")] = 4,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per problem and prompt.")] = 3,
     limit: Annotated[int, typer.Option(min=1, help="Only the first problems.")] = 8,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of a trace. [128, or the settings' limit if it is lower]")
+        int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
 ) -> None:

@@ -28,9 +28,9 @@ STYLES: Mapping[Style, Mapping[str, str]] = {
     # For models that do not know tags: words that they have read often. The line break after the full stop keeps
     # decimals whole: "." alone would end 3.5 at 3.
     "plain": {
-        "user": "{question}\n\nWork it out in short steps, then end with 'The answer is' and the answer.\n",
+        "user": "{question}\n\nReason in a few short sentences. End with the words 'The answer is' and the answer.\n",
         "prior_open": "",
-        "posterior_open": "The result is {hint}, because of this calculation.\n",
+        "posterior_open": "The result is {hint}, for this reason.\n",
         "close": "The answer is",
         "answer_prefix": " ",
         "answer_suffix": ".\n",

@@ -163,7 +163,7 @@ def test_the_command_from_end_to_end(project: Path, covrl: Covrl) -> None:
 
 def test_the_settings_limit_and_the_command_lines(project: Path, covrl: Covrl) -> None:
     asked = ["prompts", "--model", "model", "--problems", "p.jsonl", "--limit", "1", "-n", "1", "--json"]
-    assert json.loads(covrl(*asked).out)["max_tokens"] == 128
+    assert json.loads(covrl(*asked).out)["max_tokens"] == 96
     assert json.loads(covrl(*asked, "--max-tokens", "7").out)["max_tokens"] == 7
     alone = json.loads(covrl(*asked, "--max-tokens", "7").out)
     assert [s["style"] for s in alone["styles"]] == ["tags", "thinking", "plain"]

@@ -32,7 +32,7 @@ from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form
 from covrl.scoring.model import load_model
 
-TRIED_TOKENS = 128
+TRIED_TOKENS = 96
 """Most tokens of a trace of `covrl prompts`, where the settings allow more: a minute's work of a small model."""
 
 FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}

@@ -95,7 +95,7 @@ def ended(response: Rollout, prompts: Prompts) -> str:
     """
     suffix = prompts.config.answer_suffix
     visible = suffix.rstrip()
-    if response.finish != "eos" or visible == suffix:
+    if response.finish != "eos":
         return response.text
     before = said_in(response, prompts)
     return before + suffix.removeprefix(visible) if before.endswith(visible) else response.text
