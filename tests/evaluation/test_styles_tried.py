@@ -156,8 +156,17 @@ def test_the_command_from_end_to_end(project: Path, covrl: Covrl) -> None:
     assert record == json.loads(covrl(*asked, "--json").out), "the same seed, the same traces"
     code, out, err = covrl(*asked)
     assert code == 0
+    assert out.count("Reason inside <think></think>") == 1, "what both prompts have in common is shown once"
+    assert "posterior prompt, from where they part\nThe reference answer is 0. The reasoning" in out
     assert "own: 60 traces of at most 24 tokens" in err
-    for said in ("prior prompt\n0+1=\n", "a posterior trace (", "  empty ", "log p(answer)", *record["sentences"][:1]):
+    for said in (
+        "prior prompt\n0+1=\n",
+        "posterior prompt\n0+1(0)=\n",
+        "a posterior trace (",
+        "  empty ",
+        "log p(answer)",
+        *record["sentences"][:1],
+    ):
         assert said in out, said
 
 

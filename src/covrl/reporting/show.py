@@ -161,10 +161,14 @@ def show_style(console: Console, record: Mapping[str, Any]) -> None:
     console.print(Text(f"\n{record['style']}", "bold"))
     for note in record["notes"]:
         console.print(Text(f"note: {visible(note)}", "dark_orange"))
-    for role, text in record["prompts"].items():
+    prior, posterior = record["prompts"]["prior"], record["prompts"]["posterior"]
+    parted = next((i for i, (a, b) in enumerate(zip(prior, posterior, strict=False)) if a != b), len(prior))
+    same = prior[:parted].rfind("\n") + 1  # up to the line in which they part
+    for role, text in {"prior": prior, "posterior": posterior[same:]}.items():
         example = record["examples"][role]
-        console.print(Text(f"{role} prompt", "dim"))
-        console.print(Text(visible(text)), soft_wrap=False)
+        parts = ", from where they part" if role == "posterior" and same else ""
+        console.print(Text(f"{role} prompt{parts}", "dim"))
+        console.print(Text(visible(text)))
         console.print(Text(f"a {role} trace ({example['finish']})", "dim"))
         console.print(Text(one_line(example["trace"], 300), SOURCE_STYLES[role]))
 
@@ -186,14 +190,14 @@ def show_styles(console: Console, record: Mapping[str, Any]) -> None:
         rows.append(["  empty", "", "", "0", _nats(style["empty"]), f"{record['problems']}"])
     heads = ["thoughts", "closed", "cut", "tokens", "log p(answer)", "n"]
     about = (
-        f"{record['problems']:,} problems, {record['n']} traces each and prompt, up to {record['max_tokens']:,} "
-        "tokens; log p(answer): nats with the text that ends the answer, after the n traces that closed, and after an "
-        "empty thought; gain: posterior less prior, on n problems; in brackets 95 %, Wilson's over traces or over "
-        "problems"
+        f"{record['problems']:,} problems, {record['n']} {'trace' if record['n'] == 1 else 'traces'} of each prompt "
+        f"for each, up to {record['max_tokens']:,} tokens; log p(answer): nats with the text that ends the answer, "
+        "after the n traces that closed, and after an empty thought; gain: posterior less prior, on n problems; in "
+        "brackets the 95\u00a0% interval, of closed over traces, else over problems"
     )
     show_table(console, f"{record['model']} on {record['problem_source']}", about, heads, rows)
     for name, why in record["unusable"].items():
-        console.print(Text(f"{name} cannot be used: {one_line(why, 240)}"))
+        console.print(Text(f"{name} cannot be used: {one_line(why, 160)}"))
     for sentence in record["sentences"]:
         console.print(Text(visible(sentence), "bold"))
 
