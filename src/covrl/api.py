@@ -292,7 +292,7 @@ def ask(model: str, question: str, answer: str | None, n: int, seed: int, file: 
     for name, where in chosen.items():
         loaded, tokenizer = load_model(where, config.generation.temperature)
         prompts = Prompts(tokenizer, dated(config.prompts, tokenizer, today))
-        check_tokens(prompts, [problem])
+        check_tokens(prompts, [problem] if answer else [])
         check_rows(prompts, loaded.model.get_input_embeddings().weight.shape[0], [problem])
         check_lengths(prompts, loaded.context_length, config, [problem])
         replies += ask_model(name, loaded, prompts, question, answer, sampling, n, seed)

@@ -37,10 +37,14 @@ class Layout(NamedTuple):
 
 
 class Thought(NamedTuple):
-    """A thought at the end of a template's generation prompt: ``tag`` opens it; it is ``closed`` if it is empty."""
+    """A thought at the end of a template's generation prompt: ``tag`` opens it; it is ``closed`` if it is empty.
+
+    ``spaced``: white space follows the tag.
+    """
 
     tag: str
     closed: bool
+    spaced: bool = False
 
 
 def plain_layout(config: PromptConfig) -> Layout:
@@ -79,7 +83,7 @@ def found_thought(tail: str, config: PromptConfig) -> Thought | None:
         return Thought(before[1], closed=True)
     if before and _opens(before[1], config) and _NAMED.search(last[1]):  # <|START_THINKING|><|END_THINKING|>
         return Thought(before[1], closed=True)
-    return Thought(last[1], closed=False) if _opens(last[1], config) else None
+    return Thought(last[1], closed=False, spaced=last[0] != last[1]) if _opens(last[1], config) else None
 
 
 def mirror(tag: str) -> str:
@@ -177,7 +181,7 @@ def _inside_opened(config: PromptConfig, thought: Thought) -> tuple[Layout, list
             f"the chat template opens a thought with {tag}, and prompts.prior_open opens another one with {other}: set "
             f'prompts.prior_open = "" and prompts.close = "{mirror(tag)}"'
         )
-    before, inside = _split(config.prior_open, tag)
+    before, inside = _split(config.prior_open, thought)
     if before.strip():
         raise UserError(
             f"prompts.prior_open: {before.strip()!r} stands before {tag}, but the chat template opens {tag} itself, so "
@@ -188,16 +192,16 @@ def _inside_opened(config: PromptConfig, thought: Thought) -> tuple[Layout, list
         notes.append(f"the chat template opens {tag}, and traces end at prompts.close = {config.close!r}")
     user = config.posterior_user or config.user
     if "{hint}" not in user:
-        user, said = _hint_moved(config, user, tag, inside)
+        user, said = _hint_moved(config, user, thought, inside)
         notes.append(said)
     return Layout(Wording(config.user, inside), Wording(user, inside)), notes
 
 
-def _hint_moved(config: PromptConfig, user: str, tag: str, inside: str) -> tuple[str, str]:
+def _hint_moved(config: PromptConfig, user: str, thought: Thought, inside: str) -> tuple[str, str]:
     """The posterior's user turn with the words that ``posterior_open`` has before the thought, and a note of it."""
-    opening = config.posterior_open
+    opening, tag = config.posterior_open, thought.tag
     if tag in opening:
-        before, after = _split(opening, tag)
+        before, after = _split(opening, thought)
     else:
         cut = len(opening) - len(inside) if inside and opening.endswith(inside) else len(opening)
         before, after = opening[:cut], inside
@@ -213,7 +217,8 @@ def _hint_moved(config: PromptConfig, user: str, tag: str, inside: str) -> tuple
     )
 
 
-def _split(opening: str, tag: str) -> tuple[str, str]:
+def _split(opening: str, thought: Thought) -> tuple[str, str]:
     """What stands before and after the tag; without the tag all of it is after. White space alone after it is none."""
-    before, found, after = opening.rpartition(tag)
+    before, found, after = opening.rpartition(thought.tag)
+    after = after.lstrip() if thought.spaced and found else after
     return (before if found else "", after if after.strip() else "")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from covrl.chat_template import tokenizer_name
+from covrl.chat_template import QUESTION, REPLY, tokenizer_name
 from covrl.config import RunConfig
 from covrl.errors import UserError
-from covrl.prompts import ROLES, Prompts, shortened
+from covrl.prompts import ROLES, Prompts, Role, shortened
 from covrl.records import Problem
 
 
@@ -101,10 +101,10 @@ def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, prob
         return
     trace, tags = config.generation.max_trace_tokens, len(prompts.close_ids) + len(prompts.answer_prefix_ids)
     room = context - trace - tags
-    counted = [(_prompt_and_answer(prompts, p), p) for p in problems if _most(prompts, p) > room]
-    if not counted:
+    near = may_exceed(prompts, problems, room, ROLES, answers=True)
+    if not near:
         return
-    (prompt, answer), longest = max(counted, key=lambda pair: sum(pair[0]))
+    (prompt, answer), longest = max(((_prompt_and_answer(prompts, p), p) for p in near), key=lambda pair: sum(pair[0]))
     if prompt + answer > room:
         raise UserError(
             f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {tags + answer} answer tokens "
@@ -116,9 +116,43 @@ def _prompt_and_answer(prompts: Prompts, problem: Problem) -> tuple[int, int]:
     return max(len(prompts.prior(problem)), len(prompts.posterior(problem))), len(prompts.answer(problem))
 
 
-def _most(prompts: Prompts, problem: Problem) -> int:
-    prompt = max(most_tokens(prompts.text(problem, role)) for role in ROLES)
-    return prompt + most_tokens(problem.answer) + len(prompts.encode(prompts.config.answer_suffix))
+BORDERS = 16
+"""Tokens by which a prompt may be longer than its parts apart, as merges differ at their borders (INFERRED)."""
+
+
+def may_exceed(
+    prompts: Prompts, problems: Sequence[Problem], room: int, roles: Sequence[Role], answers: bool
+) -> list[Problem]:
+    """The problems whose prompts, and ``answers``, may have more than ``room`` tokens; the others surely fit.
+
+    First by their bytes, which costs nothing; then by the tokens of their texts, counted in one go and not in place.
+    """
+    frames = [_Frame(prompts, role) for role in roles]
+    suffix = len(prompts.encode(prompts.config.answer_suffix))
+
+    def beyond(problem: Problem, sizes: Mapping[str, int]) -> bool:
+        answer = sizes[problem.answer] + suffix if answers else 0
+        return any(f.tokens(sizes[problem.question], sizes[problem.shown]) + answer > room for f in frames)
+
+    texts = {text for p in problems for text in (p.question, p.shown, p.answer)}
+    most = {text: most_tokens(text) for text in texts}
+    near = [p for p in problems if beyond(p, most)]
+    texts = sorted({text for p in near for text in (p.question, p.shown, p.answer)})
+    counted = dict(zip(texts, prompts.counts(texts), strict=True))
+    return [p for p in near if beyond(p, counted)]
+
+
+class _Frame:
+    """What a prompt is beside its question and hint: its tokens, and how often each stands in it."""
+
+    def __init__(self, prompts: Prompts, role: Role) -> None:
+        marked = prompts.text(Problem("", QUESTION, REPLY, hint=REPLY), role)
+        self.questions, self.hints = marked.count(QUESTION), marked.count(REPLY)
+        self.own = prompts.counts([marked])[0] + BORDERS
+
+    def tokens(self, question: int, hint: int) -> int:
+        """Most tokens of a prompt whose question and hint have so many."""
+        return self.own + self.questions * question + self.hints * hint
 
 
 def most_tokens(text: str) -> int:

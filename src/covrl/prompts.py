@@ -308,6 +308,17 @@ class Prompts:
             ids += self.encode(piece) if ids else first(piece)
         return ids
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has by itself, all counted in one go; one that spells a control token has more."""
+        if not texts:
+            return []
+        found = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        apart = [
+            bool(self._controls(tuple(ids))) or (self._spelt_unknown or "\0") in text
+            for ids, text in zip(found, texts, strict=True)
+        ]
+        return [len(self.literal(t)) if spelt else len(ids) for t, ids, spelt in zip(texts, found, apart, strict=True)]
+
     def _control_spans(self, text: str) -> list[tuple[int, int]]:
         """From where to where the text spells a control token."""
         unknown, controls = self._spelt_unknown, self._control_ids

@@ -6,6 +6,8 @@ Samples need not be those of another engine; they must be the model's own distri
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -137,6 +139,24 @@ def a_trace_ends_at_the_stop_text_or_at_its_limit(make: Make) -> None:
     assert {len(r.trace_ids) for r in sample(engine, requests(6), tokens=1)} <= {0, 1}
 
 
+def an_end_counts_only_behind_the_texts_before_it(make: Make) -> None:
+    """Of two letters that this model often writes, one that comes before the other is no end."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    free = "".join(r.text for r in engine.generate(requests(20), Sampling(20, "\x00", 1.0), DRAW))
+    (end, _), (before, _) = Counter(c for c in free if c.isalnum()).most_common(2)
+    found = engine.generate(requests(60), Sampling(20, end, 1.0, after=(before,)), DRAW)
+    whole = re.compile(rf"[^{before}]*{before}[^{end}]*{end}", re.DOTALL)
+    assert {r.finish for r in found} >= {"closed", "length"}
+    for r in found:
+        ended = whole.match(r.text)
+        assert r.valid == (ended is not None)
+        assert ended is None or ended[0] == r.text
+    assert any(r.text.index(end) < len(r.text) - 1 for r in found if end in r.text)
+    assert_told_truly(model, found)
+
+
 def a_stop_text_inside_a_token_is_left_to_the_template(make: Make) -> None:
     """A trace keeps the tokens before the one that holds the stop text; what comes behind it is dropped."""
     tokenizer = TOKENIZERS["bytes"]()
@@ -212,6 +232,7 @@ CONTRACT = {
         a_sample_depends_on_its_key_alone,
         temperature_zero_is_greedy,
         a_trace_ends_at_the_stop_text_or_at_its_limit,
+        an_end_counts_only_behind_the_texts_before_it,
         a_stop_text_inside_a_token_is_left_to_the_template,
         an_end_of_sequence_before_the_stop_text_is_its_own_ending,
         prefix_ids_are_read_but_not_returned,

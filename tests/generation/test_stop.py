@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TOKENIZERS
 
-from covrl.generation.stop import Stop, StopRule
+from covrl.generation.stop import Stop, StopRule, StopRules
 
 TAG = "</think>"
 
@@ -94,3 +96,59 @@ def test_a_tag_that_ends_in_space_looks_at_every_token() -> None:
     assert len(rule.may_end) == len(tokenizer)
     ids = tokenizer("x so\n").input_ids
     assert rule.check(ids) == Stop(len(ids), "sampled")
+
+
+def ends(rule: StopRule, ids: list[int], prefix: list[int] | None = None) -> tuple[int, Stop] | None:
+    """(tokens read, stop), as an engine would find it behind ``prefix``."""
+    found = ((n, rule.check(ids[:n], prefix or [])) for n in range(1, len(ids) + 1))
+    return next(((n, stop) for n, stop in found if stop), None)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=st.text(alphabet="ab.:", max_size=24))
+def test_case_23_a_tag_counts_only_behind_the_texts_before_it(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    rule = StopRule(tokenizer, ".", after=("a:", "b"))
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    written = [rule.text(ids[:n]) for n in range(1, len(ids) + 1)]
+    ended = re.compile(r"(?s:.*?a:.*?b.*?\.)")
+    first = next((n for n, so_far in enumerate(written, start=1) if ended.match(so_far)), None)
+    found = ends(rule, ids)
+    assert (found and found[0]) == first
+    if found and found[1].closing == "sampled":
+        assert ended.fullmatch(rule.text(ids[: found[1].kept]))
+
+
+def test_case_23_what_has_to_come_next_is_the_first_text_that_is_missing() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    rule = StopRule(tokenizer, ".", after=("answer:", "<"))
+    awaited = {text: rule.awaited(tokenizer(text).input_ids) for text in ("", "so. <", "the answer: 1", "answer: < 4")}
+    assert list(awaited.values()) == ["answer:", "answer:", "<", "."]
+    assert rule.awaited(tokenizer(": <").input_ids, tokenizer("the answer").input_ids) == "."
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=st.text(alphabet="ab </think>\n", max_size=12), cut=st.integers(0, 40))
+def test_a_prefix_and_what_is_sampled_behind_it_end_as_the_whole_does(name: str, text: str, cut: int) -> None:
+    """Also where a tag, or what has to come before it, begins in the prefix."""
+    tokenizer = TOKENIZERS[name]()
+    for rule in (StopRule(tokenizer, TAG), StopRule(tokenizer, "b", after=(TAG,))):
+        ids = tokenizer(f"{text}{TAG}a b", add_special_tokens=False).input_ids
+        whole = ends(rule, ids)
+        assert whole is not None
+        read, stop = whole
+        if cut >= read:
+            continue
+        found = ends(rule, ids[cut:], ids[:cut])
+        assert found is not None
+        assert found[0] == read - cut
+        if stop.kept >= cut:
+            assert found[1] == Stop(stop.kept - cut, stop.closing)
+        else:  # the tag began in the prefix and ended inside a token
+            assert found[1] == Stop(read - cut, "sampled")
+
+
+def test_a_rule_is_made_once() -> None:
+    rules = StopRules(TOKENIZERS["characters"]())
+    assert rules[".", ()] is rules[".", ()]
+    assert rules[".", ("a",)].after == ("a",)

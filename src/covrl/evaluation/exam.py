@@ -16,7 +16,7 @@ from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
-from covrl.prompt_checks import most_tokens
+from covrl.prompt_checks import may_exceed
 from covrl.prompts import Prompts
 from covrl.records import Finish, Problem, Verdict
 from covrl.rewards.choice import letter_of
@@ -185,10 +185,10 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
         return
     after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
     left = context - exam.trace_tokens - after
-    counted = [(len(prompts.prior(p)), p) for p in exam.problems if most_tokens(prompts.text(p, "prior")) > left]
-    if not counted:
+    near = may_exceed(prompts, exam.problems, left, ("prior",), answers=False)
+    if not near:
         return
-    prompt, longest = max(counted, key=lambda pair: pair[0])
+    prompt, longest = max(((len(prompts.prior(p)), p) for p in near), key=lambda pair: pair[0])
     room = context - prompt - after
     if exam.trace_tokens > room:
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"
