@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from models import character_tokenizer
+from prompts.templates import CLOSES, DATED, INST, OPENS, PARTS, PLAIN, PROBLEM, both, tokenizer_with
 
 from covrl import styles
 from covrl.api import config_for
@@ -34,8 +35,7 @@ def test_tags_are_the_defaults_as_they_were() -> None:
 def test_a_style_fills_what_is_not_set_and_nothing_else(style: str) -> None:
     found = prompts_of(style=style, close="So it is", system="Be brief.")
     wording = dict(STYLES[style])  # ty: ignore
-    if "posterior_user" in wording:  # the answer is shown there, and both openings are equal
-        wording["posterior_open"] = PromptConfig().prior_open
+    wording["posterior_open"] = found.prior_open  # the answer is shown in the user's turn, and both openings are equal
     for name in PromptConfig.model_fields.keys() - {"style", "close", "system"}:
         assert getattr(found, name) == wording.get(name, getattr(PromptConfig(), name)), name
     assert (found.close, found.system) == ("So it is", "Be brief.")
@@ -58,7 +58,7 @@ def test_the_answer_is_shown_in_one_place_which_is_the_one_that_is_set() -> None
 
 def test_the_checks_see_the_styles_wording_and_the_field_together() -> None:
     with pytest.raises(UserError, match=r"posterior_open has no \{hint\}"):
-        prompts_of(style="plain", posterior_open="because")
+        prompts_of(style="plain", posterior_user="{question}", posterior_open="because")
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -73,6 +73,33 @@ def test_every_style_keeps_the_prior_from_the_answer_and_starts_traces_alike(sty
     assert prior[-1] == posterior[-1] == "\n"
     assert prompts.config.answer_suffix not in "3.5", "the suffix must not end an answer early"
     assert prompts.config.answer_suffix not in r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    "template", [PLAIN, OPENS, INST, PARTS, DATED], ids=["plain", "opens", "inst", "parts", "dated"]
+)
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_goes_with_every_kind_of_chat_template(style: str, template: str) -> None:
+    """The thought opens once where the style has one, and the answer stands before it, in the posterior alone."""
+    prompts = Prompts(tokenizer_with(template), prompts_of(style=style))
+    check_tokens(prompts, [PROBLEM])
+    prior, posterior = both(prompts)
+    asked = prompts.config.user.partition("{question}")[2].strip()
+    opened = int(prompts.config.prior_open == "<think>\n" or template == OPENS)
+    for text in (prior, posterior):
+        after = text.replace(asked, "").partition(PROBLEM.question)[2]
+        assert after.count("<think>") == opened
+    shown = posterior.index(" 4")
+    assert " 4" not in prior
+    assert not opened or shown < posterior.rindex("<think>")
+    assert prior[-1] == posterior[-1]
+
+
+@pytest.mark.parametrize("style", ["tags", "thinking"])
+def test_a_template_that_closes_an_empty_thought_is_refused_and_plain_words_are_not(style: str) -> None:
+    with pytest.raises(UserError, match="enable_thinking"):
+        Prompts(tokenizer_with(CLOSES), prompts_of(style=style)).prior(PROBLEM)
+    assert "<think>\n\n</think>" in both(Prompts(tokenizer_with(CLOSES), prompts_of(style="plain")))[0]
 
 
 def test_a_run_keeps_its_words_when_a_style_gets_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

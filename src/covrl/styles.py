@@ -16,8 +16,7 @@ STYLES: Mapping[Style, Mapping[str, str]] = {
     "tags": {},
     # For models that think between <think> and </think> by themselves, or whose template opens the thought. Nobody has
     # to ask them for the tags; the box is what they were trained to answer in. It stands between dollar signs so that
-    # its end, "}$", cannot stand inside an answer such as \frac{1}{2}, where "}" alone would cut it. The posterior is
-    # shown the answer by the user, as such a model begins its turn with the thought.
+    # its end, "}$", cannot stand inside an answer such as \frac{1}{2}, where "}" alone would cut it.
     "thinking": {
         "user": "{question}\n\nPut the final answer within \\boxed{}.\n",
         "posterior_user": "{question}\n\nThe final answer is {hint}. Work out step by step how the question leads to "
@@ -30,15 +29,17 @@ STYLES: Mapping[Style, Mapping[str, str]] = {
     "plain": {
         "user": "{question}\n\nReason in a few short sentences. End with the words 'The answer is' and the answer.\n",
         "prior_open": "",
-        "posterior_open": "The result is {hint}, for this reason.\n",
+        "posterior_user": "{question}\n\nThe result is {hint}. Reason in a few short sentences how the question leads "
+        "to it. End with the words 'The answer is' and the answer.\n",
         "close": "The answer is",
         "answer_prefix": " ",
         "answer_suffix": ".\n",
     },
 }
 
-STYLED = frozenset(name for wording in STYLES.values() for name in wording)
-"""The fields that styles give defaults to."""
+STYLED = frozenset(name for wording in STYLES.values() for name in wording) | {"posterior_open"}
+"""The fields that hang on the style; both openings are equal where a style shows the answer in the user's turn, so that
+a trace starts after the same text whatever a chat template ends with."""
 
 
 def with_style(table: Mapping[str, Any]) -> dict[str, Any]:

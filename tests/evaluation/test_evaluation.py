@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 from models import character_tokenizer
 
+from covrl.api import build_evaluation, config_for
 from covrl.config import PromptConfig
 from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.evaluate import evaluate
@@ -75,6 +76,13 @@ def test_the_answer_has_a_temperature_of_its_own_unless_the_trace_is_greedy(
     Evaluator(generator, PROMPTS, 50, 5, None, answer_temperature=own)(PROBLEMS, temperature, Draw(3, 9))
     (_, thinking, _), (_, answering, _) = generator.asked
     assert (thinking.temperature, answering.temperature) == (temperature, answer)
+
+
+def test_a_runs_evaluator_has_the_answers_temperature_of_its_settings() -> None:
+    for settings, expected in (([], None), (["evaluation.answer_temperature=0"], 0.0)):
+        run = build_evaluation(config_for("covrl:digits", None, settings), "digits:dev")
+        assert run.evaluator is not None
+        assert run.evaluator.answer_temperature == expected
 
 
 def test_an_answer_that_ends_the_text_is_what_stands_before_its_end() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from commands import Covrl
 from training.test_step import make_run
 
 from covrl.algorithms.base import Setup
@@ -99,6 +102,14 @@ def test_roles_are_read_from_the_command_line(text: str, found: tuple[str, ...])
 def test_roles_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected prior, posterior or prior,posterior; found "):
         roles_named(text)
+
+
+def test_a_wrong_role_is_one_line_before_anything_is_loaded_or_written(tmp_path: Path, covrl: Covrl) -> None:
+    asked = ["warm-format", "--config", str(tmp_path / "none.toml"), "--out", str(tmp_path / "warm"), "--roles", "both"]
+    code, out, err = covrl(*asked)
+    assert (code, out) == (2, "")
+    assert err == "covrl: --roles both: expected prior, posterior or prior,posterior; found 'both'\n"
+    assert not (tmp_path / "warm").exists()
 
 
 def test_problems_without_solutions_are_refused() -> None:
