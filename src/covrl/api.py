@@ -14,7 +14,7 @@ from typing import Any
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
 from covrl.assembly import build, build_algorithm, build_evaluation, problem_fields
-from covrl.config import RunConfig, check, override, read_settings, read_toml
+from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.accuracy import Grader
 from covrl.evaluation.ask import Reply
@@ -268,6 +268,7 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_toml(SHIPPED / SHIPPED_RECIPES[model])
     path = str(model_of_run(Path(model))) if is_run else model
     table["model"] = {**table.get("model", {}), "path": path}
+    refuse_idle_style(table, settings, str(file) if file is not None else f"the settings of {model}")
     return check(RunConfig, override(table, settings))
 
 

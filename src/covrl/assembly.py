@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Algorithm, Setup
-from covrl.config import ProblemsConfig, RunConfig, Settings, check
+from covrl.config import ProblemsConfig, RunConfig, check
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.generation.engines import make_generator
@@ -27,7 +27,7 @@ from covrl.training.distributed import join_world
 from covrl.training.loop import Run
 from covrl.training.models import load_beside, load_policy
 from covrl.training.rollouts import response_tokens
-from covrl.training.warm_format import WarmFormat
+from covrl.training.warm_format import WarmFormat, WarmFormatConfig
 
 
 def build(
@@ -89,7 +89,15 @@ def build(
         verify=make_grader(config.rewards.verifier) if method.verified and reward is None else None,
         reward=reward,
         label=data.label,
-        evaluator=Evaluator(generator, prompts, limits.max_trace_tokens, limits.max_answer_tokens, grade, data.label),
+        evaluator=Evaluator(
+            generator,
+            prompts,
+            limits.max_trace_tokens,
+            limits.max_answer_tokens,
+            grade,
+            data.label,
+            answer_temperature=config.evaluation.answer_temperature,
+        ),
         held_out=data.held_out,
         notes=notes,
         world=world,
@@ -140,7 +148,7 @@ def build_algorithm(
         response_tokens(prompts, config.generation),
     )
     if evaluation_only:  # the method has no part in it, and one that was given in Python may not be at hand
-        return WarmFormat(Settings(), setup)
+        return WarmFormat(WarmFormatConfig(), setup)
     if cls is not None:
         method = cls(check(cls.Config, config.algorithm.settings, where="[algorithm] "), setup)
     else:

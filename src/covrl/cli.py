@@ -156,12 +156,13 @@ def warm_format(
     rate: Annotated[float, typer.Option("--learning-rate", help="Of AdamW, constant.")] = 1e-5,
     until: Annotated[float, typer.Option(min=0, max=1, help="Stop at this share of valid traces.")] = 0.5,
     every: Annotated[int, typer.Option(min=1, help="Steps between looks at sampled traces.")] = 20,
+    roles: Annotated[str, typer.Option(help="Prompts that are taught: prior, posterior, or both.")] = "prior,posterior",
 ) -> None:
     """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
     _cpu_defaults()
     from covrl.training.command import run_warm_format
 
-    run_warm_format(config, out, settings or [], steps, rate, until, every)
+    run_warm_format(config, out, settings or [], steps, rate, until, every, roles)
 
 
 @app.command("eval")
@@ -190,6 +191,9 @@ def evaluate(
     k: Annotated[str, typer.Option(metavar="1,4,…", help="Report pass@k and maj@k for these. [1, 2, 4, … n]")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Of the samples. [the benchmark's]")] = None,
+    answer_temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of the answers after sampled traces. [the trace's]")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a trace. [the benchmark's]")] = None,
     out: Annotated[
         Path | None,
@@ -213,6 +217,7 @@ def evaluate(
         k=k,
         limit=limit,
         temperature=temperature,
+        answer_temperature=answer_temperature,
         max_tokens=max_tokens,
         config=config,
         settings=settings or [],
@@ -257,6 +262,28 @@ def calibrate(
     from covrl.evaluation.command import TraceRequest, run_calibrate
 
     run_calibrate(TraceRequest(model, problems, config, settings or [], n, limit, as_json), out)
+
+
+@app.command()
+def prompts(
+    model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
+    ] = None,
+    settings: Settings = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Traces per problem and prompt.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first problems.")] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+) -> None:
+    """Show each style of prompts with sampled traces, say what they are worth, and recommend one."""
+    _cpu_defaults()
+    from covrl.evaluation.command import TraceRequest, run_prompts
+
+    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens)
 
 
 @app.command()

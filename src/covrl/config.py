@@ -29,6 +29,7 @@ from pydantic import (
 from covrl.errors import UserError
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.rewards.names import parse_name
+from covrl.styles import STYLED, Style, with_style
 from covrl.training.divergence import parse_condition
 
 
@@ -146,10 +147,16 @@ class PromptConfig(Settings):
     "never"``) system and user text simply follow each other.
 
     The defaults are our wording of R1-style tags (INFERRED; the paper's wording is not known, spec section 6).
+    ``style`` gives the fields that are not set another wording (:mod:`covrl.styles`).
     Both openings must end alike, so that a trace starts after the same text in both. ``{hint}`` stands in exactly one
     of ``posterior_user`` and ``posterior_open``; in the former, both openings are equal.
     """
 
+    style: Style = Field(
+        "tags",
+        description="wording of the fields that are not set: tags, R1-style tags that the question asks for; thinking, "
+        "for models that think between <think> tags by themselves; plain, natural words (`covrl prompts` tries them)",
+    )
     chat: Literal["auto", "never"] = "auto"
     system: str = ""
     user: str = (
@@ -180,9 +187,12 @@ class PromptConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _equal_openings(cls, table: Any) -> Any:
-        """With the hint in the user's turn, ``posterior_open`` is ``prior_open`` where it is not given."""
-        if not isinstance(table, Mapping) or "{hint}" not in str(table.get("posterior_user", "")):
+    def _styled_with_equal_openings(cls, table: Any) -> Any:
+        """The style's wording; with the hint in the user's turn, ``posterior_open`` is ``prior_open`` if not given."""
+        if not isinstance(table, Mapping):
+            return table
+        table = with_style(table)
+        if "{hint}" not in str(table.get("posterior_user", "")):
             return table
         return {"posterior_open": table.get("prior_open", cls.model_fields["prior_open"].default), **table}
 
@@ -350,6 +360,12 @@ class EvaluationConfig(Settings):
         "text",
         description="who grades held-out answers, named as in rewards.verifier; with none, log p(y|x,z) alone says "
         "how training goes",
+    )
+    answer_temperature: float | None = Field(
+        None,
+        ge=0,
+        description="of the answers behind sampled traces, 0 for the most likely one; left out: the trace's own. With "
+        "0 a sampled figure counts what the trace is worth and not the answer's luck",
     )
 
     _verifier = field_validator("verifier")(_known_verifier)
@@ -545,6 +561,29 @@ def read_settings(path: Path) -> dict[str, Any]:
     return table
 
 
+def refuse_idle_style(table: Mapping[str, Any], assignments: Sequence[str], where: str) -> None:
+    """Raise where ``--set prompts.style`` names another style than ``table``, which is of ``where``, to no effect.
+
+    Raises:
+        UserError: every field that the two styles have words for is set.
+    """
+    own, changed = table.get("prompts", {}), override(table, assignments).get("prompts", {})
+    if not isinstance(own, Mapping) or not isinstance(changed, Mapping):
+        return
+    before, after = ({**changed, "style": part.get("style", "tags")} for part in (own, changed))
+    if before == after:
+        return
+    try:
+        was, now = PromptConfig.model_validate(before), PromptConfig.model_validate(after)
+    except ValidationError:  # said where the settings are checked
+        return
+    if was.model_copy(update={"style": now.style}) == now:
+        raise UserError(
+            f"--set prompts.style={now.style}: the whole wording is in {where}, so a style changes nothing; leave it "
+            f"out, or set what is to change ({', '.join(f'prompts.{name}' for name in sorted(STYLED))})"
+        )
+
+
 def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
     """The settings of a file with ``section.key=value`` assignments applied.
 
@@ -554,6 +593,7 @@ def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
     """
     table = read_settings(file)
     changed = override(table, assignments)
+    refuse_idle_style(table, assignments, str(file))
     typed = override({}, assignments).get("generation")
     if not (isinstance(typed, Mapping) and "engine" in typed):
         refuse_address_in_file(table, file)

@@ -185,9 +185,14 @@ def test_the_command(tmp_path: Path, covrl: Covrl) -> None:
     assert record["traces"] == 120
     assert (record["marked_by"], record["reward"]) == ("sound", "sum")
     assert 0 < record["right"] < 1
+    gain = record["posterior_gain"]
+    assert (gain["asked"], gain["prior_closed"], gain["posterior_closed"]) == (30, record["closed"], 1.0)
+    assert gain["interval"][0] > 0, "the shipped base's posterior traces are right, and its prior ones seldom"
+    assert gain["sentence"].startswith("Posterior traces are worth more than prior ones here (gain ")
     assert record == json.loads((tmp_path / "c/calibration.json").read_text())
     page = (tmp_path / "c/calibration.html").read_text()
     assert record["sentence"].split(":")[0] in page
+    assert "Posterior traces are worth more" in page
     assert page.count("<circle") == len(record["reliability"])
     code, _, err = covrl(*asked, "--set", "evaluation.verifier=none")
     assert code == 2

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 from models import character_tokenizer
 
+from covrl.api import build_evaluation, config_for
 from covrl.config import PromptConfig
 from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.evaluate import evaluate
@@ -62,6 +63,43 @@ def test_only_the_prior_prompt_is_used_and_the_answer_follows_the_trace() -> Non
     decoded = PROMPTS.tokenizer.decode(list(replies[0].prompt_ids))
     assert str(decoded).endswith("<think>\nhm</think>\n<answer>")
     assert first.purpose != second.purpose, "trace and answer must not share random numbers"
+
+
+@pytest.mark.parametrize(
+    ("temperature", "own", "answer"),
+    [(0.7, None, 0.7), (0.7, 0.0, 0.0), (0.7, 0.3, 0.3), (0.0, None, 0.0), (0.0, 1.0, 0.0)],
+)
+def test_the_answer_has_a_temperature_of_its_own_unless_the_trace_is_greedy(
+    temperature: float, own: float | None, answer: float
+) -> None:
+    generator = Scripted(["2", "4", "6"])
+    Evaluator(generator, PROMPTS, 50, 5, None, answer_temperature=own)(PROBLEMS, temperature, Draw(3, 9))
+    (_, thinking, _), (_, answering, _) = generator.asked
+    assert (thinking.temperature, answering.temperature) == (temperature, answer)
+
+
+def test_a_runs_evaluator_has_the_answers_temperature_of_its_settings() -> None:
+    for settings, expected in (([], None), (["evaluation.answer_temperature=0"], 0.0)):
+        run = build_evaluation(config_for("covrl:digits", None, settings), "digits:dev")
+        assert run.evaluator is not None
+        assert run.evaluator.answer_temperature == expected
+
+
+def test_an_answer_that_ends_the_text_is_what_stands_before_its_end() -> None:
+    """A chat model ends "The answer is 7." by its end of turn; the name of that token is none of the answer."""
+    eos = PROMPTS.tokenizer.eos_token_id
+
+    class Ending(Scripted):
+        def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+            found = super().generate(requests, sampling, draw)
+            if sampling.stop == "</think>":
+                return found
+            ids = (*PROMPTS.tokenizer("4.").input_ids, eos)
+            found[1] = Rollout(requests[1], ids, (0.0,) * 3, "eos", "none", f"4.{PROMPTS.tokenizer.eos_token}")
+            return found
+
+    found = Evaluator(Ending(["2", "4", "5"]), PROMPTS, 50, 5, make_grader("text"))(PROBLEMS, 0.0, Draw(0, 0))
+    assert [(g.answer, g.verdict) for g in found.graded] == [("2", "right"), ("4.", "right"), ("5", "wrong")]
 
 
 def test_without_a_grader_every_answer_is_unknown_and_counted_apart() -> None:

@@ -18,7 +18,7 @@ from projects import PROMPTS
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
 from covrl.evaluation.exam import Exam, Sample, Solved, from_json
-from covrl.evaluation.results import markdown, write_results
+from covrl.evaluation.results import markdown, tables, write_results
 from covrl.evaluation.several import Order, evaluate_several
 from covrl.evaluation.store import Fingerprints
 from covrl.records import Verdict
@@ -141,6 +141,8 @@ def test_more_problems_are_added_to_those_that_are_there(copied: Path) -> None:
     [
         ({"n": 5}, "exam.samples = 4, and now it is 5"),
         ({"temperature": 0.5}, "exam.temperature = 1.0, and now it is 0.5"),
+        ({"answer_temperature": 0.0}, "exam.answer_temperature = None, and now it is 0.0"),
+        ({"settings": ["evaluation.answer_temperature=0.5"]}, "exam.answer_temperature = None, and now it is 0.5"),
         ({"settings": ["training.seed=1"]}, "seed = 0, and now it is 1"),
         ({"settings": ['prompts.user="{question}"']}, "prompts.user = '<user>{question}', and now it is '{question}'"),
     ],
@@ -149,6 +151,31 @@ def test_a_changed_setting_is_refused(finished: Path, changed: dict[str, Any], s
     with pytest.raises(UserError, match="was made with") as error:
         evaluate_several(order(**changed), finished)
     assert said in str(error.value)
+
+
+def test_samples_of_before_there_were_styles_and_answer_temperatures_go_on(copied: Path) -> None:
+    path = stored(copied)
+    first, *rows = path.read_text().splitlines()
+    header = json.loads(first)
+    assert "style" not in header["prompts"]
+    del header["exam"]["answer_temperature"]
+    path.write_text("\n".join([json.dumps(header), *rows[:-1]]) + "\n")
+    assert len(evaluate_several(order(), copied).solved["digits:test", PAIR[1]]) == 12
+
+
+def test_greedy_answers_after_the_same_sampled_traces(finished: Path, tmp_path: Path) -> None:
+    """The traces are the ones of the same draw; the table says what the answers were sampled at."""
+    outcome = evaluate_several(order(answer_temperature=0.0), tmp_path)
+    before = evaluate_several(order(), finished)
+    key = ("digits:test", PAIR[1])
+    traces = [[[s.trace for s in row.samples] for row in found.solved[key]] for found in (outcome, before)]
+    assert traces[0] == traces[1]
+    assert [row.greedy for row in outcome.solved[key]] == [row.greedy for row in before.solved[key]]
+    (table, *_), (old, *_) = (list(tables(found.record)) for found in (outcome, before))
+    assert "n = 4 at temperature 1, answers at temperature 0 and top-p 1" in table.about
+    assert "answers at" not in old.about
+    settings = ["evaluation.answer_temperature=0"]
+    assert evaluate_several(order(settings=settings), tmp_path).record["figures"] == outcome.record["figures"]
 
 
 def test_changed_weights_and_problems_are_refused(tmp_path: Path) -> None:

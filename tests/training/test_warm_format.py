@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from commands import Covrl
 from training.test_step import make_run
 
 from covrl.algorithms.base import Setup
-from covrl.config import Settings
 from covrl.errors import UserError
 from covrl.generation.base import Draw
 from covrl.problems.source import ProblemSource
+from covrl.prompts import Role
 from covrl.records import Problem, ScoredGroup, Scores
 from covrl.training.step import accumulate_gradient
-from covrl.training.warm_format import WarmFormat, given_trace, warm_format
+from covrl.training.warm_format import WarmFormat, WarmFormatConfig, given_trace, roles_named, warm_format
 
 SOLVED = [Problem(f"p{i}", f"{i}+{i}=?", str(2 * i), solution=f"add {i}") for i in range(5)]
 
@@ -22,7 +25,7 @@ def test_the_loss_is_the_plain_likelihood_of_solution_and_answer() -> None:
     """Against each row alone through the model's own forward."""
     run = make_run("gpt2", "float64")
     model, prompts = run.models["policy"].model, run.prompts
-    lessons = WarmFormat(Settings(), Setup(prompts, 1))
+    lessons = WarmFormat(WarmFormatConfig(), Setup(prompts, 1))
     groups = [ScoredGroup(p, (given_trace(prompts, p, p.solution or ""),), (Scores({}),)) for p in SOLVED[:2]]
     report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits)
     sums = {"prior": 0.0, "posterior": 0.0, "answer": 0.0}
@@ -56,6 +59,57 @@ def test_the_model_learns_to_close_its_traces_and_the_lessons_end_there() -> Non
     groups = run.sample(SOLVED, Draw(1, 1))
     texts = [r.text for g in groups for r in g.rollouts]
     assert sum(text.startswith("a") for text in texts) / len(texts) > 0.8
+
+
+def test_prior_and_posterior_are_taught_unless_one_is_named() -> None:
+    run = make_run("gpt2", "float64")
+    groups = [ScoredGroup(p, (given_trace(run.prompts, p, p.solution or ""),), (Scores({}),)) for p in SOLVED[:2]]
+    losses = {}
+    for roles in (("prior", "posterior"), ("prior",), ("posterior",)):
+        lessons = WarmFormat(WarmFormatConfig(roles=roles), Setup(run.prompts, 1))
+        report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits)
+        losses[roles] = report.losses
+    both = losses["prior", "posterior"]
+    assert both.keys() == {"prior", "posterior", "answer"}
+    assert losses["prior",] == pytest.approx({name: both[name] for name in ("prior", "answer")})
+    assert losses["posterior",] == pytest.approx({name: both[name] for name in ("posterior", "answer")})
+    assert both["prior"] != pytest.approx(both["posterior"], rel=1e-3)
+
+
+@pytest.mark.parametrize("role", ["prior", "posterior"])
+def test_the_prompt_that_is_taught_learns_to_close_and_shares_are_given_by_prompt(role: Role) -> None:
+    run = make_run("gpt2", "float32")
+    run.source = ProblemSource(SOLVED, 0)
+    *_, last = warm_format(run, steps=60, rate=3e-3, until=1.1, every=60, roles=(role,))
+    assert last.by_prompt.keys() == {"prior", "posterior"}
+    assert last.valid == pytest.approx(sum(last.by_prompt.values()) / 2)
+    assert last.by_prompt[role] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("prior,posterior", ("prior", "posterior")),
+        (" posterior , prior", ("prior", "posterior")),
+        ("prior", ("prior",)),
+    ],
+)
+def test_roles_are_read_from_the_command_line(text: str, found: tuple[str, ...]) -> None:
+    assert roles_named(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "prior,", "pior", "prior;posterior"])
+def test_roles_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="expected prior, posterior or prior,posterior; found "):
+        roles_named(text)
+
+
+def test_a_wrong_role_is_one_line_before_anything_is_loaded_or_written(tmp_path: Path, covrl: Covrl) -> None:
+    asked = ["warm-format", "--config", str(tmp_path / "none.toml"), "--out", str(tmp_path / "warm"), "--roles", "both"]
+    code, out, err = covrl(*asked)
+    assert (code, out) == (2, "")
+    assert err == "covrl: --roles both: expected prior, posterior or prior,posterior; found 'both'\n"
+    assert not (tmp_path / "warm").exists()
 
 
 def test_problems_without_solutions_are_refused() -> None:

@@ -18,6 +18,17 @@ TraceLabel = Callable[[Problem, Rollout], str]
 SOUND = "sound"
 
 
+def said_in(reply: Rollout, prompts: Prompts) -> str:
+    """What a sampled answer says: without the suffix that ends it, or the end of the text where a model wrote that.
+
+    The name of the token that ends a text ("<|im_end|>") is none of the answer.
+    """
+    if reply.finish != "eos":
+        return reply.text.removesuffix(prompts.config.answer_suffix)
+    ids = list(reply.trace_ids[:-1])
+    return str(prompts.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Graded:
     """One held-out problem: the trace, the answer that followed it, and what the grader said.
@@ -60,6 +71,8 @@ class Evaluator:
     """Samples and grades held-out problems.
 
     A trace without a closing tag is wrong, as no answer can follow it. Without a grader every verdict is unknown.
+    ``answer_temperature`` is that of the answers after sampled traces, None for the trace's own; the answer after a
+    greedy trace is greedy.
     """
 
     generator: Generator
@@ -69,6 +82,7 @@ class Evaluator:
     grade: Grader | None
     label: TraceLabel | None = None
     top_p: float = 1.0
+    answer_temperature: float | None = None
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
         """One trace and one answer per problem; ``temperature`` 0 is greedy."""
@@ -84,15 +98,16 @@ class Evaluator:
     def answered(
         self, problems: Sequence[Problem], traces: Sequence[Rollout], temperature: float, draw: Draw
     ) -> list[Graded]:
-        """One answer behind each of these traces of the prior prompt, one a problem, and its verdict."""
+        """One answer after each of these traces of the prior prompt, one a problem, and its verdict."""
         suffix = self.prompts.config.answer_suffix
         closed = [i for i, trace in enumerate(traces) if trace.valid]
         reply = [
             replace(traces[i].request, prompt_ids=self.prompts.answer_prompt(problems[i], traces[i])) for i in closed
         ]
-        answering = Sampling(self.max_answer_tokens, suffix, temperature, self.top_p)
+        heat = temperature if self.answer_temperature is None or temperature == 0 else self.answer_temperature
+        answering = Sampling(self.max_answer_tokens, suffix, heat, self.top_p)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
-        said = {i: r.text.removesuffix(suffix) for i, r in zip(closed, replies, strict=True)}
+        said = {i: said_in(r, self.prompts) for i, r in zip(closed, replies, strict=True)}
         verdicts = dict(zip(closed, self._verdicts([(problems[i], said[i]) for i in closed]), strict=True))
         answers = dict(zip(closed, replies, strict=True))
         return [

@@ -14,8 +14,14 @@ from covrl.evaluation.exam import Exam
 from covrl.problems.tasks import task_of
 
 FIELDS = ("question_field", "answer_field", "accepted_field", "id_field", "extract")
-SAMPLING = ("temperature", "trace_tokens", "answer_tokens")
+SAMPLING = ("temperature", "answer_temperature", "trace_tokens", "answer_tokens")
 """What a model's own settings say of an exam that is no benchmark."""
+
+TRACES_OWN = "as the trace"
+"""An answer's temperature that is not set, in words."""
+
+OPTIONS = {"temperature": "--temperature", "answer_temperature": "--answer-temperature", "trace_tokens": "--max-tokens"}
+"""What makes them the same for all models."""
 
 
 class Asked(NamedTuple):
@@ -69,10 +75,12 @@ def _agree(one: str, other: str, configs: Mapping[str, RunConfig], sources: Sequ
             )
 
 
-def exam_for(exam: Exam, config: RunConfig, temperature: float | None, max_tokens: int | None) -> Exam:
-    """The exam as one model sits it: a benchmark as it is, else with the model's own temperature and limits.
+def exam_for(
+    exam: Exam, config: RunConfig, temperature: float | None, answer_temperature: float | None, max_tokens: int | None
+) -> Exam:
+    """The exam as one model sits it: a benchmark as it is, else with the model's own temperatures and limits.
 
-    ``temperature`` and ``max_tokens`` were asked for on the command line, and hold for all models.
+    What is not None was asked for on the command line, and holds for all models.
     """
     if exam.protocol is not None:
         return exam
@@ -80,25 +88,30 @@ def exam_for(exam: Exam, config: RunConfig, temperature: float | None, max_token
     return replace(
         exam,
         temperature=generation.temperature if temperature is None else temperature,
+        answer_temperature=(config.evaluation.answer_temperature if answer_temperature is None else answer_temperature),
         trace_tokens=max_tokens or generation.max_trace_tokens,
         answer_tokens=generation.max_answer_tokens,
     )
 
 
 def sampling_of(exams: Mapping[str, Exam]) -> dict[str, dict[str, Any]]:
-    """How each model was sampled in one exam, for the record."""
-    return {name: {key: getattr(exam, key) for key in SAMPLING} for name, exam in exams.items()}
+    """How each model was sampled in one exam, for the record; what was not set is not in it."""
+    return {
+        name: {key: value for key in SAMPLING if (value := getattr(exam, key)) is not None}
+        for name, exam in exams.items()
+    }
 
 
 def differences(name: str, sampling: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is not the same for all models of an exam, in words."""
     said = []
     for key in SAMPLING:
-        values = {model: found[key] for model, found in sampling.items()}
+        values = {model: found.get(key) for model, found in sampling.items()}
         if len(set(values.values())) > 1:
-            each = ", ".join(f"{model} {value:g}" for model, value in values.items())
-            option = {"temperature": "--temperature", "trace_tokens": "--max-tokens"}.get(key, "")
-            same = option or "--set generation.max_answer_tokens=…"
+            each = ", ".join(
+                f"{model} {TRACES_OWN if value is None else f'{value:g}'}" for model, value in values.items()
+            )
+            same = OPTIONS.get(key, "--set generation.max_answer_tokens=…")
             said.append(
                 f"{name}: {key.replace('_', ' ')} as in each model's settings: {each}; what was kept, gained and lost "
                 f"does not compare at an equal budget, {same} makes it the same"

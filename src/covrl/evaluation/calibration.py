@@ -14,6 +14,8 @@ Beside it stands what the model answers behind the same trace, sampled and grade
 answer is drawn from the same p(.|x,z) that is scored, so for references with one spelling its calibration error is near
 0 and its AUC high whatever the traces are worth. It finds one thing only: references in a wording that the model would
 not choose while a verifier takes its own.
+
+For methods that sample posterior traces too, their gain over the prior's is measured (:mod:`.posterior_gain`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import math
 import random
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,8 +33,9 @@ from typing import Any
 
 from covrl.evaluation.accuracy import SOUND, Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
+from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
 from covrl.evaluation.statistics import Interval, quantile
-from covrl.generation.base import Draw
+from covrl.generation.base import Draw, Sampling
 from covrl.records import Problem, Verdict
 from covrl.reporting.summary import interval
 from covrl.rewards.extract import extract_answer
@@ -46,6 +50,9 @@ TRUSTED, DOUBTED = 0.75, 0.6
 """Our choice, not a published one: the likelihood is to be trusted where the AUC within questions is above the first
 with 95 %, and not where it is below the second with 95 %. 0.5 is a coin."""
 
+
+POSTERIOR_TRACES = 2
+"""Posterior traces a problem, for the posterior gain alone: a quarter of the 8 prior ones that are the default."""
 
 CONCLUSION_CHARS = 200
 """A longer conclusion is none: it is a sentence, which no verifier of answers reads."""
@@ -104,6 +111,25 @@ def mark(
                 reward = answer_reward(s, form)
                 found.append(Marked(g.problem.id, float(s.sum()), len(s), g.verdict, reward, own))
     return found, samples * len(problems)
+
+
+def gain_beside(
+    evaluator: Evaluator, model: LanguageModel, problems: Sequence[Problem], samples: int, temperature: float,
+    seed: int, rows_per_pass: int, marked: Sequence[Marked],
+) -> PosteriorGain:  # fmt: skip
+    """The posterior gain of the model: the ``samples`` prior traces a problem that were ``marked``, and posterior ones.
+
+    Of the latter :data:`POSTERIOR_TRACES` a problem are sampled here.
+    """
+    prompts = evaluator.prompts
+    sampling = Sampling(evaluator.max_trace_tokens, prompts.config.close, temperature)
+    drawn = draw_roles(
+        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",), rows_per_pass
+    )
+    closed = Counter(m.problem for m in marked)
+    prior = [Worth(m.problem, "prior", m.log_prob) for m in marked]
+    prior += [Worth(p.id, "prior", None) for p in problems for _ in range(samples - closed[p.id])]
+    return posterior_gain([*prior, *(d.worth for d in drawn)], seed)
 
 
 def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:

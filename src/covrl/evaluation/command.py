@@ -1,12 +1,12 @@
-"""What `covrl eval`, `leak` and `calibrate` do once their options are read."""
+"""What `covrl eval`, `leak`, `calibrate` and `prompts` do once their options are read."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,16 +15,25 @@ from rich.console import Console
 from covrl import api
 from covrl.config import RunConfig
 from covrl.errors import UserError
-from covrl.evaluation.calibration import calibration, mark
+from covrl.evaluation.calibration import calibration, gain_beside, mark
 from covrl.evaluation.evaluate import check_writable, write_traces
 from covrl.evaluation.leaking import measure_leaks
+from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.evaluation.results import tables, write_results
 from covrl.evaluation.several import Order, Outcome, evaluate_several
+from covrl.evaluation.styles import check_style, recommend, try_style, wordings
 from covrl.generation.base import Sampling
+from covrl.generation.engine import TorchGenerator
+from covrl.problems.loading import load_problems
+from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
-from covrl.reporting.show import show_leaks, show_table
+from covrl.reporting.show import show_leaks, show_style, show_styles, show_table
 from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form
+from covrl.scoring.model import load_model
+
+TRIED_TOKENS = 96
+"""Most tokens of a trace of `covrl prompts`, where the settings allow more: a minute's work of a small model."""
 
 FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
 """What methods pay that have no setting for it."""
@@ -42,6 +51,7 @@ class EvalRequest:
     k: str
     limit: int | None
     temperature: float | None
+    answer_temperature: float | None
     max_tokens: int | None
     config: Path | None
     settings: Sequence[str]
@@ -72,6 +82,7 @@ def run_eval(asked: EvalRequest) -> None:
         _numbers(asked.k),
         asked.limit,
         asked.temperature,
+        asked.answer_temperature,
         asked.max_tokens,
         asked.config,
         asked.settings,
@@ -119,7 +130,7 @@ def _say(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """The options that `covrl leak` and `covrl calibrate` share."""
+    """The options that `covrl leak`, `covrl calibrate` and `covrl prompts` share."""
 
     model: str
     problems: str
@@ -163,6 +174,46 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     show_leaks(Console(), record)
 
 
+def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
+    """Try each style of wording on the first problems; print prompts, traces, figures and a recommendation.
+
+    Raises:
+        UserError: the model or the problems cannot be used, or no style can be.
+    """
+    config = api.config_for(asked.model, asked.config, asked.settings)
+    problems = load_problems(asked.problems, api.problem_fields(config.problems))[: asked.limit]
+    tokens = max_tokens or min(config.generation.max_trace_tokens, TRIED_TOKENS)
+    model, tokenizer = load_model(config.model, config.generation.temperature)
+    generator = TorchGenerator(model.model, tokenizer, config.generation.rows_per_pass)
+    for note in (*model.given_up, *generator.prove()):
+        _say(note)
+    console, tried, unusable = Console(), [], {}
+    for name, wording in wordings(dated(config.prompts, tokenizer, date.today())).items():
+        prompts = Prompts(tokenizer, wording)
+        try:
+            check_style(prompts, model, config, problems, tokens)
+        except UserError as error:
+            unusable[name] = str(error)
+            continue
+        _say(f"{name}: {2 * asked.n * len(problems)} traces of at most {tokens} tokens …")
+        tried.append(try_style(name, generator, model, prompts, problems, config, asked.n, tokens))
+        if not asked.as_json:
+            show_style(console, tried[-1].record())
+    if not tried:
+        name, why = next(iter(unusable.items()))
+        raise UserError(f"none of the styles can be used with this model and these problems: {name}: {why}")
+    best, sentences = recommend(tried, tokens)
+    record = {
+        "model": asked.model, "problem_source": asked.problems, "problems": len(problems), "n": asked.n,
+        "max_tokens": tokens, "styles": [t.record() for t in tried], "unusable": unusable, "recommended": best,
+        "sentences": sentences,
+    }  # fmt: skip
+    if asked.as_json:
+        print(json.dumps(record))
+        return
+    show_styles(console, record)
+
+
 def reward_form(config: RunConfig) -> Form:
     """The form of log p(y|x,z) that the run's method pays; CoVRL's default for methods that pay none."""
     own = config.algorithm.settings.get("reward")
@@ -188,10 +239,14 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     problems, seed = run.held_out[: asked.limit], checked.training.seed
     rows, temperature = checked.generation.rows_per_pass, checked.generation.temperature
     form = reward_form(checked)
-    marked, traces = mark(run.evaluator, run.models["policy"], problems, asked.n, temperature, seed, rows, form)
+    # at the trace's own temperature: the comparison with sampled answers is of draws from the p(.|x,z) that is scored
+    evaluator, policy = replace(run.evaluator, answer_temperature=None), run.models["policy"]
+    marked, traces = mark(evaluator, policy, problems, asked.n, temperature, seed, rows, form)
+    gain = gain_beside(evaluator, policy, problems, asked.n, temperature, seed, rows, marked)
     record: dict[str, Any] = {"model": asked.model, "problem_source": asked.problems, "n": asked.n}
-    by = "conclusion" if run.evaluator.label is None else "sound"
+    by = "conclusion" if evaluator.label is None else "sound"
     record |= calibration(marked, traces, seed, by, form)
+    record["posterior_gain"] = gain.record() | {"sentence": gain_sentence(gain)}
     if out is not None:
         (out / "calibration.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         (out / "calibration.html").write_text(render_reliability(record), encoding="utf-8")
@@ -202,5 +257,6 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     for grid in grids(record):
         show_table(console, grid.title, grid.about, grid.head, grid.rows)
     console.print(visible(record["sentence"]), markup=False, highlight=False, style="bold")
+    console.print(visible(record["posterior_gain"]["sentence"]), markup=False, highlight=False)
     if out is not None:
         print(out / "calibration.html")

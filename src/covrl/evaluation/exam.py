@@ -32,6 +32,7 @@ class Exam:
     ``extraction`` are the extractors that read what stands between the answer tags; ``choice`` says that answers are
     letters of options. ``prompts`` are settings of ``[prompts]`` for models that have none of their own, ``notes``
     what a reader of the results must know. ``protocol`` is the benchmark's record, where it is one.
+    ``answer_temperature`` is that of the answers after sampled traces; None: the trace's own.
     """
 
     name: str
@@ -50,10 +51,12 @@ class Exam:
     protocol: Mapping[str, Any] | None = None
     label: TraceLabel | None = None
     top_p: float = 1.0
+    answer_temperature: float | None = None
 
     def settings(self) -> dict[str, Any]:
         """What must stay as it is for records to belong together."""
         names = ("samples", "temperature", "top_p", "trace_tokens", "answer_tokens", "verifier", "extraction", "choice")
+        names += ("answer_temperature",)
         return {name: getattr(self, name) for name in names} | {"extraction": list(self.extraction)}
 
     def answer(self, said: str) -> str:

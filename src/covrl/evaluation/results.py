@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from covrl.evaluation.asked import TRACES_OWN
 from covrl.evaluation.several import Outcome
 from covrl.reporting.exams import render_exams
 from covrl.reporting.format import number
@@ -61,17 +62,21 @@ def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) ->
     rows = [[_label(name, exam), *(_value(found[m], name) for m in models)] for name in names]
     if exam["chance"] is not None:
         rows.insert(0, ["chance", *([number(exam["chance"], "share")] * len(models))])
-    heat, tokens = _each(exam, "temperature"), _each(exam, "trace_tokens")
+    heat, tokens, answers = (_each(exam, key) for key in ("temperature", "trace_tokens", "answer_temperature"))
+    apart = f", answers at temperature {answers}" if answers != TRACES_OWN else ""
     about = (
-        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat} and top-p {exam['top_p']:g}, "
-        f"up to {tokens} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
+        f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat}{apart} and top-p "
+        f"{exam['top_p']:g}, up to {tokens} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
     )
     return Table(exam["name"], about, ["", *models], rows)
 
 
 def _each(exam: Mapping[str, Any], key: str) -> str:
     """A setting's value, or each model's where they differ."""
-    values = {model: f"{found[key]:,.12g}" for model, found in exam["sampling"].items()}
+    values = {
+        model: TRACES_OWN if found.get(key) is None else f"{found[key]:,.12g}"
+        for model, found in exam["sampling"].items()
+    }
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return ", ".join(f"{value} ({model})" for model, value in values.items())

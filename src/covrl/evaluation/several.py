@@ -50,6 +50,7 @@ class Order:
     ks: Sequence[int] = ()
     limit: int | None = None
     temperature: float | None = None
+    answer_temperature: float | None = None
     max_tokens: int | None = None
     config: Path | None = None
     settings: Sequence[str] = ()
@@ -163,7 +164,11 @@ def _source_exam(source: str, order: Order, config: RunConfig) -> Exam:
         chance=task.chance() if task else None,
         label=task.label if task else None,
     )
-    return exam_for(exam, config, order.temperature, order.max_tokens)
+    return _as_sat(exam, config, order)
+
+
+def _as_sat(exam: Exam, config: RunConfig, order: Order) -> Exam:
+    return exam_for(exam, config, order.temperature, order.answer_temperature, order.max_tokens)
 
 
 def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, config: RunConfig) -> Exam:
@@ -176,6 +181,10 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
     for what, own, now in (*asked, ("token limit", protocol.trace_tokens, tokens)):
         if own != now:
             notes.append(f"{protocol.name}: {what} {now:g}, where the protocol has {own:g}")
+    if order.answer_temperature is not None:
+        notes.append(
+            f"{protocol.name}: answer temperature {order.answer_temperature:g}, where the protocol has the trace's"
+        )
     if order.limit is not None and order.limit < len(loaded.problems):
         notes.append(f"{protocol.name}: only the first {order.limit} of {len(loaded.problems)} problems")
     return Exam(
@@ -194,6 +203,7 @@ def _benchmark_exam(protocol: Protocol, places: dict[str, str], order: Order, co
         notes=tuple(notes),
         protocol=protocol.record(),
         top_p=protocol.top_p,
+        answer_temperature=order.answer_temperature,
     )
 
 
@@ -210,7 +220,7 @@ def _candidate(
     config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, today)})
     commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
     weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
-    own = {exam.name: exam_for(exam, config, order.temperature, order.max_tokens) for exam in exams}
+    own = {exam.name: _as_sat(exam, config, order) for exam in exams}
     candidate = _Candidate(name, config, tokenizer, context, weights, own)
     for exam in own.values():
         prompts = candidate.prompts(exam)
@@ -221,7 +231,7 @@ def _candidate(
 
 
 def _header(candidate: _Candidate, exam: Exam, seed: int) -> dict[str, Any]:
-    prompts = candidate.prompts(exam).config.model_dump(mode="json")
+    prompts = candidate.prompts(exam).config.model_dump(mode="json", exclude={"style"})  # all its wording is there
     made = {"model": candidate.name, "weights": candidate.weights, "dtype": candidate.config.model.dtype}
     return {"covrl_eval": 1} | made | {"seed": seed, "exam": exam.settings(), "prompts": prompts}
 
@@ -247,6 +257,7 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
             exam.grader(),
             exam.label,
             exam.top_p,
+            exam.answer_temperature,
         )
         store = candidate.stores[exam.name]
         for finished in sit(exam, evaluator, left[exam.name], seed, rows):

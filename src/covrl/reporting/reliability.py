@@ -71,7 +71,8 @@ def render_reliability(record: Mapping[str, Any]) -> str:
     """The page as text."""
     title = f"{record['model']} on {record['problem_source']}"
     body = (
-        f"{STYLE}<p class='headline'>{escape(record['sentence'])}</p>{plot(record['reliability'])}"
+        f"{STYLE}<p class='headline'>{escape(record['sentence'])}</p>"
+        f"<p>{escape(record['posterior_gain']['sentence'])}</p>{plot(record['reliability'])}"
         f"{''.join(map(section, grids(record)))}"
     )
     return page("covrl calibrate", title, body)

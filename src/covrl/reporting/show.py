@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from covrl.records import Row
     from covrl.training.dry_run import Cost, DryRun
 
+SOURCE_STYLES = {"prior": "blue", "posterior": "dark_orange"}
 SPAN_STYLES = {"trace": "bold green", "answer": "bold magenta"}
 
 
@@ -64,6 +65,8 @@ def show_dry_run(console: Console, found: DryRun, prompts: Prompts) -> None:
         head = f"{visible(rollout.source):9} {rollout.finish:6} {len(rollout.trace_ids):4} tokens  "
         console.print(Text.assemble((head, "dim"), visible(rollout.text)))
     console.print(Text(f"valid {found.valid:.0%}, truncated {found.truncated:.0%}", "bold"))
+    if found.gain_said:
+        console.print(Text(visible(found.gain_said)))
     for note in found.notes:
         console.print(Text(f"note: {visible(note)}", "dark_orange"))
     console.print(_cost_table(found.cost))
@@ -113,7 +116,7 @@ def show_replies(console: Console, replies: Sequence[Reply]) -> None:
     for reply in replies:
         missing = "" if reply.rollout.valid else "no closing tag"
         value = missing if reply.answer_log_prob is None else number(reply.answer_log_prob, "nats")
-        style = "blue" if reply.source == "prior" else "dark_orange"
+        style = SOURCE_STYLES[reply.source]
         table.add_row(Text(visible(reply.model)), Text(reply.source, style), value, Text(visible(reply.rollout.text)))
     console.print(table)
 
@@ -159,6 +162,58 @@ def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
         console.print(Text(head, "dim"))
         console.print(Text(f"  {one_line(example['trace'], 300)}"))
     console.print(Text(visible(record["sentence"]), "bold"))
+
+
+def show_style(console: Console, record: Mapping[str, Any]) -> None:
+    """One style of `covrl prompts`: both prompts of the first problem, and a trace of each."""
+    console.print(Text(f"\n{record['style']}", "bold"))
+    for note in record["notes"]:
+        console.print(Text(f"note: {visible(note)}", "dark_orange"))
+    prior, posterior = record["prompts"]["prior"], record["prompts"]["posterior"]
+    parted = next((i for i, (a, b) in enumerate(zip(prior, posterior, strict=False)) if a != b), len(prior))
+    same = prior[:parted].rfind("\n") + 1  # up to the line in which they part
+    for role, text in {"prior": prior, "posterior": posterior[same:]}.items():
+        example = record["examples"][role]
+        parts = ", from where they part" if role == "posterior" and same else ""
+        console.print(Text(f"{role} prompt{parts}", "dim"))
+        console.print(Text(visible(text)))
+        console.print(Text(f"a {role} trace ({example['finish']})", "dim"))
+        console.print(Text(one_line(example["trace"], 300), SOURCE_STYLES[role]))
+
+
+def show_styles(console: Console, record: Mapping[str, Any]) -> None:
+    """The figures of all styles, those that cannot be used, and the recommendation."""
+    rows = []
+    for style in record["styles"]:
+        rows.append([style["style"], "", "", "", "", ""])
+        for role in ("prior", "posterior"):
+            found = style[role]
+            low, high = found["closed_interval"]
+            closed = f"{found['closed']:.0%} ({100 * low:.0f} to {100 * high:.0f})"
+            count = round(found["closed"] * found["traces"])
+            rows.append([f"  {role}", closed, f"{found['cut']:.0%}", number(found["tokens"]), _nats(found), f"{count}"])
+        gain = style["posterior_gain"]
+        gained = {"log_prob": gain["nats"], "log_prob_interval": gain["interval"]}
+        rows.append(["  gain", "", "", "", _nats(gained), f"{gain['problems']}"])
+        rows.append(["  empty", "", "", "0", _nats(style["empty"]), f"{record['problems']}"])
+    heads = ["thoughts", "closed", "cut", "tokens", "log p(answer)", "n"]
+    about = (
+        f"{record['problems']:,} problems, {record['n']} {'trace' if record['n'] == 1 else 'traces'} of each prompt "
+        f"for each, up to {record['max_tokens']:,} tokens; log p(answer): nats with the text that ends the answer, "
+        "after the n traces that closed, and after an empty thought; gain: posterior less prior, on n problems; in "
+        "brackets the 95\u00a0% interval, of closed over traces, else over problems"
+    )
+    show_table(console, f"{record['model']} on {record['problem_source']}", about, heads, rows)
+    for name, why in record["unusable"].items():
+        console.print(Text(f"{name} cannot be used: {one_line(why, 160)}"))
+    for sentence in record["sentences"]:
+        console.print(Text(visible(sentence), "bold"))
+
+
+def _nats(found: Mapping[str, Any]) -> str:
+    """A mean log-prob with its interval."""
+    ends = found["log_prob_interval"]
+    return number(found["log_prob"]) + (f" ({number(ends[0])} to {number(ends[1])})" if ends else "")
 
 
 def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:

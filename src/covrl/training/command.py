@@ -24,7 +24,7 @@ from covrl.training.checkpoint import leftovers
 from covrl.training.distributed import is_lost_peer
 from covrl.training.dry_run import dry_run
 from covrl.training.loop import Run
-from covrl.training.warm_format import solved_problems, warm_format
+from covrl.training.warm_format import roles_named, solved_problems, warm_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +139,21 @@ def _report(folder: Path) -> bool:
 
 
 def run_warm_format(
-    config: Path, out: Path, settings: Sequence[str], steps: int, rate: float, until: float, every: int
+    config: Path, out: Path, settings: Sequence[str], steps: int, rate: float, until: float, every: int, roles: str
 ) -> None:
-    """Teach the base of ``config`` the format, and save it in ``out``."""
+    """Teach the base of ``config`` the format under the prompts of ``roles``, and save it in ``out``."""
+    taught = roles_named(roles)
     run = api.build(config_from(config, settings))
     solved_problems(run)
     api.new_run_folder(out)
     valid = 0.0
-    for lesson in warm_format(run, steps, rate, until, every):
+    for lesson in warm_format(run, steps, rate, until, every, taught):
         valid = lesson.valid
+        several = len(lesson.by_prompt) > 1
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in lesson.by_prompt.items())
         print(
-            f"step {lesson.step}/{steps}  loss {lesson.loss:.3f} nats a token  valid traces {valid:.0%}",
+            f"step {lesson.step}/{steps}  loss {lesson.loss:.3f} nats a token  valid traces {valid:.0%}"
+            + f" ({parts})" * several,
             file=sys.stderr,
             flush=True,
         )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from covrl.generation.base import Draw
+from covrl.evaluation.posterior_gain import PosteriorGain, draw_roles, gain_sentence, posterior_gain
+from covrl.generation.base import Draw, Sampling
 from covrl.records import Group, Problem, Rollout, Row
 from covrl.scoring.pack import make_unit, read
 from covrl.training.loop import Run
@@ -46,15 +47,25 @@ class Cost:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
+GAIN_PROBLEMS, GAIN_TRACES = 8, 2
+"""Problems, and traces of each prompt a problem, that the posterior gain is measured on."""
+
+
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """The first problem's rows by context, sampled traces, the cost, and what looks wrong in the settings."""
+    """The first problem's rows by context, sampled traces, the cost, and what looks wrong in the settings.
+
+    ``gain`` is what posterior traces are worth over prior ones, and ``gain_said`` the same in words; None and empty
+    where the method samples none.
+    """
 
     problem: Problem
     rows: dict[str, Row]
     rollouts: tuple[Rollout, ...]
     cost: Cost
     notes: tuple[str, ...] = ()
+    gain: PosteriorGain | None = None
+    gain_said: str = ""
 
     @property
     def valid(self) -> float:
@@ -90,7 +101,20 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     seconds = share * ((sampled - start) + 4 * (scored - sampled)) * run.config.training.steps
     rollouts = tuple(r for g in groups for r in g.rollouts)
     cost = _cost(run, seconds, measured_activations(run, groups))
-    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, (*run.notes, *_notes(run)))
+    gain = _gain(run) if any(r.source == "posterior" for r in rollouts) else None
+    said = gain_sentence(gain, run.algorithm.name) if gain else ""
+    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, (*run.notes, *_notes(run)), gain, said)
+
+
+def _gain(run: Run) -> PosteriorGain:
+    """The posterior gain on the first problems, by traces that are sampled for it."""
+    generation, seed = run.config.generation, run.config.training.seed
+    sampling = Sampling(generation.max_trace_tokens, run.config.prompts.close, generation.temperature)
+    drawn = draw_roles(
+        run.generator, run.models["policy"], run.prompts, run.source.problems[:GAIN_PROBLEMS], sampling, GAIN_TRACES,
+        seed, rows_per_pass=generation.rows_per_pass, tokens_per_pass=run.limits.tokens,
+    )  # fmt: skip
+    return posterior_gain([d.worth for d in drawn], seed)
 
 
 def _rows(run: Run, group: Group) -> dict[str, Row]:

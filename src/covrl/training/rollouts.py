@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from covrl.config import GenerationConfig
+from covrl.evaluation.accuracy import said_in
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
@@ -79,9 +80,22 @@ def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
 def _said(run: Run, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> list[str | None]:
     """What each rollout answered: read from a response; behind a thought, sampled with the prior prompt."""
     if run.algorithm.samples == "response":
-        return [run.prompts.said(rollout.text) for _, rollout in pairs]
+        return [run.prompts.said(ended(rollout, run.prompts)) for _, rollout in pairs]
     generation, suffix = run.config.generation, run.config.prompts.answer_suffix
     asked = [replace(r.request, prompt_ids=run.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid]
     sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
     replies = iter(_generated(run, asked, sampling, replace(draw, purpose="answer")) if asked else [])
-    return [next(replies).text.removesuffix(suffix) if r.valid else None for _, r in pairs]
+    return [said_in(next(replies), run.prompts) if r.valid else None for _, r in pairs]
+
+
+def ended(response: Rollout, prompts: Prompts) -> str:
+    """A response's text, in which the end of the text stands for the white space that its suffix ends with.
+
+    A chat model ends "The answer is 7." by its end of turn, where the suffix ".\\n" has a line break.
+    """
+    suffix = prompts.config.answer_suffix
+    visible = suffix.rstrip()
+    if response.finish != "eos":
+        return response.text
+    before = said_in(response, prompts)
+    return before + suffix.removeprefix(visible) if before.endswith(visible) else response.text

@@ -1,12 +1,13 @@
 """Teaching a base the format, supervised, on worked solutions: before RL, where too few traces are valid.
 
-A solution becomes a given trace: under both prompts the model learns to write it and to close it, and behind it,
-under the prior prompt alone, the reference answer. It goes through the same contexts, packing and gradient as RL.
+A solution becomes a given trace: under each prompt that is taught the model learns to write it and to close it, and
+after it, under the prior prompt alone, the reference answer. It goes through the same contexts, packing and gradient
+as RL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from covrl.errors import NonFiniteError, UserError
 from covrl.generation.base import Draw
 from covrl.objectives import trace_tokens
 from covrl.problems.source import ProblemSource
-from covrl.prompts import Prompts
+from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
@@ -30,26 +31,35 @@ PROBED = 32
 """Problems whose traces are sampled to see how many are valid."""
 
 
+class WarmFormatConfig(Settings):
+    """Which prompts the solutions are taught under."""
+
+    roles: tuple[Role, ...] = ROLES
+
+
 class WarmFormat(Algorithm):
-    """−log p(z|x) − log p(z|x,y) − log p(y|x,z) on given traces: means over trace tokens, and over answers."""
+    """−log p(z|x) − log p(z|x,y) − log p(y|x,z) on given traces: means over trace tokens, and over answers.
+
+    Of the first two, those of the ``roles`` alone.
+    """
 
     name: ClassVar[str] = "warm_format"
     paper: ClassVar[str] = "none: supervised fine-tuning"
     evidence: ClassVar[str] = "ours"
-    Config: ClassVar[type[Settings]] = Settings
+    Config: ClassVar[type[Settings]] = WarmFormatConfig
 
-    def __init__(self, config: Settings, setup: Setup) -> None:
-        del config
+    def __init__(self, config: WarmFormatConfig, setup: Setup) -> None:
+        self.roles = config.roles
         prompts = self.prompts = setup.prompts
-        self.contexts = (Context("prior", prompts.prior_row), Context("posterior", prompts.posterior_row))
+        self.contexts = (Context("prior", prompts.prior_row),)  # the answer is read from it in any case
+        if "posterior" in self.roles:
+            self.contexts += (Context("posterior", prompts.posterior_row),)
         self.scoring = self.training = (
-            Reading("trace", ("prior",), log_prob, ("prior",)),
-            Reading("trace", ("posterior",), log_prob, ("posterior",)),
+            *(Reading("trace", (role,), log_prob, (role,)) for role in self.roles),
             Reading("answer", ("prior",), log_prob, ("prior",)),
         )
         self.streams = (
-            Stream("prior", "trace", 1.0, trace_tokens),
-            Stream("posterior", "trace", 1.0, trace_tokens),
+            *(Stream(role, "trace", 1.0, trace_tokens) for role in self.roles),
             Stream("answer", "answer", 1.0, lambda groups: float(sum(len(g.rollouts) for g in groups))),
         )
 
@@ -62,28 +72,39 @@ class WarmFormat(Algorithm):
 
     def _whole(self, problem: Problem, rollout: Rollout) -> Credit:
         trace, answer = len(rollout.trace_ids), len(self.prompts.answer(problem))
-        weights = {
-            "prior": torch.ones(trace),
-            "posterior": torch.ones(trace),
-            "answer": torch.full((answer,), 1 / answer),
-        }
-        return Credit(weights)
+        weights: dict[str, torch.Tensor] = {role: torch.ones(trace) for role in self.roles}
+        return Credit(weights | {"answer": torch.full((answer,), 1 / answer)})
 
     def loss(self, tokens: LossTokens) -> dict[str, torch.Tensor]:
-        return {
-            "prior": -tokens.new[Output("trace", "prior")],
-            "posterior": -tokens.new[Output("trace", "posterior")],
-            "answer": -tokens.new[Output("answer", "prior")],
-        }
+        losses = {role: -tokens.new[Output("trace", role)] for role in self.roles}
+        return losses | {"answer": -tokens.new[Output("answer", "prior")]}
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One report of the warm-up: steps done, loss per trace token (nats), and the share of sampled traces that end."""
+    """One report of the warm-up: steps done, loss per trace token (nats), and the share of sampled traces that end.
+
+    The loss is under the first of the prompts that are taught. ``by_prompt`` has the share of each prompt that the
+    run's method samples from.
+    """
 
     step: int
     loss: float
     valid: float
+    by_prompt: Mapping[str, float]
+
+
+def roles_named(text: str) -> tuple[Role, ...]:
+    """``prior,posterior`` as roles, in that order.
+
+    Raises:
+        UserError: one of them is none, or none is named.
+    """
+    named = [part.strip() for part in text.split(",")]
+    for part in named:
+        if part not in ROLES:
+            raise UserError(f"--roles {text}: expected prior, posterior or prior,posterior; found {part!r}")
+    return tuple(role for role in ROLES if role in named)
 
 
 def given_trace(prompts: Prompts, problem: Problem, solution: str) -> Rollout:
@@ -93,17 +114,20 @@ def given_trace(prompts: Prompts, problem: Problem, solution: str) -> Rollout:
     return Rollout(request, ids, (0.0,) * len(ids), "closed", "sampled", solution + prompts.config.close)
 
 
-def warm_format(run: Run, steps: int, rate: float, until: float, every: int) -> Iterator[Lesson]:
+def warm_format(
+    run: Run, steps: int, rate: float, until: float, every: int, roles: Sequence[Role] = ROLES
+) -> Iterator[Lesson]:
     """Train ``run``'s model in place; one lesson every ``every`` steps, the last when enough traces are valid.
 
-    Ends after ``steps`` steps, or as soon as a share of ``until`` of the sampled traces is valid.
+    The prompts of ``roles`` are taught from the same solutions. Ends after ``steps`` steps, or as soon as a share of
+    ``until`` of the sampled traces is valid.
 
     Raises:
         UserError: the problems carry no solutions, or none is short enough for ``generation.max_trace_tokens``.
         NonFiniteError: the loss is not finite.
     """
     training = run.config.training
-    lessons = WarmFormat(Settings(), Setup(run.prompts, 1))
+    lessons = WarmFormat(WarmFormatConfig(roles=tuple(roles)), Setup(run.prompts, 1))
     solved = solved_problems(run)
     source = ProblemSource(solved, training.seed)
     optimizer = make_optimizer(run.parameters, training.model_copy(update={"learning_rate": rate}))
@@ -120,18 +144,22 @@ def warm_format(run: Run, steps: int, rate: float, until: float, every: int) -> 
             raise NonFiniteError(f"warm-up step {step}: the gradient's norm is {float(norm)}; no step was taken")
         optimizer.step()
         if step % every == 0 or step == steps:
-            lesson = Lesson(step, report.losses["prior"], valid_share(run, solved[:PROBED], step))
+            lesson = Lesson(step, report.losses[roles[0]], *valid_shares(run, solved[:PROBED], step))
             yield lesson
             if lesson.valid >= until:
                 return
 
 
-def valid_share(run: Run, problems: Sequence[Problem], step: int) -> float:
-    """Share of traces, sampled as in training, that end with the closing tag."""
+def valid_shares(run: Run, problems: Sequence[Problem], step: int) -> tuple[float, dict[str, float]]:
+    """Share of traces, sampled as in training, that end with the closing tag: of all, and by the prompt they are of."""
     run.generator.publish(step)
     groups = run.sample(problems, Draw(run.config.training.seed, step, "warm-up"))
     rollouts = [r for g in groups for r in g.rollouts]
-    return sum(r.valid for r in rollouts) / len(rollouts)
+    valid: dict[str, list[bool]] = {}
+    for rollout in rollouts:
+        valid.setdefault(rollout.source, []).append(rollout.valid)
+    by_prompt = {source: sum(found) / len(found) for source, found in valid.items()}
+    return sum(r.valid for r in rollouts) / len(rollouts), by_prompt
 
 
 def solved_problems(run: Run) -> list[Problem]:

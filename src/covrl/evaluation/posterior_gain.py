@@ -1,0 +1,157 @@
+"""The posterior gain: what traces that were written with the answer in sight are worth over those without it.
+
+    gain = mean over problems of [ mean log p(y|x,z), z ~ q(z|x,y)  −  mean log p(y|x,z), z ~ p(z|x) ]       nats
+
+The answer is scored from the prior prompt after both, so the two means differ by the traces alone. A method that
+samples posterior traces (CoVRL) pays for them with a second prompt to sample from, score and train under: with a gain
+of 0 it is JEPO, which does without, at twice the price.
+
+A trace that did not close has no answer likelihood. It is left out of the means, so that the gain says what traces are
+worth and not how often they end; the shares that closed stand beside it. A problem counts where traces of both prompts
+closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from covrl.evaluation.likelihood import answer_log_probs
+from covrl.evaluation.statistics import Interval, bootstrap_interval, t_interval
+from covrl.generation.base import Draw, Generator, Sampling
+from covrl.prompts import ROLES, Prompts, Role
+from covrl.records import Problem, Request, Rollout
+from covrl.scoring.model import LanguageModel
+
+FEWEST_PROBLEMS = 3
+"""Problems with closed traces of both prompts below which nothing is concluded."""
+
+BOOTSTRAP_FROM = 20
+"""Problems from which an interval is a bootstrap; of fewer values one is too narrow, and Student's is taken."""
+
+WORTH_NATS = 1.0
+"""Our choice: a gain that is below this with 95 % is called none, and an interval that holds 0 and this undecided."""
+
+
+class Worth(NamedTuple):
+    """One trace: its problem's id, "prior" or "posterior", and log p(y|x,z) in nats (None: it did not close)."""
+
+    problem: str
+    source: str
+    log_prob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One sampled trace and log p(y|x,z) in nats; None where it did not close."""
+
+    problem: Problem
+    rollout: Rollout
+    log_prob: float | None
+
+    @property
+    def worth(self) -> Worth:
+        return Worth(self.problem.id, self.rollout.source, self.log_prob)
+
+
+@dataclass(frozen=True, slots=True)
+class PosteriorGain:
+    """``nats`` with its 95 % interval over problems, each None where there are too few; see the module's docstring.
+
+    ``problems`` have closed traces of both prompts, of ``asked``; ``closed`` are shares of all traces by prompt.
+    """
+
+    nats: float | None
+    interval: Interval | None
+    problems: int
+    asked: int
+    closed: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        ends = list(self.interval) if self.interval else None
+        found = {"nats": self.nats, "interval": ends, "problems": self.problems, "asked": self.asked}
+        return found | {f"{role}_closed": share for role, share in self.closed.items()}
+
+
+def posterior_gain(traces: Sequence[Worth], seed: int = 0) -> PosteriorGain:
+    """The gain of some traces of both prompts.
+
+    The interval is over problems (:func:`over_problems`): the traces of one problem stay together.
+
+    Raises:
+        ValueError: there are no traces of one of the prompts.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    counts: dict[str, list[int]] = {role: [0, 0] for role in ROLES}
+    for trace in traces:
+        counts[trace.source][0] += trace.log_prob is not None
+        counts[trace.source][1] += 1
+        rows = found.setdefault(trace.problem, {role: [] for role in ROLES})
+        if trace.log_prob is not None:
+            rows[trace.source].append(trace.log_prob)
+    if not all(total for _, total in counts.values()):
+        raise ValueError("a posterior gain needs traces of both prompts")
+    each = [fmean(r["posterior"]) - fmean(r["prior"]) for r in found.values() if r["posterior"] and r["prior"]]
+    interval = over_problems(each, seed) if len(each) >= FEWEST_PROBLEMS else None
+    closed = {role: valid / total for role, (valid, total) in counts.items()}
+    return PosteriorGain(fmean(each) if each else None, interval, len(each), len(found), closed)
+
+
+def over_problems(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """The 95 % interval of the mean of a figure that each problem has one of; None for fewer than two problems."""
+    return t_interval(values) if len(values) < BOOTSTRAP_FROM else bootstrap_interval(values, seed)
+
+
+def gain_sentence(gain: PosteriorGain, method: str = "covrl") -> str:
+    """What the gain says of sampling posterior traces with ``method``, in words."""
+    shares = ", ".join(f"{role} {share:.0%}" for role, share in gain.closed.items())
+    aside = f"traces that did not close are left out (closed: {shares})"
+    if gain.nats is None or gain.interval is None:
+        return (
+            f"Whether posterior traces are worth more than prior ones cannot be told: {gain.problems} of {gain.asked} "
+            f"problems have closed traces of both prompts, and fewer than {FEWEST_PROBLEMS} say nothing; {aside}."
+        )
+    low, high = gain.interval
+    measured = f"(gain {gain.nats:.2f} nats, 95 % {low:.2f} to {high:.2f}, {gain.problems} problems)"
+    if low > 0:
+        return f"Posterior traces are worth more than prior ones here {measured}; {aside}."
+    if high < WORTH_NATS:
+        less = "less" if high < 0 else "no more"
+        price = "CoVRL is JEPO at twice the price" if method == "covrl" else f"{method} pays for them and gets nothing"
+        return f"Posterior traces are worth {less} than prior ones here {measured}: {price}; {aside}."
+    return (
+        f"Posterior traces are not shown to be worth more than prior ones here {measured}: too few problems to decide; "
+        f"{aside}."
+    )
+
+
+def draw_roles(
+    generator: Generator,
+    model: LanguageModel,
+    prompts: Prompts,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    roles: Sequence[Role] = ROLES,
+    rows_per_pass: int = 256,
+    tokens_per_pass: int = 16384,
+) -> list[Drawn]:
+    """``samples`` traces a problem from each role's prompt, and how likely ``model`` finds the answer after each."""
+    found: list[Drawn] = []
+    prompt_of = {"prior": prompts.prior, "posterior": prompts.posterior}
+    together = max(rows_per_pass // (samples * len(roles)), 1)
+    for start in range(0, len(problems), together):
+        asked = [(p, role) for p in problems[start : start + together] for role in roles for _ in range(samples)]
+        requests = [
+            Request(p.id, ROLES.index(role) * samples + i % samples, prompt_of[role](p), role)
+            for i, (p, role) in enumerate(asked)
+        ]
+        rollouts = generator.generate(requests, sampling, Draw(seed, 0, "roles"))
+        pairs = [(p, rollout) for (p, _), rollout in zip(asked, rollouts, strict=True)]
+        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass)
+        found += [Drawn(*pair, None if s is None else s.total) for pair, s in zip(pairs, scores, strict=True)]
+    return found
