@@ -21,6 +21,7 @@ from covrl.evaluation.leaking import measure_leaks
 from covrl.evaluation.results import tables, write_results
 from covrl.evaluation.several import Order, Outcome, evaluate_several
 from covrl.generation.base import Sampling
+from covrl.generation.engines import rows_of
 from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.show import show_leaks, show_table
 from covrl.reporting.text import visible
@@ -143,7 +144,7 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     generation = checked.generation
     sampling = Sampling(generation.max_trace_tokens, checked.prompts.close, generation.temperature)
     problems = run.held_out[: asked.limit]
-    seed, rows = checked.training.seed, generation.rows_per_pass
+    seed, rows = checked.training.seed, rows_of(run.config.generation)
     report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows)
     record = {"model": asked.model, "problem_source": asked.problems} | report.record()
     if traces:
@@ -186,7 +187,7 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     run = api.build_evaluation(checked, asked.problems)
     assert run.evaluator is not None
     problems, seed = run.held_out[: asked.limit], checked.training.seed
-    rows, temperature = checked.generation.rows_per_pass, checked.generation.temperature
+    rows, temperature = rows_of(run.config.generation), checked.generation.temperature
     form = reward_form(checked)
     marked, traces = mark(run.evaluator, run.models["policy"], problems, asked.n, temperature, seed, rows, form)
     record: dict[str, Any] = {"model": asked.model, "problem_source": asked.problems, "n": asked.n}

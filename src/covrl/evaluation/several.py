@@ -19,6 +19,7 @@ from covrl.evaluation.exam import Exam, Solved, check_room, sit
 from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.generation.engine import TorchGenerator
+from covrl.generation.engines import rows_of
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompts import Prompts, check_tokens
@@ -220,7 +221,7 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
         say(f"{candidate.name}: all problems were answered before")
         return
     model, tokenizer = load_model(candidate.config.model)
-    rows = candidate.config.generation.rows_per_pass
+    rows = rows_of(candidate.config.generation)
     generator = TorchGenerator(model.model, tokenizer, rows)
     for note in (*model.given_up, *generator.prove()):
         say(note)

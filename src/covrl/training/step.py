@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from covrl.algorithms.base import Algorithm, LossTokens, Stream
+from covrl.config import TrainingConfig
 from covrl.errors import NonFiniteError
 from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
 from covrl.training.bundle import Culprit
 from covrl.training.parallel import Solo, deal, local_part
+
+TOKENS = 2048
+"""Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,12 @@ class PassLimits:
 
     tokens: int
     logits_bytes: int
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> PassLimits:
+        """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
+        tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
+        return cls(tokens, training.logits_mb_per_chunk << 20)
 
 
 @dataclass(slots=True)
