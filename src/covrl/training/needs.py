@@ -120,40 +120,44 @@ def made_up(run: Run, tokens: int) -> Unit:
 
 
 def pass_bytes(run: Run) -> tuple[int, float]:
-    """Bytes that a training pass keeps for its backward: whatever its tokens, and for each of them.
+    """Bytes that a training pass keeps for its backward: casts of weights whatever its tokens, and for each token.
 
-    From a trace, and from two of its kind, which share what does not grow: casts of weights, and their prompts where
-    the model reads these once.
+    From a trace, and from two of its kind, which share their prompts where the model reads these once.
     """
     unit = made_up(run, min(sampling_of(run).max_tokens, MEASURED_TOKENS))
     if not unit.rows:  # the method reads none of its traces, so no pass would be made
         return 0, 0.0
     shared = run.models["policy"].paths.shared
     own = unit.tokens - (sum(row.prompt for row in unit.rows.values()) if shared else 0)
-    one, two = kept_bytes(run, [unit]), kept_bytes(run, [unit, replace(unit, index=unit.index + 1)])
-    token = (two - one) / own
-    return max(0, round(one - token * unit.tokens)), token
+    (casts, one), (_, two) = (kept_bytes(run, [replace(unit, index=i) for i in range(n)]) for n in (1, 2))
+    return casts, (two - one) / own
 
 
-def kept_bytes(run: Run, units: Sequence[Unit]) -> int:
-    """Bytes that autograd saves in a training forward of these traces' rows, each tensor once and no parameter.
+def kept_bytes(run: Run, units: Sequence[Unit]) -> tuple[int, int]:
+    """Bytes that autograd saves in a training forward of these traces' rows: casts of weights, and all else.
 
-    Measured, on any device. What the backward needs on top for the layer that it is in is not counted.
+    Measured, on any device, each tensor once and no parameter. What the backward needs on top for the layer that it is
+    in is not counted. A cast is what has a matrix's shape and another dtype.
     """
-    saved: dict[int, int] = {}
+    weights = [p for model in run.models.values() for p in model.model.parameters()]
+    matrices = {(p.dtype, *sorted(p.shape)) for p in weights if p.ndim == 2}
+    wide = {dtype for dtype, *_ in matrices}
+    kept: dict[int, int] = {}
+    casts: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        cast = tensor.dtype not in wide and any((dtype, *sorted(tensor.shape)) in matrices for dtype in wide)
+        (casts if cast else kept)[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     algorithm = run.algorithm
     with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = read(run.models, algorithm.contexts, algorithm.training, units, run.limits.logits_bytes)
-    for parameter in (p for model in run.models.values() for p in model.model.parameters()):
-        saved.pop(parameter.untyped_storage().data_ptr(), None)
-    del kept  # up to here the graph held what was counted, so that no storage was counted in another's place
-    return sum(saved.values())
+        graph = read(run.models, algorithm.contexts, algorithm.training, units, run.limits.logits_bytes)
+    for parameter in weights:
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    del graph  # up to here it held what was counted, so that no storage was counted in another's place
+    return sum(casts.values()), sum(kept.values())
 
 
 def _recomputed(run: Run, token: float) -> float:
