@@ -152,7 +152,7 @@ def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) 
     assert run.done == 0
     cost = found.cost
     assert cost.activations > 0
-    assert cost.memory == cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.logits
+    assert cost.memory == cost.weights + cost.gradients + cost.apart + cost.optimizer + cost.activations + cost.logits
     vocabulary = len(run.prompts.tokenizer)
     assert cost.logits == 2 * 3 * 4 * vocabulary * 4096, "a small vocabulary does not fill the bound"
 

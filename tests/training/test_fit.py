@@ -100,6 +100,7 @@ NEEDS = Needs(
     weights=GIB // 2,
     optimizer=GIB,
     gradients=GIB // 2,
+    apart=0,
     fixed=0,
     token=1 << 20,
     recomputed=1 << 16,

@@ -78,6 +78,7 @@ def _cost_table(cost: Cost) -> Table:
     sizes = {
         "weights": cost.weights,
         "gradients": cost.gradients,
+        "gradients of streams, when measured": cost.apart,
         "optimizer": cost.optimizer,
         "activations, one pass": cost.activations,
         "logits at once, at most": cost.logits,

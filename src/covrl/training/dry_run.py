@@ -28,12 +28,14 @@ class Cost:
     (forward, backward twice as dear). ``activations`` are what one training pass keeps for its backward
     (:func:`covrl.training.needs.pass_bytes`); ``logits`` is the bound on what the head holds at once. ``rows`` is what
     the rows that are decoded side by side hold, keys and values most of all, and ``ready`` what weights are cast to for
-    that. ``total`` is what there is, of ``machine``.
+    that. ``apart`` are the gradients of single streams, in steps that measure them. ``total`` is what there is, of
+    ``machine``.
     """
 
     weights: int
     optimizer: int
     gradients: int
+    apart: int
     activations: int
     logits: int
     rows: int
@@ -46,7 +48,7 @@ class Cost:
     @property
     def memory(self) -> int:
         """Bytes on the device in a training pass."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.apart + self.optimizer + self.activations + self.logits
 
     @property
     def sampling(self) -> int:
@@ -143,6 +145,7 @@ def _cost(run: Run, seconds: float, needs: Needs, machine: Memory) -> Cost:
         weights=needs.weights,
         optimizer=needs.optimizer,
         gradients=needs.gradients,
+        apart=needs.apart,
         activations=needs.fixed + round(needs.token * largest_pass(run, needs.trace)),
         logits=needs.logits,
         rows=rows * needs.row,

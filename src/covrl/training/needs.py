@@ -31,9 +31,9 @@ longer."""
 class Needs:
     """What a run takes, in bytes; of sharded weights this process's part.
 
-    Held all the time: ``weights``, and the ``optimizer``'s state. In a training pass besides: ``gradients``, ``fixed``
-    (casts of weights), ``token`` for each token, ``logits``. In sampling besides: ``ready`` (weights made ready for
-    it), and ``row`` for each row of full length.
+    Held all the time: ``weights``, and the ``optimizer``'s state. In a training pass besides: ``gradients``, ``apart``
+    (one more for each stream, in steps that measure these), ``fixed`` (casts of weights), ``token`` for each token,
+    ``logits``. In sampling besides: ``ready`` (weights made ready for it), and ``row`` for each row of full length.
 
     ``trace`` are the padded tokens of one trace's rows of full length; ``group`` those of a whole group where it is
     read once, in its training forward, else 0. ``recomputed`` is about what ``token`` is with ``training.recompute``;
@@ -43,6 +43,7 @@ class Needs:
     weights: int
     optimizer: int
     gradients: int
+    apart: int
     fixed: int
     token: float
     recomputed: float | None
@@ -54,7 +55,7 @@ class Needs:
 
     def training(self, tokens: float) -> int:
         """Bytes in a pass of so many padded tokens."""
-        held = self.weights + self.optimizer + self.gradients + self.fixed + self.logits
+        held = self.weights + self.optimizer + self.gradients + self.apart + self.fixed + self.logits
         return held + round(self.token * tokens)
 
     def sampling(self, rows: float) -> int:
@@ -81,6 +82,7 @@ def measured(run: Run, trains: bool = True) -> Needs:
         weights=held["weights"] // parts,
         optimizer=2 * held["gradients"] // parts,
         gradients=held["gradients"] // parts,
+        apart=len(run.algorithm.streams) * held["gradients"] // parts if training.stream_norms_every else 0,
         fixed=fixed,
         token=token,
         recomputed=None if training.recompute else _recomputed(run, token),

@@ -121,7 +121,7 @@ def accumulate_gradient(
         passes.run(list(scale), report, collected)
     report.losses = world.total(report.losses)
     for name in world.union(list(collected)):
-        gradient = world.summed(collected.get(name, [None] * len(parameters)), parameters)
+        gradient = world.summed(collected.pop(name, [None] * len(parameters)), parameters)
         report.norms[name] = world.norm(gradient)
         _add_to_grad(parameters, gradient)
     return report
@@ -422,7 +422,9 @@ def set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | Non
         parameter.grad = part
 
 
-def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
-    for parameter, part in zip(parameters, gradient, strict=True):
+def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: list[Tensor | None]) -> None:
+    """Add ``gradient`` to ``.grad``, and empty it on the way, so that its parts are not held twice for long."""
+    for i, parameter in enumerate(parameters):
+        part, gradient[i] = gradient[i], None
         if part is not None:
             parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
