@@ -402,18 +402,17 @@ def _collect(
     collected: dict[str, list[Tensor | None]],
     between: Callable[[Exception | None], None],
 ) -> None:
-    """Each stream's gradient by a backward pass of its own, added up over packs."""
-    for name, term in terms.items():
-        if not term.requires_grad:
-            continue
+    """Each stream's gradient by a backward pass of its own, added up over packs; ``.grad`` is empty afterwards.
+
+    Each pass adds to what its stream has: a whole gradient beside it would be one more of the model's size.
+    """
+    learned = [(name, term) for name, term in terms.items() if term.requires_grad]
+    for place, (name, term) in enumerate(learned, start=1):
         between(None)
-        gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
-        total = collected.setdefault(name, [None] * len(parameters))
-        for i, part in enumerate(gradient):
-            before = total[i]
-            total[i] = part if before is None or part is None else before + part
-            if part is None:
-                total[i] = before
+        set_grad(parameters, collected.get(name, [None] * len(parameters)))
+        term.backward(retain_graph=place < len(learned))
+        collected[name] = [p.grad for p in parameters]
+        set_grad(parameters, [None] * len(parameters))
 
 
 def set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
