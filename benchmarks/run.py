@@ -5,6 +5,7 @@
     covrl        CoVRL's training part over GRPO's
     memory       what a step takes over model, gradients and optimizer at a wide vocabulary, against TRL's
     dash         DASH against its micro-batched baseline, and what its filter saves
+    passes       from which size of a pass on training and sampling are within 5 % of the fastest
     growth       a step's time as problems, rollouts and prompts grow
     first-step   covrl quickstart until its first step is shown
     device       tokens a second, time by phase and MFU at 0.5 B and 1.5 B on an accelerator
@@ -28,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speed import covrl_share, dash, device, first_step, generation, growth, memory, step, tables
+from speed import covrl_share, dash, device, first_step, generation, growth, memory, passes, step, tables
 from speed.processes import Bench, WorkerError, commit, machine, split_prefix
 from speed.workloads import STEP_WORKLOADS, WORKLOADS
 
@@ -39,6 +40,7 @@ PARTS: dict[str, Any] = {
     "covrl": covrl_share,
     "memory": memory,
     "dash": dash,
+    "passes": passes,
     "growth": growth,
     "first-step": first_step,
     "device": device,

@@ -24,6 +24,7 @@ from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.model import load_model
 from covrl.training.distributed import join_world
+from covrl.training.fit import fit
 from covrl.training.loop import Run
 from covrl.training.models import load_beside, load_policy
 from covrl.training.rollouts import response_tokens
@@ -102,6 +103,7 @@ def build(
         notes=notes,
         world=world,
     )
+    run = fit(run, trains=not evaluation_only)
     world.distribute(run)
     return run
 

@@ -21,6 +21,9 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainValidator,
+    PositiveInt,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -64,6 +67,19 @@ def _no_controls(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_no_controls)]
 """A path, or what stands in the place of one."""
+
+
+def _count_or_auto(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return TypeAdapter(PositiveInt).validate_python(str(value) if isinstance(value, bool) else value)
+    except ValidationError:
+        raise ValueError('should be an integer of at least 1, or "auto"') from None
+
+
+CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
+"""A portion of work: a number, or what fits the machine (:mod:`covrl.training.fit`)."""
 
 
 class ModelConfig(Settings):
@@ -294,7 +310,9 @@ class GenerationConfig(Settings):
     temperature: float = Field(1.0, gt=0)
     max_trace_tokens: int = Field(2048, ge=1)
     max_answer_tokens: int = Field(64, ge=1)
-    rows_per_pass: int = Field(256, ge=1, description="traces that are decoded side by side")
+    rows_per_pass: CountOrAuto = Field(
+        "auto", description="traces that are decoded side by side; auto: as many as fit the machine and make it faster"
+    )
     engine: str = Field(
         "torch",
         description="what samples (docs/engines.md): torch, the trained model itself; vllm, in this process; or the "
@@ -332,7 +350,11 @@ class TrainingConfig(Settings):
     sampling_batches: int = Field(
         1, ge=1, description="calls of the generator a step; 1 samples the whole step at once (DASH: preemptive)"
     )
-    tokens_per_pass: int = Field(16384, ge=1, description="padded tokens in one forward and backward pass")
+    tokens_per_pass: CountOrAuto = Field(
+        "auto",
+        description="padded tokens in one forward and backward pass; auto: as many as fit the machine and make it "
+        "faster",
+    )
     logits_mb_per_chunk: int = Field(64, ge=1, description="bound on the logits held at once, MiB a context")
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -24,8 +24,10 @@ from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, 
 from covrl.generation.base import Draw
 from covrl.records import Problem
 from covrl.training import distributed
+from covrl.training import fit as fitting
 from covrl.training.distributed import join_world
 from covrl.training.loop import Run
+from covrl.training.machine import Memory
 from covrl.training.sharding import whole
 from covrl.training.step import accumulate_gradient
 
@@ -82,6 +84,7 @@ MIXED = ("covrl", "mixed", {"recompute": True}, {})
 """bfloat16 products on float32 weights: a rank's share rounds as a batch of its own, so samples are not compared."""
 
 EXHAUSTED = [
+    ("sampling", "covrl"),
     *(("scoring", "covrl"), ("block", "covrl"), ("loss", "covrl"), ("loss", "covrl replicated")),
     *(("block", "covrl merged"), ("loss", "covrl merged"), ("loss", "covrl merged replicated")),
 ]
@@ -274,11 +277,12 @@ def exhausted(folder: Path, where: str, name: str, times: int) -> dict[str, Any]
         "scoring": (policy, "states"),
         "block": (policy.model.base_model.h[1].mlp, "forward"),
         "loss": (run.algorithm, "loss"),
+        "sampling": (run.generator, "_decode"),
     }[where]
     own = getattr(owner, method)
 
     def full(*given: Any, **named: Any) -> Any:
-        if left[0] and in_second_step(run, where != "scoring"):
+        if left[0] and in_second_step(run, where in ("block", "loss")):
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(*given, **named)
@@ -290,6 +294,24 @@ def exhausted(folder: Path, where: str, name: str, times: int) -> dict[str, Any]
         return {"said": [str(error)], "agreed": run.world.agreed(error), "done": run.done}
     said = [w for w in warnings if "out of memory" in w]
     return {"said": said, "weights": flat(list(run.parameters)), "left": left[0]}
+
+
+def fitted(folder: Path) -> tuple[Any, Any, list[str]]:
+    """The portions of a run that is to choose them, on ranks of which the second has little memory."""
+    settings = config(folder, "covrl").model_dump(mode="json")
+    settings["training"]["tokens_per_pass"] = "auto"
+
+    def memory(*_: Any) -> Memory:
+        rank = int(os.environ.get("RANK", "0"))
+        return Memory(1 << (34 if rank == 0 else 22), 1 << 40)
+
+    there, fitting.memory_of = fitting.memory_of, memory
+    try:
+        run: Run = api.build(RunConfig.model_validate(settings), PROBLEMS, PROBLEMS[:5], reward=reward)
+    finally:
+        fitting.memory_of = there
+    said = [note for note in run.notes if note.startswith("chosen for")]
+    return run.config.training.tokens_per_pass, run.config.generation.rows_per_pass, said
 
 
 def interrupted(folder: Path, out: Path, during: str, ranks: Sequence[int]) -> dict[str, Any]:
@@ -362,6 +384,7 @@ def main(folder: Path) -> None:
         found[f"fails: {what}"] = {"said": of_all(fails(folder, what))}
     for where, name in EXHAUSTED:
         found[f"memory: {where}, {name}"] = {"ranks": of_all(exhausted(folder, where, name, 1))}
+    found["fitted"] = {"ranks": of_all(fitted(folder))}
     found["memory: twice"] = {"ranks": of_all(exhausted(folder, "block", "covrl", 2))}
     for name, (during, ranks) in STOPPED.items():
         out = folder / f"stopped {name}"

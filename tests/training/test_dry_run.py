@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from projects import write_rows
 
 from covrl.api import build
 from covrl.config import RunConfig, check
-from covrl.generation.base import Draw
-from covrl.records import Group
 from covrl.scoring.model import LanguageModel
-from covrl.training.dry_run import dry_run, measured_activations
+from covrl.training.dry_run import dry_run, largest_pass
 from covrl.training.loop import Run
+from covrl.training.machine import Memory
+from covrl.training.needs import made_up, measured, pass_bytes
 
 Make = Callable[..., Run]
 
@@ -33,9 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Make:
-    def make(tokens_per_pass: int = 4096, answer_tokens: int = 9, steps_problems: int = 7, **training: Any) -> Run:
+    def make(
+        tokens_per_pass: int = 4096,
+        answer_tokens: int = 9,
+        steps_problems: int = 7,
+        dtype: str = "float32",
+        **training: Any,
+    ) -> Run:
         table: dict[str, Any] = {
-            "model": {"path": str(folder / "model"), "device": "cpu"},
+            "model": {"path": str(folder / "model"), "device": "cpu", "dtype": dtype},
             "problems": {"train": str(folder / "train.jsonl")},
             "generation": {"max_trace_tokens": 24, "max_answer_tokens": answer_tokens},
             "prompts": {
@@ -58,13 +64,6 @@ def make(folder: Path) -> Make:
     return make
 
 
-def sampled(run: Run) -> tuple[Sequence[Group], int]:
-    """Groups, and the tokens of the longest trace's rows."""
-    groups = run.sample(run.source.take(2), Draw(0, 0))
-    rows = [[c.render(g.problem, r) for c in run.algorithm.contexts] for g in groups for r in g.rollouts]
-    return groups, max(sum(len(row.ids) for row in part) for part in rows)
-
-
 def deeper(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
     """Adds layers to the trunk of which each keeps its output, 32 floats a token, and nothing else."""
     forward = LanguageModel._forward
@@ -78,34 +77,72 @@ def deeper(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
     monkeypatch.setattr(LanguageModel, "_forward", with_layers)
 
 
-@pytest.mark.parametrize("tokens_per_pass", [1, 1000, 1500, 10**6])
-def test_what_a_layer_keeps_is_counted_once_and_scaled_to_the_largest_pass(
-    make: Make, monkeypatch: pytest.MonkeyPatch, tokens_per_pass: int
-) -> None:
-    run = make(tokens_per_pass)
-    groups, trace = sampled(run)
+def test_what_a_layer_keeps_is_counted_once_and_by_token(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make()
     with monkeypatch.context() as patch:
         deeper(patch, 1)
-        one = measured_activations(run, groups)
+        one = pass_bytes(run)
     with monkeypatch.context() as patch:
         deeper(patch, 4)
-        four = measured_activations(run, groups)
+        four = pass_bytes(run)
+    assert four[1] - one[1] == pytest.approx(3 * 32 * 4)
+    assert four[0] == one[0]
+
+
+def test_casts_of_weights_are_no_tokens(make: Make) -> None:
+    """In mixed precision a pass holds a cast of each matrix, however few tokens it has."""
+    plain, mixed = make(), make(dtype="mixed")
+    (nothing, _), (casts, token) = pass_bytes(plain), pass_bytes(mixed)
+    matrices = sum(p.numel() for p in mixed.parameters if p.ndim > 1)
+    assert nothing < matrices / 4
+    assert matrices / 2 < casts < 3 * matrices
+    assert token > 0
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 1000, 1500, 10**6])
+def test_the_largest_pass_is_a_trace_a_whole_step_or_what_is_set(make: Make, tokens_per_pass: int) -> None:
+    run = make(tokens_per_pass)
+    trace = measured(run).trace
+    unit = made_up(run, 24)
+    assert trace == 2 * max(len(row.ids) for row in unit.rows.values())
+    assert sum(token == unit.rows["prior"].ids[-12] for token in unit.rows["prior"].ids) >= 1
     step = trace * 7 * 4
-    tokens = {1: trace, 1000: 1000, 1500: 1500, 10**6: step}[tokens_per_pass]
     assert trace < 1000 < 1500 < step
-    assert four - one == pytest.approx(3 * 32 * 4 * tokens, abs=1)
+    expected = {1: trace, 1000: 1000, 1500: 1500, 10**6: step}[tokens_per_pass]
+    assert largest_pass(run, trace) == expected
+    fixed, token = pass_bytes(run)
+    assert dry_run(run).cost.activations == fixed + round(token * expected)
 
 
 def test_what_is_kept_follows_what_is_trained_and_not_the_callers_mode(make: Make) -> None:
     run = make(1)
-    groups, trace = sampled(run)
-    small = measured_activations(run, groups)
-    assert small > trace * 2 * 4 * 32 * 4, "two layers keep more than four states of 32 floats each"
+    small = pass_bytes(run)
+    assert small[1] > 2 * 4 * 32 * 4, "two layers keep more than four states of 32 floats each"
     with torch.no_grad():
-        assert measured_activations(run, groups) == small
+        assert pass_bytes(run) == small
     for parameter in run.parameters:
         parameter.requires_grad_(False)
-    assert measured_activations(run, groups) < small / 10, "nothing is kept where nothing is trained"
+    assert pass_bytes(run)[1] < small[1] / 10, "nothing is kept where nothing is trained"
+
+
+def test_a_machine_that_is_too_small_is_said_with_what_to_change(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tokens_per_pass=10**6)
+    enough = dry_run(run).cost
+    assert enough.memory < enough.total
+
+    def small(run: Run) -> Memory:
+        del run
+        return Memory(enough.memory // 2, enough.memory // 2)
+
+    monkeypatch.setattr("covrl.training.dry_run.least_memory", small)
+    found = dry_run(run)
+    assert found.cost.total == enough.memory // 2
+    said = [note for note in found.notes if note.startswith("there is ")]
+    assert len(said) == 1
+    assert "a training pass takes about" in said[0]
+    assert "lower training.tokens_per_pass" in said[0]
+    assert ("lower generation.rows_per_pass" in said[0]) == (enough.sampling > 0.8 * found.cost.total)
+    assert enough.rows == 28 * measured(run).row, "no more rows than a step has"
 
 
 def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) -> None:
@@ -115,7 +152,7 @@ def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) 
     assert run.done == 0
     cost = found.cost
     assert cost.activations > 0
-    assert cost.memory == cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.logits
+    assert cost.memory == cost.weights + cost.gradients + cost.apart + cost.optimizer + cost.activations + cost.logits
     vocabulary = len(run.prompts.tokenizer)
     assert cost.logits == 2 * 3 * 4 * vocabulary * 4096, "a small vocabulary does not fill the bound"
 

@@ -29,6 +29,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Credit, Problem, Request, Rollout
 from covrl.training.bundle import read_bundle
+from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.divergence import Divergence, parse_condition
 from covrl.training.guard import Probe, stale_reason
 from covrl.training.loop import Run
@@ -451,8 +452,13 @@ def test_a_pass_that_runs_out_of_memory_is_made_again_with_half_and_counts_once(
     assert state(run) == state(small)
     assert report.metrics["grad_norm/total"] == expected.metrics["grad_norm/total"]
     assert report.warnings[0].startswith(
-        "out of memory: done again with training.tokens_per_pass = 100 instead of 200, which costs the failed pass"
+        "out of memory: done again with training.tokens_per_pass = 100 instead of 200 and logits of 32.0 MiB, which is "
+        "kept from here on"
     )
+    assert run.limits == PassLimits(100, 32 << 20)
+    assert not any("memory" in said for said in run.step().warnings), "the next step begins with what fitted"
+    small.step()
+    assert state(run) == state(small)
 
 
 MEMORY = {  # method, [training], whether its groups are scored in their training forward
@@ -482,7 +488,31 @@ def test_half_the_tokens_fit_where_the_memory_depends_on_the_size_of_a_pass(case
     assert float((first[0] - first[1]).norm() / first[1].norm()) < 1e-10
 
 
-def test_when_half_does_not_fit_either_the_message_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_half_does_not_fit_is_halved_again_and_said_once() -> None:
+    """What fits holds neither half nor a quarter; the lower limit is in the checkpoint, and a resumed run keeps it."""
+    training = {"tokens_per_pass": 4096, "stream_norms_every": 0, "problems_per_step": 4}
+    run = make_run("grpo", training)
+    with passes(run, most=200) as made:
+        report = run.step()
+    tried = [p.tokens for p in made if p.tokens > 200]
+    assert len(tried) > 1
+    assert made[-1].tokens <= 200
+    assert len([said for said in report.warnings if "memory" in said]) == 1
+    limit = run.limits.tokens
+    assert limit in (64, 128)
+    assert f"training.tokens_per_pass = {limit} instead of 4096" in report.warnings[0]
+    folder = save_checkpoint(run, Path("low"), 1)
+    again = api.build(run.config, PROBLEMS, PROBLEMS[:2], reward=by_length, policy_path=folder / "model")
+    load_checkpoint(again, folder)
+    assert again.limits == run.limits
+    changed = make_run("grpo", training | {"tokens_per_pass": 2048})
+    load_checkpoint(changed, folder)
+    assert changed.limits.tokens == 2048, "who sets it anew is obeyed"
+    assert [r.step().warnings for r in (run, again)] == [(), ()]
+    assert state(run) == state(again)
+
+
+def test_when_no_part_of_it_fits_the_message_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(training={"tokens_per_pass": 200, "stream_norms_every": 0})
     run.step()
     before = state(run)
@@ -492,9 +522,9 @@ def test_when_half_does_not_fit_either_the_message_has_the_arithmetic(monkeypatc
     said = str(caught.value)
     size = sum(p.numel() for p in run.parameters) * 8 / 2**20
     assert said.startswith(CPU_MESSAGE)
-    assert "training.tokens_per_pass = 100 and logits of" in said
+    assert "training.tokens_per_pass = 50 and logits of" in said, "a trace comes alone, so less would change nothing"
     vocabulary = run.models["policy"].model.config.vocab_size
-    chunk = (32 << 20) // (4 * vocabulary)
+    chunk = (16 << 20) // (4 * vocabulary)
     assert f"{chunk} positions x {vocabulary} tokens x 4 bytes x 2 contexts" in said
     assert f"weights {size:,.1f} MiB, gradients {size:,.1f} MiB, optimizer {2 * size:,.1f} MiB" in said
     assert "2 rows x" in said
@@ -537,10 +567,59 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     run.generator.generate = full  # ty: ignore[invalid-assignment]
-    with pytest.raises(
-        OutOfMemoryError, match=r"while sampling: up to generation.rows_per_pass = 256 rows x \d+ tokens"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"while sampling: up to generation.rows_per_pass = 1 rows x \d+ tokens"):
         run.sample(PROBLEMS, Draw(0, 0))
+
+
+class Room:
+    """Lets an engine decode at most ``most`` rows side by side, and keeps how many it was asked for."""
+
+    def __init__(self, run: Run, most: int) -> None:
+        assert isinstance(run.generator, TorchGenerator)
+        self.most, self.asked, self.decode = most, list[int](), run.generator._decode
+        run.generator._decode = self  # ty: ignore[invalid-assignment]
+
+    def __call__(self, requests: Sequence[Request], *given: Any) -> Any:
+        self.asked.append(len(requests))
+        if len(requests) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.decode(requests, *given)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_rows_and_keeps_to_them(evaluates: bool) -> None:
+    """The samples are those of the whole batch; an evaluation's too."""
+    plain, run = (make_run("grpo", {"problems_per_step": 4}, every=1 if evaluates else 0) for _ in range(2))
+    room = Room(run, 3)
+    reports = [[r.step(), r.step()] for r in (plain, run)]
+    assert isinstance(run.generator, TorchGenerator)
+    assert run.generator.rows_per_pass == 2
+    assert max(room.asked[-3:]) <= 2
+    said = [w for report in reports[1] for w in report.warnings if "memory" in w]
+    assert len(said) == 1
+    assert "generation.rows_per_pass = 2 instead of 256, which is kept from here on" in said[0]
+    for a, b in zip(*reports, strict=True):
+        assert a.metrics["tokens/generated"] == b.metrics["tokens/generated"]
+        assert b.metrics["grad_norm/total"] == pytest.approx(a.metrics["grad_norm/total"], rel=1e-9)
+    folder = save_checkpoint(run, Path("few"), 1)
+    again = make_run("grpo", {"problems_per_step": 4}, every=1 if evaluates else 0)
+    load_checkpoint(again, folder)
+    assert isinstance(again.generator, TorchGenerator)
+    assert again.generator.rows_per_pass == 2
+
+
+def test_an_engine_of_its_own_rows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("grpo")
+    asked: list[int] = []
+
+    def full(*_: Any) -> Any:
+        asked.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run.generator = SimpleNamespace(generate=full)  # ty: ignore[invalid-assignment]
+    with pytest.raises(OutOfMemoryError, match="while sampling"):
+        run.sample(PROBLEMS, Draw(0, 0))
+    assert asked == [1]
 
 
 def test_scoring_in_an_evaluation_is_retried_with_less_too() -> None:

@@ -254,8 +254,20 @@ def test_a_rank_that_runs_out_of_memory_tries_again_with_the_others(
         assert rank["left"] == 0, "the fault came"
         (said,) = rank["said"]
         half = f"training.tokens_per_pass = {tokens // 2} instead of {tokens}"
-        assert said.startswith(f"out of memory: done again with {half}")
+        if where == "sampling":  # a rank has five rows at most
+            half = "generation.rows_per_pass = 4 instead of 256"
+        assert re.match(f"out of memory(?: while sampling)?: done again with {half}", said)
         assert apart(rank["weights"], plain) <= TOLERANCE["float64"]
+
+
+def test_ranks_agree_on_what_fits_the_one_with_least_memory(two: dict[str, dict[str, Any]]) -> None:
+    """Only the first rank measures, and only the second has little memory."""
+    first, second = two["fitted"]["ranks"]
+    assert first == second
+    tokens, rows, (said,) = first
+    assert tokens < 2048
+    assert rows < 256
+    assert said.startswith("chosen for 4.0 MiB of main memory")
 
 
 def test_ranks_that_run_out_of_memory_twice_end_together(two: dict[str, dict[str, Any]]) -> None:

@@ -24,7 +24,10 @@ from covrl.evaluation.several import Order, Outcome, evaluate_several
 from covrl.evaluation.styles import check_style, recommend, try_style, wordings
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
+from covrl.generation.engines import rows_of
+from covrl.generation.proof import prove
 from covrl.problems.loading import load_problems
+from covrl.prompt_checks import longest_row
 from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.show import show_leaks, show_style, show_styles, show_table
@@ -154,7 +157,7 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     generation = checked.generation
     sampling = Sampling(generation.max_trace_tokens, checked.prompts.close, generation.temperature)
     problems = run.held_out[: asked.limit]
-    seed, rows = checked.training.seed, generation.rows_per_pass
+    seed, rows = checked.training.seed, rows_of(run.config.generation)
     report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows)
     record = {"model": asked.model, "problem_source": asked.problems} | report.record()
     if traces:
@@ -184,24 +187,32 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
     problems = load_problems(asked.problems, api.problem_fields(config.problems))[: asked.limit]
     tokens = max_tokens or min(config.generation.max_trace_tokens, TRIED_TOKENS)
     model, tokenizer = load_model(config.model, config.generation.temperature)
-    generator = TorchGenerator(model.model, tokenizer, config.generation.rows_per_pass)
-    for note in (*model.given_up, *generator.prove()):
-        _say(note)
-    console, tried, unusable = Console(), [], {}
-    for name, wording in wordings(dated(config.prompts, tokenizer, date.today())).items():
-        prompts = Prompts(tokenizer, wording)
+    generator = TorchGenerator(model.model, tokenizer, rows_of(config.generation))
+    worded = {
+        name: Prompts(tokenizer, wording)
+        for name, wording in wordings(dated(config.prompts, tokenizer, date.today())).items()
+    }
+    unusable: dict[str, str] = {}
+    for name, prompts in worded.items():
         try:
             check_style(prompts, model, config, problems, tokens)
         except UserError as error:
             unusable[name] = str(error)
-            continue
+    usable = {name: prompts for name, prompts in worded.items() if name not in unusable}
+    if not usable:
+        name, why = next(iter(unusable.items()))
+        raise UserError(f"none of the styles can be used with this model and these problems: {name}: {why}")
+    limits = config.generation.model_copy(update={"max_trace_tokens": tokens})
+    tried_config = config.model_copy(update={"generation": limits})
+    longest = max(longest_row(prompts, tried_config, problems) for prompts in usable.values())
+    for note in (*model.given_up, *prove(model, generator, tokenizer, longest, config.model.path)):
+        _say(note)
+    console, tried = Console(), []
+    for name, prompts in usable.items():
         _say(f"{name}: {2 * asked.n * len(problems)} traces of at most {tokens} tokens …")
         tried.append(try_style(name, generator, model, prompts, problems, config, asked.n, tokens))
         if not asked.as_json:
             show_style(console, tried[-1].record())
-    if not tried:
-        name, why = next(iter(unusable.items()))
-        raise UserError(f"none of the styles can be used with this model and these problems: {name}: {why}")
     best, sentences = recommend(tried, tokens)
     record = {
         "model": asked.model, "problem_source": asked.problems, "problems": len(problems), "n": asked.n,
@@ -237,7 +248,7 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     run = api.build_evaluation(checked, asked.problems)
     assert run.evaluator is not None
     problems, seed = run.held_out[: asked.limit], checked.training.seed
-    rows, temperature = checked.generation.rows_per_pass, checked.generation.temperature
+    rows, temperature = rows_of(run.config.generation), checked.generation.temperature
     form = reward_form(checked)
     # at the trace's own temperature: the comparison with sampled answers is of draws from the p(.|x,z) that is scored
     evaluator, policy = replace(run.evaluator, answer_temperature=None), run.models["policy"]

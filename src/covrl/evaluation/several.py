@@ -21,6 +21,7 @@ from covrl.evaluation.exam import Exam, Solved, check_room, row_needed, sit
 from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.generation.engine import TorchGenerator
+from covrl.generation.engines import rows_of
 from covrl.generation.proof import prove
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
@@ -243,7 +244,7 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
         say(f"{candidate.name}: all problems were answered before")
         return
     model, tokenizer = load_model(candidate.config.model)
-    rows = candidate.config.generation.rows_per_pass
+    rows = rows_of(candidate.config.generation)
     generator = TorchGenerator(model.model, tokenizer, rows)
     longest = max(row_needed(exam, candidate.prompts(exam)) for exam in exams if left[exam.name])
     for note in prove(model, generator, tokenizer, longest, candidate.config.model.path):

@@ -25,6 +25,7 @@ from covrl.evaluation.posterior_gain import (
 )
 from covrl.evaluation.statistics import Interval
 from covrl.generation.base import Generator, Sampling
+from covrl.generation.engines import rows_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens
 from covrl.prompts import ROLES, Prompts
 from covrl.records import Output, Problem
@@ -35,6 +36,7 @@ from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
 from covrl.styles import STYLED, STYLES
 from covrl.training.dry_run import FORMAT_SHARE
+from covrl.training.step import PassLimits
 
 OWN = "own"
 """The name of the settings' wording where it is that of no style."""
@@ -135,16 +137,15 @@ def try_style(
     config: RunConfig, samples: int, max_tokens: int,
 ) -> Tried:  # fmt: skip
     """Sample ``samples`` traces a problem from both prompts and score what comes after them."""
-    seed, tokens = config.training.seed, config.training.tokens_per_pass
+    seed, limits = config.training.seed, PassLimits.of(config.training)
     sampling = Sampling(max_tokens, prompts.config.close, config.generation.temperature)
     drawn = draw_roles(
         generator, model, prompts, problems, sampling, samples, seed,
-        rows_per_pass=config.generation.rows_per_pass, tokens_per_pass=tokens,
+        rows_per_pass=rows_of(config.generation), tokens_per_pass=limits.tokens,
     )  # fmt: skip
     direct = [(p, next(d.rollout for d in drawn if d.problem is p)) for p in problems]
     context, reading = Context("direct", prompts.direct_row), Reading("direct", ("direct",), log_prob, ("direct",))
-    logits = config.training.logits_mb_per_chunk << 20
-    scores = score({"policy": model}, (context,), (reading,), direct, tokens, logits)
+    scores = score({"policy": model}, (context,), (reading,), direct, limits.tokens, limits.logits_bytes)
     return Tried(
         name,
         {role: prompts.text(problems[0], role) for role in ROLES},

@@ -9,7 +9,8 @@ loaded (:meth:`covrl.generation.engine.TorchGenerator.prove`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache as remembered
 from typing import Any, ClassVar, Protocol
@@ -22,7 +23,7 @@ from transformers import DynamicCache
 from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
 
 ROOM = 64
-"""Tokens that a row's keys and values have room for at first; the room doubles when it is full."""
+"""Tokens that a row's keys and values have room for at first; the room doubles when it is full, up to ``most``."""
 
 SHRINK_BELOW = 0.75
 """Share of rows still sampling below which the finished ones leave the batch."""
@@ -30,6 +31,16 @@ SHRINK_BELOW = 0.75
 LONG, MANY = 128, 4
 """Prompts of at least so many tokens, continued by more than so many rows each, are not copied to their rows: from
 there on reading them once is the faster way (measured on a CPU), and memory grows with the rows' own tokens alone."""
+
+
+def change_layers(held: dict[int, tuple[Tensor, Tensor]], change: Callable[[Tensor], Tensor]) -> None:
+    """Put changed keys and values in the place of each layer's, one layer after the other.
+
+    Old and new of all layers at once would take twice the memory.
+    """
+    for layer in held:
+        keys, values = held[layer]
+        held[layer] = (change(keys), change(values))
 
 
 class Decoding(Protocol):
@@ -46,6 +57,12 @@ class Decoding(Protocol):
         ...
 
 
+def room_to_add(taken: int, most: int) -> int:
+    """Slots to add where ``taken`` own tokens have filled their room: as many again, or as many as can still come."""
+    more = max(ROOM, taken)
+    return min(more, most - taken) if taken < most else more
+
+
 @dataclass(slots=True)
 class Shared:
     """Rows that continue prompts: row i continues prompt ``of[i]`` and has ``taken`` tokens of its own.
@@ -54,13 +71,15 @@ class Shared:
     ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. Where prompts are short or have few
     rows each, ``prompts`` is empty and they stand at the beginning of their rows' own, P slots long.
     ``members`` ``[F, G]`` are the rows of each prompt, with any row where there are fewer than G, and ``place`` ``[B]``
-    where a row is in it, flattened. ``room`` is for how many own tokens there are slots at first.
+    where a row is in it, flattened. ``room`` is for how many own tokens there are slots at first, ``most`` how
+    many there may be.
     """
 
     prompts: dict[int, tuple[Tensor, Tensor]]
     lengths: Tensor
     of: Tensor
     room: int = ROOM
+    most: int = sys.maxsize
     own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     taken: int = 0
     members: Tensor = field(init=False)
@@ -79,7 +98,7 @@ class Shared:
         """Say which rows continue which prompt, and let go of prompts that none continues."""
         used, of = torch.unique(self.of, return_inverse=True)
         if len(used) < len(self.lengths):
-            self.prompts = {layer: (k[used], v[used]) for layer, (k, v) in self.prompts.items()}
+            change_layers(self.prompts, lambda t: t[used])
             self.lengths = self.lengths[used]
         self.of = of
         self.ragged = bool((self.lengths < self.longest).any())
@@ -97,8 +116,8 @@ class Shared:
     def _copy_prompts(self) -> None:
         """Put each row's prompt before its own tokens."""
         end = self.longest + self.taken
-        for layer, shared in self.prompts.items():
-            own = self.own.get(layer)
+        for layer in list(self.prompts):
+            shared, own = self.prompts.pop(layer), self.own.get(layer)
             room = self.longest + (own[0].shape[2] if own else self.room)
             rows = [t.new_empty(len(self.of), t.shape[1], room, t.shape[3]) for t in shared]
             for i, (row, prompt) in enumerate(zip(rows, shared, strict=True)):
@@ -106,7 +125,6 @@ class Shared:
                 if own:
                     row[:, :, self.longest : end] = own[i][:, :, : self.taken]
             self.own[layer] = (rows[0], rows[1])
-        self.prompts = {}
 
     @property
     def _filled(self) -> int:
@@ -114,7 +132,7 @@ class Shared:
         return self.taken + (0 if self.prompts else self.longest)
 
     def select(self, rows: Tensor) -> None:
-        self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
+        change_layers(self.own, lambda t: t[rows])
         self.of = self.of[rows]
         self._arrange()
 
@@ -168,7 +186,7 @@ class Shared:
         held = self.own.get(layer)
         at = self._filled
         if held is None or at == held[0].shape[2]:
-            more = self.room if held is None else max(ROOM, self.taken)
+            more = self.room if held is None else room_to_add(self.taken, self.most)
             wider = [t.new_zeros(t.shape[2], t.shape[1], more, t.shape[3]) for t in fresh]
             both = wider if held is None else [torch.cat(pair, dim=2) for pair in zip(held, wider, strict=True)]
             held = self.own[layer] = (both[0], both[1])
@@ -235,7 +253,7 @@ def prefill_shared(
     )
     of = torch.tensor([distinct[ids] for ids in prompts], device=device)
     lengths = torch.tensor([len(ids) for ids in distinct], device=device)
-    return out.logits[0][of], Shared(reading.kept, lengths, of, min(ROOM, most))
+    return out.logits[0][of], Shared(reading.kept, lengths, of, min(ROOM, most), most)
 
 
 @dataclass(slots=True)

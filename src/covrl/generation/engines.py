@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from covrl.config import RunConfig
+from covrl.config import GenerationConfig, RunConfig
 from covrl.errors import UserError
 from covrl.generation.base import Generator
 from covrl.generation.engine import TorchGenerator
@@ -15,6 +15,14 @@ from covrl.training.parallel import Solo
 VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
 """What vLLM computes in, by ``model.dtype``: mixed training reads its float32 weights in bfloat16 too."""
 
+ROWS = 256
+"""Rows that are decoded side by side where they are to be chosen and nothing has chosen them (yet)."""
+
+
+def rows_of(generation: GenerationConfig) -> int:
+    """``generation.rows_per_pass`` as a number; :mod:`covrl.training.fit` finds one that fits the machine."""
+    return ROWS if generation.rows_per_pass == "auto" else generation.rows_per_pass
+
 
 def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, world: Solo) -> Generator:
     """The engine ``engine`` for ``model``; how the torch engine decodes is not proved yet.
@@ -22,7 +30,7 @@ def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, w
     Raises:
         UserError: it is not installed, does not answer, or cannot be used with these settings.
     """
-    rows = config.generation.rows_per_pass
+    rows = rows_of(config.generation)
     if engine == "torch":
         return TorchGenerator(model, tokenizer, rows, world)
     if world.size > 1:

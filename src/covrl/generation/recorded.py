@@ -10,6 +10,7 @@ A step is recorded anew where the shapes change: when rows leave the batch, and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from covrl.generation.decoding import ROOM, Shared
+from covrl.generation.decoding import Shared, change_layers, room_to_add
 from covrl.scoring.shared import Call, additive, nothing_masked
 
 Step = Callable[[], Tensor]
@@ -29,14 +30,15 @@ class Fixed:
     """Rows decoded in steps of fixed shape.
 
     ``own[layer]`` are keys and values ``[B, H', room, D]``: ``longest`` slots for a row's prompt, of which its own
-    takes the first ``lengths`` ``[B]``, then one for each token that was ``taken``. ``tokens`` and ``position`` ``[B]``
-    are what the next step reads, ``at`` ``[1]`` is the slot that it writes, and ``masks`` ``[B, 1, 1, room]``, by
-    window and dtype, say what it sees.
+    takes the first ``lengths`` ``[B]``, then one for each token that was ``taken``, of at most ``most``. ``tokens`` and
+    ``position`` ``[B]`` are what the next step reads, ``at`` ``[1]`` is the slot that it writes, and ``masks``
+    ``[B, 1, 1, room]``, by window and dtype, say what it sees.
     """
 
     own: dict[int, tuple[Tensor, Tensor]]
     lengths: Tensor
     longest: int
+    most: int = sys.maxsize
     taken: int = 0
     tokens: Tensor = field(init=False)
     position: Tensor = field(init=False)
@@ -63,13 +65,13 @@ class Fixed:
 
     def select(self, rows: Tensor) -> None:
         self.step = None  # before its tensors go
-        self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
+        change_layers(self.own, lambda t: t[rows])
         self.lengths = self.lengths[rows]
         self._place()
 
     def advance(self, model: Any, tokens: Tensor) -> Tensor:
         if self.longest + self.taken == self._room:
-            self._widen(max(ROOM, self.taken))
+            self._widen(room_to_add(self.taken, self.most))
         self.tokens.copy_(tokens)
         self.position.copy_(self.lengths + self.taken)
         self.at.fill_(self.longest + self.taken)
@@ -86,7 +88,7 @@ class Fixed:
             return torch.cat([t, t.new_zeros(*t.shape[:2], more, t.shape[3])], dim=2)
 
         self.step = None
-        self.own = {layer: (wider(k), wider(v)) for layer, (k, v) in self.own.items()}
+        change_layers(self.own, wider)
         self._place()
 
     def _forward(self, model: Any) -> Tensor:
@@ -134,7 +136,7 @@ def fixed(state: Shared) -> Fixed | None:
         return None
     for kept in (t for both in state.own.values() for t in both):
         kept[:, :, state.longest :] = 0  # room that was never written may hold anything, and 0 times it is not 0
-    return Fixed(state.own, state.lengths[state.of], state.longest)
+    return Fixed(state.own, state.lengths[state.of], state.longest, state.most)
 
 
 def recorded(step: Step) -> Step:

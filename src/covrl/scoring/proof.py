@@ -413,7 +413,7 @@ def small_copy(model: Any) -> Any:
         for number, module in (
             (n, m) for n, layer in enumerate(few) for m in layer.modules() if hasattr(m, "layer_idx")
         ):
-            module.layer_idx = number
+            setattr(module, "layer_idx", number)  # noqa: B010 (no attribute that torch declares)
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         module.__dict__.pop("forward", None)

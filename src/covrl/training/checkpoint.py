@@ -32,6 +32,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from covrl.errors import UserError
 from covrl.training import durable
+from covrl.training.memory import portions, take_portions
 from covrl.training.parts import load_parts, names_in, save_parts
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Boundary:
     """What a run is between two steps, apart from its tensors; small, so that it is kept at every boundary.
 
     ``updates`` is the optimizer's step count: while it is the same, the tensors are still those of the boundary.
+    ``portions`` is how much is done at once, which memory that ran out may have lowered.
     """
 
     done: int
@@ -66,6 +68,7 @@ class Boundary:
     guards: dict[str, Any]
     best: tuple[float, float] | None
     updates: int
+    portions: dict[str, int]
 
 
 class _State(BaseModel):
@@ -78,6 +81,7 @@ class _State(BaseModel):
     best: list[float] | None = Field(min_length=2, max_length=2)
     algorithm: dict[str, Any] = {}
     guards: dict[str, Any] = {}
+    portions: dict[str, int] = {}
     paths: dict[str, list[bool]] = {}
     fingerprint: dict[str, str] | None = None
     config: dict[str, dict[str, Any]] | None = None
@@ -87,7 +91,7 @@ def boundary_of(run: Run) -> Boundary:
     """The run as it is now, which must be between two steps."""
     memory = json.loads(json.dumps(run.algorithm.state_dict()))  # a copy that does not move with the method
     guards = json.loads(json.dumps(run.guard.state_dict()))
-    return Boundary(run.done, dict(run.source.state_dict()), memory, guards, run.best, updates_of(run))
+    return Boundary(run.done, dict(run.source.state_dict()), memory, guards, run.best, updates_of(run), portions(run))
 
 
 def updates_of(run: Run) -> int:
@@ -233,6 +237,7 @@ def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
     run.guard.load_state_dict(state.get("guards", {}))
+    take_portions(run, state.get("portions", {}), state.get("config") or {})
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
     _take_paths(run, state.get("paths", {}))
     run.generator.publish(run.done)
@@ -315,6 +320,7 @@ def _state(run: Run, at: Boundary) -> dict[str, Any]:
         "best": at.best,
         "algorithm": at.algorithm,
         "guards": at.guards,
+        "portions": at.portions,
         "paths": _paths(run),
         "fingerprint": fingerprint(run),
         "config": run.config.model_dump(mode="json"),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from covrl.evaluation.posterior_gain import PosteriorGain, draw_roles, gain_sentence, posterior_gain
 from covrl.generation.base import Draw, Sampling
+from covrl.generation.engines import rows_of
 from covrl.records import Group, Problem, Rollout, Row
-from covrl.scoring.pack import make_unit, read
+from covrl.training.fit import least_memory, trace_too_large, what_does_not_fit
 from covrl.training.loop import Run
-from covrl.training.memory import model_bytes
+from covrl.training.machine import Memory
+from covrl.training.memory import rows_at_once
+from covrl.training.needs import Needs, measured
 
 FORMAT_SHARE = 0.25
 """Below this share of valid traces a base is said not to know the format."""
@@ -30,21 +28,34 @@ class Cost:
 
     Time is one measured round of sampling and scoring, scaled to a step; training is taken as three scorings
     (forward, backward twice as dear). ``activations`` are what one training pass keeps for its backward
-    (:func:`measured_activations`); ``logits`` is the bound on what the head holds at once.
+    (:func:`covrl.training.needs.pass_bytes`); ``logits`` is the bound on what the head holds at once. ``rows`` is what
+    the rows that are decoded side by side hold, keys and values most of all, and ``ready`` what weights are cast to for
+    that. ``apart`` are the gradients of single streams, in steps that measure them. ``total`` is what there is, of
+    ``machine``.
     """
 
     weights: int
     optimizer: int
     gradients: int
+    apart: int
     activations: int
     logits: int
+    rows: int
+    ready: int
     disk: int
     seconds: float
+    total: int
+    machine: str
 
     @property
     def memory(self) -> int:
-        """Bytes on the device in a training pass. The cache of keys and values while sampling is not in it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """Bytes on the device in a training pass."""
+        return self.weights + self.gradients + self.apart + self.optimizer + self.activations + self.logits
+
+    @property
+    def sampling(self) -> int:
+        """Bytes on the device while sampling; gradients are gone by then."""
+        return self.weights + self.optimizer + self.ready + self.rows
 
 
 GAIN_PROBLEMS, GAIN_TRACES = 8, 2
@@ -100,10 +111,13 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     share = run.config.training.problems_per_step / len(problems)
     seconds = share * ((sampled - start) + 4 * (scored - sampled)) * run.config.training.steps
     rollouts = tuple(r for g in groups for r in g.rollouts)
-    cost = _cost(run, seconds, measured_activations(run, groups))
+    needs, machine = measured(run), least_memory(run)
+    cost = _cost(run, seconds, needs, machine)
+    short = (what_does_not_fit(cost.memory, cost.sampling, machine), trace_too_large(needs, machine))
     gain = _gain(run) if any(r.source == "posterior" for r in rollouts) else None
     said = gain_sentence(gain, run.algorithm.name) if gain else ""
-    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, (*run.notes, *_notes(run)), gain, said)
+    notes = (*run.notes, *_notes(run), *(text for text in short if text and text not in run.notes))
+    return DryRun(problems[0], _rows(run, groups[0]), rollouts, cost, notes, gain, said)
 
 
 def _gain(run: Run) -> PosteriorGain:
@@ -112,7 +126,7 @@ def _gain(run: Run) -> PosteriorGain:
     sampling = Sampling(generation.max_trace_tokens, run.config.prompts.close, generation.temperature)
     drawn = draw_roles(
         run.generator, run.models["policy"], run.prompts, run.source.problems[:GAIN_PROBLEMS], sampling, GAIN_TRACES,
-        seed, rows_per_pass=generation.rows_per_pass, tokens_per_pass=run.limits.tokens,
+        seed, rows_per_pass=rows_of(generation), tokens_per_pass=run.limits.tokens,
     )  # fmt: skip
     return posterior_gain([d.worth for d in drawn], seed)
 
@@ -124,40 +138,11 @@ def _rows(run: Run, group: Group) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if row is not None}
 
 
-def measured_activations(run: Run, groups: Sequence[Group]) -> int:
-    """Bytes that the largest training pass keeps from its forward for its backward.
-
-    Measured, on any device: one forward of the longest trace's rows with gradients, in which every tensor that
-    autograd saves is counted once and parameters are not. Scaled by tokens to a pass of ``training.tokens_per_pass``,
-    or to a whole step where that holds less. What the backward needs on top for the layer that it is in is not
-    counted, and attention that keeps its matrix keeps more than this where training traces are longer.
-    """
-    algorithm = run.algorithm
-    pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-    units = [make_unit(i, algorithm.contexts, algorithm.training, *pair) for i, pair in enumerate(pairs)]
-    unit = max(units, key=lambda u: u.tokens)
-    if not unit.rows:  # the method reads none of the sampled traces, so no pass would be made
-        return 0
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = read(run.models, algorithm.contexts, algorithm.training, [unit], run.limits.logits_bytes)
-    for parameter in (p for model in run.models.values() for p in model.model.parameters()):
-        saved.pop(parameter.untyped_storage().data_ptr(), None)
-    del kept  # up to here the graph held what was counted, so that no storage was counted in another's place
-    return round(sum(saved.values()) * _largest_pass(run, unit.tokens) / unit.tokens)
-
-
-def _largest_pass(run: Run, unit_tokens: int) -> int:
-    """Tokens in the largest pass of a step whose traces all are ``unit_tokens`` long, rows added up."""
+def largest_pass(run: Run, trace: int) -> int:
+    """Padded tokens in the largest pass of a step whose traces all take ``trace`` tokens."""
     training = run.config.training
-    step = unit_tokens * training.problems_per_step * training.rollouts_per_problem
-    return min(max(run.limits.tokens, unit_tokens), step)
+    step = trace * training.problems_per_step * training.rollouts_per_problem
+    return min(max(run.limits.tokens, trace), step)
 
 
 def _notes(run: Run) -> tuple[str, ...]:
@@ -178,18 +163,21 @@ def _notes(run: Run) -> tuple[str, ...]:
     )
 
 
-def _cost(run: Run, seconds: float, activations: int) -> Cost:
-    held = model_bytes(run)
-    trained = held["gradients"]
-    vocabulary = run.models["policy"].model.get_input_embeddings().weight.shape[0]
-    logits = min(run.limits.logits_bytes, 4 * vocabulary * run.limits.tokens)
+def _cost(run: Run, seconds: float, needs: Needs, machine: Memory) -> Cost:
+    training = run.config.training
     copies = run.config.checkpoint.keep + 1  # the best beside the newest
+    rows = min(rows_at_once(run) or 0, training.problems_per_step * training.rollouts_per_problem)
     return Cost(
-        weights=held["weights"],
-        optimizer=2 * trained,
-        gradients=trained,
-        activations=activations,
-        logits=len(run.algorithm.contexts) * logits * 3,
-        disk=trained * copies + 2 * trained * run.config.checkpoint.keep,
+        weights=needs.weights,
+        optimizer=needs.optimizer,
+        gradients=needs.gradients,
+        apart=needs.apart,
+        activations=needs.fixed + round(needs.token * largest_pass(run, needs.trace)),
+        logits=needs.logits,
+        rows=rows * needs.row,
+        ready=needs.ready,
+        disk=needs.gradients * copies + needs.optimizer * run.config.checkpoint.keep,
         seconds=seconds,
+        total=machine.total,
+        machine=machine.of,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from covrl.config import RunConfig
-from covrl.errors import NonFiniteError, OutOfMemoryError
+from covrl.errors import NonFiniteError
 from covrl.evaluation.reward_watch import RewardWatch
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.base import Generator as TraceGenerator
@@ -28,8 +28,6 @@ from covrl.scoring.model import Ids, LanguageModel
 from covrl.scoring.text import trunk
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
-from covrl.training.lifeline import is_out_of_memory
-from covrl.training.memory import generation_arithmetic
 from covrl.training.parallel import Solo
 from covrl.training.watchdog import Watchdog
 
@@ -141,23 +139,6 @@ def watched(run: Run) -> Generator[Callable[[int], None]]:
             hook.remove()
         if dog:
             dog.disarm()
-
-
-@contextmanager
-def sampling_errors(run: Run, requests: Sequence[Request], sampling: Sampling) -> Generator[None]:
-    """Memory that runs out while the generator samples ``requests`` is said with the arithmetic.
-
-    Raises:
-        OutOfMemoryError: it did.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        longest = max(len(r.prompt_ids) + len(r.prefix_ids) for r in requests)
-        where = generation_arithmetic(run, sampling.max_tokens, longest)
-        raise OutOfMemoryError(f"out of memory while sampling: {where}") from error
 
 
 def probe(

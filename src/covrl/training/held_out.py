@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from covrl.generation.base import Draw, Sampling
@@ -11,7 +10,7 @@ from covrl.records import Problem, Request, Rollout
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
-from covrl.training.guard import sampling_errors
+from covrl.training.memory import with_fewer_rows
 from covrl.training.rollouts import response_tokens, sampling_of
 
 if TYPE_CHECKING:
@@ -31,9 +30,11 @@ def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
     metrics, marks = _log_prob(run, problems, traces), ""
     if run.evaluator.grade is not None:
         draw = Draw(run.config.training.seed, 0, "held-out likelihood")
-        with _whole_responses(run, problems):
-            answered = run.evaluator.answered(problems, traces, run.config.generation.temperature, draw)
-            found = run.evaluator(problems, 0.0, Draw(run.config.training.seed, 0))
+        evaluator, temperature = run.evaluator, run.config.generation.temperature
+        asked, most = _prior_requests(run, problems), response_tokens(run.prompts, run.config.generation)
+        answered = with_fewer_rows(run, asked, most, lambda: evaluator.answered(problems, traces, temperature, draw))
+        greedy = Draw(run.config.training.seed, 0)
+        found = with_fewer_rows(run, asked, most, lambda: evaluator(problems, 0.0, greedy))
         marks = "".join("1" if graded.verdict == "right" else "0" for graded in answered)
         metrics["eval/sampled"] = marks.count("1") / len(marks)
         metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
@@ -43,18 +44,14 @@ def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
 
 def _sampled_traces(run: Run, problems: Sequence[Problem]) -> list[Rollout]:
     """One prior trace a problem at the temperature of training, with the same random numbers at every evaluation."""
-    asked = [Request(p.id, 0, run.prompts.prior(p), "prior") for p in problems]
+    asked = _prior_requests(run, problems)
     draw = Draw(run.config.training.seed, 0, "held-out likelihood")
     thinking = Sampling(sampling_of(run).max_tokens, run.config.prompts.close, run.config.generation.temperature)
-    with sampling_errors(run, asked, thinking):
-        return run.generator.generate(asked, thinking, draw)
+    return with_fewer_rows(run, asked, thinking.max_tokens, lambda: run.generator.generate(asked, thinking, draw))
 
 
-def _whole_responses(run: Run, problems: Sequence[Problem]) -> AbstractContextManager[None]:
-    """Around the evaluator's sampling: memory that runs out is said with the size of prompt, trace and answer."""
-    asked = [Request(p.id, 0, run.prompts.prior(p), "prior") for p in problems]
-    sampling = Sampling(response_tokens(run.prompts, run.config.generation), "", 0.0)
-    return sampling_errors(run, asked, sampling)
+def _prior_requests(run: Run, problems: Sequence[Problem]) -> list[Request]:
+    return [Request(p.id, 0, run.prompts.prior(p), "prior") for p in problems]
 
 
 def _log_prob(run: Run, problems: Sequence[Problem], traces: Sequence[Rollout]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from covrl.scoring.pack import Context, Reading, score
 from covrl.training.divergence import comes_later
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
-from covrl.training.memory import pass_arithmetic, with_less
+from covrl.training.memory import pass_arithmetic, pass_sizes, with_less
 from covrl.training.merged import Merged, merged_gradient
 from covrl.training.mismatch import Mismatch, mismatch_warnings
 from covrl.training.models import follow, rest, save_policy
@@ -114,7 +114,7 @@ class Run:
         training = self.config.training
         self.parameters = [p for model in self.models.values() for p in model.parameters()]
         self.optimizer = make_optimizer(self.parameters, training)
-        self.limits = PassLimits(training.tokens_per_pass, training.logits_mb_per_chunk << 20)
+        self.limits = PassLimits.of(training)
         self.guard = Guard(self.config)
         self._update_number = 0
         self._applied = False
@@ -184,7 +184,7 @@ class Run:
 
         Raises:
             NonFiniteError: a number of it is not finite and may not be skipped.
-            OutOfMemoryError: a pass does not fit, with half its tokens either.
+            OutOfMemoryError: not even a pass over one trace fits, or one row that is sampled.
             RunInterruptedError: as in :meth:`steps`.
         """
         number, training = self.done + 1, self.config.training
@@ -404,6 +404,7 @@ class Run:
             raise gradient_error(norm, self.algorithm, self.models, *batch)
         self._applied = True
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # sampling comes next, and wants the memory
         rest(self.models.values())
         return norm
 
@@ -447,14 +448,22 @@ class Run:
         return self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
 
     def _with_less(self, attempt: Callable[[PassLimits], T], pairs: Sequence[tuple[Problem, Rollout]]) -> T:
-        """``attempt`` with the run's limits, or, where all ranks can do so together, once more with half of them."""
-
-        def explain(limits: PassLimits) -> str:
-            return pass_arithmetic(self, pairs, limits)
-
-        found, warning = with_less(attempt, self.limits, self.world.agreed, explain)
-        self._remarks += [warning] if warning and warning not in self._remarks else []
+        """``attempt`` with the run's limits, or, where all ranks can do so together, with less, which is then kept."""
+        found, limits, warning = with_less(
+            attempt,
+            self.limits,
+            self.world.agreed,
+            sizes=lambda: pass_sizes(self, pairs),
+            explain=lambda limits: pass_arithmetic(self, pairs, limits),
+        )
+        self.limits = limits
+        if warning:
+            self.remark(warning)
         return found
+
+    def remark(self, text: str) -> None:
+        """Say something in the report of the step that is being taken."""
+        self._remarks.append(text)
 
     def _due(self, every: int, number: int) -> bool:
         """Whether step ``number`` (1, 2, …) is one of every ``every``; the first and the last always are."""

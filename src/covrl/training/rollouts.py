@@ -13,7 +13,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
 from covrl.rewards.functions import reward_of, verdict_of
-from covrl.training.guard import sampling_errors
+from covrl.training.memory import with_fewer_rows
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
@@ -50,8 +50,7 @@ def response_tokens(prompts: Prompts, generation: GenerationConfig) -> int:
 
 
 def _generated(run: Run, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-    with sampling_errors(run, requests, sampling):
-        return run.generator.generate(requests, sampling, draw)
+    return with_fewer_rows(run, requests, sampling.max_tokens, lambda: run.generator.generate(requests, sampling, draw))
 
 
 def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from covrl.algorithms.base import Algorithm, LossTokens, Stream
+from covrl.config import TrainingConfig
 from covrl.errors import NonFiniteError
 from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
 from covrl.training.bundle import Culprit
 from covrl.training.parallel import Solo, deal, local_part
+
+TOKENS = 2048
+"""Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,12 @@ class PassLimits:
 
     tokens: int
     logits_bytes: int
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> PassLimits:
+        """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
+        tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
+        return cls(tokens, training.logits_mb_per_chunk << 20)
 
 
 @dataclass(slots=True)
@@ -111,7 +121,7 @@ def accumulate_gradient(
         passes.run(list(scale), report, collected)
     report.losses = world.total(report.losses)
     for name in world.union(list(collected)):
-        gradient = world.summed(collected.get(name, [None] * len(parameters)), parameters)
+        gradient = world.summed(collected.pop(name, [None] * len(parameters)), parameters)
         report.norms[name] = world.norm(gradient)
         _add_to_grad(parameters, gradient)
     return report
@@ -392,18 +402,17 @@ def _collect(
     collected: dict[str, list[Tensor | None]],
     between: Callable[[Exception | None], None],
 ) -> None:
-    """Each stream's gradient by a backward pass of its own, added up over packs."""
-    for name, term in terms.items():
-        if not term.requires_grad:
-            continue
+    """Each stream's gradient by a backward pass of its own, added up over packs; ``.grad`` is empty afterwards.
+
+    Each pass adds to what its stream has: a whole gradient beside it would be one more of the model's size.
+    """
+    learned = [(name, term) for name, term in terms.items() if term.requires_grad]
+    for place, (name, term) in enumerate(learned, start=1):
         between(None)
-        gradient = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
-        total = collected.setdefault(name, [None] * len(parameters))
-        for i, part in enumerate(gradient):
-            before = total[i]
-            total[i] = part if before is None or part is None else before + part
-            if part is None:
-                total[i] = before
+        set_grad(parameters, collected.get(name, [None] * len(parameters)))
+        term.backward(retain_graph=place < len(learned))
+        collected[name] = [p.grad for p in parameters]
+        set_grad(parameters, [None] * len(parameters))
 
 
 def set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
@@ -412,7 +421,9 @@ def set_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | Non
         parameter.grad = part
 
 
-def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]) -> None:
-    for parameter, part in zip(parameters, gradient, strict=True):
+def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: list[Tensor | None]) -> None:
+    """Add ``gradient`` to ``.grad``, and empty it on the way, so that its parts are not held twice for long."""
+    for i, parameter in enumerate(parameters):
+        part, gradient[i] = gradient[i], None
         if part is not None:
             parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
