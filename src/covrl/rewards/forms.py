@@ -171,6 +171,7 @@ def beside_the_question(reference: str, expected: Expression, answer: str, said:
     if said.unit and not expected.unit and not unit_is_due(said.unit, question):
         return "a unit that the question does not ask for"
     numbers = expected.number is not None and said.number is not None
+    numbers = numbers and "^" not in answer and "**" not in answer  # 10^3 is a formula that questions ask about
     plain = numbers and not expected.percent and not said.percent and said.base is None
     if not plain and restates(question, reference, answer):
         return "restates the question: a piece of it that does not look like the reference"
