@@ -29,7 +29,9 @@ def test_default_order(response: str, text: str, how: str) -> None:
     assert extract_answer(response) == Extracted(text, how)
 
 
-@pytest.mark.parametrize("response", ["", "42", "So we get 6 x 7 = 42", "the answer might be 42", "##### 42", r"\boxed 42"])
+@pytest.mark.parametrize(
+    "response", ["", "42", "So we get 6 x 7 = 42", "the answer might be 42", "##### 42", r"\boxed 42"]
+)
 def test_never_the_last_number(response: str) -> None:
     assert extract_answer(response) is None
 

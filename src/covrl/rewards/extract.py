@@ -37,7 +37,7 @@ _LEAD = re.compile(
     r"|[\s$*_`]*(?:\\[(\[]\s*)?[A-Za-z]\s*=\s*",
     re.IGNORECASE,
 )
-_EDGE = re.compile(r"(?:[\s$*_`.,;:]|\\[()\[\]])*")
+_EDGE = re.compile(r"(?:[\s$*_`.,;:]|\\[()\[\]]|\\displaystyle(?![A-Za-z]))*")
 _EMPHASIS = ("**", "__", "*", "`")
 _BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=\s)")  # "**72** clips"
 

@@ -18,6 +18,9 @@ RELATIVE_TOLERANCE = 1e-5
 DIFFERENCE = 1e-4
 """Relative difference at a point that no rounding explains."""
 
+CANCELLED = 1e-9
+"""Size of a number, relative to what it is made of, below which rounding may be all of it."""
+
 NOISE = 1e-12
 """Relative difference of two equal numbers that comes of arithmetic with decimals of 15 digits."""
 
@@ -132,7 +135,7 @@ def _one_kind(reference: Any, answer: Any) -> tuple[Any, Any]:
     those of ``3+2i`` are real, those of ``3+2 i`` are not, and no two of different kinds are equal. Without an ``i``
     symbols are real, beside one they are anything.
     """
-    from sympy import I, Symbol
+    from sympy import I, Interval, Symbol, Tuple
 
     def symbols(side: Any) -> list[Any]:
         return [s for s in getattr(side, "free_symbols", ()) if type(s) is Symbol]
@@ -142,6 +145,10 @@ def _one_kind(reference: Any, answer: Any) -> tuple[Any, Any]:
     def renamed(side: Any) -> Any:
         new = {s: I if s.name == "i" else Symbol(s.name, real=None if is_complex else True) for s in symbols(side)}
         changed = {old: to for old, to in new.items() if old != to}
+        if (
+            is_complex and isinstance(side, Interval) and side.left_open and side.right_open
+        ):  # (2i, 3) is read as one, and is a point
+            side = Tuple(side.start, side.end)
         return side.subs(changed, simultaneous=True) if changed else side
 
     return renamed(reference), renamed(answer)
@@ -161,8 +168,23 @@ def _differ(reference: Any, answer: Any) -> bool:
             return False
     symbols = sorted(reference.free_symbols | answer.free_symbols, key=str)
     point = {s: 0.7 + 0.37 * i for i, s in enumerate(symbols)}
-    apart = _apart(reference.subs(point), answer.subs(point), 15)
-    return apart is not None and bool(apart > DIFFERENCE)
+    sides = reference.subs(point), answer.subs(point)
+    apart = _apart(*sides, digits=15)
+    return apart is not None and bool(apart > DIFFERENCE) and not all(map(_may_be_zero, sides))
+
+
+def _may_be_zero(side: Any) -> bool:
+    """Whether a number is so much smaller than what it is made of that it may be nothing but rounding."""
+    value = _value(side, 15)
+    return value is not None and bool(abs(value) < CANCELLED * max([1, *_sizes(side)]))
+
+
+def _sizes(side: Any) -> list[Any]:
+    """The sizes of all numbers that a number is made of, zeros left out."""
+    from sympy import preorder_traversal
+
+    values = (_value(node, 15) for node in preorder_traversal(side) if getattr(node, "is_number", False))
+    return [abs(v) for v in values if v is not None and v != 0]
 
 
 def _compare_exactly(grader: Any) -> None:
@@ -215,14 +237,10 @@ def _equal(a: Any, b: Any) -> bool:
 
     Only for numbers made of ordinary ones: 1 + exp(-1000) and 1 agree to hundreds of digits.
     """
-    from sympy import preorder_traversal
-
     apart = _apart(a, b)
     if apart is None or not apart <= EXACT:
         return False
-    parts = (node for side in (a, b) for node in preorder_traversal(side) if getattr(node, "is_number", False))
-    sizes = (abs(v) for v in (_value(node, 15) for node in parts) if v is not None and v != 0)
-    return all(1 / ORDINARY < size < ORDINARY for size in sizes)
+    return all(1 / ORDINARY < size < ORDINARY for size in (*_sizes(a), *_sizes(b)))
 
 
 def _equal_terms(a: Any, b: Any, tolerance: float) -> bool:

@@ -170,7 +170,10 @@ _BARE_UNIT = re.compile(
     r"(.*[\d})]) *((?:[A-Za-z]{2,}\.?[ /]?){1,4} ?(?:\^ ?\{? ?[23] ?\}?|[\u00b2\u00b3])?)", re.DOTALL
 )
 _SYMBOL_UNIT = re.compile(rf"(?<=[\d}})]) *((?:[A-Za-z]++{_TAIL}*+)+)$")
+_NO_PRODUCT = re.compile(r"^in\.?$|[23\u00b2\u00b3]")  # ft^2 and in, where no other letters stand
+_WITH_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,4}) ([A-Za-z\\].*)", re.DOTALL)
 _COUNTED = re.compile(r"([-+]?[\d.,]*\d|[-+]?\d+ ?/ ?\d+|[-+]?\\frac ?\{\d+\} ?\{\d+\}) ([A-Za-z][A-Za-z' ,-]*)")
+_NOUN_IN_TEXT = re.compile(rf" ?{_TEXT_COMMAND}\{{ ?([A-Za-z' ,-]*)\}}")
 _PER_CENT = re.compile(rf"(.*[\d}})]) ?(?:{_TEXT_COMMAND}\{{ *)?per ?cent ?\}}?\Z", re.DOTALL | re.IGNORECASE)
 _DEGREES = re.compile(r"(.*[\d})]) ?(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree) ?", re.DOTALL)
 _DEGREES_INSIDE = re.compile(
@@ -215,6 +218,9 @@ def expression(text: str, question: str = "") -> Expression:
     if len(text) > MAX_CHARS:
         raise NotMathematicsError(f"longer than {MAX_CHARS:,} characters")
     text = _PER_CENT.sub(r"\1%", _to_latex(_uncounted(text.replace("$", ""), question)), count=1)
+    exponent = _WITH_EXPONENT.fullmatch(text)
+    if exponent and (number := _normal_number(exponent[1])):
+        text = f"{number[0]} {exponent[2]}"
     text, unit = _split_unit(text)
     if unit and _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
@@ -256,7 +262,7 @@ def _radians(match: re.Match[str]) -> str:
 
 def _uncounted(text: str, question: str) -> str:
     """The number alone of "72 clips"."""
-    counted = _COUNTED.fullmatch(text) if question else None
+    counted = _COUNTED.fullmatch(_NOUN_IN_TEXT.sub(r" \1", text)) if question else None
     if counted is None or not noun_is_due(counted[2], question):
         return text
     return counted[1].replace(",", "") if _THOUSANDS.fullmatch(counted[1]) else counted[1]
@@ -268,7 +274,9 @@ def _split_unit(text: str) -> tuple[str, str]:
         return degrees.group(1), "degree"
     for pattern in (_TEXT_UNIT, _FRACTION_UNIT, _BARE_UNIT):
         match = pattern.fullmatch(text)
-        unit = read_unit(match[2], pattern is not _BARE_UNIT) if match else ""
+        unit = (
+            read_unit(match[2], pattern is not _BARE_UNIT or _NO_PRODUCT.search(match[2]) is not None) if match else ""
+        )
         if match and unit:
             return match[1].strip(), unit
     return text, ""

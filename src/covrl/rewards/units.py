@@ -27,8 +27,9 @@ _ABBREVIATIONS = {
 }  # fmt: skip
 _SYMBOLS = {
     "m": "meter", "g": "gram", "s": "second", "h": "hour", "l": "liter", "L": "liter", "ft": "foot", "in": "inch",
-    "mi": "mile", "mg": "milligram", "ml": "milliliter", "mL": "milliliter", "lb": "pound", "lbs": "pound",
-    "oz": "ounce", "yd": "yard", "wk": "week", "N": "newton", "J": "joule", "W": "watt", "rad": "radian",
+    "mi": "mile", "mg": "milligram", "ml": "milliliter", "mL": "milliliter", "lb": "pound", "oz": "ounce",
+    "yd": "yard", "wk": "week", "N": "newton", "J": "joule", "kJ": "kilojoule", "W": "watt", "V": "volt",
+    "A": "ampere", "C": "coulomb", "K": "kelvin", "Hz": "hertz", "Pa": "pascal", "mol": "mole", "rad": "radian",
 }  # fmt: skip
 """Units in few letters, which are products of variables as well: read only where nothing else can be meant."""
 

@@ -225,9 +225,9 @@ def _units_read(expected: Expression, said: Expression, question: str) -> tuple[
         return expected, with_symbol_unit(said)
     if said.unit and not expected.unit:
         return with_symbol_unit(expected), said
-    unit = with_symbol_unit(said)
-    if unit.unit and not expected.unit and not expected.letters and unit_is_due(unit.unit, question):
-        return expected, unit
+    units = with_symbol_unit(expected), with_symbol_unit(said)
+    if not (expected.letters and said.letters) and all(unit_is_due(u.unit, question) for u in units if u.unit):
+        return units
     return expected, said
 
 
@@ -253,9 +253,10 @@ def _misread(expected: Expression, said: Expression) -> str:
     """Why two answers that math-verify calls unequal need not be; empty if there is no such reason."""
     if bool(_LOG.search(expected.latex)) != bool(_LOG.search(said.latex)):
         return "a logarithm without a base"
-    if not expected.unit and not said.unit and with_symbol_unit(said).unit and not expected.letters:
+    if not (expected.unit or said.unit) and with_symbol_unit(expected).unit != with_symbol_unit(said).unit:
         return "letters that may be a unit"
-    if "i" in expected.letters and "j" in said.letters - expected.letters and "i" not in said.letters:
+    letters = [{"i", "j"} & side.letters for side in (expected, said)]
+    if letters in ([{"i"}, {"j"}], [{"j"}, {"i"}]):
         return "j that may be the imaginary unit"
     return ""
 
@@ -273,7 +274,7 @@ def _doubt(expected: Expression, said: Expression) -> Reply | None:
         return Reply("unknown", "a letter that may be a unit")
     if said.base is not None and expected.base is None:
         return Reply("unknown", "only the answer names a base")
-    if (":" in expected.latex) != (":" in said.latex):
+    if (":" in expected.latex) != (":" in said.latex) and not is_inequality(expected.latex + said.latex):
         return Reply("unknown", "only one of the two is a ratio or a time")
     return None
 
