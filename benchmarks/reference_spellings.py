@@ -64,7 +64,7 @@ def _whole(pattern: str, to: Callable[[re.Match[str]], str]) -> Callable[[str], 
 
 
 def _spaced(text: str) -> str:
-    outside = re.split(r"(\\[A-Za-z]+(?:\{[A-Za-z ]*\})?|\\.|\d,\\?!?\d{3})", text)
+    outside = re.split(r"(\\[A-Za-z]+(?:\{[A-Za-z ]*\})?|\\.|(?<=\d),(?:\\!)? ?(?=\d{3}))", text)
     return "".join(p if i % 2 else re.sub(r"([-+=<>,()])", r" \1 ", p) for i, p in enumerate(outside))
 
 
@@ -100,7 +100,7 @@ FORMS: Mapping[str, Callable[[str], str]] = {
     "thousands": _whole(r"-?\d{4,}", _grouped),
     "thousands in braces": _whole(r"-?\d{4,}", lambda m: _grouped(m).replace(",", "{,}")),
     "thousands closed up": _whole(r"-?\d{4,}", lambda m: _grouped(m).replace(",", r",\!")),
-    "no thousands": _changed(r"(?<=\d),(?:\\!)? ?(?=\d{3}(?!\d))", ""),
+    "no thousands": _whole(r"(\\\$)?\d{1,3}(,(\\!)? ?\d{3})+", lambda m: re.sub(r",(\\!)? ?", "", m[0])),
     "left and right": lambda t: re.sub(r"(?<!left)\(", r"\\left(", re.sub(r"(?<!right)\)", r"\\right)", t)),
     "no left and right": _changed(r"\\(?:left|right) ?(?=[()\[\]|])", ""),
     "big": lambda t: re.sub(r"\\(?:left|right)(?=[()\[\]])", r"\\big", t),

@@ -31,7 +31,9 @@ _SENTENCE_END = re.compile(r"\.(?=\s)|\n|\Z")
 _SKIPPED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*\n[\s>]*")  # from the end of a heading to the line below it
 _DISPLAY = re.compile(r"\s*(\$\$|\\\[)")
 _DISPLAY_END = {"$$": "$$", r"\[": r"\]"}
-_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECASE)
+_THOUGHT = re.compile(
+    r"[<\u25c1](/?)(?:think|thinking|thought|reasoning|seed:think)[>\u25b7]|\[(/?)THINK\]", re.IGNORECASE
+)
 _LEAD = re.compile(
     r"[\s$*_`]*(?:(?:so|thus|hence|therefore|then),?\s)?(?:(?:the|my)\s)?(?:final\s)?answer(?:\s+is)?\s*:?\s*"
     r"|[\s$*_`]*(?:\\[(\[]\s*)?[A-Za-z]\s*=\s*",

@@ -44,16 +44,17 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\(le|ge)qslant(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\([%$])"), r"\1"),
-    (re.compile(r"\s+"), " "),
+    (re.compile(r"\s+|\\q?quad(?![A-Za-z])"), " "),
 ]
 _TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname)\s*"
 _WHOLE_GROUP = re.compile(rf"(?:{_TEXT_COMMAND})?\{{([^{{}}]*)\}}")
 _PAIRS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("`", "`"), ("“", "”")]
 _PAIRS += [('"', '"'), ("'", "'")]
+_MONEY_IN_DOLLARS = re.compile(r"\A\$(-?\$ ?[\d.,]+)\$\Z")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ ,'\-]+[^\W\d_]+)*")
 _LONG_WORD = re.compile(r"[^\W\d_]{3}")
-_NUMBER = re.compile(r"([-+]?)(\d{0,100})(?:\.(\d{0,100}))?(?:[eE]([-+]?\d{1,4}))?")
+_NUMBER = re.compile(r"([-+]?)(\d{0,100})(?:\.(\d{0,100}))?(?:[eE]([-+]?\d{1,3}))?")
 _KEPT = {"<super>", "<sub>", "<fraction>"}  # NFKC would turn 10² into 102 and 2½ into 21/2
 
 
@@ -79,7 +80,7 @@ def _strip(text: str) -> tuple[str, bool]:
     before = None
     while text != before:
         before = text
-        text = _ends(text)
+        text = _MONEY_IN_DOLLARS.sub(r"\1", _ends(text))
         if text.count("$") == 1 and re.fullmatch(r"[-+]?\$ ?[\d.,]+|[-+]?[\d.,]+ ?\$", text):
             text, money = text.replace("$", "").replace(" ", ""), True
     if _THOUSANDS.fullmatch(text):
@@ -89,12 +90,13 @@ def _strip(text: str) -> tuple[str, bool]:
     return (text.casefold() if is_words(text) else text), money
 
 
-_ESCAPED = re.compile(r"(?<!\\)\\\\(?=[A-Za-z]{2})")
+_BACKSLASHES = re.compile(r"(\\+)([A-Za-z]{2}|[!,;$%{}()\[\]])?")
 
 
 def _unescaped(text: str) -> str:
     r"""``\\\\frac`` is ``\\frac`` where all commands are written so: LaTeX that was escaped twice."""
-    twice = _ESCAPED.search(text) and not re.search(r"(?<!\\)\\[A-Za-z]", text)
+    runs = _BACKSLASHES.findall(text) if "\\\\" in text else []
+    twice = all(len(run) % 2 == 0 for run, _ in runs) and any(following for _, following in runs)
     return text.replace("\\\\", "\\") if twice else text
 
 
@@ -118,7 +120,19 @@ def _ends(text: str) -> str:
         if around and opening not in inside and closing not in inside:
             text = inside.strip()
     match = _WHOLE_GROUP.fullmatch(text)
-    return match.group(1).strip() if match else text
+    if match:
+        return match.group(1).strip()
+    return text[1:-1].strip() if text[:1] == "{" and _closes(text) == len(text) - 1 else text
+
+
+def _closes(text: str) -> int | None:
+    r"""The place of the brace that closes the first one; ``\{`` and ``\}`` are none."""
+    depth = 0
+    for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += (mark.group() == "{") - (mark.group() == "}")
+        if depth == 0:
+            return mark.start()
+    return None
 
 
 def is_words(text: str) -> bool:
@@ -170,8 +184,8 @@ _BARE_UNIT = re.compile(
     r"(.*[\d})]) *((?:[A-Za-z]{2,}\.?[ /]?){1,4} ?(?:\^ ?\{? ?[23] ?\}?|[\u00b2\u00b3])?)", re.DOTALL
 )
 _SYMBOL_UNIT = re.compile(rf"(?<=[\d}})]) *((?:[A-Za-z]++{_TAIL}*+)+)$")
-_NO_PRODUCT = re.compile(r"^in\.?$|[23\u00b2\u00b3]")  # ft^2 and in, where no other letters stand
-_WITH_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,4}) ([A-Za-z\\].*)", re.DOTALL)
+_NO_PRODUCT = re.compile(r"^in\.?$|^(?:sq|cu)[. ]|[23\u00b2\u00b3]")  # ft^2 and in, where no other letters stand
+_WITH_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,3}) ([A-Za-z\\].*)", re.DOTALL)
 _COUNTED = re.compile(r"([-+]?[\d.,]*\d|[-+]?\d+ ?/ ?\d+|[-+]?\\frac ?\{\d+\} ?\{\d+\}) ([A-Za-z][A-Za-z' ,-]*)")
 _NOUN_IN_TEXT = re.compile(rf" ?{_TEXT_COMMAND}\{{ ?([A-Za-z' ,-]*)\}}")
 _PER_CENT = re.compile(rf"(.*[\d}})]) ?(?:{_TEXT_COMMAND}\{{ *)?per ?cent ?\}}?\Z", re.DOTALL | re.IGNORECASE)
@@ -184,10 +198,10 @@ _LOG_BASE = re.compile(r"\\log ?_ ?(\d) ?(?=[\d.A-Za-z(\\{])")
 _BASED = re.compile(rf"(\d+) ?_ ?\{{? ?(?:{_TEXT_COMMAND}\{{)? ?(\d{{1,2}}) ?\}}*")
 _SCIENTIFIC = re.compile(
     r"(?:([-+]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})) ?(?:\\times|\\cdot|\*|x) ?|)10 ?(?:\^|\*\*) ?"
-    r"(?:\{ ?([-+]?\d{1,4}) ?\}|\(([-+]?\d{1,4})\)|(-?\d{1,4}))"
+    r"(?:\{ ?([-+]?\d{1,3}) ?\}|\(([-+]?\d{1,3})\)|(-?\d{1,3}))"
 )
 _MIXED = re.compile(r"(-?\d+) (\d+) ?/ ?(\d+)")
-_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|pi|theta)(?![A-Za-z])")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|exp|ln|log|pi|theta)(?![A-Za-z])")
 COMMAND = re.compile(r"\\(?:begin|end) ?\{[a-z]+\}|\\[A-Za-z]+|(?<![A-Za-z])(?:and|or|sqrt)(?![A-Za-z])")
 _SMALL_WORD = re.compile(r"no|is|so|it|to|of|by|at|in|on|if|we|be|an|as|my|me|us|do|go|he|up|pm|am")
 _SYMBOLS = {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "÷": "/"}
@@ -204,6 +218,7 @@ _DOUBTS = [
     (re.compile(r"\\infty ?(?:\\[}]|\])|\[ ?-? ?\\infty"), "a closed end at infinity"),
     (re.compile(r"(?:\^ ?(?:\{ ?\w{1,10}|\w) ?){3}"), "a power of a power of a power"),
     (re.compile(r"%"), "per cent of a formula"),
+    (re.compile(r"\\notin(?![A-Za-z])"), "what is not in a set"),
     (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
 ]
 
@@ -238,10 +253,25 @@ def expression(text: str, question: str = "") -> Expression:
     return Expression(text, "dollar" if money else unit)
 
 
+_PLAIN_SIGNS = [
+    (re.compile(r"<="), r"\\le "),
+    (re.compile(r">="), r"\\ge "),
+    (re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])"), r"\\cup "),
+    (re.compile(r"(?<=[\w)])\*\*(\d+)(?![\d.])"), r"^{\1}"),
+    (
+        re.compile(r"(?:^|(?<=[(\[,{])) ?([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?= ?(?:[,)\]\\]|$))"),
+        r"\1 \\times 10^{\2}",
+    ),
+]
+"""What is typed for signs without LaTeX; numbers with an exponent, as members of a list."""
+
+
 def _to_latex(text: str) -> str:
     mixed = _MIXED.fullmatch(text)
     if mixed:
         return rf"{mixed.group(1)}\frac{{{mixed.group(2)}}}{{{mixed.group(3)}}}"
+    for pattern, latex in _PLAIN_SIGNS:
+        text = pattern.sub(latex, text)
     for symbol, latex in _SYMBOLS.items() if not text.isascii() else ():
         text = text.replace(symbol, latex)
     text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m.group()).replace('−', '-')}}}", text)

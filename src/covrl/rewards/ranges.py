@@ -17,6 +17,7 @@ _BUILDER = re.compile(
     r"\\\{ ?([A-Za-z]) ?(?:\\in ?(?:\\mathbb ?\{? ?R ?\}?|R) ?)?(?:\\mid(?![A-Za-z])|:|\|) ?(.*)\\\}", re.DOTALL
 )
 _SET = re.compile(r"\\(?:cup|cap|infty|emptyset)(?![A-Za-z])|^ ?[(\[].*,.*[)\]] ?$", re.DOTALL)
+_INTERVAL = re.compile(r" ?[(\[][^()\[\]]*,[^()\[\]]*[)\]] ?")
 _INFINITE = r"\infty"
 
 
@@ -33,6 +34,13 @@ def is_set(latex: str) -> bool:
 def is_joined(latex: str) -> bool:
     """Whether several inequalities are joined, or a set is described by them."""
     return is_inequality(latex) and bool(_OR.search(latex) or _AND.search(latex) or _BUILDER.fullmatch(latex))
+
+
+def united(latex: str) -> str:
+    r"""Intervals that are joined by "or" as their union; anything else as it is."""
+    members = _OR.split(latex)
+    intervals = len(members) > 1 and all(_INTERVAL.fullmatch(m) for m in members)
+    return r"\cup".join(m.strip() for m in members) if intervals else latex
 
 
 def as_set(latex: str) -> tuple[str, str] | None:

@@ -24,6 +24,7 @@ _ABBREVIATIONS = {
     "inch": "inch", "inches": "inch", "centimetre": "centimeter", "millimetre": "millimeter", "metre": "meter",
     "kilometre": "kilometer", "litre": "liter", "millilitre": "milliliter", "min": "minute", "mins": "minute",
     "sec": "second", "secs": "second", "hrs": "hour", "hr": "hour", "lbs": "pound", "yr": "year", "yrs": "year",
+    "wks": "week", "gal": "gallon", "gals": "gallon", "usd": "dollar",
 }  # fmt: skip
 _SYMBOLS = {
     "m": "meter", "g": "gram", "s": "second", "h": "hour", "l": "liter", "L": "liter", "ft": "foot", "in": "inch",
@@ -33,7 +34,7 @@ _SYMBOLS = {
 }  # fmt: skip
 """Units in few letters, which are products of variables as well: read only where nothing else can be meant."""
 
-_QUOTIENTS = {"mph": ("mile", "hour"), "kph": ("kilometer", "hour"), "kmh": ("kilometer", "hour")}
+_QUOTIENTS = {"mph": ("mile", "hour"), "kph": ("kilometer", "hour"), "kmph": ("kilometer", "hour")}
 _BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _AFTER = {"squared": 2, "cubed": 3}
 _TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname)\s*"

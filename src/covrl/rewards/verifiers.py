@@ -28,7 +28,7 @@ from covrl.rewards.normalise import (
     with_symbol_unit,
 )
 from covrl.rewards.numeric import may_mean_percent
-from covrl.rewards.ranges import as_set, is_inequality, is_joined, is_set
+from covrl.rewards.ranges import as_set, is_inequality, is_joined, is_set, united
 from covrl.rewards.units import unit_is_due
 from covrl.rewards.workers import Reply
 
@@ -233,6 +233,7 @@ def _units_read(expected: Expression, said: Expression, question: str) -> tuple[
 
 def _comparable(expected: str, said: str) -> tuple[str, str, str]:
     """Both LaTeX texts with inequalities as sets where the two differ in that, and why unequal may not be wrong."""
+    expected, said = united(expected), united(said)
     if not (is_inequality(expected) or is_inequality(said)):
         return expected, said, ""
     if not (is_joined(expected) or is_joined(said) or is_set(expected) or is_set(said)):
@@ -246,6 +247,7 @@ def _comparable(expected: str, said: str) -> tuple[str, str, str]:
     return one, other, "" if all(is_set(s) or s.startswith("\\{") for s in (one, other)) else "a set on one side only"
 
 
+_RADIANS = re.compile(r"\\(?:pi|arc[a-z]+)(?![A-Za-z])|\^ ?\{ ?-1 ?\}")
 _LOG = re.compile(r"\\log(?! ?_)(?![A-Za-z])")
 
 
@@ -255,6 +257,8 @@ def _misread(expected: Expression, said: Expression) -> str:
         return "a logarithm without a base"
     if not (expected.unit or said.unit) and with_symbol_unit(expected).unit != with_symbol_unit(said).unit:
         return "letters that may be a unit"
+    if {expected.unit, said.unit} == {"degree", ""} and _RADIANS.search(expected.latex + said.latex):
+        return "degrees on one side only"
     letters = [{"i", "j"} & side.letters for side in (expected, said)]
     if letters in ([{"i"}, {"j"}], [{"j"}, {"i"}]):
         return "j that may be the imaginary unit"
