@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import pytest
 
 from covrl.records import Problem
@@ -471,41 +469,40 @@ UNDECIDED: list[tuple[str, ...]] = [
 """Equal for a reader, perhaps, or in another unit: never wrong, and not right as yet."""
 
 
-@pytest.fixture(scope="module")
-def math() -> Iterator[MathVerifier]:
-    with MathVerifier() as verifier:
-        yield verifier
+EQUAL = {"case12": COMPLEX, "case13": SMALL_AND_LARGE, "case14": OTHER_FORMS, "undecided": UNDECIDED}
+UNEQUAL = {"case12": NOT_COMPLEX, "case13": NOT_SMALL_AND_LARGE, "case14": NOT_OTHER_FORMS}
 
 
-def judged(math: MathVerifier, rows: Sequence[tuple[str, ...]]) -> list[tuple[str, str, str]]:
-    """(verdict, reference, answer) of rows (reference, answer[, question])."""
-    asked = [(Problem("p", *row[2:] or ("",), row[0]), f"\\boxed{{{row[1]}}}") for row in rows]
-    return [(j.verdict, *row[:2]) for j, row in zip(judge_all(math, asked), rows, strict=True)]
-
-
-def turned(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def turned(row: tuple[str, ...]) -> tuple[str, ...]:
     """Reference and answer in each other's place."""
-    return [(b, a, *question) for a, b, *question in rows]
+    return row[1], row[0], *row[2:]
 
 
-@pytest.mark.parametrize("rows", [COMPLEX, SMALL_AND_LARGE, OTHER_FORMS], ids=["case12", "case13", "case14"])
-def test_equal_in_another_form_is_right(rows: list[tuple[str, ...]], math: MathVerifier) -> None:
-    assert len(rows) >= 30
-    assert [row for row in judged(math, rows) if row[0] != "right"] == []
+@pytest.fixture(scope="module")
+def verdicts() -> dict[tuple[str, ...], str]:
+    """The verdict on every row (reference, answer[, question]), as it is and turned."""
+    every = [row for rows in (*EQUAL.values(), *UNEQUAL.values()) for row in rows]
+    every = list(dict.fromkeys([*every, *map(turned, every)]))
+    asked = [(Problem("p", *row[2:] or ("",), row[0]), f"\\boxed{{{row[1]}}}") for row in every]
+    with MathVerifier() as math:
+        return {row: said.verdict for row, said in zip(every, judge_all(math, asked), strict=True)}
 
 
-@pytest.mark.parametrize(
-    "rows", [COMPLEX, SMALL_AND_LARGE, OTHER_FORMS, UNDECIDED], ids=["12", "13", "14", "undecided"]
-)
-def test_equal_is_never_wrong_whichever_of_the_two_is_the_reference(
-    rows: list[tuple[str, ...]], math: MathVerifier
-) -> None:
-    assert [row for row in judged(math, [*rows, *turned(rows)]) if row[0] == "wrong"] == []
+Verdicts = dict[tuple[str, ...], str]
 
 
-@pytest.mark.parametrize(
-    "rows", [NOT_COMPLEX, NOT_SMALL_AND_LARGE, NOT_OTHER_FORMS], ids=["case12", "case13", "case14"]
-)
-def test_unequal_of_the_same_kind_is_never_right(rows: list[tuple[str, ...]], math: MathVerifier) -> None:
-    assert len(rows) >= 30
-    assert [row for row in judged(math, [*rows, *turned(rows)]) if row[0] == "right"] == []
+@pytest.mark.parametrize("case", ["case12", "case13", "case14"])
+def test_equal_in_another_form_is_right(case: str, verdicts: Verdicts) -> None:
+    assert len(EQUAL[case]) >= 30
+    assert [row for row in EQUAL[case] if verdicts[row] != "right"] == []
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_equal_is_never_wrong_whichever_of_the_two_is_the_reference(case: str, verdicts: Verdicts) -> None:
+    assert [row for row in [*EQUAL[case], *map(turned, EQUAL[case])] if verdicts[row] == "wrong"] == []
+
+
+@pytest.mark.parametrize("case", UNEQUAL)
+def test_unequal_of_the_same_kind_is_never_right(case: str, verdicts: Verdicts) -> None:
+    assert len(UNEQUAL[case]) >= 30
+    assert [row for row in [*UNEQUAL[case], *map(turned, UNEQUAL[case])] if verdicts[row] == "right"] == []
