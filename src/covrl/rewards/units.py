@@ -57,42 +57,40 @@ def read_unit(text: str, symbols: bool) -> str:
 
     ``symbols`` reads ``m`` and ``s`` too, which are variables as well.
     """
-    if len(text) > _LONGEST:
-        return ""
-    text = _IN_TEXT.sub(r" \1 ", text)
-    text = _FRACTION.sub(r" \1 / \2 ", text)
     powers: Counter[str] = Counter()
-    sign, last, next_power, place = 1, [], 1, 0
-    while place < len(text):
-        part = _PART.match(text, place)
-        if part is None:
-            return ""
-        place = part.end()
-        word, slash, power, small = part.groups()
-        power = power or {"\u00b2": "2", "\u00b3": "3"}.get(small or "")
-        if power and last:
-            for name in last:
-                powers[name] += sign * (int(power) - 1)
-            last = []
-        elif power:
-            return ""
-        elif slash or (word and word.casefold() == "per"):
+    last: list[str] = []
+    sign, before, whole = 1, 1, True
+    for part in _parts(text):
+        plain = part.casefold()
+        power = _AFTER.get(plain) or (int(part) if part.strip("-").isdigit() else 0)
+        if power:
+            powers.update(dict.fromkeys(last, sign * (power - 1)))
+            last, whole = [], whole and bool(last)
+        elif plain in ("/", "per"):
             sign, last = -1, []
-        elif word and word.casefold() in _BEFORE:
-            next_power = _BEFORE[word.casefold()]
-        elif word and word.casefold() in _AFTER and last:
-            for name in last:
-                powers[name] += sign * (_AFTER[word.casefold()] - 1)
-        elif word:
-            last = _names(word, symbols)
-            if not last:
-                return ""
-            for name, one in zip(last, (1, -1), strict=False):
-                powers[name] += sign * one * next_power
-            next_power = 1
-    if not powers or next_power != 1:
+        elif plain in _BEFORE:
+            before = _BEFORE[plain]
+        else:
+            last = _names(part, symbols)
+            powers.update({name: sign * one * before for name, one in zip(last, (1, -1), strict=False)})
+            before, whole = 1, whole and bool(last)
+    if not whole or before != 1:
         return ""
     return " ".join(name if power == 1 else f"{name} {power}" for name, power in sorted(powers.items()) if power)
+
+
+def _parts(text: str) -> list[str]:
+    """Words, slashes and powers; empty if there is anything else."""
+    text = _FRACTION.sub(r" \1 / \2 ", _IN_TEXT.sub(r" \1 ", text))
+    found, place = [], 0
+    while place < len(text) <= _LONGEST:
+        part = _PART.match(text, place)
+        if part is None:
+            return []
+        word, slash, power, small = part.groups()
+        found.append(word or slash or power or {"\u00b2": "2", "\u00b3": "3"}.get(small or "") or "")
+        place = part.end()
+    return [part for part in found if part]
 
 
 def _names(word: str, symbols: bool) -> list[str]:
