@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from commands import Covrl
 from models import save_tiny
 
@@ -17,6 +23,7 @@ from covrl.algorithms.covrl import CoVRL
 from covrl.errors import UserError
 from covrl.records import Problem
 from covrl.rewards.functions import find_reward, reward_of
+from covrl.rewards.user_worker import checked
 
 PACKAGE = '''
 from typing import ClassVar
@@ -240,11 +247,46 @@ def _draw() -> object:
     return Draw(0, 0)
 
 
-def test_rewards_are_numbers() -> None:
-    for value in ("1", None, True):
-        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a number"):
-            reward_of(lambda problem, text, value=value: value, Problem("p", "", ""), "")
-    assert reward_of(lambda problem, text: 2, Problem("p", "", ""), "") == 2.0
+def rewarded(value: Any) -> float:
+    return reward_of(lambda problem, text: value, Problem("p", "", ""), "")
+
+
+def test_case22_what_is_no_number_is_refused_in_one_line() -> None:
+    wrong = [
+        "1",
+        None,
+        1j,
+        [1.0],
+        np.array([1.0, 2.0]),
+        np.array([[1.0]]),
+        torch.ones(2, 2),
+        np.str_("1"),
+        np.complex64(1),
+    ]
+    for value in wrong:
+        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a number") as caught:
+            rewarded(value)
+        assert "\n" not in str(caught.value)
+
+
+def test_case22_numbers_of_every_kind_are_rewards() -> None:
+    halves = [0.5, np.float32(0.5), np.float64(0.5), np.float16(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)]
+    halves += [Decimal("0.5"), torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(0.5, requires_grad=True)]
+    ones = [1, True, np.bool_(True), np.int64(1), np.uint8(1), np.array(True), torch.tensor(1), torch.tensor(True)]
+    assert [(type(r), r) for r in map(rewarded, halves)] == [(float, 0.5)] * len(halves)
+    assert [(type(r), r) for r in map(rewarded, ones)] == [(float, 1.0)] * len(ones)
+    assert rewarded(False) == rewarded(np.bool_(False)) == 0.0
+
+
+def test_case22_a_reward_that_is_not_finite_is_left_to_the_guards() -> None:
+    assert math.isnan(rewarded(np.float32("nan")))
+    assert rewarded(torch.tensor(float("inf"))) == math.inf
+
+
+def test_case22_a_verdict_may_be_a_bool_of_numpys() -> None:
+    assert [checked(np.bool_(said), "v")[0] for said in (True, False)] == ["right", "wrong"]
+    assert checked((np.True_, "so"), "v") == ["right", "so"]
+    assert checked(np.float32(1), "v")[0] == "error"
 
 
 def test_no_name_is_no_reward() -> None:

@@ -36,6 +36,7 @@ from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, r
 from covrl.training.folder import alone_in, model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import Run
+from covrl.training.optimizer import warm_up_note
 from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.signals import StopRequest
 
@@ -138,7 +139,7 @@ def train_run(
         run.folder, run.stopping = folder, lambda: stop.requested
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
-        for note in (*run.notes, *keeper.notes, *_blind(run)):
+        for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
             say(redacted(note))
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)

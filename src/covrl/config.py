@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from covrl.errors import UserError
+from covrl.escapes import lost_backslash
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.rewards.names import parse_name
 from covrl.styles import STYLED, Style, with_style
@@ -523,10 +524,13 @@ def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
 
 
 def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply ``a.b=value`` assignments to a nested table; values are TOML, bare words are strings.
+    r"""Apply ``a.b=value`` assignments to a nested table; values are TOML, bare words are strings.
+
+    In a bare word for ``[prompts]`` the escapes of TOML's strings count too: ``\n`` is a line end.
 
     Raises:
-        UserError: an assignment without ``=``, or one that goes through a value that is not a table.
+        UserError: an assignment without ``=``, one that goes through a value that is not a table, or a bare word for
+            ``[prompts]`` with a backslash of which nobody knows whether it begins an escape.
     """
     result = _copied(table)
     for text in assignments:
@@ -541,12 +545,46 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
                 raise UserError(f"--set {text}: {part} is a value, not a section")
-        inner[key] = _toml_value(raw.strip())
+        value = _toml_value(raw.strip())
+        if sections == ["prompts"] and value == raw.strip():  # a bare word; a line end from the shell belongs to it
+            value = _prompt_text(text, raw.strip(" "))
+        inner[key] = value
+        _refuse_lost_backslash(f"--set {path.strip()}", inner[key])
     return result
 
 
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+
+
+_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
+_LINE_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\[nrt]")
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"'}
+
+
+def _prompt_text(assignment: str, raw: str) -> str:
+    r"""A bare word with its ``\n``, ``\t`` and ``\r`` as TOML reads them; one without these as it is (``\boxed{}``).
+
+    Raises:
+        UserError: there are other commands beside them, or one of them may begin a command of LaTeX (``\neq``).
+    """
+    if not _LINE_ESCAPE.search(raw):
+        return raw
+    said = _ESCAPE.sub(lambda m: _ESCAPES.get(m[1], m[0]) if len(m[1]) == 1 else chr(int(m[1][1:], 16)), raw)
+    others = [m[0] for m in _ESCAPE.finditer(raw) if len(m[1]) == 1 and m[1] not in _ESCAPES]
+    if others or lost_backslash(said, is_formula=True):
+        raise UserError(
+            f"--set {assignment}: a bare word with {others[0] if others else 'LaTeX'} beside \\n may be meant in two "
+            "ways; put it in quotes of TOML's: \"…\" where \\n is a line end and \\\\ a backslash, '…' as it stands"
+        )
+    return said
+
+
+def _refuse_lost_backslash(where: str, value: Any) -> None:
+    """Refuse a text of ``[prompts]`` in which TOML has read ``\\boxed`` as a backspace and ``oxed``."""
+    lost = lost_backslash(value) if isinstance(value, str) else None
+    if lost:
+        raise UserError(f"{where} {lost}, or use single quotes, in which TOML reads no escapes")
 
 
 def _toml_value(raw: str) -> Any:
@@ -580,6 +618,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     table = read_toml(path)
     refuse_code_in_file(table, path)
+    prompts = table.get("prompts")
+    for name, value in prompts.items() if isinstance(prompts, Mapping) else ():
+        _refuse_lost_backslash(f"{path}: prompts.{name}", value)
     return table
 
 

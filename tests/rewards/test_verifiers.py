@@ -26,7 +26,7 @@ from covrl.rewards.verifiers import MathVerifier, exact_text, normalised_text
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 LIMIT_S = 1.0
-HANGS = "10^{10^{10}}"
+HANGS = r"\sin(10^{10^{10}})"
 
 
 def problem(answer: str, *accepted: str) -> Problem:
@@ -242,7 +242,7 @@ UNKNOWN = [
     ("(1,2,3)", "1,2,3", "a point or vector on one side only"),
     ("0.05", "5 per cent of it", "the word"),
     ("5 cents", "5 dollars", "different units"),
-    ("36 cm", "0.36 m", "may be a unit"),
+    ("36 cm", "0.36 m", "different units"),
     ("3", "3:1", "ratio"),
     ("58,501", "58,500 + 1", "separate thousands"),
     ("5", "5 🙂", "the character"),
@@ -401,7 +401,7 @@ def test_a_row_whose_worker_dies_twice_is_unknown(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "math_verify.py").write_text(
         "import os\n"
         "class LatexExtractionConfig:\n    def __init__(self, **_): pass\n"
-        "class grader:\n    simplify = None\n"
+        "class grader:\n    simplify = sympy_numeric_eq = None\n"
         "def parse(text, *_, **__): return os.abort() if '13' in text else [text]\n"
         "def verify(a, b, **_): return a == b\n"
     )

@@ -22,7 +22,7 @@ def stand_in(folder: Path, hostile: str) -> None:
     (folder / "math_verify.py").write_text(
         "import os, time\n"
         "class LatexExtractionConfig:\n    def __init__(self, **_): pass\n"
-        "class grader:\n    simplify = None\n"
+        "class grader:\n    simplify = sympy_numeric_eq = None\n"
         f"def parse(text, *_, **__): return {hostile} if '13' in text else [text]\n"
         "def verify(a, b, **_): return a == b\n"
     )

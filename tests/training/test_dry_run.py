@@ -11,7 +11,7 @@ import torch
 from models import save_tiny
 from projects import write_rows
 
-from covrl.api import build
+from covrl.api import build, new_run_folder, train_run
 from covrl.config import RunConfig, check
 from covrl.scoring.model import LanguageModel
 from covrl.training.dry_run import dry_run, largest_pass
@@ -158,7 +158,21 @@ def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) 
 
 
 def test_answers_that_are_too_long_to_be_written_are_noted(make: Make) -> None:
-    (note,) = dry_run(make(answer_tokens=4)).notes  # "xxx6" has four tokens, "xxxx8" five, "xxxxx10" seven
+    (note,) = dry_run(
+        make(answer_tokens=4, warmup_steps=0)
+    ).notes  # "xxx6" has four tokens, "xxxx8" five, "xxxxx10" seven
     assert note.startswith("3 of 7 reference answers are longer than")
     assert "generation.max_answer_tokens = 4 (the longest, of problem train/6, has 8)" in note
-    assert dry_run(make(answer_tokens=8)).notes == ()
+    assert dry_run(make(answer_tokens=8, warmup_steps=0)).notes == ()
+
+
+def test_case19_a_warm_up_longer_than_the_run_is_noted_in_the_dry_run_and_before_the_first_step(
+    make: Make, tmp_path: Path
+) -> None:
+    run = make(steps=1, warmup_steps=3, learning_rate=4e-3)
+    (note,) = dry_run(run).notes
+    assert "rises to 0.001 in the last step and never reaches training.learning_rate = 0.004" in note
+    said: list[str] = []
+    new_run_folder(tmp_path / "run")
+    train_run(run, tmp_path / "run", (), said.append)
+    assert note in said

@@ -6,7 +6,7 @@ from torch import nn
 from training.test_step import credited, make_run
 
 from covrl.config import TrainingConfig
-from covrl.training.optimizer import learning_rate, make_optimizer
+from covrl.training.optimizer import learning_rate, make_optimizer, warm_up_note
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,22 @@ def test_sampler_and_scorer_share_the_temperature() -> None:
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
             expected = torch.tensor(rollout.log_probs, dtype=torch.float64)
             assert torch.allclose(scores["trace", rollout.source], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(("warmup", "steps", "reached"), [(64, 20, 20 / 65), (64, 64, 64 / 65), (1, 1, 0.5)])
+def test_case19_a_warm_up_as_long_as_the_run_is_noted_with_the_largest_rate(
+    warmup: int, steps: int, reached: float
+) -> None:
+    config = TrainingConfig(steps=steps, warmup_steps=warmup, learning_rate=1e-3)
+    note = warm_up_note(config)
+    assert max(learning_rate(config, step) for step in range(steps)) == pytest.approx(1e-3 * reached)
+    assert note is not None
+    assert f"rises to {1e-3 * reached:.3g} in the last step and never reaches training.learning_rate = 0.001" in note
+    assert f"training.warmup_steps = {warmup} is not below training.steps = {steps}" in note
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(63, 64), (0, 1), (64, 100)])
+def test_case19_a_warm_up_that_ends_in_time_is_not_noted(warmup: int, steps: int) -> None:
+    config = TrainingConfig(steps=steps, warmup_steps=warmup)
+    assert warm_up_note(config) is None
+    assert max(learning_rate(config, step) for step in range(steps)) == config.learning_rate

@@ -38,7 +38,7 @@ from covrl.evaluation.statistics import Interval, quantile
 from covrl.generation.base import Draw, Sampling
 from covrl.records import Problem, Verdict
 from covrl.reporting.summary import interval
-from covrl.rewards.extract import extract_answer
+from covrl.rewards.extract import find_answer
 from covrl.rewards.likelihood import Form, answer_reward
 from covrl.scoring.model import LanguageModel
 
@@ -84,7 +84,7 @@ def conclusion(trace: str) -> str | None:
     r"""What a trace says that the answer is: its last ``\boxed{}``, ``<answer>``, ``####`` or "answer is", else what
     follows the last equals sign of its last line with one, else its last number; None if there is nothing of these.
     """
-    found = extract_answer(trace)
+    found = find_answer(trace)
     if found is None:
         lines = [line for line in trace.splitlines() if "=" in line]
         last = lines[-1].rpartition("=")[2].strip(" .$") if lines else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from covrl.errors import UserError
+from covrl.escapes import lost_backslash
 from covrl.records import Problem, Verdict
 from covrl.rewards.extract import DEFAULT_ORDER
 from covrl.rewards.judgement import Judgement, Verifier, judge_all
@@ -160,6 +161,8 @@ def _line_in(line: str | bytes, where: str) -> tuple[Mapping[str, Any], Problem,
 
 def _answer_text(answer: object, where: str) -> str:
     if isinstance(answer, str):
+        if lost := lost_backslash(answer, is_formula=True):
+            raise UserError(f"{where}: answer {lost}")
         return answer
     if isinstance(answer, bool) or not isinstance(answer, (int, float)) or not math.isfinite(answer):
         raise UserError(f"{where}: answer is {_kind(answer)}, neither text nor a number; {_SHAPE}")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from covrl.errors import UserError
+from covrl.escapes import lost_backslash
 from covrl.problems.tasks import find_task
 from covrl.records import Problem
 from covrl.rewards.extract import EXTRACTORS
@@ -214,6 +215,8 @@ def _solution(row: _Row, place: str, fields: Fields) -> str | None:
         value = value[0]
     if not isinstance(value, str):
         raise _error(f"{place}: solution (field {name!r})", f"expected text, found {_kind(value)}")
+    if lost := lost_backslash(value):
+        raise _error(f"{place}: solution (field {name!r})", lost)
     cut = value.rpartition("####")[0] if fields.extract == "hash" and "####" in value else value
     return cut.strip() or None
 
@@ -238,7 +241,7 @@ def _answer_text(value: Any, spot: str) -> str:
     text = value if isinstance(value, str) else _number_text(value)
     if text is None:
         raise _error(spot, f"expected text or a number, found {_kind(value)}")
-    _check_text(text, spot)
+    _check_text(text, spot, is_formula=True)
     return text.strip()
 
 
@@ -268,12 +271,14 @@ def _number_text(value: Any) -> str | None:
     return "0" if text == "-0" else text
 
 
-def _check_text(text: str, spot: str) -> None:
+def _check_text(text: str, spot: str, is_formula: bool = False) -> None:
     if not text.strip():
         raise _error(spot, "nothing but white space" if text else "empty")
     if lone := _LONE_SURROGATE.search(text):
         code = f"\\u{ord(lone[0]):04x}"
         raise _error(spot, f"holds {code}, half of a surrogate pair, which is no character; correct it or remove it")
+    if lost := lost_backslash(text, is_formula):
+        raise _error(spot, lost)
 
 
 def _field(row: _Row, role: str, name: str) -> Any:
@@ -361,6 +366,8 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         what, line = f"{error.msg.removesuffix(' at')} at column {error.colno}", first_line + error.lineno - 1
+        if error.msg.startswith("Invalid \\"):  # of \sqrt, say
+            what += r" (a backslash is written twice in JSON: \\sqrt)"
     except (ValueError, RecursionError) as error:  # a number of over 4,300 digits; very deep nesting
         what, line = str(error), first_line
     array = "the file is one array of objects, or " if path.suffix.lower() == ".json" else ""

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from covrl.errors import UserError
 from covrl.records import Problem
+from covrl.rewards.extract import after_thought
 from covrl.rewards.judgement import Judgement
 from covrl.rewards.workers import Reply
 
@@ -89,7 +90,7 @@ class CodeVerifier:
 
     def judge_all(self, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
         """One judgement a row, in order; a few processes at a time."""
-        programs = [last_python_block(response) for _, response in rows]
+        programs = [last_python_block(after_thought(response)) for _, response in rows]
         tests = [problem.accepted or (problem.answer,) for problem, _ in rows]
         refused = [_refusal(p, t) for p, t in zip(programs, tests, strict=True)]
         jobs = {(p, t): None for p, t, no in zip(programs, tests, refused, strict=True) if p is not None and no is None}

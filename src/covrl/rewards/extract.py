@@ -1,8 +1,8 @@
 r"""Which part of a response is its answer. Pure text, linear time, never a guess.
 
-The default order is the last ``\boxed{}``, the last ``<answer>``, the last ``####``, the last "answer is"; the
-first of them that is there decides. There is no further fallback: "the last number" would turn an unfinished
-sentence into an answer.
+What follows the last ``</think>`` is looked at, as a thought may try out answers. The default order there is the last
+``\boxed{}``, the last ``<answer>``, the last ``####``, the last "answer is" or "Answer:"; the first of them that is
+there decides. There is no further fallback: "the last number" would turn an unfinished sentence into an answer.
 """
 
 from __future__ import annotations
@@ -17,13 +17,31 @@ from covrl.errors import UserError
 Extractor = Callable[[str], str | None]
 """Text -> the answer in it, spaces at the ends taken off; None if there is none. A blank answer is none."""
 
-_BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BOX_TOKENS = re.compile(r"(?<!\\)\\++(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BLANKS = re.compile(r"\s*")
 _TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer\s{1,9}is\b(?:[ \t]{0,9}:)?", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"\bans(?:wer)?(?:\s{1,9}to\s[^.?!:\n]{1,80}?)?"
+    r"(?:\s{1,9}(?:is|equals)\b(?:[ \t]{0,9}:)?|[ \t]{0,9}[*_]{0,3}[ \t]{0,9}[:=\uff1a])",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"^[ \t#*_\u2705]*(?:the[ \t])?(?:final[ \t])?answer[ \t*_]*$", re.IGNORECASE | re.MULTILINE)
 _SENTENCE_END = re.compile(r"\.(?=\s)|\n|\Z")
+_SKIPPED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*\n[\s>]*")  # from the end of a heading to the line below it
+_DISPLAY = re.compile(r"\s*(\$\$|\\\[)")
+_DISPLAY_END = {"$$": "$$", r"\[": r"\]"}
+_THOUGHT = re.compile(
+    r"[<\u25c1](/?)(?:think|thinking|thought|reasoning|seed:think)[>\u25b7]|\[(/?)THINK\]", re.IGNORECASE
+)
+_LEAD = re.compile(
+    r"[\s$*_`]*(?:(?:so|thus|hence|therefore|then),?\s)?(?:(?:the|my)\s)?(?:final\s)?answer(?:\s+is)?\s*:?\s*"
+    r"|[\s$*_`]*(?:\\[(\[]\s*)?[A-Za-z]\s*=\s*",
+    re.IGNORECASE,
+)
+_EDGE = re.compile(r"(?:[\s$*_`.,;:]|\\[()\[\]]|\\displaystyle(?![A-Za-z]))*")
 _EMPHASIS = ("**", "__", "*", "`")
+_BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=\s)")  # "**72** clips"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,11 @@ def boxed(text: str) -> str | None:
     Braces must balance; ``\{`` and ``\}`` are not braces. Of boxes that enclose one another the outermost counts;
     one that holds nothing but a box is unwrapped, so that ``\boxed{\boxed{5}}`` is ``5``.
     """
+    found = _last_box(text)
+    return None if found is None else text[found.start : found.stop].strip()
+
+
+def _last_box(text: str) -> _Box | None:
     opened: list[tuple[int, int] | None] = []  # an entry an open brace: where a box and its content start, or None
     found: _Box | None = None
     for token in _BOX_TOKENS.finditer(text):
@@ -52,7 +75,7 @@ def boxed(text: str) -> str | None:
                 found = _close(text, box, token, found)
         elif len(mark) > 2:
             opened.append((token.start(), token.end()))
-    return None if found is None else text[found.start : found.stop].strip()
+    return found
 
 
 class _Box(NamedTuple):
@@ -105,13 +128,28 @@ def hashes(text: str) -> str | None:
 
 
 def answer_is(text: str) -> str | None:
-    """What follows the last "answer is" up to the end of its sentence or line, full stop and emphasis taken off."""
-    for match in reversed(list(_ANSWER_IS.finditer(text))):
-        end = _SENTENCE_END.search(text, match.end())
-        found = _bare(text[match.end() : end.start() if end else len(text)])
+    """What follows the last "answer is" or "Answer:" up to the end of its sentence or line, full stop and emphasis
+    taken off. Where nothing follows on the line, and after a heading "Answer", it is the next line that is not blank,
+    or the displayed formula there.
+    """
+    marks = [m.end() for pattern in (_ANSWER_IS, _HEADING) for m in pattern.finditer(text)]
+    for start in sorted(marks, reverse=True):
+        found = _bare(_sentence(text, start))
         if found:
             return found
     return None
+
+
+def _sentence(text: str, start: int) -> str:
+    skipped = _SKIPPED.match(text, start)
+    start = skipped.end() if skipped else start
+    display = _DISPLAY.match(text, start)
+    if display:
+        end = text.find(_DISPLAY_END[display[1]], display.end())
+        if end >= 0:
+            return text[start : end + 2]
+    end = _SENTENCE_END.search(text, start)
+    return text[start : end.start() if end else len(text)]
 
 
 def _bare(sentence: str) -> str:
@@ -126,6 +164,7 @@ def _bare(sentence: str) -> str:
             inside = text[len(mark) : -len(mark)]
             if text.startswith(mark) and text.endswith(mark) and inside and mark not in inside:
                 text = inside.strip()
+        text = _BOLD_START.sub(r"\1", text)
         if text.endswith("**") and text.count("**") == 1:  # the emphasis began before: "the **answer is 5**"
             text = text.removesuffix("**").rstrip()
     return text
@@ -148,16 +187,49 @@ EXTRACTORS: Mapping[str, Extractor] = {
 DEFAULT_ORDER = ("boxed", "answer_tag", "hash", "answer_is")
 
 
+def after_thought(response: str) -> str:
+    """What follows the last closed thought; nothing if a thought is still open at the end."""
+    marks = list(_THOUGHT.finditer(response))
+    if not marks:
+        return response
+    closes = bool(marks[-1][1] or marks[-1][2])
+    return response[marks[-1].end() :] if closes else ""
+
+
+def unboxed(text: str) -> str:
+    r"""The content of a box that is all of an answer: ``$\boxed{5}$`` is ``5``, as is ``The answer is \boxed{5}.``
+
+    ``x = \boxed{5}`` is ``5`` too. Where anything else stands around the box, or there are two, the text stays.
+    """
+    found = _last_box(text)
+    if found is None:
+        return text
+    lead = _LEAD.match(text, 0, found.whole_start)
+    before = _EDGE.match(text, lead.end() if lead else 0, found.whole_start)
+    after = _EDGE.fullmatch(text, found.whole_stop)
+    alone = before is not None and before.end() == found.whole_start and after is not None
+    return text[found.start : found.stop].strip() if alone else text
+
+
 def extract_answer(response: str, order: Sequence[str] = DEFAULT_ORDER) -> Extracted | None:
-    """The answer of a response, by the first extractor of ``order`` that finds one; None if none does.
+    """The answer of a response, behind its thought and out of its box; None if there is none.
 
     Raises:
         UserError: ``order`` names an extractor that does not exist.
     """
+    return find_answer(after_thought(response), order)
+
+
+def find_answer(text: str, order: Sequence[str] = DEFAULT_ORDER) -> Extracted | None:
+    """The answer in a text without a thought, by the first extractor of ``order`` that finds one.
+
+    Raises:
+        UserError: as :func:`extract_answer`.
+    """
     for name in order:
         if name not in EXTRACTORS:
             raise UserError(f"unknown extractor {name}: known are {', '.join(EXTRACTORS)}")
-        text = EXTRACTORS[name](response)
-        if text is not None:
-            return Extracted(text, name)
+        found = EXTRACTORS[name](text)
+        if found is not None:
+            return Extracted(unboxed(found), name)
     return None

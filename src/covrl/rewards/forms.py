@@ -154,6 +154,7 @@ _LOOK = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad)(?![A-Za-z])|\\[,!;: ()\[\]]|\\(?=[$%])|[\s${}~]"
 )
 _QUOTIENT = re.compile(r"\\[dtc]?frac ?(?:\{ ?(\w+) ?\}|(\d)) ?(?:\{ ?(\w+) ?\}|(\d))")
+_APPLIED = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|sqrt)(?![A-Za-z])")
 _EDGE = ".,;:?!"
 
 
@@ -171,6 +172,7 @@ def beside_the_question(reference: str, expected: Expression, answer: str, said:
     if said.unit and not expected.unit and not unit_is_due(said.unit, question):
         return "a unit that the question does not ask for"
     numbers = expected.number is not None and said.number is not None
+    numbers = numbers and "^" not in answer and "**" not in answer  # 10^3 is a formula that questions ask about
     plain = numbers and not expected.percent and not said.percent and said.base is None
     if not plain and restates(question, reference, answer):
         return "restates the question: a piece of it that does not look like the reference"
@@ -188,10 +190,16 @@ def restates(question: str, reference: str, answer: str) -> bool:
         return False
     if stands_in(said, asked):
         return True
+    if _APPLIED.search(said) and stands_in(_flat(said), _flat(asked)) and _flat(said) != _flat(expected):
+        return True  # a function's argument in brackets, where the question has none
     formulas = (look(next(filter(None, m.groups()))).strip(_EDGE) for m in _FORMULA.finditer(question))
     return any(
         len(f) > 2 and _OPERATION.search(f) and stands_in(f, said) and not stands_in(f, expected) for f in formulas
     )
+
+
+def _flat(text: str) -> str:
+    return re.sub("[()]", "", text)
 
 
 def _core(text: str) -> str:

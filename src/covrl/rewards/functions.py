@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from covrl.errors import UserError
 from covrl.plugins import REWARDS, load_named
 from covrl.records import Problem
+
+LONGEST_SHOWN = 100
+"""Characters of a wrong value that a message quotes."""
 
 RewardFunction = Callable[[Problem, str], float]
 """(problem, text) -> reward. The text is the trace of a likelihood method, the whole response of the group family."""
@@ -34,7 +39,9 @@ def name_of(function: Any) -> str:
 
 
 def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
-    """The function's value; one that is NaN or infinite is for the guards to judge (``guards.non_finite``).
+    """The function's value: a number of any kind, or true for 1 and false for 0.
+
+    One that is NaN or infinite is for the guards to judge (``guards.non_finite``).
 
     Raises:
         UserError: it raises, or gives anything but a number; names the function and the problem.
@@ -45,11 +52,16 @@ def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
         raise UserError(
             f"reward function {name_of(function)}: problem {problem.id}: {type(error).__name__}: {error}"
         ) from error
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(
-            f"reward function {name_of(function)}: problem {problem.id}: gave {value!r}; it must be a number"
-        )
-    return float(value)
+    number = plain(value)
+    if not isinstance(number, Real | Decimal):
+        shown = " ".join(repr(value).split())[:LONGEST_SHOWN]
+        raise UserError(f"reward function {name_of(function)}: problem {problem.id}: gave {shown}; it must be a number")
+    return float(number)
+
+
+def plain(value: Any) -> Any:
+    """The Python value of a NumPy scalar, or of an array or tensor without dimensions; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def verdict_of(function: RewardFunction, problem: Problem, text: str, because: str) -> float:

@@ -7,7 +7,7 @@ from covrl.rewards.judgement import judge_all
 from covrl.rewards.registry import make_verifier
 
 AS_IT_IS = ("none",)
-"""The evaluation reads what stands between the answer tags, so nothing has to be extracted."""
+"""What stands between the answer tags is the answer, with at most a box around it."""
 
 
 def make_grader(name: str) -> Grader | None:

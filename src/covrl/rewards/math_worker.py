@@ -18,6 +18,19 @@ RELATIVE_TOLERANCE = 1e-5
 DIFFERENCE = 1e-4
 """Relative difference at a point that no rounding explains."""
 
+CANCELLED = 1e-9
+"""Size of a number, relative to what it is made of, below which rounding may be all of it."""
+
+NOISE = 1e-12
+"""Relative difference of two equal numbers that comes of arithmetic with decimals of 15 digits."""
+
+DIGITS = 60
+EXACT = 1e-40
+"""Relative difference, of DIGITS digits, within which exact numbers are one."""
+
+ORDINARY = 1e15
+"""Size up to which, and down to one over it, numbers are so near to one another that EXACT tells them apart."""
+
 
 class Question(NamedTuple):
     """What a worker is asked: is this LaTeX equal to one of the references?"""
@@ -47,6 +60,7 @@ def _judge_with_math_verify() -> Any:
     reading = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
     config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=reading)]
     failures = _record_failures(grader)
+    _compare_exactly(grader)
 
     @lru_cache(maxsize=4096)
     def read(latex: str) -> Any:
@@ -62,10 +76,9 @@ def _judge_with_math_verify() -> Any:
         return found[0] if found else None
 
     def same(reference: Any, answer: Any) -> bool:
-        return (
-            not _differ(reference, answer)
-            and verify([reference], [answer], allow_set_relation_comp=True, timeout_seconds=0, raise_on_error=True)
-            and _close_enough(reference, answer)
+        reference, answer = _one_kind(reference, answer)
+        return not _differ(reference, answer) and verify(
+            [reference], [answer], allow_set_relation_comp=True, timeout_seconds=0, raise_on_error=True
         )
 
     def judge(question: Any) -> Reply:
@@ -115,6 +128,32 @@ def _record_failures(grader: Any) -> list[str]:
     return failures
 
 
+def _one_kind(reference: Any, answer: Any) -> tuple[Any, Any]:
+    """Both sides with the imaginary unit for the letter i, and with symbols that are alike.
+
+    math-verify reads ``i`` as a symbol, and all symbols of a text as real or not real by what surrounds that letter:
+    those of ``3+2i`` are real, those of ``3+2 i`` are not, and no two of different kinds are equal. Without an ``i``
+    symbols are real, beside one they are anything.
+    """
+    from sympy import I, Interval, Symbol, Tuple
+
+    def symbols(side: Any) -> list[Any]:
+        return [s for s in getattr(side, "free_symbols", ()) if type(s) is Symbol]
+
+    is_complex = any(s.name == "i" for side in (reference, answer) for s in symbols(side))
+
+    def renamed(side: Any) -> Any:
+        new = {s: I if s.name == "i" else Symbol(s.name, real=None if is_complex else True) for s in symbols(side)}
+        changed = {old: to for old, to in new.items() if old != to}
+        if (
+            is_complex and isinstance(side, Interval) and side.left_open and side.right_open
+        ):  # (2i, 3) is read as one, and is a point
+            side = Tuple(side.start, side.end)
+        return side.subs(changed, simultaneous=True) if changed else side
+
+    return renamed(reference), renamed(answer)
+
+
 def _differ(reference: Any, answer: Any) -> bool:
     """Whether two formulas have clearly different values at one point: then they are not equal, and nothing need be
     simplified to find out, which is what takes long. False where that cannot be told.
@@ -129,26 +168,88 @@ def _differ(reference: Any, answer: Any) -> bool:
             return False
     symbols = sorted(reference.free_symbols | answer.free_symbols, key=str)
     point = {s: 0.7 + 0.37 * i for i, s in enumerate(symbols)}
+    sides = reference.subs(point), answer.subs(point)
+    apart = _apart(*sides, digits=15)
+    return apart is not None and bool(apart > DIFFERENCE) and not all(map(_may_be_zero, sides))
+
+
+def _may_be_zero(side: Any) -> bool:
+    """Whether a number is so much smaller than what it is made of that it may be nothing but rounding."""
+    value = _value(side, 15)
+    return value is not None and bool(abs(value) < CANCELLED * max([1, *_sizes(side)]))
+
+
+def _sizes(side: Any) -> list[Any]:
+    """The sizes of all numbers that a number is made of, zeros left out."""
+    from sympy import preorder_traversal
+
+    values = (_value(node, 15) for node in preorder_traversal(side) if getattr(node, "is_number", False))
+    return [abs(v) for v in values if v is not None and v != 0]
+
+
+def _compare_exactly(grader: Any) -> None:
+    """Let math-verify compare numbers by their relative difference, alone and inside tuples, sets and matrices.
+
+    It rounds to six places, or drops what is small, so that for it all numbers below the smallest float are equal.
+    """
+    loosely = grader.sympy_numeric_eq
+
+    def exactly(a: Any, b: Any, *precision: Any) -> bool:
+        from sympy import Expr, Float
+
+        if not (isinstance(a, Expr) and isinstance(b, Expr)):  # of matrices the entries come here
+            return loosely(a, b, *precision)
+        decimal = a.has(Float) or b.has(Float)
+        if a.is_number and b.is_number:
+            return _near(a, b, loosely(a, b, *precision)) if decimal else _equal(a, b)
+        return loosely(a, b, *precision) and _equal_terms(a, b, RELATIVE_TOLERANCE if decimal else EXACT)
+
+    grader.sympy_numeric_eq = exactly
+
+
+def _value(side: Any, digits: int = DIGITS) -> Any:
+    """A number's value, however large or small; None if it has none."""
     try:
-        a, b = complex(reference.subs(point)), complex(answer.subs(point))
-    except (TypeError, ValueError, ArithmeticError):
+        value = side.evalf(digits)
+    except (TypeError, ValueError, ArithmeticError, NotImplementedError):
+        return None
+    return value if value.is_number and value.is_finite else None
+
+
+def _apart(a: Any, b: Any, digits: int = DIGITS) -> Any:
+    """The difference of two numbers relative to the larger one; None where they have no values."""
+    one, other = _value(a, digits), _value(b, digits)
+    if one is None or other is None:
+        return None
+    if one == other:
+        return 0
+    return (abs(one - other) / max(abs(one), abs(other))).evalf(digits)
+
+
+def _near(a: Any, b: Any, to_six_places: bool) -> bool:
+    """Whether two numbers of which one is a decimal are the same: to six places, or but for noise."""
+    apart = _apart(a, b)
+    return apart is not None and bool(apart <= (RELATIVE_TOLERANCE if to_six_places else NOISE))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two exact numbers agree to so many digits that they are one; false leaves it to a proof.
+
+    Only for numbers made of ordinary ones: 1 + exp(-1000) and 1 agree to hundreds of digits.
+    """
+    apart = _apart(a, b)
+    if apart is None or not apart <= EXACT:
         return False
-    return abs(a - b) > DIFFERENCE * max(abs(a), abs(b))
+    return all(1 / ORDINARY < size < ORDINARY for size in (*_sizes(a), *_sizes(b)))
 
 
-def _close_enough(reference: Any, answer: Any) -> bool:
-    """Whether two numbers of which one is a decimal agree relative to their size; True for all other pairs."""
-    from sympy import Float
+def _equal_terms(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether two formulas have the same terms, with the same coefficients; false leaves it to a proof."""
+    from sympy import expand
 
-    if not (getattr(reference, "is_number", False) and getattr(answer, "is_number", False)):
-        return True
-    if not (reference.has(Float) or answer.has(Float)):
-        return True
-    try:
-        a, b = complex(reference), complex(answer)
-    except (TypeError, ValueError, OverflowError):
-        return True
-    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
+    one, other = (expand(side.doit()).evalf(DIGITS).as_coefficients_dict() for side in (a, b))
+    found = [(c, other[term]) for term, c in one.items()]
+    return one.keys() == other.keys() and all((d := _apart(*pair)) is not None and d <= tolerance for pair in found)
 
 
 def _load() -> Judge:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+
+from covrl.rewards.extract import unboxed
+from covrl.rewards.units import noun_is_due, read_unit
 
 MAX_CHARS = 1000
 """Longer answers are compared as they stand only: no answer that a person writes down is longer."""
@@ -18,7 +22,13 @@ MAX_CHARS = 1000
 MAX_DEPTH = 40
 """Brackets inside one another, beyond which no answer is meant to be read."""
 
-_SPELLINGS = [
+
+def _letter(match: re.Match[str]) -> str:
+    return match[1] or "i"
+
+
+_SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\\[lr]?vert(?![A-Za-z])"), "|"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)\s*(?=[()\[\]|]|\\[{}])"), ""),
     (re.compile(r"\\[bB]igg?[lrm]?\s*(?=[()\[\]|]|\\[{}])"), ""),
@@ -26,18 +36,25 @@ _SPELLINGS = [
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))|,\\!\s*"), ","),
     (re.compile(r"(?<!\\)\\!"), ""),
-    (re.compile(r"(?<!\\)\\[,;:\s]|~"), " "),
+    (re.compile(r"(?<!\\)\\[,;:\s]|(?<=[^\s$])~"), " "),  # before a number a tilde says that it is rounded
+    (
+        re.compile(r"\\(?:mathrm|mathit|text|textrm|operatorname) ?\{ ?([ei]) ?\}(?! ?[-+]?\d)|\\imath(?![A-Za-z])"),
+        _letter,
+    ),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"\\(le|ge)qslant(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\([%$])"), r"\1"),
-    (re.compile(r"\s+"), " "),
+    (re.compile(r"\s+|\\q?quad(?![A-Za-z])"), " "),
 ]
 _TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname)\s*"
 _WHOLE_GROUP = re.compile(rf"(?:{_TEXT_COMMAND})?\{{([^{{}}]*)\}}")
 _PAIRS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("`", "`"), ("“", "”")]
 _PAIRS += [('"', '"'), ("'", "'")]
+_MONEY_IN_DOLLARS = re.compile(r"\A\$(-?\$ ?[\d.,]+)\$\Z")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ ,'\-]+[^\W\d_]+)*")
 _LONG_WORD = re.compile(r"[^\W\d_]{3}")
-_NUMBER = re.compile(r"([-+]?)(\d{0,100})(?:\.(\d{0,100}))?(?:[eE]([-+]?\d{1,2}))?")
+_NUMBER = re.compile(r"([-+]?)(\d{0,100})(?:\.(\d{0,100}))?(?:[eE]([-+]?\d{1,3}))?")
 _KEPT = {"<super>", "<sub>", "<fraction>"}  # NFKC would turn 10² into 102 and 2½ into 21/2
 
 
@@ -56,14 +73,14 @@ def _strip(text: str) -> tuple[str, bool]:
     text = text.strip()
     if len(text) > MAX_CHARS:
         return text, False
-    text = _characters(text)
+    text = unboxed(_unescaped(_characters(text)))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
     money = False
     before = None
     while text != before:
         before = text
-        text = _ends(text)
+        text = _MONEY_IN_DOLLARS.sub(r"\1", _ends(text))
         if text.count("$") == 1 and re.fullmatch(r"[-+]?\$ ?[\d.,]+|[-+]?[\d.,]+ ?\$", text):
             text, money = text.replace("$", "").replace(" ", ""), True
     if _THOUSANDS.fullmatch(text):
@@ -71,6 +88,16 @@ def _strip(text: str) -> tuple[str, bool]:
     if re.fullmatch(r"\([A-Za-z]\)", text):
         text = text[1]
     return (text.casefold() if is_words(text) else text), money
+
+
+_BACKSLASHES = re.compile(r"(\\+)([A-Za-z]{2}|[!,;$%{}()\[\]])?")
+
+
+def _unescaped(text: str) -> str:
+    r"""``\\\\frac`` is ``\\frac`` where all commands are written so: LaTeX that was escaped twice."""
+    runs = _BACKSLASHES.findall(text) if "\\\\" in text else []
+    twice = all(len(run) % 2 == 0 for run, _ in runs) and any(following for _, following in runs)
+    return text.replace("\\\\", "\\") if twice else text
 
 
 def _characters(text: str) -> str:
@@ -93,7 +120,19 @@ def _ends(text: str) -> str:
         if around and opening not in inside and closing not in inside:
             text = inside.strip()
     match = _WHOLE_GROUP.fullmatch(text)
-    return match.group(1).strip() if match else text
+    if match:
+        return match.group(1).strip()
+    return text[1:-1].strip() if text[:1] == "{" and _closes(text) == len(text) - 1 else text
+
+
+def _closes(text: str) -> int | None:
+    r"""The place of the brace that closes the first one; ``\{`` and ``\}`` are none."""
+    depth = 0
+    for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += (mark.group() == "{") - (mark.group() == "}")
+        if depth == 0:
+            return mark.start()
+    return None
 
 
 def is_words(text: str) -> bool:
@@ -119,9 +158,9 @@ class NotMathematicsError(ValueError):
 class Expression:
     """An answer as math-verify gets it.
 
-    ``unit`` is what stood behind it ("cm", "dollar", …; empty if nothing), ``base`` the base of a numeral like
-    ``4210_5``, ``number`` the exact value where the text is a plain number, ``percent`` whether a per cent sign stood
-    behind it: ``latex`` and ``number`` are a hundredth of what stood before the sign.
+    ``unit`` is what stood behind it ("centimeter 2", "dollar", …; empty if nothing), ``base`` the base of a numeral
+    like ``4210_5``, ``number`` the exact value where the text is a plain number, ``percent`` whether a per cent sign
+    stood behind it: ``latex`` and ``number`` are a hundredth of what stood before the sign.
     """
 
     latex: str
@@ -136,21 +175,33 @@ class Expression:
         return frozenset(re.findall(r"[A-Za-z]", COMMAND.sub(" ", self.latex)))
 
 
-_UNIT = re.compile(
-    r"cm|mm|km|kg|mph|(?:kilo|centi|milli)?met(?:er|re)s?|(?:kilo)?grams?|foot|feet|inch|inches|(?:yard|mile|hour)s?|"
-    r"(?:minute|second|day|week|month|year|dollar|cent|euro|degree|radian|unit|pound|ounce|liter|litre|gallon|cup)s?|"
-    r"min|mins|sec|secs|hrs|people|points?|square|cubic|per"
+_TAIL = r"(?:/|\\cdot|\^ ?\{? ?-?[1-9] ?\}?|[\u00b2\u00b3 ])"
+_TEXT_UNIT = re.compile(
+    rf"(.*?[^\s\\]) *(/?(?:{_TEXT_COMMAND}\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}{_TAIL}*)+)", re.DOTALL
 )
-_SHORT_UNIT = re.compile(r"m|g|s|h|l|ft|in|mi|mg|ml|lbs?|oz|hr|sq|cu")
-# A short unit counts inside \\text{} only: outside it, 5 mg is a product of variables as well.
-_POWER = r"(?:\^ ?\{? ?([23]) ?\}?)?"
-_TEXT_UNIT = re.compile(rf"(.*[^\s\\]) *{_TEXT_COMMAND}\{{([A-Za-z. /]*)\}} ?{_POWER}", re.DOTALL)
-_BARE_UNIT = re.compile(rf"(.*[\d}})]) *((?:[A-Za-z]{{2,}}\.?[ /]?){{1,4}}) ?{_POWER}", re.DOTALL)
+_FRACTION_UNIT = re.compile(rf"(.*[\d}})]) *(\\frac ?\{{ ?{_TEXT_COMMAND}.*)", re.DOTALL)
+_BARE_UNIT = re.compile(
+    r"(.*[\d})]) *((?:[A-Za-z]{2,}\.?[ /]?){1,4} ?(?:\^ ?\{? ?[23] ?\}?|[\u00b2\u00b3])?)", re.DOTALL
+)
+_SYMBOL_UNIT = re.compile(rf"(?<=[\d}})]) *((?:[A-Za-z]++{_TAIL}*+)+)$")
+_NO_PRODUCT = re.compile(r"^in\.?$|^(?:sq|cu)[. ]|[23\u00b2\u00b3]")  # ft^2 and in, where no other letters stand
+_WITH_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,3}) ([A-Za-z\\].*)", re.DOTALL)
+_COUNTED = re.compile(r"([-+]?[\d.,]*\d|[-+]?\d+ ?/ ?\d+|[-+]?\\frac ?\{\d+\} ?\{\d+\}) ([A-Za-z][A-Za-z' ,-]*)")
+_NOUN_IN_TEXT = re.compile(rf" ?{_TEXT_COMMAND}\{{ ?([A-Za-z' ,-]*)\}}")
 _PER_CENT = re.compile(rf"(.*[\d}})]) ?(?:{_TEXT_COMMAND}\{{ *)?per ?cent ?\}}?\Z", re.DOTALL | re.IGNORECASE)
 _DEGREES = re.compile(r"(.*[\d})]) ?(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree) ?", re.DOTALL)
+_DEGREES_INSIDE = re.compile(
+    r"(?<![\d.])(\d+(?:\.\d+)?) ?(?:\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})|°|\\degree(?![A-Za-z]))"
+)
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_LOG_BASE = re.compile(r"\\log ?_ ?(\d) ?(?=[\d.A-Za-z(\\{])")
 _BASED = re.compile(rf"(\d+) ?_ ?\{{? ?(?:{_TEXT_COMMAND}\{{)? ?(\d{{1,2}}) ?\}}*")
+_SCIENTIFIC = re.compile(
+    r"(?:([-+]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})) ?(?:\\times|\\cdot|\*|x) ?|)10 ?(?:\^|\*\*) ?"
+    r"(?:\{ ?([-+]?\d{1,3}) ?\}|\(([-+]?\d{1,3})\)|(-?\d{1,3}))"
+)
 _MIXED = re.compile(r"(-?\d+) (\d+) ?/ ?(\d+)")
-_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|pi|theta)(?![A-Za-z])")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|exp|ln|log|pi|theta)(?![A-Za-z])")
 COMMAND = re.compile(r"\\(?:begin|end) ?\{[a-z]+\}|\\[A-Za-z]+|(?<![A-Za-z])(?:and|or|sqrt)(?![A-Za-z])")
 _SMALL_WORD = re.compile(r"no|is|so|it|to|of|by|at|in|on|if|we|be|an|as|my|me|us|do|go|he|up|pm|am")
 _SYMBOLS = {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "÷": "/"}
@@ -167,12 +218,13 @@ _DOUBTS = [
     (re.compile(r"\\infty ?(?:\\[}]|\])|\[ ?-? ?\\infty"), "a closed end at infinity"),
     (re.compile(r"(?:\^ ?(?:\{ ?\w{1,10}|\w) ?){3}"), "a power of a power of a power"),
     (re.compile(r"%"), "per cent of a formula"),
+    (re.compile(r"\\notin(?![A-Za-z])"), "what is not in a set"),
     (re.compile(r"[#?@]|\\\\?$"), "a sign that is no mathematics"),
 ]
 
 
-def expression(text: str) -> Expression:
-    """Make an answer ready for math-verify.
+def expression(text: str, question: str = "") -> Expression:
+    """Make an answer ready for math-verify. Behind a number may stand the noun that the question counts.
 
     Raises:
         NotMathematicsError: the text has no safe reading as one mathematical object, with the reason.
@@ -180,10 +232,16 @@ def expression(text: str) -> Expression:
     text, money = _strip(text)
     if len(text) > MAX_CHARS:
         raise NotMathematicsError(f"longer than {MAX_CHARS:,} characters")
-    text, unit = _split_unit(_PER_CENT.sub(r"\1%", _to_latex(text.replace("$", "")), count=1))
-    number = plain_number(text)
+    text = _PER_CENT.sub(r"\1%", _to_latex(_uncounted(text.replace("$", ""), question)), count=1)
+    exponent = _WITH_EXPONENT.fullmatch(text)
+    if exponent and (number := _normal_number(exponent[1])):
+        text = f"{number[0]} {exponent[2]}"
+    text, unit = _split_unit(text)
+    if unit and _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    number = _normal_number(text)
     if number is not None:
-        return Expression(_decimal(text, number), "dollar" if money else unit, number=number)
+        return Expression(number[0], "dollar" if money else unit, number=number[1])
     percent = plain_number(text.removesuffix("%").rstrip()) if text.endswith("%") else None
     if percent is not None:
         value = percent / 100
@@ -195,10 +253,25 @@ def expression(text: str) -> Expression:
     return Expression(text, "dollar" if money else unit)
 
 
+_PLAIN_SIGNS = [
+    (re.compile(r"<="), r"\\le "),
+    (re.compile(r">="), r"\\ge "),
+    (re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])"), r"\\cup "),
+    (re.compile(r"(?<=[\w)])\*\*(\d+)(?![\d.])"), r"^{\1}"),
+    (
+        re.compile(r"(?:^|(?<=[(\[,{])) ?([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?= ?(?:[,)\]\\]|$))"),
+        r"\1 \\times 10^{\2}",
+    ),
+]
+"""What is typed for signs without LaTeX; numbers with an exponent, as members of a list."""
+
+
 def _to_latex(text: str) -> str:
     mixed = _MIXED.fullmatch(text)
     if mixed:
         return rf"{mixed.group(1)}\frac{{{mixed.group(2)}}}{{{mixed.group(3)}}}"
+    for pattern, latex in _PLAIN_SIGNS:
+        text = pattern.sub(latex, text)
     for symbol, latex in _SYMBOLS.items() if not text.isascii() else ():
         text = text.replace(symbol, latex)
     text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m.group()).replace('−', '-')}}}", text)
@@ -206,32 +279,64 @@ def _to_latex(text: str) -> str:
     text = re.sub(
         "[¼-¾⅐-⅞]", lambda m: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m.group()).split("⁄")), text
     )
-    return _FUNCTION.sub(r"\\\1 ", text).strip()
+    text = _FUNCTION.sub(r"\\\1 ", text).strip()
+    text = _LOG_BASE.sub(r"\\log_{\1} ", re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10} ", text))
+    if re.fullmatch(r"\\\{ ?\\\}", text):
+        return r"\emptyset"
+    return _DEGREES_INSIDE.sub(_radians, text) if _TRIGONOMETRIC.search(text) else text
+
+
+def _radians(match: re.Match[str]) -> str:
+    return rf"\left(\frac{{{match[1]} \pi}}{{180}}\right)"
+
+
+def _uncounted(text: str, question: str) -> str:
+    """The number alone of "72 clips"."""
+    counted = _COUNTED.fullmatch(_NOUN_IN_TEXT.sub(r" \1", text)) if question else None
+    if counted is None or not noun_is_due(counted[2], question):
+        return text
+    return counted[1].replace(",", "") if _THOUSANDS.fullmatch(counted[1]) else counted[1]
 
 
 def _split_unit(text: str) -> tuple[str, str]:
     degrees = _DEGREES.fullmatch(text)
     if degrees:
         return degrees.group(1), "degree"
-    for pattern in (_TEXT_UNIT, _BARE_UNIT):
+    for pattern in (_TEXT_UNIT, _FRACTION_UNIT, _BARE_UNIT):
         match = pattern.fullmatch(text)
-        if match:
-            words = re.findall(r"[A-Za-z]+", match.group(2).casefold())
-            short = pattern is _TEXT_UNIT
-            known = all(_UNIT.fullmatch(w) or (short and _SHORT_UNIT.fullmatch(w)) for w in words)
-            if words and known and words[0] != "per" and words[-1] != "per" and "per cent" not in " ".join(words):
-                return match.group(1).strip(), " ".join([_singular(w) for w in words] + [match.group(3) or ""]).strip()
+        unit = (
+            read_unit(match[2], pattern is not _BARE_UNIT or _NO_PRODUCT.search(match[2]) is not None) if match else ""
+        )
+        if match and unit:
+            return match[1].strip(), unit
     return text, ""
 
 
-def _singular(word: str) -> str:
-    return {"feet": "foot", "inches": "inch", "s": "s"}.get(word, word.removesuffix("s"))
+def with_symbol_unit(read: Expression) -> Expression:
+    """The reading of ``12 m^2`` as square meters and not as a product; what was given where there is no such one."""
+    match = None if read.unit or read.number is not None else _SYMBOL_UNIT.search(read.latex)
+    unit = read_unit(match[1], symbols=True) if match else ""
+    head = read.latex[: match.start()].strip() if match else ""
+    if not unit or re.search("[A-Za-z]", COMMAND.sub(" ", head)):
+        return read
+    latex, number = _normal_number(head) or (head, None)
+    return Expression(latex, unit, number=number)
 
 
-def _decimal(text: str, number: Fraction) -> str:
+def _normal_number(text: str) -> tuple[str, Fraction] | None:
+    r"""The LaTeX and the exact value of a decimal, also ``6.02e23`` and ``6.02 \times 10^{23}``."""
+    match = _SCIENTIFIC.fullmatch(text)
+    if match:
+        text = f"{match[1] or '1'}e{match[2] or match[3] or match[4]}"
+    number = plain_number(text)
+    if number is None:
+        return None
     if "e" not in text.lower():
-        return text.removeprefix("+")
-    return str(number.numerator) if number.denominator == 1 else rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+        return text.removeprefix("+"), number
+    if number.denominator == 1 and number.numerator < 10**100:
+        return str(number.numerator), number
+    mantissa, exponent = text.lower().removeprefix("+").split("e")
+    return rf"{mantissa} \times 10^{{{exponent.removeprefix('+')}}}", number
 
 
 def _numeral(digits: str, base: int) -> Expression:

@@ -18,9 +18,6 @@ _QUOTIENT = re.compile(
     rf"([-+]?)(?:\\frac ?\{{ ?(-?(?:{_DIGITS})) ?\}} ?\{{ ?({_DIGITS}) ?\}}|({_DIGITS}) ?/ ?({_DIGITS}))"
 )
 _SHORT_FRAC = re.compile(r"([-+]?)\\frac ?(\d) ?(\d)")
-_SCIENTIFIC = re.compile(
-    rf"([-+]?(?:{_DIGITS})) ?(?:\\times|\\cdot|\*) ?10 ?(?:\^|\*\*) ?(?:\{{ ?([-+]?\d{{1,2}}) ?\}}|(-?\d{{1,2}}))"
-)
 
 
 class Numeric:
@@ -54,12 +51,12 @@ class Numeric:
 
     def _compare(self, reference: str, answer: str, question: str) -> Reply:
         try:
-            expected = expression(reference)
+            expected = expression(reference, question)
             value = number_of(expected)
         except NotMathematicsError as error:
             return Reply("unknown", f"reference is no number: {error}")
         try:
-            given = expression(answer)
+            given = expression(answer, question)
             said = number_of(given)
         except NotMathematicsError as error:
             return Reply("unknown", f"answer is no number: {error}")
@@ -100,9 +97,6 @@ def number_of(read: Expression) -> Fraction:
     if read.number is not None:
         return read.number
     text = read.latex
-    match = _SCIENTIFIC.fullmatch(text)
-    if match:
-        return Fraction(match.group(1)) * Fraction(10) ** int(match.group(2) or match.group(3))
     match = _QUOTIENT.fullmatch(text) or _SHORT_FRAC.fullmatch(text)
     if match is None:
         raise NotMathematicsError("neither a decimal nor a quotient of two")

@@ -13,6 +13,7 @@ from typing import Any
 
 from covrl.plugins import load_named
 from covrl.records import Problem
+from covrl.rewards.functions import plain
 from covrl.rewards.names import GROUP
 from covrl.rewards.workers import Judge, serve
 
@@ -40,6 +41,7 @@ def load(name: str) -> Judge:
 def checked(given: Any, where: str) -> Sequence[str]:
     """``[verdict, why]`` of what a user's function gave; an error for what is no verdict."""
     verdict, why = given if isinstance(given, tuple) and len(given) == 2 else (given, "by the user's verifier")
+    verdict = plain(verdict)  # NumPy has a bool of its own
     if isinstance(verdict, bool):
         verdict = "right" if verdict else "wrong"
     if verdict not in VERDICTS or not isinstance(why, str):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from covrl.records import Problem
 from covrl.rewards.extract import DEFAULT_ORDER, extract_answer
@@ -24,11 +25,14 @@ from covrl.rewards.normalise import (
     is_words,
     normalise,
     plain_number,
+    with_symbol_unit,
 )
 from covrl.rewards.numeric import may_mean_percent
+from covrl.rewards.ranges import as_set, is_inequality, is_joined, is_set, united
+from covrl.rewards.units import unit_is_due
 from covrl.rewards.workers import Reply
 
-_MAYBE_UNIT = re.compile(r"[\d})] ?[A-Za-z]{1,2}$")
+_MAYBE_UNIT = re.compile(r"[\d})] ?(?!i)[A-Za-z]{1,2}$")
 
 
 def exact_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
@@ -80,7 +84,7 @@ class MathVerifier:
             None if answer is None else _screen(problem, answer.text)
             for (problem, _), answer in zip(rows, found, strict=True)
         ]
-        replies = iter(self.workers.ask([q for s in screened if s for q, _ in s.asked], _dear))
+        replies = iter(self.workers.ask([q for s in screened if s for q in s.questions], _dear))
         return [
             nothing(self.order)
             if answer is None or seen is None
@@ -130,43 +134,53 @@ def _same_text(reference: str, answer: str) -> Reply | None:
     return Reply("right", "equal as numbers") if equal else None
 
 
-@dataclass(slots=True)
-class _Screened:
-    """What is known of an answer without math-verify, and what it has to be asked.
+class _Asked(NamedTuple):
+    """A comparison for math-verify, and why what it says may not be the verdict.
 
-    A question comes with a doubt: where there is one, equal in value is not enough (:mod:`covrl.rewards.forms`).
+    Where there is a ``doubt``, equal in value is not enough (:mod:`covrl.rewards.forms`); where there is an ``unsure``,
+    it may call equal answers unequal.
     """
 
+    reference: str
+    answer: str
+    doubt: str
+    unsure: str
+
+    def verdict(self, reply: Reply) -> Reply:
+        if reply.verdict == "wrong" and self.unsure:
+            return Reply("unknown", self.unsure)
+        return _doubted(reply, self.doubt)
+
+
+@dataclass(slots=True)
+class _Screened:
+    """What is known of an answer without math-verify, and what it has to be asked: a list for each question."""
+
     replies: list[Reply] = field(default_factory=list)
-    asked: list[tuple[Question, str]] = field(default_factory=list)
+    asked: list[list[_Asked]] = field(default_factory=list)
+
+    @property
+    def questions(self) -> list[Question]:
+        return [Question(tuple(a.reference for a in group), group[0].answer) for group in self.asked]
 
     def take(self, replies: Sequence[Reply]) -> Reply:
         """The verdict, with a reply to each question."""
-        return combine(
-            [*self.replies, *(_doubted(r, doubt) for r, (_, doubt) in zip(replies, self.asked, strict=True))]
-        )
+        return combine([*self.replies, *(g[0].verdict(r) for g, r in zip(self.asked, replies, strict=True))])
 
 
 def _screen(problem: Problem, answer: str) -> _Screened:
     """A reply for each reference that needs no math-verify, and the questions about the others."""
     found = _Screened()
-    plain: list[str] = []
-    latex = ""
+    groups: dict[tuple[str, str, str], list[_Asked]] = {}
     for reference in references(problem):
         reply = _same_text(reference, answer) or _words(_normalised(reference), normalise(answer))
-        doubt = ""
-        if reply is None:
-            reply, latex, doubt = _as_mathematics(reference, answer, problem.question)
-        if reply is not None:
+        reply = reply or _as_mathematics(reference, answer, problem)
+        if isinstance(reply, Reply):
             found.replies.append(reply)
-        elif doubt:
-            found.asked.append((Question((_expression(reference).latex,), latex), doubt))
         else:
-            plain.append(_expression(reference).latex)
-    if plain:
-        found.asked.insert(0, (Question(tuple(plain), latex), ""))
-    if any(r.verdict == "right" for r in found.replies):
-        found.asked.clear()
+            groups.setdefault(reply[1:], []).append(reply)
+    if not any(r.verdict == "right" for r in found.replies):
+        found.asked = list(groups.values())
     return found
 
 
@@ -185,19 +199,70 @@ def _words(reference: str, answer: str) -> Reply | None:
     return Reply("wrong", "different words")
 
 
-def _as_mathematics(reference: str, answer: str, question: str) -> tuple[Reply | None, str, str]:
-    """A reply where none needs math-verify; else None, the answer's LaTeX for it, and what equal values leave open."""
+def _as_mathematics(reference: str, answer: str, problem: Problem) -> Reply | _Asked:
+    """A reply where none needs math-verify, else what it has to be asked."""
+    question = problem.question
     try:
-        expected = _expression(reference)
+        expected = _expression(reference, question)
     except NotMathematicsError as error:
-        return Reply("unknown", f"reference not mathematics: {error}"), "", ""
+        return Reply("unknown", f"reference not mathematics: {error}")
     try:
-        said = expression(answer)
+        said = expression(answer, question)
     except NotMathematicsError as error:
-        return Reply("unknown", f"answer not mathematics: {error}"), "", ""
+        return Reply("unknown", f"answer not mathematics: {error}")
+    expected, said = _units_read(expected, said, question)
     doubt = only_in_value(expected, said, question) or beside_the_question(reference, expected, answer, said, question)
     reply = _doubt(expected, said) or _numbers(expected, said)
-    return reply and _doubted(reply, doubt), said.latex, doubt
+    if reply is not None:
+        return _doubted(reply, doubt)
+    one, other, unsure = _comparable(expected.latex, said.latex)
+    return _Asked(one, other, doubt, unsure or _misread(expected, said))
+
+
+def _units_read(expected: Expression, said: Expression, question: str) -> tuple[Expression, Expression]:
+    """Both with ``m^2`` behind a number as a unit where the other side, or the question, says that it is one."""
+    if expected.unit and not said.unit:
+        return expected, with_symbol_unit(said)
+    if said.unit and not expected.unit:
+        return with_symbol_unit(expected), said
+    units = with_symbol_unit(expected), with_symbol_unit(said)
+    if not (expected.letters and said.letters) and all(unit_is_due(u.unit, question) for u in units if u.unit):
+        return units
+    return expected, said
+
+
+def _comparable(expected: str, said: str) -> tuple[str, str, str]:
+    """Both LaTeX texts with inequalities as sets where the two differ in that, and why unequal may not be wrong."""
+    expected, said = united(expected), united(said)
+    if not (is_inequality(expected) or is_inequality(said)):
+        return expected, said, ""
+    if not (is_joined(expected) or is_joined(said) or is_set(expected) or is_set(said)):
+        return expected, said, ""
+    sets = [as_set(latex) if is_inequality(latex) else ("", latex) for latex in (expected, said)]
+    if None in sets:
+        return expected, said, "inequalities that cannot be compared"
+    (name, one), (other_name, other) = filter(None, sets)
+    if name and other_name and name != other_name:
+        return expected, said, "inequalities for different letters"
+    return one, other, "" if all(is_set(s) or s.startswith("\\{") for s in (one, other)) else "a set on one side only"
+
+
+_RADIANS = re.compile(r"\\(?:pi|arc[a-z]+)(?![A-Za-z])|\^ ?\{ ?-1 ?\}")
+_LOG = re.compile(r"\\log(?! ?_)(?![A-Za-z])")
+
+
+def _misread(expected: Expression, said: Expression) -> str:
+    """Why two answers that math-verify calls unequal need not be; empty if there is no such reason."""
+    if bool(_LOG.search(expected.latex)) != bool(_LOG.search(said.latex)):
+        return "a logarithm without a base"
+    if not (expected.unit or said.unit) and with_symbol_unit(expected).unit != with_symbol_unit(said).unit:
+        return "letters that may be a unit"
+    if {expected.unit, said.unit} == {"degree", ""} and _RADIANS.search(expected.latex + said.latex):
+        return "degrees on one side only"
+    letters = [{"i", "j"} & side.letters for side in (expected, said)]
+    if letters in ([{"i"}, {"j"}], [{"j"}, {"i"}]):
+        return "j that may be the imaginary unit"
+    return ""
 
 
 def _doubt(expected: Expression, said: Expression) -> Reply | None:
@@ -213,7 +278,7 @@ def _doubt(expected: Expression, said: Expression) -> Reply | None:
         return Reply("unknown", "a letter that may be a unit")
     if said.base is not None and expected.base is None:
         return Reply("unknown", "only the answer names a base")
-    if (":" in expected.latex) != (":" in said.latex):
+    if (":" in expected.latex) != (":" in said.latex) and not is_inequality(expected.latex + said.latex):
         return Reply("unknown", "only one of the two is a ratio or a time")
     return None
 

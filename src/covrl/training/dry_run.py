@@ -14,6 +14,7 @@ from covrl.training.loop import Run
 from covrl.training.machine import Memory
 from covrl.training.memory import rows_at_once
 from covrl.training.needs import Needs, measured
+from covrl.training.optimizer import warm_up_note
 
 FORMAT_SHARE = 0.25
 """Below this share of valid traces a base is said not to know the format."""
@@ -147,19 +148,23 @@ def largest_pass(run: Run, trace: int) -> int:
 
 def _notes(run: Run) -> tuple[str, ...]:
     """What a user should know before training and what is no error."""
+    return tuple(filter(None, (warm_up_note(run.config.training), _long_answers(run))))
+
+
+def _long_answers(run: Run) -> str | None:
     limit, looked_at = run.config.generation.max_answer_tokens, run.source.problems[:ANSWERS_LOOKED_AT]
     whole = run.algorithm.samples == "response"  # only there does a missing closing tag make an answer wrong
     tag = 0 if whole else len(run.prompts.encode(run.config.prompts.answer_suffix))
     lengths = {p.id: len(run.prompts.answer(p)) - tag for p in looked_at}
     long = sum(length > limit for length in lengths.values())
     if not long:
-        return ()
+        return None
     name, longest = max(lengths.items(), key=lambda item: item[1])
     return (
         f"{long} of {len(looked_at)} reference answers{', closing tag included,' * whole} are longer than "
         f"generation.max_answer_tokens = {limit} (the longest, of problem {name}, has {longest}): when a model is "
         "evaluated it cannot write them in full; raise the limit, or see problems.extract if the field holds more "
-        "than the answer",
+        "than the answer"
     )
 
 

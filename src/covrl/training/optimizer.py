@@ -38,6 +38,18 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * (config.final_lr_share + (1 - config.final_lr_share) * falling)
 
 
+def warm_up_note(config: TrainingConfig) -> str | None:
+    """What a user should know of a warm-up that is not over when the run is; None for any other."""
+    if config.warmup_steps < config.steps:
+        return None
+    largest = learning_rate(config, config.steps - 1)
+    return (
+        f"training.warmup_steps = {config.warmup_steps} is not below training.steps = {config.steps}: the learning "
+        f"rate rises to {largest:.3g} in the last step and never reaches training.learning_rate = "
+        f"{config.learning_rate:g}; lower training.warmup_steps, or train for more steps"
+    )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give all parameter groups the same rate."""
     for group in optimizer.param_groups:
