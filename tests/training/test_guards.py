@@ -31,9 +31,9 @@ from covrl.records import Credit, Problem, Request, Rollout
 from covrl.training.bundle import read_bundle
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.divergence import Divergence, parse_condition
-from covrl.training.guard import Probe, stale_reason
 from covrl.training.loop import Run
 from covrl.training.memory import is_out_of_memory
+from covrl.training.publish_check import Probe, canary, changed_weights, probe, stale_reason
 from covrl.training.step import PassLimits, accumulate_gradient
 
 PROMPTS = {
@@ -863,49 +863,102 @@ def test_the_loop_arms_it_for_each_step_and_disarms_it_at_the_end(monkeypatch: p
 # --- publish ------------------------------------------------------------------------------------------------------
 
 
-class Stale:
-    """An engine of its own that takes new weights as often as ``every`` says, and confirms every publish."""
+class Engine:
+    """An engine of its own, which takes weights ``takes`` times and confirms every publish.
 
-    def __init__(self, run: Run, every: int | None = None) -> None:
+    ``part``: it takes norms and embeddings alone, as one that keeps packed copies of its matrices. ``deaf``: it misses
+    the publishes of these numbers (0, 1, …).
+    """
+
+    def __init__(self, run: Run, takes: int = 10**6, part: bool = False, deaf: Sequence[int] = ()) -> None:
         import copy
 
-        self.live, self.every = run.models["policy"].model, every
+        self.live, self.takes, self.part, self.deaf, self.count = run.models["policy"].model, takes, part, deaf, 0
         self.inner = TorchGenerator(copy.deepcopy(self.live), run.prompts.tokenizer, 8)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         return self.inner.generate(requests, sampling, draw)
 
     def publish(self, version: int) -> None:
-        if self.every and version % self.every == 0:
-            self.inner.model.load_state_dict(self.live.state_dict())
+        if self.count < self.takes and self.count not in self.deaf:
+            new = self.live.state_dict()
+            kept = {n: w for n, w in new.items() if not (self.part and w.ndim == 2 and ".h." in n)}
+            self.inner.model.load_state_dict(kept, strict=False)
+        self.count += 1
         self.inner.publish(version)
 
 
+CANARY = 2
+"""Publishes before the first step: changed weights, and the run's own."""
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("rate", [1e-2, 1e-4])
-def test_a_generator_that_keeps_old_weights_is_caught(dtype: str, rate: float) -> None:
+@pytest.mark.parametrize("rate", [1e-2, 1e-6])
+def test_a_generator_that_keeps_old_weights_from_some_step_on_is_caught(dtype: str, rate: float) -> None:
     run = make_run(training={"learning_rate": rate, "steps": 6}, guards={"publish_check_every": 2}, dtype=dtype)
-    run.generator = Stale(run)
+    run.generator = Engine(run, takes=CANARY)
     with pytest.raises(TrainingStoppedError, match=r"stopped after step \d: after publish the generator's log-probs"):
         list(run.steps())
 
 
+@pytest.mark.parametrize("broken", [{"takes": 0}, {"part": True}, {"takes": 1}])
+def test_a_generator_that_takes_no_weights_is_caught_before_the_first_step(broken: dict[str, Any]) -> None:
+    """Whatever the learning rate: weights are changed on purpose."""
+    run = make_run(training={"learning_rate": 1e-9})
+    before = state(run)
+    run.generator = Engine(run, **broken)
+    with pytest.raises(TrainingStoppedError, match=r"stopped before step 1: (its weights were changed|after publish)"):
+        next(run.steps())
+    assert state(run) == before
+
+
+def test_a_publish_that_was_missed_once_is_made_again() -> None:
+    run = make_run(training={"learning_rate": 1e-2, "steps": 3}, guards={"publish_check_every": 1})
+    run.generator = Engine(run, deaf=(CANARY + 1,))
+    assert len(list(run.steps())) == 3
+    assert run.generator.count == CANARY + 3 + 1
+
+
 def test_a_generator_that_takes_its_weights_is_left_alone() -> None:
     run = make_run(training={"learning_rate": 1e-2}, guards={"publish_check_every": 1})
-    run.generator = Stale(run, every=1)
+    run.generator = Engine(run)
     reports = list(run.steps())
     assert all(0 <= r.metrics["guard/publish_gap"] < 1e-9 for r in reports)
+    assert not any("publish" in warning for r in reports for warning in r.warnings)
 
 
 def test_a_generator_of_another_model_is_caught_before_the_first_step() -> None:
     run = make_run()
-    run.generator = Stale(run)
+    run.generator = Engine(run, takes=0)
     with torch.no_grad():
         next(run.generator.inner.model.parameters()).mul_(1.01)
     with pytest.raises(
         TrainingStoppedError, match=r"stopped before step 1: after publish .* differ from the trainer's by"
     ):
         next(run.steps())
+
+
+def test_weights_changed_on_purpose_come_back_to_the_bit_and_change_much() -> None:
+    run = make_run()
+    before = state(run)
+    with changed_weights(run.models["policy"]):
+        assert state(run) != before
+    assert state(run) == before
+    assert canary(run) == (None, None)
+
+
+def test_a_model_whose_known_rows_say_nothing_of_its_weights_is_noted() -> None:
+    run = make_run()
+    with torch.no_grad():
+        run.models["policy"].model.get_output_embeddings().weight.zero_()  # all tokens are as likely, whatever it reads
+    stale, note = canary(run)
+    assert stale is None
+    assert "cannot see old weights" in (note or "")
+
+
+def test_enough_tokens_are_looked_at() -> None:
+    found = probe(make_run())
+    assert sum(map(len, found.ids)) == len(found.generator) == len(found.trainer) >= 64
 
 
 def test_the_check_is_made_as_often_as_asked_and_changes_nothing() -> None:
@@ -919,10 +972,11 @@ def test_the_check_is_made_as_often_as_asked_and_changes_nothing() -> None:
 
 
 def test_small_movements_are_seen_by_the_bits_and_rounding_is_not_taken_for_one() -> None:
-    before = Probe((1, 2), (-1.0, -2.0), (-1.0, -2.0))
-    assert stale_reason(before, Probe((1, 2), (-1.0, -2.0), (-1.001, -2.0)), torch.float32) is not None
-    assert stale_reason(before, Probe((1, 2), (-1.0, -2.0), (-1.0 - 1e-6, -2.0)), torch.float32) is None
-    assert stale_reason(before, Probe((1, 2), (-1.001, -2.0), (-1.001, -2.0)), torch.float32) is None
-    assert stale_reason(before, Probe((1, 3), (-1.0, -2.0), (-1.001, -2.0)), torch.float32) is None
-    assert stale_reason(None, Probe((1, 2), (-1.0, -2.0), (-1.1, -2.0)), torch.float32) is not None
-    assert stale_reason(None, Probe((1, 2), (-1.0, float("nan")), (-1.0, -2.0)), torch.float32) is not None
+    before, limits = Probe(((1, 2),), (-1.0, -2.0), (-1.0, -2.0)), (1e-3, 1e-6)
+    assert stale_reason(before, Probe(((1, 2),), (-1.0, -2.0), (-1.0, -2.00001)), *limits) is not None
+    assert stale_reason(before, Probe(((1, 2),), (-1.0, -2.0), (-1.0 - 1e-6, -2.0)), *limits) is None
+    assert stale_reason(before, Probe(((1, 2),), (-1.00001, -2.0), (-1.00001, -2.0)), *limits) is None
+    assert stale_reason(before, Probe(((1, 3),), (-1.0, -2.0), (-1.0, -2.00001)), *limits) is None
+    assert stale_reason(None, Probe(((1, 2),), (-1.0, -2.0), (-1.1, -2.0)), *limits) is not None
+    assert stale_reason(None, Probe(((1, 2),), (-1.0, -2.0), (-1.0015, -2.0)), *limits) is None  # a mean of 0.00075
+    assert stale_reason(None, Probe(((1, 2),), (-1.0, float("nan")), (-1.0, -2.0)), *limits) is not None

@@ -142,6 +142,11 @@ class TorchGenerator:
         return self.model(input_ids=ids, use_cache=False).logits[:, -1], Replay(ids)
 
     @property
+    def records(self) -> bool:
+        """Whether its device can record a step and launch it whole."""
+        return next(self.model.parameters()).is_cuda
+
+    @property
     def _can_share(self) -> bool:
         """Whether the model's attention is the one that knows arrangements; others would ignore them."""
         return self.model.config._attn_implementation == NAME

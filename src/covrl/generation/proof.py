@@ -7,7 +7,7 @@ are decoded for up to 70 tokens, which is past the room that keys and values hav
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from covrl.generation.decoding import LONG, MANY, ROOM
 from covrl.generation.engine import LADDER, DecodingPaths, TorchGenerator
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.model import LanguageModel, Paths
-from covrl.scoring.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, words
+from covrl.scoring.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, rope_switches, words
 from covrl.scoring.trust import tried
 from covrl.training.parallel import Solo
 
@@ -68,10 +68,9 @@ def prove_decoding(engine: TorchGenerator, trial: Trial) -> list[str]:
         UserError: even whole rows without a cache give other log-probs than the model itself.
     """
     scoring, said = trial.model.paths, list[str]()
-    on_cuda = next(engine.model.parameters()).is_cuda
     try:
         for paths, loss in LADDER:
-            if (paths.shared and not scoring.shared) or (paths.recorded and not on_cuda):
+            if (paths.shared and not scoring.shared) or (paths.recorded and not engine.records):
                 continue
             engine.paths = paths
             trouble = next((t for stage in trial.stages if (t := _trouble(engine, trial, stage, scoring))), None)
@@ -89,7 +88,7 @@ def _trouble(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths)
     """What is wrong with the engine's paths in one stage, or None."""
     one = TorchGenerator(stage.model.model, engine.tokenizer, engine.rows_per_pass)
     one.paths = engine.paths
-    for rows, leave in _batches(stage, engine.paths, trial):
+    for rows, leave, stepwise in _batches(stage, engine.paths, trial):
         stage.model.paths = scoring
         try:
             found = forced_log_probs(one, rows, leave)
@@ -97,26 +96,53 @@ def _trouble(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths)
             said = str(error).splitlines()[0][:120] if str(error) else ""
             return f"decoding {one.paths.text} fails ({type(error).__name__}: {said})"
         compared = rows[:COMPARED] if stage.mean else rows
-        own = [o[: len(f)] for o, f in zip(trial.own(stage, compared), found, strict=False)]
+        if stepwise:
+            own = [_step_log_probs(stage, row) for row in compared]
+        else:
+            own = [o[: len(f)] for o, f in zip(trial.own(stage, compared), found, strict=False)]
         if complaint := stage.complaint(stage.gap(found[: len(own)], own)):
             return f"decoding {one.paths.text} gives log-probs that {complaint}"
     return None
 
 
-def _batches(stage: Stage, paths: DecodingPaths, trial: Trial) -> list[tuple[list[Row], Mapping[int, Sequence[int]]]]:
-    """Rows that are decoded side by side, and which of them go on after a step."""
+def _step_log_probs(stage: Stage, row: Row) -> Tensor:
+    """Log-probs ``[T]`` of a row's tokens after its prompt, each by the model's own forward on what is before it."""
+    (ids, prompt), device = row, stage.model.device
+    stage.model.paths = stage.model.paths._replace(shared=False)
+    read = [torch.tensor([ids[:length]], device=device) for length in range(prompt, len(ids))]
+    last = torch.stack([stage.model.model(input_ids=part, use_cache=False).logits[0, -1] for part in read])
+    wide = last if last.dtype == torch.float64 else last.float()
+    return torch.log_softmax(wide, -1).gather(1, torch.tensor(ids[prompt:], device=device)[:, None])[:, 0]
+
+
+class Batch(NamedTuple):
+    """Rows that are decoded side by side, and by step which of them go on after it.
+
+    ``stepwise``: what the model itself says of a token depends on how long the row is by then.
+    """
+
+    rows: list[Row]
+    leave: Mapping[int, Sequence[int]]
+    stepwise: bool = False
+
+
+def _batches(stage: Stage, paths: DecodingPaths, trial: Trial) -> list[Batch]:
     reach, text = reach_of(trial.model, trial.longest), trial.text
     few, many = (FEW_STEPS, FEW_STEPS) if stage.mean else (FEW_STEPS, STEPS)
     few, many = min(few, max(reach - 3, 1)), min(many, max(reach - 3, 1))
     long, short = min(23, max(reach - few, 2)), min(9, max(reach - few, 1))
     prompts = [words(text, 0, long), words(text, 50, short if paths.padded else long), words(text, 0, long)]
     rows = [((*p, *words(text, 70 + 29 * i, few)), len(p)) for i, p in enumerate(prompts)]
-    batches: list[tuple[list[Row], Mapping[int, Sequence[int]]]] = [(rows, {1: (1, 0)})]
+    batches = [Batch(rows, {1: (1, 0)})]
     length = min(reach - many, LONG + 8) if stage.mean else reach - many
     if length > long:
         prompt = words(text, 20, length)
         rows = [((*prompt, *words(text, 80 + 23 * i, many)), len(prompt)) for i in range(MANY + 2)]
-        batches.append((rows, {2: (0, 2, 3, 4, 5), many // 2: (4, 1, 0)}))
+        batches.append(Batch(rows, {2: (0, 2, 3, 4, 5), many // 2: (4, 1, 0)}))
+    for switch in () if stage.mean else rope_switches(trial.model.model.config):
+        if few < switch < reach:
+            ids = words(text, 11, switch + few // 2)
+            batches.append(Batch([(ids, len(ids) - few)], {}, stepwise=True))
     return batches
 
 

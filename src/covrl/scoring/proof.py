@@ -102,12 +102,19 @@ def switches(config: Any) -> set[int]:
     """
     text = text_config(config)
     found = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
+    return {int(length) for length in found if length} | rope_switches(config)
+
+
+def rope_switches(config: Any) -> set[int]:
+    """Row lengths from which on a model rotates all keys of a row by other frequencies, those before included."""
+    text = text_config(config)
     ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    found = set()
     for rope in (ropes, *(r for r in ropes.values() if isinstance(r, dict))):
         if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
             own = rope.get("original_max_position_embeddings")
             found.add(own or getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings)
-    return {int(length) for length in found if length}
+    return {int(length) for length in found}
 
 
 def reach_of(model: LanguageModel, longest: int) -> int:
@@ -335,7 +342,7 @@ class Trial:
         """Why a wrong mask could not be seen on these rows, or None: log-probs must move where a token is missing."""
         logic = self.stages[0]
         ids, prompt = self.rows(logic)[4]
-        less_one = (*ids[: prompt - 1], *ids[prompt:])
+        less_one = (*ids[: prompt - 2], *ids[prompt - 1 :])
         whole, less = self.own(logic, [(ids, prompt), (less_one, prompt - 1)])
         moved = logic.gap([less[-len(whole) :]], [whole])
         if moved >= 10 * TRUSTED * logic.noise:

@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 READABLE = (1, 2, 3)
-ACCELERATED = ("flex", "recorded")
-"""Fast paths that not every device has: one that the device here has not is not taken up from a checkpoint."""
 """Formats that are read. 1 had no manifest, so its files cannot be verified, and no record of its settings;
 2 had no optimizer in parts."""
+
+PROOF = 2
+"""Which proof decided on the fast paths. 1 compared special tokens, and lost paths on pretrained models."""
 
 DAMAGE = (
     OSError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError, CheckpointException
@@ -239,7 +240,7 @@ def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
     run.guard.load_state_dict(state.get("guards", {}))
     take_portions(run, state.get("portions", {}), state.get("config") or {})
     run.done, run.best = int(state["done"]), tuple(state["best"]) if state["best"] else None
-    _take_paths(run, state.get("paths", {}))
+    _take_paths(run, state)
     run.generator.publish(run.done)
 
 
@@ -322,6 +323,7 @@ def _state(run: Run, at: Boundary) -> dict[str, Any]:
         "guards": at.guards,
         "portions": at.portions,
         "paths": _paths(run),
+        "proof": PROOF,
         "fingerprint": fingerprint(run),
         "config": run.config.model_dump(mode="json"),
     }
@@ -337,12 +339,24 @@ def _paths(run: Run) -> dict[str, list[bool]]:
     return {name: list(holder.paths) for name, holder in _carriers(run).items()}
 
 
-def _take_paths(run: Run, paths: dict[str, list[bool]]) -> None:
+def _take_paths(run: Run, state: Mapping[str, Any]) -> None:
+    """Go on with the checkpoint's fast paths, as far as they hold here; what is lost was said when they were proved.
+
+    Paths that an older proof gave up are taken where they hold now, which is noted, as rounding differs.
+    """
+    known = state.get("paths", {})
     for name, holder in _carriers(run).items():
-        if name in paths:
-            here = holder.paths
-            absent = {path: False for path in ACCELERATED if not getattr(here, path, True)}
-            holder.paths = type(here)(*paths[name])._replace(**absent)
+        if name not in known:
+            continue
+        before = {path: bool(on) for path, on in zip(holder.paths._fields, known[name], strict=False)}
+        if state.get("proof") == PROOF:
+            holder.paths = holder.paths._replace(**{p: on and getattr(holder.paths, p) for p, on in before.items()})
+        elif gained := [path for path, on in before.items() if getattr(holder.paths, path) and not on]:
+            lost = f"{', '.join(gained)} of {name}"
+            run.notes = (
+                *run.notes,
+                f"resumed, but not bit for bit: takes fast paths that an older proof lost ({lost})",
+            )
 
 
 def _followers(run: Run) -> list[str]:

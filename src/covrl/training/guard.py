@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,44 +17,17 @@ from torch import Tensor
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError
 from covrl.evaluation.reward_watch import RewardWatch
-from covrl.generation.base import Draw, Sampling
-from covrl.generation.base import Generator as TraceGenerator
-from covrl.prompts import Prompts
-from covrl.records import Credit, Problem, Request, ScoredGroup
+from covrl.records import Credit, ScoredGroup
 from covrl.rewards.functions import RewardFunction, name_of
-from covrl.scoring.finite import broken
-from covrl.scoring.head import log_prob
-from covrl.scoring.model import Ids, LanguageModel
 from covrl.scoring.text import trunk
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
 from covrl.training.parallel import Solo
+from covrl.training.publish_check import PublishCheck, canary
 from covrl.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
-
-PUBLISH_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.5}
-"""Largest difference in log-probs (nats a token) of trainer and generator that rounding explains, by weights' dtype.
-A cached, padded decoder and a plain forward round differently."""
-
-PUBLISH_MOVED = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""A change of the trainer's log-probs that an engine with the new weights cannot have missed to the last bit."""
-
-PROBE_TOKENS = 8
-
-
-class Probe(NamedTuple):
-    """One known row as both sides read it: sampled ids, the generator's log-probs, the trainer's."""
-
-    ids: Ids
-    generator: tuple[float, ...]
-    trainer: tuple[float, ...]
-
-    @property
-    def gap(self) -> float:
-        """Largest difference of the two, nats; nan if either is."""
-        return _apart(self.generator, self.trainer)
 
 
 class Guard:
@@ -68,7 +41,8 @@ class Guard:
         self.divergence = Divergence([parse_condition(c) for c in config.guards.stop_when], config.guards.window)
         self.watch = RewardWatch()
         self.stale: str | None = None
-        self._probe: Probe | None = None
+        self.publish = PublishCheck()
+        self.remarks: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
         recent, watch = self.divergence.state_dict(), self.watch.state_dict()
@@ -107,17 +81,18 @@ class Guard:
         self.skipped += 1
         return f"step left out ({self.skipped} of at most {guards.skip_at_most}): {text}"
 
-    def look_at_generator(self, run: Run) -> float:
-        """Compare trainer and generator on one known row; sets ``stale`` if they do not have the same weights.
+    def look_at_generator(self, run: Run, first: bool = False) -> float:
+        """Compare trainer and generator on known rows; sets ``stale`` if they do not have the same weights.
 
-        Returns the largest difference of their log-probs (nats a token; nan where the row has no token).
+        ``first``: change weights on purpose too, to see whether that is noticed; if not, the next step remarks it.
+        Returns the mean difference of their log-probs (nats a token; nan where the rows have no token).
         """
-        model = run.models["policy"]
-        before, self._probe = self._probe, probe(model, run.generator, run.prompts, run.source.problems[0], run.config)
-        if self._probe.ids:
-            dtype = model.compute_dtype or next(model.model.parameters()).dtype
-            self.stale = stale_reason(before, self._probe, dtype)
-        return self._probe.gap
+        gap, self.stale = self.publish.look(run)
+        if first and not self.stale:
+            self.stale, note = canary(run)
+            self.remarks += [note] if note else []
+            gap, self.stale = (gap, self.stale) if self.stale else self.publish.look(run)
+        return gap
 
 
 @contextmanager
@@ -139,59 +114,6 @@ def watched(run: Run) -> Generator[Callable[[int], None]]:
             hook.remove()
         if dog:
             dog.disarm()
-
-
-def probe(
-    model: LanguageModel, generator: TraceGenerator, prompts: Prompts, problem: Problem, config: RunConfig
-) -> Probe:
-    """Sample one short row with a key that never changes, and read it with the trainer's weights.
-
-    Raises:
-        BrokenModelError: it cannot be sampled or read, as the model's numbers are not finite.
-    """
-    prompt = prompts.prior(problem)
-    sampling = Sampling(PROBE_TOKENS, config.prompts.close, config.generation.temperature)
-    request = Request(problem.id, 0, prompt, "prior")
-    (rollout,) = generator.generate([request], sampling, Draw(config.training.seed, 0, "publish"))
-    if not rollout.trace_ids:
-        return Probe((), (), ())
-    with torch.no_grad():
-        hidden = model.hidden([prompt + rollout.trace_ids])[0, len(prompt) - 1 : -1]
-        targets = torch.tensor(rollout.trace_ids, device=hidden.device)
-        (read,) = log_prob([model.projection()(hidden)], targets)
-    if bool(_no_number(read).any()):
-        raise broken(model.model, f"the log-probs of a trace of problem {problem.id} are not finite when it is read")
-    return Probe(rollout.trace_ids, rollout.log_probs, tuple(read.tolist()))
-
-
-def stale_reason(before: Probe | None, now: Probe, dtype: torch.dtype) -> str | None:
-    """Why the generator cannot have the trainer's weights, or None.
-
-    Either the two differ by more than rounding, or the trainer's log-probs moved since the last look at the same ids
-    while the generator's are the same to the last bit: small updates are below any tolerance for a long time.
-    """
-    allowed = PUBLISH_TOLERANCE.get(dtype, 0.5)
-    told = "it samples from other weights than are trained; look at how the engine takes new weights"
-    if not now.gap <= allowed:
-        return (
-            f"after publish the generator's log-probs of a known row differ from the trainer's by {now.gap:.2g} nats a "
-            f"token (rounding explains {allowed:g}): {told}"
-        )
-    if before is None or before.ids != now.ids or before.generator != now.generator:
-        return None
-    moved = _apart(before.trainer, now.trainer)
-    if moved <= PUBLISH_MOVED.get(dtype, 5e-2):
-        return None
-    return (
-        f"after publish the generator's log-probs of a known row are what they were to the last bit, while the "
-        f"trainer's moved by {moved:.2g} nats a token: {told}"
-    )
-
-
-def _apart(a: Sequence[float], b: Sequence[float]) -> float:
-    if len(a) != len(b) or not a:
-        return float("nan")
-    return float((torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs().max())
 
 
 def check_scores(groups: Sequence[ScoredGroup]) -> None:

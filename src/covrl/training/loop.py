@@ -133,7 +133,7 @@ class Run:
         with watched(self) as arm:
             if self.config.guards.publish_check_every and self.done < self.config.training.steps:
                 try:
-                    self._look_at_generator()
+                    self._look_at_generator(first=True)
                 except BrokenModelError as error:
                     raise NonFiniteError(f"before step {self.done + 1}: {error}") from error
             if self.guard.stale:
@@ -151,9 +151,9 @@ class Run:
         diverged = self.guard.divergence.check(report.metrics, lambda name: comes_later(self, name))
         return diverged or self.algorithm.stop_reason(report.metrics)
 
-    def _look_at_generator(self) -> float:
+    def _look_at_generator(self, first: bool = False) -> float:
         with self.world.whole_weights():
-            gap = self.guard.look_at_generator(self)
+            gap = self.guard.look_at_generator(self, first and not self.world.sharded)
         self.guard.stale = self.world.same(self.guard.stale)
         return gap
 
@@ -191,7 +191,8 @@ class Run:
         several = training.mini_batches * training.epochs > 1
         ends_in_evaluation = self.stopping is not None and self._due(self.config.evaluation.every, number)
         self._before = Before(self, weights=several or ends_in_evaluation)
-        self._applied, self._remarks, self._marks = False, [], ""
+        self._applied, self._remarks, self._marks = False, self.guard.remarks, ""
+        self.guard.remarks = []
         try:
             return self._step(number)
         except BaseException as error:

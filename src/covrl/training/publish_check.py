@@ -1,0 +1,213 @@
+"""Does the generator sample from the weights that are trained? Asked before the first step and after each publish.
+
+A few known rows are sampled with keys that never change and read with the trainer's weights. The mean difference of
+their tokens' log-probs is compared with the model's own noise, as the proof at load measured it
+(:mod:`covrl.scoring.proof`). Before the first step weights are changed on purpose (:func:`changed_weights`), so that it
+is known that the check sees old weights, and that the engine takes all of the new ones: the steps of a small learning
+rate move log-probs by less than any noise for a long time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from covrl.generation.base import Draw, Sampling, samples_with_trainer
+from covrl.records import Request
+from covrl.scoring.compute import blocks
+from covrl.scoring.finite import broken
+from covrl.scoring.head import log_prob
+from covrl.scoring.model import Ids, LanguageModel
+from covrl.scoring.proof import TRUSTED
+from covrl.scoring.text import trunk
+
+if TYPE_CHECKING:
+    from covrl.training.loop import Run
+
+ROWS = 16
+"""Traces of the first problem that are looked at; with ``TOKENS`` each they have 64 tokens and more."""
+
+TOKENS = 8
+
+LEAST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Mean difference, nats a token, that is never complained of, by compute dtype; 0.1 for shorter ones. Other engines
+have kernels of their own (INFERRED; vLLM agrees to 1e-6 in float32 on a CPU)."""
+
+MOVED = {torch.float64: 1e-11, torch.float32: 1e-6}
+"""Mean change of the trainer's log-probs, nats a token, that an engine with the new weights cannot miss to the last
+bit. For shorter dtypes it is the model's noise: their weights may round to what they were."""
+
+
+class Probe(NamedTuple):
+    """Known rows as both sides read them: sampled ids by row, and each token's log-prob by generator and trainer."""
+
+    ids: tuple[Ids, ...]
+    generator: tuple[float, ...]
+    trainer: tuple[float, ...]
+
+    @property
+    def gap(self) -> float:
+        """Mean difference of the two, nats a token; nan where there is no token or either is nan."""
+        return _apart(self.generator, self.trainer)
+
+
+class PublishCheck:
+    """Looks at a run's generator, and remembers since when its log-probs are the same to the last bit."""
+
+    def __init__(self) -> None:
+        self._since: Probe | None = None
+
+    def look(self, run: Run) -> tuple[float, str | None]:
+        """The mean difference (nats a token), and why the generator cannot have the trainer's weights, or None.
+
+        Before it is said of an engine, the weights are published once more.
+        """
+        now = probe(run)
+        reason = self._reason(run, now)
+        if reason:
+            run.generator.publish(run.done)
+            now = probe(run)
+            reason = self._reason(run, now)
+        if self._since is None or (self._since.ids, self._since.generator) != (now.ids, now.generator):
+            self._since = now
+        return now.gap, reason
+
+    def _reason(self, run: Run, now: Probe) -> str | None:
+        policy = run.models["policy"]
+        return stale_reason(self._since, now, allowed_gap(policy), least_move(policy)) if any(now.ids) else None
+
+
+def allowed_gap(model: LanguageModel) -> float:
+    """Mean difference of log-probs that rounding explains, nats a token."""
+    return max(TRUSTED * model.noise, LEAST_ALLOWED.get(_compute_dtype(model), 0.1))
+
+
+def least_move(model: LanguageModel) -> float:
+    """Mean change of the trainer's log-probs that cannot leave the generator's as they were, nats a token."""
+    return MOVED.get(_compute_dtype(model), max(model.noise, 2.0**-7))
+
+
+def _compute_dtype(model: LanguageModel) -> torch.dtype:
+    return model.compute_dtype or next(model.model.parameters()).dtype
+
+
+def probe(run: Run) -> Probe:
+    """Sample known rows, and read them with the trainer's weights.
+
+    Raises:
+        BrokenModelError: they cannot be sampled or read, as the model's numbers are not finite.
+    """
+    problem, config = run.source.problems[0], run.config
+    prompt = run.prompts.prior(problem)
+    sampling = Sampling(TOKENS, config.prompts.close, config.generation.temperature)
+    requests = [Request(problem.id, i, prompt, "prior") for i in range(ROWS)]
+    rollouts = run.generator.generate(requests, sampling, Draw(config.training.seed, 0, "publish"))
+    ids = tuple(rollout.trace_ids for rollout in rollouts)
+    told = tuple(value for rollout in rollouts for value in rollout.log_probs)
+    return Probe(ids, told, read(run, ids))
+
+
+def read(run: Run, traces: Sequence[Ids]) -> tuple[float, ...]:
+    """The trainer's log-probs of the first problem's traces, one after the other.
+
+    Raises:
+        BrokenModelError: one is not finite.
+    """
+    model, problem = run.models["policy"], run.source.problems[0]
+    prompt = run.prompts.prior(problem)
+    rows = [prompt + trace for trace in traces if trace]
+    if not rows:
+        return ()
+    with torch.no_grad():
+        flat, places = model.states([(row, len(prompt)) for row in rows])
+        at = [place(i - 1) for row, place in zip(rows, places, strict=True) for i in range(len(prompt), len(row))]
+        targets = torch.tensor([token for trace in traces for token in trace], device=flat.device)
+        (found,) = log_prob([model.projection()(flat[torch.tensor(at, device=flat.device)])], targets)
+    if bool((found.isnan() | found.isposinf()).any()):
+        raise broken(model.model, f"the log-probs of a trace of problem {problem.id} are not finite when it is read")
+    return tuple(found.tolist())
+
+
+def stale_reason(since: Probe | None, now: Probe, allowed: float, moved: float) -> str | None:
+    """Why the generator cannot have the trainer's weights, or None.
+
+    Either the two differ by more than ``allowed``, or the trainer's log-probs of the same ids have moved by more than
+    ``moved`` since a look from which on the generator's are the same to the last bit. Both in nats a token, on average.
+    """
+    told = "it samples from other weights than are trained; look at how the engine takes new weights"
+    if not now.gap <= allowed:
+        return (
+            f"after publish the generator's log-probs of known rows differ from the trainer's by {now.gap:.2g} nats a "
+            f"token on average (rounding explains {allowed:.2g}): {told}"
+        )
+    if since is None or (since.ids, since.generator) != (now.ids, now.generator):
+        return None
+    change = _apart(since.trainer, now.trainer)
+    if change <= moved:
+        return None
+    return (
+        f"after publish the generator's log-probs of known rows are what they were to the last bit, while the "
+        f"trainer's moved by {change:.2g} nats a token on average: {told}"
+    )
+
+
+def canary(run: Run) -> tuple[str | None, str | None]:
+    """Change weights on purpose, and see whether that is noticed: why not to start, and what to note; or None each.
+
+    Where samples come from the trained model itself, the rows are only read again: there is nothing to publish.
+    """
+    policy, before = run.models["policy"], probe(run)
+    allowed = allowed_gap(policy)
+    if not any(before.ids):
+        return None, None
+    own = samples_with_trainer(run.generator)
+    with changed_weights(policy):
+        unseen = not _apart(before.generator, read(run, before.ids)) > allowed
+        if not own:
+            run.generator.publish(run.done)
+            after = probe(run)
+    if not own:
+        run.generator.publish(run.done)
+        if not after.gap <= allowed:
+            return (
+                f"its weights were changed on purpose and published, and the generator's log-probs of known rows then "
+                f"differ from the trainer's by {after.gap:.2g} nats a token on average (rounding explains "
+                f"{allowed:.2g}): it does not take all weights; look at how the engine takes new weights"
+            ), None
+    note = "the check after each publish cannot see old weights: known rows are as likely with other ones"
+    return None, note if unseen else None
+
+
+@contextmanager
+def changed_weights(model: LanguageModel) -> Generator[None]:
+    """Inside, the last norm is halved and a matrix of each block is negated; then they are what they were, to the bit.
+
+    So both an engine that takes no new weights and one that takes norms and embeddings alone are seen.
+    """
+    inside = [block for block in blocks(model.model) if any(p.ndim == 2 for p in block.parameters())]
+    matrices = [max((p for p in block.parameters() if p.ndim == 2), key=torch.Tensor.numel) for block in inside]
+    in_blocks = {id(p) for block in inside for p in block.parameters()}
+    norms = [p for p in trunk(model.model).parameters() if p.ndim == 1 and id(p) not in in_blocks]
+    kept = [p.detach().clone() for p in norms]
+    with torch.no_grad():
+        for p in matrices:
+            p.neg_()
+        for p in norms:
+            p.mul_(0.5)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p in matrices:
+                p.neg_()
+            for p, value in zip(norms, kept, strict=True):
+                p.copy_(value)
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> float:
+    if len(a) != len(b) or not a:
+        return float("nan")
+    return float((torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs().mean())
