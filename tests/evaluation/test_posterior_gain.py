@@ -25,7 +25,6 @@ from covrl.evaluation.posterior_gain import (
 from covrl.evaluation.statistics import Interval, bootstrap_interval, t_interval
 from covrl.generation.base import Draw, Sampling
 from covrl.records import Problem, Request, Rollout
-from covrl.training.dry_run import GAIN_PROBLEMS, GAIN_TRACES, dry_run
 
 
 def rows(problem: int, prior: Sequence[float | None], posterior: Sequence[float | None]) -> list[Worth]:
@@ -166,13 +165,3 @@ def test_traces_that_help_the_answer_are_found_with_a_real_model(helpful: str, s
     found = posterior_gain([d.worth for d in drawn])
     assert found.nats is not None
     assert found.nats * sign > 1
-
-
-def test_the_dry_run_measures_it_where_the_method_samples_posterior_traces() -> None:
-    found = dry_run(make_run("gpt2", "float32"))
-    assert found.gain is not None
-    assert found.gain.asked == 5, "all problems, where there are fewer than it takes"
-    assert found.gain_said == gain_sentence(found.gain)
-    assert (GAIN_PROBLEMS, GAIN_TRACES) == (8, 2)
-    alone = make_run("gpt2", "float32", name="jepo")
-    assert (dry_run(alone).gain, dry_run(alone).gain_said) == (None, "")

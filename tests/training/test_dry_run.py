@@ -13,6 +13,7 @@ from projects import write_rows
 
 from covrl.api import build, new_run_folder, train_run
 from covrl.config import RunConfig, check
+from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.scoring.model import LanguageModel
 from covrl.training.dry_run import dry_run, largest_pass
 from covrl.training.loop import Run
@@ -38,12 +39,14 @@ def make(folder: Path) -> Make:
         answer_tokens: int = 9,
         steps_problems: int = 7,
         dtype: str = "float32",
+        method: str = "covrl",
         **training: Any,
     ) -> Run:
         table: dict[str, Any] = {
+            "algorithm": {"name": method},
             "model": {"path": str(folder / "model"), "device": "cpu", "dtype": dtype},
             "problems": {"train": str(folder / "train.jsonl")},
-            "generation": {"max_trace_tokens": 24, "max_answer_tokens": answer_tokens},
+            "generation": {"max_trace_tokens": 24, "max_answer_tokens": answer_tokens, "rows_per_pass": 64},
             "prompts": {
                 "user": "{question}",
                 "prior_open": "=",
@@ -176,3 +179,12 @@ def test_case19_a_warm_up_longer_than_the_run_is_noted_in_the_dry_run_and_before
     new_run_folder(tmp_path / "run")
     train_run(run, tmp_path / "run", (), said.append)
     assert note in said
+
+
+def test_the_posterior_gain_is_measured_where_the_method_samples_posterior_traces(make: Make) -> None:
+    found = dry_run(make())
+    assert found.gain is not None
+    assert found.gain.asked == 7, "all problems, where there are fewer than it takes"
+    assert found.gain_said == gain_sentence(found.gain)
+    alone = dry_run(make(method="jepo"))
+    assert (alone.gain, alone.gain_said) == (None, "")
