@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from covrl import api
 from covrl.config import RunConfig, check
 from covrl.errors import UserError
 from covrl.generation.engine import TorchGenerator
+from covrl.scoring.pack import read
 from covrl.training import fit as fitting
+from covrl.training import needs as needs_module
 from covrl.training.fit import power_of_two, rows_that_fit, tokens_that_fit, trace_too_large
 from covrl.training.loop import Run
 from covrl.training.machine import Memory, main_memory, memory_of
@@ -273,6 +277,36 @@ def test_keys_and_values_are_measured(settings: dict[str, Any], dtype: str, size
     assert key_value_bytes(run) == expected
     run.generator.paths = run.generator.paths._replace(cached=False)
     assert key_value_bytes(run) == 0
+
+
+def test_nothing_of_a_measurement_stays(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is never gone through backwards is easily held by its own saved results."""
+    run = api.build(check(RunConfig, settings))
+    alive: list[weakref.ref[Any]] = []
+
+    def watched(*given: Any) -> Any:
+        found = read(*given)
+        left, seen = [v.grad_fn for v in found.values.values()], set()
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            left += [after for after, _ in node.next_functions]
+
+            def mark(_: Any) -> None:
+                """Lives as long as the node."""
+
+            if node.name() != "torch::autograd::AccumulateGrad":
+                node.register_prehook(mark)
+                alive.append(weakref.ref(mark))
+        return found
+
+    monkeypatch.setattr(needs_module, "read", watched)
+    measured(run)
+    gc.collect()
+    assert len(alive) > 50
+    assert [ref for ref in alive if ref() is not None] == []
 
 
 @pytest.mark.parametrize("method", ["covrl", "grpo", "rlpr", "ravr", "nover", "rapo"])

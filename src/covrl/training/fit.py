@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 FAST_TOKENS = {"cpu": 2048}
 """Fewest padded tokens with which a training pass is within 5 % of the fastest, by kind of device. CONFIRMED for a CPU
-by ``python benchmarks/run.py --part passes``."""
+on the workload M-wide (``docs/results/speed/memory.json``: 1,024 are 10 % slower, 16,384 no faster); INFERRED for other
+models, until ``python benchmarks/run.py --part passes`` has measured them."""
 
 FAST_TOKENS_ELSEWHERE = 16384
 """The same on accelerators. INFERRED: none was at hand to measure it on."""
 
 FAST_ROWS = 256
-"""Fewest rows with which sampling is within 5 % of the fastest. INFERRED for accelerators."""
+"""Fewest rows with which sampling is within 5 % of the fastest. INFERRED; the same benchmark measures it."""
 
 SHARE = 0.8
 """Of all memory, what a run plans for: the rest is for what is not counted (Python, what allocators keep, the layer

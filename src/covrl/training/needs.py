@@ -151,7 +151,7 @@ def kept_bytes(run: Run, units: Sequence[Unit]) -> tuple[int, int]:
         storage = tensor.untyped_storage()
         cast = tensor.dtype not in wide and any((dtype, *sorted(tensor.shape)) in matrices for dtype in wide)
         (casts if cast else kept)[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the node that holds it, for ever
 
     algorithm = run.algorithm
     with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
