@@ -166,6 +166,9 @@ def test_case20_no_row_of_real_data_is_refused(name: str) -> None:
         (r"prompts.user={question}\n\nthink step by step.\n", "{question}\n\nthink step by step.\n"),
         (r"prompts.system=a\tb\\n", "a\tb\\n"),
         (r"prompts.system=\u00e9\n", "é\n"),
+        (r'prompts.system=say "hi"\n', 'say "hi"\n'),
+        (r'prompts.system=say \"hi\"\n"', 'say "hi"\n"'),
+        ("prompts.system=a\\nb\n", "a\nb\n"),
         (r'prompts.prior_open="<think>\n"', "<think>\n"),
         (r"prompts.prior_open='<think>\n'", r"<think>\n"),
         ("prompts.prior_open=<think>\n", "<think>\n"),
@@ -181,7 +184,14 @@ def test_case21_escapes_in_a_bare_word_are_read_where_line_ends_make_sense(assig
 
 @pytest.mark.parametrize(
     "assignment",
-    [r"prompts.user={question} in \boxed{}.\n", r"prompts.user={question} $a \neq b$", r"prompts.user=\d\n"],
+    [
+        r"prompts.user={question} in \boxed{}.\n",
+        r"prompts.user={question} $a \neq b$",
+        r"prompts.user=\d\n",
+        r"prompts.system=\UFFFFFFFF\n",
+        r"prompts.system=\ud800\n",
+        "prompts.system=a\\n\\",
+    ],
 )
 def test_case21_what_may_be_meant_in_two_ways_is_refused_with_the_remedy(assignment: str) -> None:
     with pytest.raises(UserError, match=r"may be meant in two ways; put it in quotes") as caught:

@@ -557,25 +557,24 @@ def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in table.items()}
 
 
-_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
 _LINE_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\[nrt]")
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"'}
+_QUOTE = re.compile(r'(\\.)|"', re.DOTALL)
 
 
 def _prompt_text(assignment: str, raw: str) -> str:
     r"""A bare word with its ``\n``, ``\t`` and ``\r`` as TOML reads them; one without these as it is (``\boxed{}``).
 
     Raises:
-        UserError: there are other commands beside them, or one of them may begin a command of LaTeX (``\neq``).
+        UserError: TOML does not know another of its escapes, or one of them may begin a command of LaTeX (``\neq``).
     """
     if not _LINE_ESCAPE.search(raw):
         return raw
-    said = _ESCAPE.sub(lambda m: _ESCAPES.get(m[1], m[0]) if len(m[1]) == 1 else chr(int(m[1][1:], 16)), raw)
-    others = [m[0] for m in _ESCAPE.finditer(raw) if len(m[1]) == 1 and m[1] not in _ESCAPES]
-    if others or lost_backslash(said, is_formula=True):
+    quoted = _QUOTE.sub(lambda m: m[1] or '\\"', raw)
+    said = _toml_value(f'"""\n{quoted}"""')  # three quotes take line ends as they are
+    if said == f'"""\n{quoted}"""' or lost_backslash(said, is_formula=True):
         raise UserError(
-            f"--set {assignment}: a bare word with {others[0] if others else 'LaTeX'} beside \\n may be meant in two "
-            "ways; put it in quotes of TOML's: \"…\" where \\n is a line end and \\\\ a backslash, '…' as it stands"
+            f"--set {assignment}: a bare word with \\n and other commands may be meant in two ways; put it in quotes "
+            "of TOML's: \"…\" where \\n is a line end and \\\\ a backslash, '…' as it stands"
         )
     return said
 
