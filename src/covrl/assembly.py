@@ -22,6 +22,7 @@ from covrl.prompts import Prompts, dated
 from covrl.records import Problem
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
+from covrl.scoring.compute import emulated_note
 from covrl.scoring.model import load_model
 from covrl.training.distributed import join_world
 from covrl.training.fit import fit
@@ -76,7 +77,8 @@ def build(
     generator = make_generator(config, engine, policy.model, tokenizer, world)
     longest = longest_row(prompts, config, [*data.train, *data.held_out])
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
-    notes = (*policy.given_up, *proved, *prompts.notes)
+    slow = emulated_note(config.model.dtype, policy.device)
+    notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)

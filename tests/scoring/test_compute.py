@@ -15,7 +15,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Request
 from covrl.scoring import compute
-from covrl.scoring.compute import blocks, compute_in_bfloat16, recompute_activations, weights_ready
+from covrl.scoring.compute import blocks, compute_in_bfloat16, emulated_note, recompute_activations, weights_ready
 from covrl.scoring.head import apply_head, log_prob
 from covrl.scoring.model import LanguageModel, load_model
 from covrl.training.models import frozen_copy
@@ -148,3 +148,18 @@ def test_with_bfloat16_units_linear_layers_are_packed() -> None:
     with weights_ready(model):
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         assert all("forward" in layer.__dict__ for layer in layers)
+
+
+@pytest.mark.parametrize("units", [(False, False), (True, False), (False, True)])
+def test_bfloat16_without_units_for_it_is_noted(units: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that says which units it has; elsewhere nothing is known and nothing said."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name, has in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), units, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
+    cpu = torch.device("cpu")
+    for dtype in ("mixed", "bfloat16"):
+        assert ("set model.dtype = float32" in (emulated_note(dtype, cpu) or "")) == (units == (False, False))
+    assert emulated_note("float32", cpu) is None
+    assert emulated_note("mixed", torch.device("meta")) is None
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert emulated_note("mixed", cpu) is None

@@ -6,6 +6,7 @@ hooks, which are outside of ``forward``, work as without.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -104,6 +105,18 @@ def _can_pack() -> bool:
     except (AttributeError, RuntimeError, TypeError):  # another build, or a CPU without the units
         return False
     return bool(torch.allclose(found.float(), rows.float() @ weight.float().T, rtol=0.02, atol=0.1))
+
+
+def emulated_note(dtype: str, device: torch.device) -> str | None:
+    """What to say of ``model.dtype`` on a processor without units for bfloat16; None where it has them or may have."""
+    has = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    known = platform.machine().lower() in ("x86_64", "amd64") and all(has)
+    if dtype not in ("mixed", "bfloat16") or device.type != "cpu" or not known or any(asks() for asks in has if asks):
+        return None
+    return (
+        f"model.dtype = {dtype}: this processor has no units for bfloat16, so products take several times as long as "
+        "in float32; set model.dtype = float32"
+    )
 
 
 def recompute_activations(model: Any) -> None:
