@@ -312,7 +312,10 @@ class Prompts:
         """How many ids each text has by itself, all counted in one go; one that spells a control token has more."""
         if not texts:
             return []
-        found = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        try:
+            found = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        except (TypeError, UnicodeEncodeError):
+            found = [self._tokenize(text) for text in texts]  # which says what is wrong with the one that is no text
         apart = [
             bool(self._controls(tuple(ids))) or (self._spelt_unknown or "\0") in text
             for ids, text in zip(found, texts, strict=True)

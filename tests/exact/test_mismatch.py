@@ -81,8 +81,7 @@ def step_gradient(run: Run, rollouts: Sequence[Rollout], of_trainer: bool = Fals
     """The gradient of one whole step of the loop on these traces; the weights are as before afterwards."""
     run.generator = Scripted(rollouts, of_trainer)
     before = world.get_weights(run)
-    run.step()
-    found = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
+    found = world.gradient_of_step(run)
     world.set_weights(run, before)
     return found
 

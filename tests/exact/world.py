@@ -184,6 +184,19 @@ def gradient_of_groups(run: Run, batch: Batch) -> Tensor | None:
     return flat if kept else None
 
 
+def gradient_of_step(run: Run) -> Tensor:
+    """The gradient that a whole step of the loop hands to the optimizer; zeros where it makes no update."""
+    taken = [torch.zeros_like(get_weights(run))]
+
+    def take(*_: object) -> None:
+        taken.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters]))
+
+    hook = run.optimizer.register_step_pre_hook(take)
+    run.step()
+    hook.remove()
+    return taken[-1]
+
+
 def merged_production_gradient(run: Run, batch: Batch) -> Tensor:
     """The same of a step that scores in its training forward, which has to be the same gradient."""
     for parameter in run.parameters:

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from models import tiny
+from models import prove, tiny
 from torch import Tensor
 
 from covrl.generation.decoding import ROOM, Shared, change_layers, prefill_shared, room_to_add
@@ -39,7 +39,7 @@ def test_layers_change_one_after_the_other() -> None:
 @torch.no_grad()
 def test_no_more_room_is_made_than_tokens_may_follow() -> None:
     model = LanguageModel(tiny("llama", 48))
-    model.prove()
+    prove(model)
     _, state = prefill_shared(model.model, [(3, 4, 5)] * 2, torch.device("cpu"), most=ROOM + 7)
     assert isinstance(state, Shared)
     for token in range(ROOM + 6):

@@ -220,6 +220,7 @@ def test_references_share_the_base_and_read_what_a_copy_would(folder: Path, name
     shake(run)
     groups = run.score(run.sample(PROBLEMS, Draw(0, 5)))
     plain, _ = load_model(run.config.model)
+    plain.paths = reference.paths
     alone = make_run(folder, name, {}, algorithm=WITH_REFERENCE[name])
     alone.models["reference"] = plain
     alone.models["policy"] = run.models["policy"]

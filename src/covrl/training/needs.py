@@ -184,6 +184,6 @@ def key_value_bytes(run: Run) -> float:
         held = [t for both in state.own.values() for t in both]
     else:
         _, padded = prefill_padded(model, [ids], device)
-        layers: list[Any] = padded.cache.layers
+        layers: list[Any] = [layer for layer in padded.cache.layers if hasattr(layer, "keys")]  # others keep a state
         held = [t for layer in layers for t in (layer.keys, layer.values)]
     return sum(t.nbytes / t.shape[2] for t in held)

@@ -9,6 +9,7 @@ rate move log-probs by less than any noise for a long time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -119,16 +120,18 @@ def read(run: Run, traces: Sequence[Ids]) -> tuple[float, ...]:
     model, problem = run.models["policy"], run.source.problems[0]
     prompt = run.prompts.prior(problem)
     rows = [prompt + trace for trace in traces if trace]
-    if not rows:
-        return ()
-    with torch.no_grad():
-        flat, places = model.states([(row, len(prompt)) for row in rows])
-        at = [place(i - 1) for row, place in zip(rows, places, strict=True) for i in range(len(prompt), len(row))]
-        targets = torch.tensor([token for trace in traces for token in trace], device=flat.device)
-        (found,) = log_prob([model.projection()(flat[torch.tensor(at, device=flat.device)])], targets)
-    if bool((found.isnan() | found.isposinf()).any()):
+    together = max(1, run.limits.tokens // (len(prompt) + TOKENS))
+    found: list[float] = []
+    for part in (rows[i : i + together] for i in range(0, len(rows), together)):
+        with torch.no_grad():
+            flat, places = model.states([(row, len(prompt)) for row in part])
+            at = [place(i - 1) for row, place in zip(part, places, strict=True) for i in range(len(prompt), len(row))]
+            targets = torch.tensor([token for row in part for token in row[len(prompt) :]], device=flat.device)
+            (values,) = log_prob([model.projection()(flat[torch.tensor(at, device=flat.device)])], targets)
+        found += values.tolist()
+    if any(math.isnan(value) or value == math.inf for value in found):
         raise broken(model.model, f"the log-probs of a trace of problem {problem.id} are not finite when it is read")
-    return tuple(found.tolist())
+    return tuple(found)
 
 
 def stale_reason(since: Probe | None, now: Probe, allowed: float, moved: float) -> str | None:
