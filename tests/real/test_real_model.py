@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,7 +125,10 @@ def raises_no_false_alarm(run: Run) -> None:
         assert found.complaint() is None
     before = [p.detach().clone() for p in run.parameters[:3]]
     reports = list(run.steps())
-    assert [report.warnings for report in reports] == [()] * 3
+    warnings = [warning for report in reports for warning in report.warnings]
+    if run.algorithm.samples == "response":  # as above
+        warnings = [warning for warning in warnings if "the base does not know the format" not in warning]
+    assert warnings == []
     assert all(torch.isfinite(p).all() for p in run.parameters)
     assert not all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=False))
 
@@ -156,4 +160,4 @@ def test_a_run_on_it_can_be_asked(trained: Path, covrl: Covrl) -> None:
     found = covrl("ask", str(trained), "What is 2 plus 2?", "--answer", "4", "-n", "1")
     assert (found.code, found.err) == (0, "")
     assert found.out.count("posterior") == 2  # of base and run
-    assert found.out.count("nats") + found.out.count("no closing tag") == 4
+    assert len(re.findall(r"(?:prior|posterior) +(?:-\d+\.?\d*|no closing tag)", found.out)) == 4  # two of each model

@@ -209,6 +209,7 @@ def calibration(attacks: tuple[str, ...], folder: Path) -> str:
     texts = {"model": every, "problem_source": every, "sentence": every}
     texts |= {"marked_by": every, "reward": every}
     parts = {"reliability": [part], "by_log_prob": [part], "sampled": Filled()}
+    parts["posterior_gain"] = {"sentence": every}
     return render_reliability(Filled(record | texts | parts))
 
 
