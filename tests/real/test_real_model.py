@@ -126,8 +126,8 @@ def raises_no_false_alarm(run: Run) -> None:
     before = [p.detach().clone() for p in run.parameters[:3]]
     reports = list(run.steps())
     warnings = [warning for report in reports for warning in report.warnings]
-    if run.algorithm.samples == "response":  # as above
-        warnings = [warning for warning in warnings if "the base does not know the format" not in warning]
+    if run.algorithm.samples == "response":  # as above: without an answer in its place there is no signal either
+        warnings = [warning for warning in warnings if not warning.startswith(("invalid traces", "no signal"))]
     assert warnings == []
     assert all(torch.isfinite(p).all() for p in run.parameters)
     assert not all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=False))
