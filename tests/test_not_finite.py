@@ -106,7 +106,7 @@ def said(covrl: Covrl, code: int, *command: str) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_names_the_model_the_problem_and_the_weight(project: Path, covrl: Covrl, name: str) -> None:
+def test_case_18_a_command_names_the_model_the_problem_and_the_weight(project: Path, covrl: Covrl, name: str) -> None:
     line = said(covrl, 2, *COMMANDS[name])
     assert line.startswith("covrl: model LlamaForCausalLM (model): its logits are not finite at problem ")
     assert "prompt, as its weight model.embed_tokens.weight holds NaN or infinities: take another copy" in line

@@ -77,7 +77,7 @@ def test_the_numbers_are_the_text_models_and_the_fast_paths_hold(made: Path, fam
 
 @pytest.mark.parametrize("method", ["covrl", "grpo"])
 @pytest.mark.parametrize("family", SAVED_WHOLE)
-def test_a_step_moves_the_text_model_and_saves_the_rest_as_it_was(
+def test_case_17_a_step_moves_the_text_model_and_saves_the_rest_as_it_was(
     made: Path, tmp_path: Path, family: str, method: str
 ) -> None:
     reward = by_text if method == "grpo" else None
