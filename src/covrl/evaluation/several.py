@@ -247,7 +247,7 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
     rows = rows_of(candidate.config.generation)
     generator = TorchGenerator(model.model, tokenizer, rows)
     longest = max(row_needed(exam, candidate.prompts(exam)) for exam in exams if left[exam.name])
-    for note in prove(model, generator, tokenizer, longest, candidate.config.model.path):
+    for note in (*model.given_up, *prove(model, generator, tokenizer, longest, candidate.config.model.path)):
         say(note)
     for exam in candidate.exams.values():
         evaluator = Evaluator(
