@@ -432,6 +432,13 @@ class ReportConfig(Settings):
 
     traces_every: int = Field(10, ge=1, description="steps between the groups that are kept for reading")
     groups_shown: int = Field(3, ge=1)
+    thoughts_every: int = Field(
+        5,
+        ge=0,
+        description="steps between looks at what a trace is worth to the answer, against no trace and another "
+        "problem's: thought/gain and thought/read of methods that score answers, two more rows for half of the "
+        "problems; 0: never",
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="also log to these; each is an extra of the package"
     )

@@ -90,14 +90,15 @@ class Prompts:
     def prior_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Prior prompt + trace, and for a valid trace the closing tag and the reference answer.
 
-        Spans: ``trace`` ``[T]``; ``answer`` ``[A]`` if the trace is valid, else absent.
+        Spans: ``trace`` ``[T]``; ``answer`` ``[A]`` and ``first``, the first token of it, if the trace is valid, else
+        absent.
         """
         prompt = self.prior(problem)
         ids, spans = self._trace(prompt, rollout)
         if rollout.valid:
             ids += self._after_trace(rollout)
             answer = self.answer(problem)
-            spans["answer"] = Span(len(ids), len(ids) + len(answer))
+            spans |= {"answer": Span(len(ids), len(ids) + len(answer)), "first": Span(len(ids), len(ids) + 1)}
             ids += answer
         return Row(ids, spans, len(prompt))
 

@@ -47,7 +47,7 @@ def test_a_short_run_improves_the_base_and_its_control_does_not() -> None:
     assert after >= 0.5
     assert last["reward/prior"] > first["reward/prior"] + 2
     assert ends["true"][1] < after - 0.3
-    assert any("unread traces" in w for w in reports[0].warnings), "the control's failure has a name"
+    assert any("unsound lessons" in w for w in reports[0].warnings), "the control's failure has a name"
 
 
 def test_training_meets_no_problem_of_dev_or_test() -> None:

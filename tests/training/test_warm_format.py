@@ -39,7 +39,7 @@ def test_the_loss_is_the_plain_likelihood_of_solution_and_answer() -> None:
         tokens += len(rollout.trace_ids)
         for name, row in rows.items():
             log_probs = torch.log_softmax(model(torch.tensor([row.ids])).logits[0], -1)
-            for span, (start, stop) in row.spans.items():
+            for span, (start, stop) in ((s, at) for s, at in row.spans.items() if s != "first"):
                 taken = torch.stack([log_probs[i - 1, row.ids[i]] for i in range(start, stop)])
                 sums[name if span == "trace" else "answer"] -= float(
                     (taken.sum() if span == "trace" else taken.mean()).detach()

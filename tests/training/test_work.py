@@ -33,7 +33,8 @@ def ready_run(method: str, **algorithm: Any) -> Run:
     run.reward = (lambda problem, text: float(len(text) % 7 + text.count("1"))) if run.algorithm.verified else None
     training = run.config.training.model_copy(update={"stream_norms_every": 0})
     guards = run.config.guards.model_copy(update={"publish_check_every": 0})
-    run.config = run.config.model_copy(update={"training": training, "guards": guards})
+    report = run.config.report.model_copy(update={"thoughts_every": 0})
+    run.config = run.config.model_copy(update={"training": training, "guards": guards, "report": report})
     return run
 
 

@@ -14,6 +14,7 @@ is maximised; at test time only the prior is used. Per step and question:
     policy   − c · min(ρA, clip(ρ, 1−ε, 1+ε)A),   ρ = m_new/m_old,  c = min(m_old/s_old, cap),  s = the trace's source
     kl       KL(m‖p) per token, gradient through p and q, not on traces cut at the length limit
     nll      − mean_j log p(y_j|x,z) on valid traces drawn from the prior with A > 0
+             (nll = "read", ours: and with log p(y|x,z) > log p(y|x,∅), the answer after an empty thought)
 
 Evidence (docs: spec ``covrl.md``). The authors' code is not public and the paper was read through secondary
 sources. CONFIRMED by them: the bound, ½/½ per-token mixing, KL(m‖p) as a loss of its own against the current prior,
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from covrl.algorithms.base import Admission, Algorithm, LossTokens, Setup, Stream
 from covrl.algorithms.covrl_monitors import covrl_metrics, covrl_warnings
+from covrl.algorithms.one_prompt import EMPTY_READING, empty_log_likelihood, empty_thought
 from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.generation.random import uniform
@@ -97,12 +99,18 @@ class CoVRLConfig(Settings):
     kl_in_return: bool = Field(
         False, description="A_t −= β Σ_{u>t} kl_u: the half of the KL's gradient that a KL loss leaves out (INFERRED)"
     )
-    reward: Form = Field("sum", description="form of log p(y|x,z). INFERRED: sum, the ELBO's unit")
+    reward: Form | Literal["gain"] = Field(
+        "sum",
+        description="form of log p(y|x,z). INFERRED: sum, the ELBO's unit. gain: what the trace adds to the answer's "
+        "log p after an empty thought, at least 0 (ours), so that a trace that misleads costs no more than none",
+    )
     invalid_penalty: float = Field(1.0, ge=0, description="an invalid trace earns the worst valid reward minus this")
-    nll: Literal["selective", "exact", "off"] = Field(
+    nll: Literal["selective", "read", "exact", "off"] = Field(
         "selective",
-        description="selective: prior-drawn, valid, A > 0 (CONFIRMED), mean over answer tokens (INFERRED); "
-        "exact: all valid traces, sum over tokens, as in the ELBO's gradient",
+        description="selective: prior-drawn, valid, A > 0 (CONFIRMED), mean over answer tokens (INFERRED); read: those "
+        "of them alone after which the answer is likelier than after an empty thought (ours), as training it after "
+        "traces that mislead teaches it to ignore them; exact: all valid traces, sum over tokens, as in the ELBO's "
+        "gradient",
     )
     nll_weight: float = Field(1.0, ge=0, description="λ. Less is reported to hurt; the value is INFERRED")
 
@@ -143,7 +151,11 @@ class CoVRL(Algorithm):
         self.training = (Reading("trace", both, head, names), answer)
         whole = partial(composite_entropy, detach_reference=self.detach_reference)
         self.merged = (self.scoring[0]._replace(head=whole), answer)
-        nll_per = prior_traces if config.nll == "selective" else trace_tokens
+        if config.nll == "read" or config.reward == "gain":
+            self.contexts += (empty_thought(self.prompts),)
+            self.scoring += (EMPTY_READING,)
+            self.merged += (EMPTY_READING,)
+        nll_per = prior_traces if config.nll in ("selective", "read") else trace_tokens
         self.streams = (
             Stream("policy", "trace", 1.0, trace_tokens),
             Stream("kl", "trace", config.beta, trace_tokens),
@@ -176,20 +188,38 @@ class CoVRL(Algorithm):
 
     def _credit_group(self, group: ScoredGroup) -> list[Credit]:
         rewards = self._rewards(group)
-        traces = zip(group.rollouts, group.scores, rewards, centred(rewards), strict=True)
+        advantages = centred(rewards)
+        taught = self._answers_taught(group, advantages)
+        traces = zip(group.rollouts, group.scores, rewards, advantages, taught, strict=True)
         return [self._credit(*trace) for trace in traces]
 
     def _rewards(self, group: ScoredGroup) -> list[float]:
         """R of each trace; one that has no answer earns the worst valid reward minus the penalty."""
-        form = self.config.reward
         valid = [
-            answer_reward(s[ANSWER], form) + (r.reward or 0.0) if r.valid else None
+            self._worth(group, s) + (r.reward or 0.0) if r.valid else None
             for r, s in zip(group.rollouts, group.scores, strict=True)
         ]
         worst = min(reward for reward in valid if reward is not None) - self.config.invalid_penalty
         return [worst if reward is None else reward for reward in valid]
 
-    def _credit(self, rollout: Rollout, scores: Scores, reward: float, advantage: float) -> Credit:
+    def _worth(self, group: ScoredGroup, scores: Scores) -> float:
+        form = self.config.reward
+        if form == "gain":
+            return max(answer_reward(scores[ANSWER], "sum") - empty_log_likelihood(group), 0.0)
+        return answer_reward(scores[ANSWER], form)
+
+    def _answers_taught(self, group: ScoredGroup, advantages: Sequence[float]) -> list[bool]:
+        """Whether the answer after each trace is trained."""
+        taught = [ANSWER in scores and self.config.nll != "off" for scores in group.scores]
+        if self.config.nll in ("selective", "read"):
+            chosen = zip(taught, group.rollouts, advantages, strict=True)
+            taught = [t and rollout.source == "prior" and advantage > 0 for t, rollout, advantage in chosen]
+        if self.config.nll == "read":
+            empty = empty_log_likelihood(group)
+            taught = [t and answer_reward(s[ANSWER], "sum") > empty for t, s in zip(taught, group.scores, strict=True)]
+        return taught
+
+    def _credit(self, rollout: Rollout, scores: Scores, reward: float, advantage: float, taught: bool) -> Credit:
         config = self.config
         value = torch.full_like(scores[P], advantage)
         weights: dict[str, Tensor] = {}
@@ -198,7 +228,7 @@ class CoVRL(Algorithm):
             if config.kl_in_return:
                 value -= config.beta * _after(self._old_kl(rollout, scores))
         weights["policy"] = self._source_correction(rollout, scores) * value
-        if ANSWER in scores and self._trains_answer(rollout, advantage):
+        if taught:
             per_token = 1.0 if config.nll == "exact" else 1.0 / len(scores[ANSWER])
             weights["nll"] = torch.full_like(scores[ANSWER], per_token)
         return Credit(weights, {SOURCE: source_log_prob(rollout, scores)}, reward, advantage)
@@ -211,11 +241,6 @@ class CoVRL(Algorithm):
             drawn = torch.logaddexp(alpha.log() + scores[P], (1 - alpha).log() + scores[Q])
         soft_clip = capped if self.config.soft_clip == "cap" else smoothly_capped
         return soft_clip((composite_log_prob(scores[P], scores[Q]) - drawn).exp(), self.config.ratio_cap)
-
-    def _trains_answer(self, rollout: Rollout, advantage: float) -> bool:
-        if self.config.nll == "selective":
-            return rollout.source == "prior" and advantage > 0
-        return self.config.nll == "exact"
 
     def _old_kl(self, rollout: Rollout, scores: Scores) -> Tensor:
         if self.config.kl == "exact":

@@ -29,7 +29,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, LossTokens, Setup, Stream
@@ -41,6 +41,7 @@ from covrl.algorithms.one_prompt import (
     P,
     answer_log_likelihoods,
     constant,
+    empty_log_likelihood,
     shaping,
     softmax,
     with_a_valid_trace,
@@ -58,12 +59,22 @@ class JEPOConfig(Settings):
         "single", description="single: E[log π(y|x,z)]; multi: E[log of the mean of π(y|x,z) over the group]"
     )
     nll_weight: float = Field(1.0, ge=0, description="λ on the answer's term. 1 is the bound's gradient (VERIFIED)")
+    nll: Literal["all", "read"] = Field(
+        "all",
+        description="all: after every trace, as in the bound's gradient; read: only after traces with "
+        "ℓ > log π(y|x,∅), the answer after an empty thought (ours, as in covrl): the others teach it to ignore them",
+    )
     invalid_penalty: float = Field(
         1.0, ge=0, description="ℓ of a trace that does not close: the group's worst minus this (INFERRED)"
     )
     kl_weight: float = Field(
         0.0, ge=0, description="β of a k3 loss to the frozen base; 0 keeps no reference model (INFERRED default)"
     )
+
+    @model_validator(mode="after")
+    def _used(self) -> JEPOConfig:
+        self.refuse_idle("nll", self.nll_weight == 0, "nll_weight = 0")
+        return self
 
 
 class JEPO(OnePrompt):
@@ -79,6 +90,8 @@ class JEPO(OnePrompt):
 
     def __init__(self, config: JEPOConfig, setup: Setup) -> None:
         super().__init__(config, setup)
+        if config.nll == "read":
+            self.read_empty_thought()
         per = traces if config.bound == "single" else groups_count
         self.streams: tuple[Stream, ...] = (
             Stream("policy", "trace", 1.0, per),
@@ -101,11 +114,14 @@ class JEPO(OnePrompt):
         else:
             values = _improvements(likelihoods, bonus)
             shares = _shares(found)
+        if self.config.nll == "read":
+            empty = empty_log_likelihood(group)
+            shares = [w if f is not None and f > empty else 0.0 for w, f in zip(shares, found, strict=True)]
         rows = zip(group.scores, likelihoods, bonus, values, shares, strict=True)
         credits = []
         for scores, likelihood, extra, value, share in rows:
             weights = {"policy": constant(scores[P], value)}
-            if ANSWER in scores and self.config.nll_weight:
+            if ANSWER in scores and share and self.config.nll_weight:
                 weights["nll"] = constant(scores[ANSWER], share)
             if self.config.kl_weight:
                 weights["kl"] = constant(scores[P], 1.0)

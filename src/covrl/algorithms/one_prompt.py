@@ -19,6 +19,7 @@ from covrl.algorithms.base import Admission, Algorithm, ModelSpec, Setup
 from covrl.evaluation.leak import leak_rates
 from covrl.generation.base import Draw
 from covrl.objectives import centred, leave_one_out, standardised
+from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, Row, ScoredGroup, Scores
 from covrl.rewards.likelihood import answer_reward, is_floored
 from covrl.scoring.head import log_prob, log_prob_entropy
@@ -31,6 +32,10 @@ TRACE_READING = Reading("trace", ("prior",), log_prob, ("prior",))
 TRACE_SCORING = Reading("trace", ("prior",), log_prob_entropy, ("prior", "entropy"))
 ANSWER_READING = Reading("answer", ("prior",), log_prob, ("prior",))
 REFERENCE_READING = Reading("trace", ("reference",), log_prob, ("reference",))
+
+EMPTY = Output("direct", "direct")
+EMPTY_READING = Reading("direct", ("direct",), log_prob, (EMPTY.name,))
+"""log p(y|x,∅) per token of the answer, ``[A]``: one row a question, which the group's first rollout has."""
 
 FROZEN = ModelSpec("reference")
 
@@ -75,6 +80,12 @@ class OnePrompt(Algorithm):
         self.scoring += (REFERENCE_READING,)
         self.merged = self.scoring if self.merges else ()
 
+    def read_empty_thought(self) -> None:
+        """Also score the answer after an empty thought."""
+        self.contexts += (empty_thought(self.prompts),)
+        self.scoring += (EMPTY_READING,)
+        self.merged = self.scoring if self.merges else ()
+
     def read_responses(self, model: str = "policy") -> None:
         """Train whole responses; ``model`` scores the reference answer in the place of the response's own.
 
@@ -107,6 +118,20 @@ class OnePrompt(Algorithm):
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         return likelihood_warnings(metrics, self.reward_in)
+
+
+def empty_thought(prompts: Prompts, model: str = "policy") -> Context:
+    """``model`` reads the answer after an empty thought, in the place of a group's first rollout alone."""
+
+    def render(problem: Problem, rollout: Rollout) -> Row | None:
+        return prompts.direct_row(problem, rollout) if rollout.request.index == 0 else None
+
+    return Context("direct", render, model)
+
+
+def empty_log_likelihood(group: ScoredGroup) -> float:
+    """log p(y|x,∅) in nats, floored as log p(y|x,z) is; for methods that read it."""
+    return next(answer_reward(s.values[EMPTY], "sum") for s in group.scores if EMPTY in s.values)
 
 
 def shaping(rollout: Rollout) -> float:

@@ -32,13 +32,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, LossTokens, ModelSpec, Setup, Stream
-from covrl.algorithms.one_prompt import ANSWER, OnePrompt, P, constant, likelihood_metrics, mean, shaping
+from covrl.algorithms.one_prompt import ANSWER, OnePrompt, P, constant, empty_thought, likelihood_metrics, mean, shaping
 from covrl.config import Settings
 from covrl.objectives import clipped_ratio, standardised, trace_tokens
-from covrl.records import Credit, Output, Problem, Rollout, Row, ScoredGroup, Scores
+from covrl.records import Credit, Output, ScoredGroup, Scores
 from covrl.rewards.likelihood import answer_reward
 from covrl.scoring.head import log_prob
-from covrl.scoring.pack import Context, Reading
+from covrl.scoring.pack import Reading
 
 DIRECT = Output("direct", "reference")
 
@@ -81,13 +81,9 @@ class RLPR(OnePrompt):
         self.usual_std: float | None = None
         self.models = (ModelSpec("reference"),)
         self.read_responses()
-        self.contexts += (Context("direct", self._direct_row, model="reference"),)
+        self.contexts += (empty_thought(self.prompts, model="reference"),)
         self.scoring += (Reading("direct", ("direct",), log_prob, ("reference",)),)
         self.streams = (Stream("policy", "trace", 1.0, trace_tokens),)
-
-    def _direct_row(self, problem: Problem, rollout: Rollout) -> Row | None:
-        """The baseline is the question's, so one row a question is enough."""
-        return self.prompts.direct_row(problem, rollout) if rollout.request.index == 0 else None
 
     def admit(self, groups: Sequence[ScoredGroup]) -> Admission:
         """Questions whose rewards differ enough; moves the running mean, so it is called once a step."""

@@ -70,6 +70,24 @@ CHARTS = (
         ("eval/log_prob", "eval/log_prob_closed"),
     ),
     ChartSpec(
+        LEARNING, "What the answer takes from its trace", "nats",
+        "Of the answer's first token: information is how much depends on which trace stands before it, entropy what is "
+        "open after a trace. In a healthy run both end near 0, as all traces come to agree. Information that falls "
+        "while entropy rises is an answer that hedges and no longer reads its trace.",
+        ("answer/information", "answer/entropy"), zero=True,
+    ),
+    ChartSpec(
+        LEARNING, "The same on held-out problems", "nats",
+        "After sampled prior traces of a few held-out problems.",
+        ("eval/answer_information", "eval/answer_entropy"), zero=True,
+    ),
+    ChartSpec(
+        LEARNING, "What a trace is worth to the answer", "nats",
+        "log p(answer) after a trace less that after an empty thought (gain), and less that after another problem's "
+        "trace (read). Below 0 where a base's traces mislead; rises well above 0 where thinking helps.",
+        ("thought/gain", "thought/read", "eval/thought_gain", "eval/thought_read"),
+    ),
+    ChartSpec(
         LEARNING, "Reward by source", "",
         "In a likelihood method nats of log p(answer | question, trace), where 0 is certainty, and the shaded gap "
         "narrows; with a verifier the share of right responses. Rises.",

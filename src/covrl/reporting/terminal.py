@@ -34,6 +34,7 @@ ROWS = (
     ("prior reward", "reward/prior", "nats", "nats", PRIOR),
     ("posterior reward", "reward/posterior", "nats", "nats", POSTERIOR),
     ("KL", "kl/nats_per_trace", "nats", "nats/trace", PLAIN),
+    ("information", "answer/information", "nats", "nats", PLAIN),
     ("held-out accuracy", ACCURACY, "share", "", PLAIN),
 )
 _BLOCKS = "▁▂▃▄▅▆▇█"

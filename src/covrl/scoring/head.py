@@ -70,6 +70,16 @@ def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
     return (_at(torch.log_softmax(single, dim=-1), targets),)
 
 
+def distribution(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
+    """The probabilities of all tokens, ``[n, V]``, under the one context that is read: for spans of one token a row.
+
+    The targets are not looked at. It is the one head with a vocabulary axis, so no loss may use it.
+    """
+    del targets
+    (single,) = logits
+    return (torch.softmax(single, dim=-1),)
+
+
 def composite(
     logits: Sequence[Tensor], targets: Tensor, detach_reference: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from covrl.config import RunConfig
 from covrl.errors import NonFiniteError
+from covrl.evaluation.reading_watch import ReadingWatch
 from covrl.evaluation.reward_watch import RewardWatch
 from covrl.records import Credit, ScoredGroup
 from covrl.rewards.functions import RewardFunction, name_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 class Guard:
     """The guards of one run and what they remember: steps left out, recent metrics, the last look at the generator, the
-    training reward beside held-out accuracy.
+    training reward beside held-out accuracy, how much the answer takes from its trace.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -40,19 +41,21 @@ class Guard:
         self.skipped = 0
         self.divergence = Divergence([parse_condition(c) for c in config.guards.stop_when], config.guards.window)
         self.watch = RewardWatch()
+        self.reading = ReadingWatch()
         self.stale: str | None = None
         self.publish = PublishCheck()
         self.remarks: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
         recent, watch = self.divergence.state_dict(), self.watch.state_dict()
-        return {"skipped": self.skipped, "recent": recent, "watch": watch}
+        return {"skipped": self.skipped, "recent": recent, "watch": watch, "reading": self.reading.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; of a checkpoint from before the guards, nothing."""
         self.skipped = int(state.get("skipped", 0))
         self.divergence.load_state_dict(state.get("recent", {}))
         self.watch.load_state_dict(state.get("watch", {}))
+        self.reading.load_state_dict(state.get("reading", {}))
 
     def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None, world: Solo) -> str:
         """Keep what is needed to see it again; a warning if the step may be left out. All ranks call it.

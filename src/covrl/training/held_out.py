@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from covrl.evaluation.information import first_reading, information_metrics
+from covrl.evaluation.thoughts import thought_baselines, thought_metrics
 from covrl.generation.base import Draw, Sampling
-from covrl.records import Problem, Request, Rollout
+from covrl.records import Problem, Request, Rollout, ScoredGroup
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
@@ -15,6 +18,9 @@ from covrl.training.rollouts import response_tokens, sampling_of
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
+
+READ_PROBLEMS, READ_TRACES = 12, 3
+"""Held-out problems, and traces of each, on which it is measured what the answer takes from its trace."""
 
 
 def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
@@ -27,7 +33,7 @@ def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
         return {}, ""
     problems = run.held_out[: run.config.evaluation.problems]
     traces = _sampled_traces(run, problems)
-    metrics, marks = _log_prob(run, problems, traces), ""
+    metrics, marks = _log_prob(run, problems, traces) | _reading(run, problems), ""
     if run.evaluator.grade is not None:
         draw = Draw(run.config.training.seed, 0, "held-out likelihood")
         evaluator, temperature = run.evaluator, run.config.generation.temperature
@@ -42,9 +48,34 @@ def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
     return metrics, marks
 
 
-def _sampled_traces(run: Run, problems: Sequence[Problem]) -> list[Rollout]:
-    """One prior trace a problem at the temperature of training, with the same random numbers at every evaluation."""
+def _reading(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
+    """How much the answer takes from its trace, on the first held-out problems, where the method scores answers.
+
+    Few problems and traces, as they are sampled for this alone; the same ones at every evaluation.
+    """
+    if not first_reading(run.algorithm.contexts, run.algorithm.scoring):
+        return {}
+    asked = [p for p in problems[:READ_PROBLEMS] for _ in range(READ_TRACES)]
+    traces = _sampled_traces(run, asked, [i % READ_TRACES for i in range(len(asked))])
+    context, reading = (Context("prior", run.prompts.prior_row),), Reading("answer", ("prior",), log_prob, ("prior",))
+    readings = (reading, *first_reading(context, (reading,)))
+    scores = run.scores(context, readings, list(zip(asked, traces, strict=True)))
+    groups = [
+        ScoredGroup(asked[i], tuple(traces[i : i + READ_TRACES]), tuple(scores[i : i + READ_TRACES]))
+        for i in range(0, len(asked), READ_TRACES)
+    ]
+    worth = thought_metrics(groups, thought_baselines(run.scores, run.prompts, groups), "eval/thought_")
+    return information_metrics(groups, "eval/answer_") | worth
+
+
+def _sampled_traces(run: Run, problems: Sequence[Problem], indices: Sequence[int] | None = None) -> list[Rollout]:
+    """A prior trace a problem at the temperature of training, with the same random numbers at every evaluation.
+
+    A problem that comes often has another of the ``indices`` each time.
+    """
     asked = _prior_requests(run, problems)
+    if indices is not None:
+        asked = [replace(request, index=index) for request, index in zip(asked, indices, strict=True)]
     draw = Draw(run.config.training.seed, 0, "held-out likelihood")
     thinking = Sampling(sampling_of(run).max_tokens, run.config.prompts.close, run.config.generation.temperature)
     return with_fewer_rows(run, asked, thinking.max_tokens, lambda: run.generator.generate(asked, thinking, draw))

@@ -20,6 +20,8 @@ from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.errors import BrokenModelError, NonFiniteError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
+from covrl.evaluation.information import first_reading, groups_watched, information_metrics
+from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metrics
 from covrl.generation.base import Draw, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
@@ -28,6 +30,7 @@ from covrl.records import Credit, Group, Output, Problem, Rollout, ScoredGroup, 
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
+from covrl.scoring.text import vocabulary
 from covrl.training.divergence import comes_later
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
 from covrl.training.held_out import held_out_metrics
@@ -221,6 +224,7 @@ class Run:
         metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
         if "guard/skipped" not in update:
             metrics |= reward_metrics(kept, credits) | self.algorithm.monitors(kept, credits)
+            metrics |= information_metrics(kept)
         metrics |= update
         if self.label:
             metrics |= label_metrics(kept, credits, self.label, self.config.prompts.close)
@@ -237,7 +241,8 @@ class Run:
         shown = self._shown(kept, credits)
         shares = self.algorithm.verified and self.reward is None
         watched, parted = self.guard.watch.step(number, metrics, marks, shares)  # last: nothing takes it back
-        return StepReport(number, metrics | watched, (*self._remarks, *warnings, *parted), shown)
+        unread = self.guard.reading.step(metrics)
+        return StepReport(number, metrics | watched, (*self._remarks, *warnings, *parted, *unread), shown)
 
     def _learn(
         self, draw: Draw, clock: Clock
@@ -253,16 +258,18 @@ class Run:
         try:
             with self.world.whole_weights():
                 kept = self._collect(draw, clock, sampled, scored)
+                with clock("score"):
+                    worth = self._thought_baselines(kept)
             if self.merges:
                 gap = self._gap_of_few(scored, bool(kept))
                 with clock("train"):
                     groups, credits, update = self._merged_update(kept)
-                return sampled, scored, groups, credits, update | gap
+                return sampled, scored, groups, credits, update | gap | thought_metrics(groups, worth)
             credits = self.credit(kept)
             gap = self._gap_of_few(scored, not self.late or _any_weight(kept, credits, self.algorithm))
             with clock("train"):
                 update, read = self._update(kept, credits)
-            return sampled, scored, _with_values(kept, read), credits, update | gap
+            return sampled, scored, _with_values(kept, read), credits, update | gap | thought_metrics(kept, worth)
         except NonFiniteError as error:
             assert self._before is not None
             self._before.restore(self, keep_problems=True)
@@ -270,6 +277,13 @@ class Run:
             self._remarks.append(self.guard.non_finite(error, *at, self.folder, self.world))
         nothing = {"optim/updates": 0.0, "guard/skipped": float(self.guard.skipped)} | dict.fromkeys(TOTALS, 0.0)
         return sampled, scored, [], [], nothing
+
+    def _thought_baselines(self, groups: Sequence[ScoredGroup]) -> dict[str, Baseline]:
+        """Before the update, for half of the problems, on the steps for it of a method that scores answers."""
+        reads_answers = first_reading(self.algorithm.contexts, self.algorithm.scoring)
+        if not reads_answers or not self._due(self.config.report.thoughts_every, self.done + 1):
+            return {}
+        return thought_baselines(self.scores, self.prompts, groups, (len(groups) + 1) // 2)
 
     def _gap_of_few(self, scored: Sequence[ScoredGroup], reads: bool) -> dict[str, float]:
         """The sampler's metrics, before the update, where nothing of this step ``reads`` traces as they were sampled.
@@ -332,10 +346,26 @@ class Run:
         """Read every trace under the method's contexts, without gradients; ``without`` some of its readings."""
         pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
         wanted = [reading for reading in self.algorithm.scoring if reading not in without]
-        scores = self.scores(self.algorithm.contexts, wanted, pairs) if wanted else [Scores({}) for _ in pairs]
+        seen = sum(len(group.rollouts) for group in groups[: self._groups_watched(groups)])
+        first = first_reading(self.algorithm.contexts, wanted)
+        scores = [
+            *self._scores_of(pairs[:seen] if first else [], (*wanted, *first)),
+            *self._scores_of(pairs[seen:] if first else pairs, wanted),
+        ]
         scores = iter(self.mismatch.complete(pairs, scores, self.scores))
         rest(self.models.values())
         return [ScoredGroup(g.problem, g.rollouts, tuple(next(scores) for _ in g.rollouts)) for g in groups]
+
+    def _scores_of(self, pairs: Sequence[tuple[Problem, Rollout]], readings: Sequence[Reading]) -> list[Scores]:
+        return (
+            self.scores(self.algorithm.contexts, readings, pairs) if readings and pairs else [Scores({}) for _ in pairs]
+        )
+
+    def _groups_watched(self, groups: Sequence[Group] | Sequence[ScoredGroup]) -> int:
+        """How many of the first groups of a part of a step keep their answers' distributions."""
+        rollouts = max((len(group.rollouts) for group in groups), default=1)
+        every = groups_watched(vocabulary(self.models["policy"].model), rollouts)
+        return max(every // self.config.training.sampling_batches, 1)
 
     @property
     def merges(self) -> bool:
@@ -419,7 +449,7 @@ class Run:
         def attempt(limits: PassLimits) -> Merged:
             self.optimizer.zero_grad(set_to_none=True)
             made_of = (self.algorithm, self.models, groups, self._credit_read, limits, self._between)
-            return merged_gradient(*made_of, self.world)
+            return merged_gradient(*made_of, self.world, self._groups_watched(groups))
 
         found = self._with_less(attempt, [(g.problem, r) for g in groups for r in g.rollouts])
         metrics = _gradient_metrics(found.report, self._apply(found.groups, found.credits))

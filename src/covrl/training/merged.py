@@ -22,9 +22,10 @@ from torch import Tensor
 
 from covrl.algorithms.base import Algorithm
 from covrl.errors import NonFiniteError
+from covrl.evaluation.information import first_reading
 from covrl.records import Credit, Output, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Tokens, Unit, make_unit, padded_tokens, read, score
+from covrl.scoring.pack import Reading, Tokens, Unit, make_unit, padded_tokens, read, score
 from covrl.training.bundle import Culprit
 from covrl.training.parallel import Solo, deal
 from covrl.training.step import (
@@ -70,6 +71,7 @@ def merged_gradient(
     limits: PassLimits,
     between: Callable[[Exception | None], None],
     world: Solo | None = None,
+    watched: int = 0,
 ) -> Merged:
     """Add the gradient of admitted ``groups``, which have no scores yet, to the parameters' ``.grad``.
 
@@ -77,6 +79,9 @@ def merged_gradient(
     its forward ran into or None, and may raise. Groups of more than ``limits.tokens`` are scored, credited and trained
     one after the other; only these have ``Scores.tokens``, as reading the others for scores costs nothing beside
     training. No pass holds more than ``limits.tokens`` padded tokens, unless a single trace does.
+
+    The first ``watched`` groups also get the distribution of their answers' first token
+    (:data:`covrl.evaluation.information.FIRST`).
 
     In a ``world`` of several ranks all of them hold the same ``groups`` and no ``.grad``; each reads its share of the
     groups, and all end with the whole gradient, every group's scores and credit, and the same report.
@@ -89,9 +94,11 @@ def merged_gradient(
     every = _rows(algorithm, groups)
     large = [rows for rows in every if padded_tokens(rows.units) > limits.tokens]
     small = [rows for rows in every if padded_tokens(rows.units) <= limits.tokens]
-    found = _scored_first(algorithm, models, large, credit, limits, world) if large else {}
+    found = _scored_first(algorithm, models, large, credit, limits, world, watched) if large else {}
     scale, _ = scaled(algorithm, groups)
-    passes = _Passes(algorithm, models, credit, scale, limits, between, world, losses=dict.fromkeys(scale, 0.0))
+    passes = _Passes(
+        algorithm, models, credit, scale, limits, between, world, watched, losses=dict.fromkeys(scale, 0.0)
+    )
     found |= passes.run(small)
     report = passes.report()
     if large:  # which adds up the gradients of ranks
@@ -137,16 +144,27 @@ def _scored_first(
     credit: Callable[[Sequence[ScoredGroup]], list[list[Credit]]],
     limits: PassLimits,
     world: Solo,
+    watched: int,
 ) -> Credited:
     """Groups that are too ``large`` for a pass, read without gradients, each rank a share of the traces."""
 
-    def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
-        return score(models, algorithm.contexts, algorithm.scoring, mine, limits.tokens, limits.logits_bytes)
+    def scores(some: Sequence[_Rows], readings: Sequence[Reading]) -> list[Scores]:
+        def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
+            return score(models, algorithm.contexts, readings, mine, limits.tokens, limits.logits_bytes)
 
+        return world.shared(share, [(rows.group.problem, r) for rows in some for r in rows.group.rollouts])
+
+    first = first_reading(algorithm.contexts, algorithm.scoring)
+    seen, rest = _split(large, lambda rows: rows.place < watched)
     with world.whole_weights():
-        each = iter(world.shared(share, [(rows.group.problem, r) for rows in large for r in rows.group.rollouts]))
-    scored = [replace(rows.group, scores=tuple(next(each) for _ in rows.group.rollouts)) for rows in large]
-    return {r.place: both for r, both in zip(large, zip(scored, credit(scored), strict=True), strict=True)}
+        each = iter(scores(seen, (*algorithm.scoring, *first)) + scores(rest, algorithm.scoring))
+    scored = [replace(rows.group, scores=tuple(next(each) for _ in rows.group.rollouts)) for rows in (*seen, *rest)]
+    credits = zip(scored, credit(scored), strict=True)
+    return {rows.place: both for rows, both in zip((*seen, *rest), credits, strict=True)}
+
+
+def _split(every: Sequence[_Rows], wanted: Callable[[_Rows], bool]) -> tuple[list[_Rows], list[_Rows]]:
+    return [rows for rows in every if wanted(rows)], [rows for rows in every if not wanted(rows)]
 
 
 def _add(report: GradientReport, made: GradientReport) -> None:
@@ -168,6 +186,7 @@ class _Passes:
     limits: PassLimits
     between: Callable[[Exception | None], None]
     world: Solo
+    watched: int
     losses: dict[str, float]
     rows: int = 0
     tokens: int = 0
@@ -224,8 +243,14 @@ class _Passes:
         found: Credited = {}
         reach: list[Tensor] = []
         try:
-            tokens = read(self.models, self.algorithm.contexts, self.algorithm.merged, units, self.limits.logits_bytes)
-            values = _by_unit(self.algorithm, tokens)
+            contexts, merged = self.algorithm.contexts, self.algorithm.merged
+            seen = {u.index for rows in pack if rows.place < self.watched for u in rows.units}
+            first = first_reading(contexts, merged) if seen else ()
+            tokens = read(self.models, contexts, (*merged, *first), units, self.limits.logits_bytes)
+            values = _by_unit(self.algorithm.scoring, tokens)
+            for index, found_first in _by_unit(first, tokens).items():
+                if index in seen:
+                    values[index] |= found_first
             scored = [replace(r.group, scores=tuple(Scores(values.get(u.index, {})) for u in r.units)) for r in pack]
             credits = self.credit(scored)
             found = {r.place: both for r, both in zip(pack, zip(scored, credits, strict=True), strict=True)}
@@ -285,10 +310,10 @@ def _trained(
     }
 
 
-def _by_unit(algorithm: Algorithm, tokens: Tokens) -> dict[int, dict[Output, torch.Tensor]]:
-    """What scoring reads, without gradient, by unit."""
+def _by_unit(readings: Sequence[Reading], tokens: Tokens) -> dict[int, dict[Output, torch.Tensor]]:
+    """What ``readings`` gave, without gradient, by unit."""
     found: dict[int, dict[Output, torch.Tensor]] = {}
-    for output in (Output(r.span, name) for r in algorithm.scoring for name in r.outputs):
+    for output in (Output(r.span, name) for r in readings for name in r.outputs):
         sizes = tokens.lengths[output.span]
         for (index, _), part in zip(sizes, tokens.values[output].detach().split([n for _, n in sizes]), strict=True):
             found.setdefault(index, {})[output] = part

@@ -352,7 +352,8 @@ def _loss_tokens(
 
     old = {output: tokens.values[output].detach() for output in _outputs(late)}
     known = {i: {**t.trace.scores.values, **t.credit.constants} for i, t in trained.items()}
-    for output in {o for values in known.values() for o in values if o.span in like}:
+    trained_on = {s.span for s in streams}
+    for output in {o for values in known.values() for o in values if o.span in like and o.span in trained_on}:
         old[output] = flat(output.span, {i: v[output] for i, v in known.items() if output in v})
     weight = {
         s.name: flat(s.span, {i: t.credit.weights[s.name] for i, t in trained.items() if s.name in t.credit.weights})
