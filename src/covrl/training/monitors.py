@@ -125,8 +125,8 @@ def label_warnings(metrics: Mapping[str, float]) -> list[str]:
         )
     if metrics.get("nll/selected_unsound_share", 0.0) > 0.5:
         found.append(
-            f"unsound lessons: {metrics['nll/selected_unsound_share']:.0%} of the traces whose answer is trained do not "
-            "lead to it, so the answer learns to ignore the trace"
+            f"unsound lessons: {metrics['nll/selected_unsound_share']:.0%} of the traces whose answer is trained do "
+            "not lead to it, so the answer learns to ignore the trace"
         )
     return found
 
