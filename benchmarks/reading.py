@@ -166,8 +166,8 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
         "Written by `python benchmarks/reading.py --table` from [reading.jsonl](reading.jsonl), which "
         "`python benchmarks/reading.py --task digits --task animals` and `--config FILE --name NAME` extend; one "
         "thread a run. Means over seeds, held-out problems, first → last step; information and entropy of the answer's "
-        "first token in nats ([what they are](../evaluation.md#does-the-answer-read-the-trace)). The last column names the "
-        "warnings of any seed with the step of the first one.",
+        "first token in nats ([what they are](../evaluation.md#does-the-answer-read-the-trace)). The last column names "
+        "the warnings of any seed with the step of the first one.",
     ]
     for task, steps in sorted({(r["task"], r["steps"]) for r in lines}):
         parts.append(f"## {task}, {steps} steps")
