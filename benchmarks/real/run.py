@@ -1,0 +1,216 @@
+"""A real model learns without a verifier: ``python benchmarks/real/run.py [--out runs/real]``, or ``make real``.
+
+Fetches SmolLM2-135M-Instruct, makes word problems of several steps, teaches the form of a trace from solutions of two
+and three steps, trains on problems of four steps with their answers alone, and shows accuracy on held-out problems
+before and after. What is there already is not done again, so the command may be cut and started anew.
+
+    --method NAME   the method of the training (default: covrl)
+    --seed N        of the training
+    --steps N       of the training
+    --control KIND  shuffled-hints: the posterior is shown another problem's answer; shuffled-answers: every problem has
+                    another problem's answer; format: the lessons in the format go on instead of the training
+
+Everything stands in ``--out``: ``model``, ``taught`` and the problems, which runs of other methods and seeds share, and
+a folder for each run with its report and ``real.json`` (figures, seconds, machine).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import problems as word_problems
+
+if TYPE_CHECKING:
+    from covrl.records import Problem
+    from covrl.training.loop import Run
+
+HERE = Path(__file__).resolve().parent
+CONTROLS = ("none", "shuffled-hints", "shuffled-answers", "format")
+LESSONS, LESSON_RATE = 20, "3e-5"
+MORE_LESSONS = 30
+"""Lessons of the control that goes on with the format, beyond those that every run begins from."""
+SHOWN = 3
+
+
+def main() -> int:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/real"))
+    parser.add_argument("--model", type=Path, help="a folder with the model, in the place of the download")
+    parser.add_argument("--method", default="covrl")
+    parser.add_argument("--control", choices=CONTROLS, default="none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    given = parser.parse_args()
+    base = prepare(given.out, given.model)
+    print_table("the model after its lessons in the format", base)
+    name = "-".join([given.method, *([] if given.control == "none" else [given.control]), f"seed{given.seed}"])
+    folder = given.out / name
+    done = folder / "real.json"
+    if not done.exists():
+        seconds = train(given, folder)
+        found = measure(given.out, trained_model(folder), given.seed)
+        record = {"method": given.method, "control": given.control, "seed": given.seed, "steps": given.steps}
+        record |= {"settings": given.settings, "base": base, "trained": found, "train_s": round(seconds, 1)}
+        write_json(done, record | {"machine": machine()})
+    record = json.loads(done.read_text(encoding="utf-8"))
+    print_table(f"after {record['steps']} steps of {name} ({record['train_s'] / 60:.0f} minutes)", record["trained"])
+    for before, after in list(zip(base["examples"], record["trained"]["examples"], strict=True))[:SHOWN]:
+        print(f"\n{before['question']}  [{before['reference']}]\n  before: {before['said']}\n  after:  {after['said']}")
+    print(f"\nreport: {folder / 'report.html'}")
+    return 0
+
+
+def prepare(out: Path, model: Path | None) -> dict[str, Any]:
+    """The model, the problems and the taught model in ``out``; the figures of the taught model on the test problems."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "model").exists():
+        if model is not None:
+            (out / "model").symlink_to(model.resolve())
+        else:
+            covrl_python(str(HERE.parent / "real_model.py"), str(out / "model"))
+    for name, rows in word_problems.splits().items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    for name in ("format.toml", "train.toml"):
+        (out / name).write_text((HERE / name).read_text(encoding="utf-8"), encoding="utf-8")
+    done = out / "taught.json"
+    if not done.exists():
+        start = time.perf_counter()
+        teach(out, "model", "taught", LESSONS)
+        seconds = time.perf_counter() - start
+        write_json(done, measure(out, out / "taught", 0) | {"lessons_s": round(seconds, 1), "machine": machine()})
+    return json.loads(done.read_text(encoding="utf-8"))
+
+
+def teach(out: Path, start: str, target: str, steps: int) -> None:
+    """Lessons in the format, from the model of folder ``start`` to that of folder ``target``."""
+    words = ["warm-format", "--config", "format.toml", "--out", target, "--roles", "prior", "--steps", str(steps)]
+    words += ["--until", "1.0", "--learning-rate", LESSON_RATE, "--set", f"model.path={start}"]
+    covrl_python("-m", "covrl", *words, cwd=out)
+
+
+def train(given: argparse.Namespace, folder: Path) -> float:
+    """The training of one run, resumed where it was cut; its seconds in this process."""
+    start = time.perf_counter()
+    if given.control == "format":
+        teach(given.out, "taught", f"{folder.name}/model", MORE_LESSONS)
+        return time.perf_counter() - start
+    settings = [f"algorithm.name={given.method}", f"training.seed={given.seed}", f"training.steps={given.steps}"]
+    if given.control == "shuffled-hints":
+        settings.append("problems.shuffle_hints=true")
+    if given.control == "shuffled-answers":
+        shuffle_answers(given.out, given.seed)
+        settings.append(f"problems.train=shuffled{given.seed}.jsonl")
+    words = [part for setting in (*settings, *given.settings) for part in ("--set", setting)]
+    resume = ["--resume"] if (folder / "config.toml").exists() else []
+    covrl_python("-m", "covrl", "train", "--config", "train.toml", "--out", folder.name, *resume, *words, cwd=given.out)
+    return time.perf_counter() - start
+
+
+def shuffle_answers(out: Path, seed: int) -> None:
+    """``shuffledN.jsonl``: the training problems, each with another one's answer."""
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [row["answer"] for row in rows]
+    random.Random(seed).shuffle(answers)
+    text = "".join(json.dumps(row | {"answer": a}) + "\n" for row, a in zip(rows, answers, strict=True))
+    (out / f"shuffled{seed}.jsonl").write_text(text, encoding="utf-8")
+
+
+def trained_model(folder: Path) -> Path:
+    """The last model of a run, or that of the format control."""
+    last = sorted((folder / "checkpoints").glob("step-*"))
+    return last[-1] / "model" if last else folder / "model"
+
+
+def measure(out: Path, model: Path, seed: int) -> dict[str, Any]:
+    """Accuracy on the test problems: greedy with a thought and without, and sampled; five steps; lengths; examples."""
+    from covrl.assembly import build
+    from covrl.config import RunConfig, check, override, read_toml
+    from covrl.generation.base import Draw
+    from covrl.problems.loading import load_problems
+
+    table = override(read_toml(out / "train.toml"), (f"model.path={model}",))
+    table["problems"] = {"train": str(out / "held_out.jsonl")}
+    run = build(check(RunConfig, table), evaluation_only=True)
+    test, longer = (load_problems(str(out / f"{name}.jsonl")) for name in ("test", "longer"))
+    assert run.evaluator is not None
+    greedy, sampled = (run.evaluator(test, heat, Draw(seed, 0)) for heat in (0.0, 1.0))
+    return {
+        "problems": len(test),
+        "greedy": greedy.accuracy,
+        "sampled": sampled.accuracy,
+        "without_thought": direct_accuracy(run, test),
+        "longer_greedy": run.evaluator(longer, 0.0, Draw(seed, 0)).accuracy,
+        "tokens": sum(len(g.rollout.trace_ids) for g in sampled.graded) / len(test),
+        "closed": sum(g.rollout.valid for g in sampled.graded) / len(test),
+        "marks": "".join("1" if g.verdict == "right" else "0" for g in greedy.graded),
+        "examples": [
+            {"question": g.problem.question, "reference": g.problem.answer, "said": f"{g.rollout.text} {g.answer}"}
+            for g in greedy.graded[:SHOWN]
+        ],
+    }
+
+
+def direct_accuracy(run: Run, test: Sequence[Problem]) -> float:
+    """Greedy accuracy of answers after an empty thought."""
+    from covrl.evaluation.accuracy import said_in
+    from covrl.generation.base import Draw, Sampling
+    from covrl.records import Request, Rollout
+
+    prompts, evaluator = run.prompts, run.evaluator
+    assert evaluator is not None
+    assert evaluator.grade is not None
+    empty = Rollout(Request("", 0, (), "prior"), prompts.close_ids, (), "closed", "sampled", prompts.config.close)
+    asked = [Request(p.id, 0, prompts.answer_prompt(p, empty), "prior") for p in test]
+    replies = evaluator.generator.generate(
+        asked, Sampling(evaluator.max_answer_tokens, prompts.config.answer_suffix, 0.0), Draw(0, 0, "direct")
+    )
+    verdicts = evaluator.grade([(p, said_in(reply, prompts)) for p, reply in zip(test, replies, strict=True)])
+    return sum(verdict == "right" for verdict in verdicts) / len(test)
+
+
+def print_table(title: str, found: Mapping[str, Any]) -> None:
+    """One model's figures as a person reads them."""
+    print(f"\n{title}: {found['problems']} test problems of four steps")
+    rows = {"greedy": "greedy, with a thought", "sampled": "sampled, with a thought"}
+    rows |= {"without_thought": "greedy, without a thought", "longer_greedy": "five steps, greedy"}
+    for key, words in rows.items():
+        print(f"  {words:28} {found[key]:6.1%}")
+    print(f"  {'tokens of a thought':28} {found['tokens']:6.1f}   closed {found['closed']:.0%}")
+
+
+def covrl_python(*words: str, cwd: Path | None = None) -> None:
+    """This interpreter with ``words``; ends this program where that one fails."""
+    done = subprocess.run([sys.executable, *words], cwd=cwd, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def machine() -> str:
+    """The machine in words."""
+    import torch
+
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
