@@ -2,6 +2,7 @@
 # make test         the environment, then the tests
 # make check        the tests, the linter and the type checker: what CI runs
 # make check-slow   the tests on a real pretrained model, which is downloaded once: CI runs them after `check`
+# make real         a real pretrained model learns without a verifier; `make real ARGS='--method jepo --seed 1'`
 # make fuzz         the property tests with new random draws
 # make test-compile adds the tests that compile whole models, about a minute
 # make test-gym     adds the extra reasoning-gym to the environment, and runs the test of its scorers
@@ -14,7 +15,7 @@ VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test test-compile test-gym fuzz check check-slow base base-common probe clean
+.PHONY: quickstart real test test-compile test-gym fuzz check check-slow base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
@@ -45,6 +46,10 @@ check: test
 # no package index can be reached.
 check-slow: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/real -rs --durations=5 $(ARGS)
+
+# A real model learns without a verifier: downloads it once, then takes about an hour of two cores (ARGS: see the file).
+real: $(READY)
+	$(VENV)/bin/python benchmarks/real/run.py $(ARGS)
 
 # Makes the shipped base again (about 6 minutes on one core), and measures what it does with a hint.
 base: $(READY)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speed.meter import asked, begin, emit
-from speed.processes import Bench
+from speed.processes import Bench, machine
 from speed.workloads import Workload, workload_of
 
 ROWS = 16
@@ -28,9 +28,14 @@ REAL_TOLERANCE = {"float32": (2e-3, 2e-4), "mixed": (1.0, 0.08)}
 
 
 def agreement(bench: Bench, workload: Workload, model: str) -> dict[str, Any]:
-    """Largest and mean difference for each dtype, over the same tokens; ``equal`` if all are within the tolerance."""
+    """Largest and mean difference for each dtype, over the same tokens; ``equal`` if all are within the tolerance.
+
+    A real model is read in ``mixed`` only where the processor has units for it: emulated, it takes minutes.
+    """
     found: dict[str, Any] = {}
     for dtype in TOLERANCE:
+        if dtype == "mixed" and workload.real and not machine()["bfloat16"]:
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             task: dict[str, Any] = {
                 "workload": workload.name,
@@ -40,7 +45,7 @@ def agreement(bench: Bench, workload: Workload, model: str) -> dict[str, Any]:
             }
             bench.worker("agree", side="ours", **task)
             found[dtype] = bench.worker("agree", peer=True, side="peer", **task)
-    return found | {"equal": all(within(dtype, found[dtype], workload.real) for dtype in TOLERANCE)}
+    return found | {"equal": all(within(dtype, one, workload.real) for dtype, one in found.items())}
 
 
 def within(dtype: str, found: dict[str, float], real: bool = False) -> bool:

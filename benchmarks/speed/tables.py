@@ -128,7 +128,7 @@ def settings(steps: Sequence[Record]) -> list[str]:
     rows = []
     for r in steps:
         phases = ", ".join(f"{r['ours']['phases'][name]:.2f}" for name in ("generate", "score", "train"))
-        apart = ", ".join(f"{r['log_probs'][d]['largest']:.0e}" for d in ("float32", "mixed"))
+        apart = ", ".join(f"{r['log_probs'][d]['largest']:.0e}" for d in ("float32", "mixed") if d in r["log_probs"])
         same = "" if r["log_probs"]["equal"] else ": DIFFER"
         used = [", ".join(map(str, r[side]["settings"].values())) for side in ("ours", "peer")]
         rows.append((r["workload"], str(r["threads"]), *used, phases, apart + same))
