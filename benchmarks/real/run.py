@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import problems as word_problems
+import several_steps
 
 if TYPE_CHECKING:
     from covrl.records import Problem
@@ -79,7 +79,7 @@ def prepare(out: Path, model: Path | None) -> dict[str, Any]:
             (out / "model").symlink_to(model.resolve())
         else:
             covrl_python(str(HERE.parent / "real_model.py"), str(out / "model"))
-    for name, rows in word_problems.splits().items():
+    for name, rows in several_steps.splits().items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     for name in ("format.toml", "train.toml"):

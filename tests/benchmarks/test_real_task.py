@@ -13,12 +13,12 @@ import pytest
 REAL = Path(__file__).resolve().parents[2] / "benchmarks/real"
 sys.path.append(str(REAL))
 
-import problems as word_problems  # noqa: E402  # ty: ignore[unresolved-import]
+import several_steps  # noqa: E402  # ty: ignore[unresolved-import]
 
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[dict[str, str]]]:
-    return word_problems.splits()
+    return several_steps.splits()
 
 
 def by_hand(question: str) -> int:
@@ -32,7 +32,7 @@ def by_hand(question: str) -> int:
 def test_every_answer_is_right_and_every_step_of_a_solution_is_true(splits: dict[str, list[dict[str, str]]]) -> None:
     for row in (row for rows in splits.values() for row in rows):
         assert int(row["answer"]) == by_hand(row["question"])
-        assert 0 <= int(row["answer"]) <= word_problems.LIMIT
+        assert 0 <= int(row["answer"]) <= several_steps.LIMIT
     for row in splits["taught"]:
         steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)\.", row["solution"])
         for a, sign, b, found in steps:
@@ -43,19 +43,19 @@ def test_every_answer_is_right_and_every_step_of_a_solution_is_true(splits: dict
 
 def test_no_question_is_in_two_files_and_sizes_are_kept_apart(splits: dict[str, list[dict[str, str]]]) -> None:
     questions = [row["question"] for rows in splits.values() for row in rows]
-    assert len(set(questions)) == len(questions) == sum(count for _, count in word_problems.FILES.values())
-    for name, (sizes, count) in word_problems.FILES.items():
+    assert len(set(questions)) == len(questions) == sum(count for _, count in several_steps.FILES.values())
+    for name, (sizes, count) in several_steps.FILES.items():
         assert len(splits[name]) == count
         assert {row["question"].count("Then") for row in splits[name]} == set(sizes)
         assert all(("solution" in row) == (name == "taught") for row in splits[name])
 
 
 def test_the_same_seed_gives_the_same_problems_and_the_command_writes_them(tmp_path: Path) -> None:
-    assert word_problems.splits() == word_problems.splits()
-    assert word_problems.splits(1)["test"] != word_problems.splits()["test"]
-    subprocess.run([sys.executable, str(REAL / "problems.py"), str(tmp_path)], check=True)
+    assert several_steps.splits() == several_steps.splits()
+    assert several_steps.splits(1)["test"] != several_steps.splits()["test"]
+    subprocess.run([sys.executable, str(REAL / "several_steps.py"), str(tmp_path)], check=True)
     lines = (tmp_path / "test.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == word_problems.splits()["test"]
+    assert [json.loads(line) for line in lines] == several_steps.splits()["test"]
 
 
 def test_both_settings_ask_alike() -> None:

@@ -1,4 +1,4 @@
-"""Word problems of several steps, and their worked solutions: ``python benchmarks/real/problems.py FOLDER``.
+"""Word problems of several steps, and their worked solutions: ``python benchmarks/real/several_steps.py FOLDER``.
 
     Mia has 7 stamps. Then she gets 5 stamps. Then she loses 3 stamps. How many stamps does she have now?
     7 + 5 = 12. 12 - 3 = 9.                                                            The answer is 9.
