@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_every_answer_is_right_and_every_step_of_a_solution_is_true(splits: dict
         for a, sign, b, found in steps:
             assert int(a) + (int(b) if sign == "+" else -int(b)) == int(found)
         assert steps[-1][-1] == row["answer"]
-        assert all(before[-1] == after[0] for before, after in zip(steps, steps[1:], strict=False))
+        assert all(before[-1] == after[0] for before, after in pairwise(steps))
 
 
 def test_no_question_is_in_two_files_and_sizes_are_kept_apart(splits: dict[str, list[dict[str, str]]]) -> None:
