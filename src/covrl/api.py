@@ -33,6 +33,7 @@ from covrl.scoring.model import SHIPPED, load_model
 from covrl.secrets import redacted
 from covrl.training import durable
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
+from covrl.training.distribute import check_alike
 from covrl.training.folder import alone_in, model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import Run
@@ -106,7 +107,7 @@ def train(
     if isinstance(algorithm, str):
         algorithm = find_algorithm(algorithm)
     run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm)
-    folder = run.world.same(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
+    folder = run.world.broadcast(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
     if run.world.first:
         new_run_folder(folder)
     return train_run(run, folder, sinks)
@@ -134,7 +135,7 @@ def train_run(
     with ExitStack() as cleanup:
         if world.first:
             cleanup.enter_context(alone_in(folder))
-        world.check_alike(run)
+        check_alike(run)
         stop = cleanup.enter_context(StopRequest(say))
         run.folder, run.stopping = folder, lambda: stop.requested
         keeper = Keeper(run, folder)

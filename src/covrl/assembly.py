@@ -10,6 +10,7 @@ from typing import NamedTuple
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Algorithm, Setup
 from covrl.config import ProblemsConfig, RunConfig, check
+from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.generation.engines import make_generator
@@ -24,7 +25,7 @@ from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.compute import emulated_note
 from covrl.scoring.model import load_model
-from covrl.training.distributed import join_world
+from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.loop import Run
 from covrl.training.models import load_beside, load_policy
@@ -68,7 +69,7 @@ def build(
         policy, tokenizer = load_model(config.model, config.generation.temperature)
     else:
         policy, tokenizer = load_policy(config, policy_path, world)
-    config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, world.same(date.today()))})
+    config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, world.broadcast(date.today()))})
     prompts = Prompts(tokenizer, config.prompts)
     check_tokens(prompts, [*data.train, *data.held_out])
     check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], [*data.train, *data.held_out])
@@ -106,7 +107,7 @@ def build(
         world=world,
     )
     run = fit(run, trains=not evaluation_only)
-    world.distribute(run)
+    distribute(run)
     return run
 
 

@@ -442,7 +442,7 @@ def main() -> None:
     except TrainingStoppedError as error:
         end(str(error), 130 if isinstance(error, RunInterruptedError) else 1)
     except Exception as error:
-        from covrl.training.lifeline import is_out_of_memory
+        from covrl.distributed.deferred_oom import is_out_of_memory
 
         if not is_out_of_memory(error):  # not expected: Python would print it as it is, whatever it quotes
             crash(error)

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from covrl.api import build, resume, train, train_run
 from covrl.cli import main
 from covrl.config import RunConfig, check
+from covrl.distributed.world import World
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
@@ -35,7 +36,6 @@ from covrl.generation.vllm_server import ServerVllm
 from covrl.plugins import is_loopback
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
-from covrl.training.parallel import Solo
 from covrl.training.warm_format import warm_format
 
 CONFIG: dict[str, Any] = {
@@ -633,7 +633,7 @@ def refuse_weights(method: str, kwargs: dict[str, Any]) -> None:
 # --- which engine -------------------------------------------------------------------------------------------------
 
 
-class Several(Solo):
+class Several(World):
     size = 2
 
 
@@ -643,7 +643,7 @@ def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
     model = model_of(tokenizer)
     config = check(RunConfig, {"model": {"path": "x", "dtype": "float64"}})
     with pytest.raises(UserError, match="vLLM has no float64; use float32 or the torch engine"):
-        make_generator(config, engine, model, tokenizer, Solo())
+        make_generator(config, engine, model, tokenizer, World())
     with pytest.raises(UserError, match="with several processes only the torch engine samples"):
         make_generator(config, engine, model, tokenizer, Several())
 
@@ -651,7 +651,7 @@ def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
 def test_mixed_precision_samples_in_bfloat16(project: Path) -> None:
     tokenizer = TOKENIZERS["characters"]()
     config = check(RunConfig, {"model": {"path": "model", "dtype": "mixed"}})
-    make_generator(config, "vllm", AutoModelForCausalLM.from_pretrained("model"), tokenizer, Solo())
+    make_generator(config, "vllm", AutoModelForCausalLM.from_pretrained("model"), tokenizer, World())
     assert fake_vllm.LLM.made[-1].settings["dtype"] == "bfloat16"
 
 

@@ -20,12 +20,12 @@ from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.base import LossTokens
 from covrl.config import RunConfig
+from covrl.distributed.processes import join_world
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
 from covrl.records import Problem
 from covrl.training import distributed
 from covrl.training import fit as fitting
-from covrl.training.distributed import join_world
 from covrl.training.loop import Run
 from covrl.training.machine import Memory
 from covrl.training.sharding import whole
@@ -327,7 +327,7 @@ def interrupted(folder: Path, out: Path, during: str, ranks: Sequence[int]) -> d
             os.kill(os.getpid(), signal.SIGTERM)
 
     run.models["policy"].model.base_model.register_forward_pre_hook(count)
-    run.world.led(lambda: api.new_run_folder(out))
+    run.world.on_rank0(lambda: api.new_run_folder(out))
     try:
         api.train_run(run, out)
     except RunInterruptedError as error:
@@ -373,7 +373,7 @@ def main(folder: Path) -> None:
     found["others"] = {method: one_step(folder, method) for method in OTHERS}
     train(folder, folder / "by-two")
     found["resumed"] = {"sharded": resume(folder / "by-one-cut").world.sharded}
-    world.led(lambda: cut(folder / "by-two", folder / "again-by-two"))
+    world.on_rank0(lambda: cut(folder / "by-two", folder / "again-by-two"))
     resume(folder / "again-by-two")
 
     def of_all(own: Any) -> list[Any]:
@@ -389,7 +389,7 @@ def main(folder: Path) -> None:
     for name, (during, ranks) in STOPPED.items():
         out = folder / f"stopped {name}"
         found[f"stopped: {name}"] = {"ranks": of_all(interrupted(folder, out, during, ranks))}
-        world.led(lambda out=out: shutil.copytree(out / "checkpoints", folder / f"{out.name} at"))
+        world.on_rank0(lambda out=out: shutil.copytree(out / "checkpoints", folder / f"{out.name} at"))
         resume(out)
     assert world.size == int(os.environ["WORLD_SIZE"])
     if world.first:

@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from covrl import api
 from covrl.config import RunConfig
+from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.records import Problem
-from covrl.training.distributed import join_world
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
 PROMPTS = {

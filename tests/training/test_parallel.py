@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from covrl import api
 from covrl.config import to_toml
+from covrl.distributed.processes import _portable, _restored
+from covrl.distributed.world import deal, part_of
 from covrl.records import Output, Scores
 from covrl.training.bundle import read_bundle
-from covrl.training.distributed import _portable, _restored
-from covrl.training.parallel import deal, part_of
 from covrl.training.parts import load_parts, names_in
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -12,6 +12,7 @@ from torch import Tensor
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
 from covrl.config import RunConfig
+from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
@@ -20,7 +21,6 @@ from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.training.loop import Run
-from covrl.training.parallel import Solo
 from covrl.training.step import PassLimits, accumulate_gradient
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
@@ -142,7 +142,7 @@ def test_traces_without_weight_are_dropped_before_the_forward_and_still_counted_
     assert float(fewer_below.norm()) > float(gradient(run, limits, groups, idle).norm())
 
 
-class OneOfTwo(Solo):
+class OneOfTwo(World):
     """One of two ranks that hold whole weights, without the other: its losses and gradient stay its own."""
 
     size = 2

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from covrl.distributed.world import World
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
 from covrl.generation.random import trace_key, uniforms
@@ -20,7 +21,6 @@ from covrl.records import Request, Rollout
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.finite import broken
 from covrl.scoring.shared import NAME
-from covrl.training.parallel import Solo
 
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
@@ -67,11 +67,11 @@ class TorchGenerator:
 
     of_trainer = True
 
-    def __init__(self, model: Any, tokenizer: Any, rows_per_pass: int, world: Solo | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, rows_per_pass: int, world: World | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.rows_per_pass = rows_per_pass
-        self.world = world or Solo()
+        self.world = world or World()
         self.version = 0
         self.paths = DecodingPaths()
         self._rules = StopRules(tokenizer)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from covrl.config import GenerationConfig, RunConfig
+from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.generation.base import Generator
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.outside import OutsideGenerator
 from covrl.scoring.gguf import is_gguf
-from covrl.training.parallel import Solo
 
 VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
 """What vLLM computes in, by ``model.dtype``: mixed training reads its float32 weights in bfloat16 too."""
@@ -24,7 +24,7 @@ def rows_of(generation: GenerationConfig) -> int:
     return ROWS if generation.rows_per_pass == "auto" else generation.rows_per_pass
 
 
-def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, world: Solo) -> Generator:
+def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, world: World) -> Generator:
     """The engine ``engine`` for ``model``; how the torch engine decodes is not proved yet.
 
     Raises:

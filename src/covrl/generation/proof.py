@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.generation.decoding import LONG, MANY, ROOM
 from covrl.generation.engine import LADDER, DecodingPaths, TorchGenerator
@@ -19,7 +20,6 @@ from covrl.scoring.compute import weights_ready
 from covrl.scoring.model import LanguageModel, Paths
 from covrl.scoring.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, rope_switches, words
 from covrl.scoring.trust import tried
-from covrl.training.parallel import Solo
 
 STEPS = ROOM + 6
 """Tokens decoded to prove the logic: the room for keys grows on the way."""
@@ -32,7 +32,7 @@ COMPARED = 2
 
 
 def prove(
-    model: LanguageModel, engine: Any, tokenizer: Any, longest: int, source: str, world: Solo | None = None
+    model: LanguageModel, engine: Any, tokenizer: Any, longest: int, source: str, world: World | None = None
 ) -> list[str]:
     """Prove the paths of a model and, where it is the torch engine, of what samples from it.
 
@@ -42,7 +42,7 @@ def prove(
     Raises:
         UserError: the model cannot be computed with; names its ``source``.
     """
-    world, decodes = world or Solo(), isinstance(engine, TorchGenerator)
+    world, decodes = world or World(), isinstance(engine, TorchGenerator)
     said: list[str] = []
 
     def work() -> None:
@@ -51,10 +51,10 @@ def prove(
         said.extend(prove_scoring(trial))
         said.extend(prove_decoding(engine, trial) if decodes else [])
 
-    world.led(lambda: tried(f"model.path: cannot compute with {source!r}", work))
-    model.paths, model.noise, said = world.same((model.paths, model.noise, said))
+    world.on_rank0(lambda: tried(f"model.path: cannot compute with {source!r}", work))
+    model.paths, model.noise, said = world.broadcast((model.paths, model.noise, said))
     if decodes:
-        engine.paths = world.same(engine.paths)
+        engine.paths = world.broadcast(engine.paths)
     return said
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from covrl.distributed.world import local_part
 from covrl.errors import BrokenModelError
 from covrl.scoring.compute import computes_in_short_numbers
-from covrl.training.parallel import local_part
 
 
 def broken(model: Any, what: str) -> BrokenModelError:

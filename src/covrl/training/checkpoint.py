@@ -133,12 +133,12 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
         durable.finish(written, final, {"format": FORMAT, "made_with": made_with()})
 
     with durable.discarded_if_not_done(written) if world.first else nullcontext():
-        world.led(begin)
+        world.on_rank0(begin)
         run.save(written / "model")
         if world.sharded:
             save_parts(_optimizer_tensors(run), written / "optimizer")
-        world.led(finish)
-    world.led(lambda: [durable.remove(old) for old in checkpoints(root)[:-keep]])
+        world.on_rank0(finish)
+    world.on_rank0(lambda: [durable.remove(old) for old in checkpoints(root)[:-keep]])
     return final
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from covrl import api
 from covrl.config import RunConfig, config_from
+from covrl.distributed.processes import is_lost_peer
 from covrl.errors import RunBusyError, TrainingStoppedError, UserError
 from covrl.reporting.folder import summary_of
 from covrl.reporting.html import write_report
@@ -21,7 +22,6 @@ from covrl.reporting.trackers import check_trackers, make_trackers
 from covrl.scoring.compute import cannot_compile, is_compile_error
 from covrl.training import durable
 from covrl.training.checkpoint import leftovers
-from covrl.training.distributed import is_lost_peer
 from covrl.training.dry_run import dry_run
 from covrl.training.loop import Run
 from covrl.training.warm_format import roles_named, solved_problems, warm_format
@@ -50,16 +50,16 @@ def run_train(asked: TrainRequest) -> None:
         _rehearse(run)
         return
     check_trackers(run.config.report.trackers)
-    folder = run.world.same(asked.folder)
+    folder = run.world.broadcast(asked.folder)
     if asked.config is not None:
-        run.world.led(lambda: api.new_run_folder(folder))
+        run.world.on_rank0(lambda: api.new_run_folder(folder))
     elif run.done >= run.config.training.steps:
         if run.world.first:
             _nothing_left(run, folder)
         run.world.close()
         return
     else:
-        run.world.led(lambda: _check_free(folder))  # before a word of progress is printed
+        run.world.on_rank0(lambda: _check_free(folder))  # before a word of progress is printed
     if not run.world.first:  # it works as the first does, and neither prints nor writes
         with _continuing(folder):
             api.train_run(run, folder)

@@ -143,8 +143,8 @@ def least_memory(run: Run) -> Memory:
 
 def _measured_by_first(run: Run, trains: bool) -> Needs:
     found: list[Needs] = []
-    run.world.led(lambda: found.append(measured(run, trains)))
-    (needs,) = run.world.same(found)
+    run.world.on_rank0(lambda: found.append(measured(run, trains)))
+    (needs,) = run.world.broadcast(found)
     return needs
 
 

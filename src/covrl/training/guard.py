@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from covrl.config import RunConfig
+from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
 from covrl.evaluation.reading_watch import ReadingWatch
 from covrl.evaluation.reward_watch import RewardWatch
@@ -23,7 +24,6 @@ from covrl.rewards.functions import RewardFunction, name_of
 from covrl.scoring.text import trunk
 from covrl.training.bundle import Culprit, write_bundle
 from covrl.training.divergence import Divergence, parse_condition
-from covrl.training.parallel import Solo
 from covrl.training.publish_check import PublishCheck, canary
 from covrl.training.watchdog import Watchdog
 
@@ -57,7 +57,7 @@ class Guard:
         self.watch.load_state_dict(state.get("watch", {}))
         self.reading.load_state_dict(state.get("reading", {}))
 
-    def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None, world: Solo) -> str:
+    def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None, world: World) -> str:
         """Keep what is needed to see it again; a warning if the step may be left out. All ranks call it.
 
         Raises:
@@ -73,7 +73,7 @@ class Guard:
                 "config": self.config.model_dump(mode="json"),
             }
             kept = folder / "non-finite" / f"step-{step:06d}"
-            world.led(lambda: write_bundle(kept, error.culprits, facts))
+            world.on_rank0(lambda: write_bundle(kept, error.culprits, facts))
             text += f"; what it was made of is in {kept}"
         guards = self.config.guards
         if guards.non_finite == "stop":

@@ -46,7 +46,7 @@ class Keeper:
         self._lines: tuple[JsonlSink | TracesSink, ...] = ()
         self._boundary = boundary_of(run)
         with self._saving("before its first step"):
-            run.world.led(self._open)
+            run.world.on_rank0(self._open)
 
     def _open(self) -> None:
         run, folder = self._run, self._folder
@@ -64,7 +64,7 @@ class Keeper:
         """Take a step that is done: its lines, the best model, a checkpoint where one is due."""
         run = self._run
         with self._saving(f"after step {run.done}"):
-            run.world.led(lambda: [lines.write(report) for lines in self._lines])
+            run.world.on_rank0(lambda: [lines.write(report) for lines in self._lines])
             self._keep_best(report)
             self._boundary = boundary_of(run)
             if run.done % run.config.checkpoint.every == 0:
@@ -77,7 +77,7 @@ class Keeper:
         the run is resumed from the checkpoint before.
         """
         there = self._root / f"step-{self._boundary.done:06d}"
-        if self._run.world.same(there.is_dir()):
+        if self._run.world.broadcast(there.is_dir()):
             return there
         if updates_of(self._run) != self._boundary.updates:
             return None
@@ -90,7 +90,7 @@ class Keeper:
             lines.close()
 
     def _save(self) -> Path:
-        self._run.world.led(lambda: [lines.sync() for lines in self._lines])
+        self._run.world.on_rank0(lambda: [lines.sync() for lines in self._lines])
         return save_checkpoint(self._run, self._root, self._run.config.checkpoint.keep, self._boundary)
 
     def _keep_best(self, report: StepReport) -> None:
@@ -103,9 +103,9 @@ class Keeper:
             return
         best, world = self._folder / "best", run.world
         with durable.discarded_if_not_done(durable.beside(best)) if world.first else nullcontext():
-            world.led(lambda: durable.begin(best))
+            world.on_rank0(lambda: durable.begin(best))
             run.save(durable.beside(best))
-            world.led(lambda: durable.finish(durable.beside(best), best, {"step": report.step, "value": value}))
+            world.on_rank0(lambda: durable.finish(durable.beside(best), best, {"step": report.step, "value": value}))
         run.best = value
 
     def _set_aside_damaged(self) -> None:

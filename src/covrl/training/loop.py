@@ -18,6 +18,7 @@ from torch import Tensor
 
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
+from covrl.distributed.world import World
 from covrl.errors import BrokenModelError, NonFiniteError, RunInterruptedError, TrainingStoppedError
 from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
 from covrl.evaluation.information import first_reading, groups_watched, information_metrics
@@ -48,7 +49,6 @@ from covrl.training.monitors import (
     verdict_warnings,
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from covrl.training.parallel import Solo
 from covrl.training.rollouts import sample
 from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error, has_weight
 from covrl.training.undo import Before
@@ -105,7 +105,7 @@ class Run:
     label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
-    world: Solo = field(default_factory=Solo)
+    world: World = field(default_factory=World)
     done: int = 0
     best: tuple[float, float] | None = None
     notes: Sequence[str] = ()
@@ -157,7 +157,7 @@ class Run:
     def _look_at_generator(self, first: bool = False) -> float:
         with self.world.whole_weights():
             gap = self.guard.look_at_generator(self, first and not self.world.sharded)
-        self.guard.stale = self.world.same(self.guard.stale)
+        self.guard.stale = self.world.broadcast(self.guard.stale)
         return gap
 
     def leave_if_asked(self) -> None:
@@ -165,7 +165,7 @@ class Run:
 
         In a pass that other ranks take part in, :meth:`_between` looks, and all leave together.
         """
-        if self.world.free and self._asked():
+        if self.world.can_raise_alone and self._asked():
             self._leave_step()
 
     def _asked(self) -> bool:
@@ -235,7 +235,7 @@ class Run:
         counted = sum(clock.seconds.get(phase, 0.0) for phase in ("generate", "score", "train"))
         metrics["time/other"] = clock.seconds["step"] - counted
         # Times differ, and a grader's verdicts may; what is decided on them must not.
-        metrics, marks = self.world.same((metrics, self._marks))
+        metrics, marks = self.world.broadcast((metrics, self._marks))
         warnings = (*self.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics))
         warnings += tuple(mismatch_warnings(metrics))
         shown = self._shown(kept, credits)
@@ -507,7 +507,7 @@ class Run:
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, with LoRA the adapter, and the tokenizer. All ranks call it."""
         save_policy(self.models["policy"], folder, self.world)
-        self.world.led(lambda: self.prompts.tokenizer.save_pretrained(folder))
+        self.world.on_rank0(lambda: self.prompts.tokenizer.save_pretrained(folder))
 
     def _shown(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> tuple[TraceGroup, ...]:
         """The first groups of the step, as a person reads them, on the steps that are kept for reading."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from covrl.distributed.deferred_oom import is_out_of_memory
+from covrl.distributed.world import local_part
 from covrl.errors import OutOfMemoryError
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.records import Problem, Request, Rollout
 from covrl.scoring.pack import Unit, make_unit, padded_tokens
 from covrl.scoring.text import cache_numbers, vocabulary
-from covrl.training.lifeline import is_out_of_memory
-from covrl.training.parallel import local_part
 from covrl.training.step import PassLimits
 
 if TYPE_CHECKING:

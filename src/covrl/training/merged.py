@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from covrl.algorithms.base import Algorithm
+from covrl.distributed.world import World, deal
 from covrl.errors import NonFiniteError
 from covrl.evaluation.information import first_reading
 from covrl.records import Credit, Output, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_unit, padded_tokens, read, score
 from covrl.training.bundle import Culprit
-from covrl.training.parallel import Solo, deal
 from covrl.training.step import (
     GradientReport,
     PassLimits,
@@ -70,7 +70,7 @@ def merged_gradient(
     credit: Callable[[Sequence[ScoredGroup]], list[list[Credit]]],
     limits: PassLimits,
     between: Callable[[Exception | None], None],
-    world: Solo | None = None,
+    world: World | None = None,
     watched: int = 0,
 ) -> Merged:
     """Add the gradient of admitted ``groups``, which have no scores yet, to the parameters' ``.grad``.
@@ -90,7 +90,7 @@ def merged_gradient(
         NonFiniteError: a score, a credit or a stream's loss is not finite, on any rank; ``.grad`` is then not to be
             used.
     """
-    world = world or Solo()
+    world = world or World()
     every = _rows(algorithm, groups)
     large = [rows for rows in every if padded_tokens(rows.units) > limits.tokens]
     small = [rows for rows in every if padded_tokens(rows.units) <= limits.tokens]
@@ -143,7 +143,7 @@ def _scored_first(
     large: Sequence[_Rows],
     credit: Callable[[Sequence[ScoredGroup]], list[list[Credit]]],
     limits: PassLimits,
-    world: Solo,
+    world: World,
     watched: int,
 ) -> Credited:
     """Groups that are too ``large`` for a pass, read without gradients, each rank a share of the traces."""
@@ -185,7 +185,7 @@ class _Passes:
     scale: Mapping[str, float]
     limits: PassLimits
     between: Callable[[Exception | None], None]
-    world: Solo
+    world: World
     watched: int
     losses: dict[str, float]
     rows: int = 0
@@ -199,8 +199,8 @@ class _Passes:
         packs = [list(_packs([small[i] for i in share], self.limits.tokens)) for share in shares]
         own: Credited = {}
         wrong: Exception | None = None
-        with self.world.apart():
-            free = self.world.free
+        with self.world.independent():
+            free = self.world.can_raise_alone
             try:
                 for pack in packs[self.world.rank]:
                     own |= self._pass(pack)
@@ -212,7 +212,7 @@ class _Passes:
                 if not free:  # agreed with all ranks already, or where they cannot be reached
                     raise
                 wrong = error
-        self.world.settle(wrong)
+        self.world.raise_together(wrong)
         return self._of_all(small, shares, own)
 
     def _of_all(self, small: Sequence[_Rows], shares: Sequence[Sequence[int]], own: Credited) -> Credited:
@@ -256,11 +256,11 @@ class _Passes:
             found = {r.place: both for r, both in zip(pack, zip(scored, credits, strict=True), strict=True)}
             terms, reach = self._terms(tokens, _trained(units, scored, credits), idle)
         except NonFiniteError as error:  # found behind the forward, so all ranks can leave together
-            if self.world.free:
+            if self.world.can_raise_alone:
                 raise
             failed = error
         except Exception as error:
-            if self.world.free or self.world.broke_off(error):
+            if self.world.can_raise_alone or self.world.broke_off(error):
                 raise
             failed = MemoryError(str(error) or type(error).__name__)
         if terms or failed or self.world.sharded:

@@ -13,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from covrl.algorithms.base import ModelSpec
 from covrl.config import ModelConfig, RunConfig
+from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.scoring import adapters
-from covrl.scoring.compute import compile_trunk, recompute_activations
-from covrl.scoring.model import LanguageModel, resolve_device, resolve_path
-from covrl.training.parallel import Solo
+from covrl.scoring.compute import compile_trunk, compute_in_bfloat16, recompute_activations
+from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
 from covrl.training.parts import save_model
+from covrl.training.sharding import ModelShape, empty_like
 
 
 class Adapted(LanguageModel):
@@ -57,17 +58,42 @@ class Adapted(LanguageModel):
             return super()._forward(ids, **named)
 
 
+def loaded(world: World, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer. Of several ranks the first alone loads weights.
+
+    The others have an empty model of the same class; :func:`covrl.training.distribute.distribute` fills it.
+
+    Raises:
+        UserError: as :func:`covrl.scoring.model.load_model`.
+    """
+    if world.size == 1:
+        return load_model(config, temperature)
+    found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
+    world.on_rank0(lambda: found.append(load_model(config, temperature)))
+    facts: tuple[Any, ...] = ()
+    for model, _ in found:
+        facts = (ModelShape.of(model.model), model.compute_dtype)
+    shape, compute_dtype = world.broadcast(facts)
+    if found:
+        return found[0]
+    empty = LanguageModel(empty_like(shape), temperature)
+    empty.compute_dtype = compute_dtype
+    if compute_dtype is not None:
+        compute_in_bfloat16(empty.model)
+    return empty, load_tokenizer(str(resolve_path(config.path)))
+
+
 def load_policy(
-    config: RunConfig, saved: Path | None = None, world: Solo | None = None
+    config: RunConfig, saved: Path | None = None, world: World | None = None
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """The model that is trained, as ``config`` says, and its tokenizer; of ``saved`` are the weights that it has.
 
-    Of several ranks the first alone has weights as yet (see :meth:`Solo.loaded`).
+    Of several ranks the first alone has weights as yet (see :func:`loaded`).
 
     Raises:
         UserError: the model cannot be loaded, is an adapter itself, or the settings do not fit it or the ``world``.
     """
-    source, world = resolve_path(config.model.path), world or Solo()
+    source, world = resolve_path(config.model.path), world or World()
     if adapters.is_adapter(source):
         raise UserError(
             f"model.path: {source} is a LoRA adapter: make a model of it with `covrl merge {source} --out FOLDER` and "
@@ -76,7 +102,7 @@ def load_policy(
     if config.model.compile and world.size > 1 and config.training.weights == "sharded":
         raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
     place = {} if saved is None or config.lora.rank else {"path": str(saved)}
-    policy, tokenizer = world.loaded(config.model.model_copy(update=place), config.generation.temperature)
+    policy, tokenizer = loaded(world, config.model.model_copy(update=place), config.generation.temperature)
     if config.lora.rank:
         policy = _with_adapter(policy, config, saved)
     if config.training.recompute:
@@ -99,16 +125,16 @@ def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) ->
     return policy
 
 
-def save_policy(policy: LanguageModel, folder: Path, world: Solo) -> None:
+def save_policy(policy: LanguageModel, folder: Path, world: World) -> None:
     """Write the policy's folder without its tokenizer; all ranks call it."""
     if isinstance(policy, Adapted):
-        world.led(lambda: policy.save(folder))  # an adapter is whole on every rank
+        world.on_rank0(lambda: policy.save(folder))  # an adapter is whole on every rank
     else:
         save_model(policy.model, folder, world)
 
 
 def load_beside(
-    policy: LanguageModel, specs: Sequence[ModelSpec], config: RunConfig, resumed: bool, world: Solo | None = None
+    policy: LanguageModel, specs: Sequence[ModelSpec], config: RunConfig, resumed: bool, world: World | None = None
 ) -> dict[str, LanguageModel]:
     """The models that a method wants beside the policy, as they are before the first step.
 
@@ -122,7 +148,7 @@ def load_beside(
         return found
     base = policy
     if resumed:
-        base, _ = (world or Solo()).loaded(config.model, config.generation.temperature)
+        base, _ = loaded(world or World(), config.model, config.generation.temperature)
         base.paths, base.noise = policy.paths, policy.noise  # of the same shape, so what was proved holds
         if config.model.compile:
             compile_trunk(base.model)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from covrl.training.parallel import Solo
+from covrl.distributed.world import World
 from covrl.training.sharding import saved_tensors
 
 
@@ -33,7 +33,7 @@ def save_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
     _save(tensors, HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
-def save_joined(tensors: Mapping[str, Tensor], folder: Path, world: Solo) -> None:
+def save_joined(tensors: Mapping[str, Tensor], folder: Path, world: World) -> None:
     """As :func:`save_parts`, and then the first rank joins the files to one, ``model.safetensors``, piece by piece.
 
     Raises:
@@ -47,7 +47,7 @@ def save_joined(tensors: Mapping[str, Tensor], folder: Path, world: Solo) -> Non
         (joined,) = folder.glob("model-*.safetensors")
         joined.rename(folder / "model.safetensors")  # the name that one process gives it
 
-    world.led(tidy)
+    world.on_rank0(tidy)
 
 
 def _save(tensors: Mapping[str, Tensor], writer: HuggingFaceStorageWriter) -> None:
@@ -82,7 +82,7 @@ def names_in(folder: Path) -> set[str]:
     return found
 
 
-def save_model(model: Any, folder: Path, world: Solo) -> None:
+def save_model(model: Any, folder: Path, world: World) -> None:
     """Write a Hugging Face model's folder as ``save_pretrained`` does; of a sharded one no rank holds the whole.
 
     All ranks call it.
@@ -91,7 +91,7 @@ def save_model(model: Any, folder: Path, world: Solo) -> None:
         OSError, SafetensorError: it could not be written; raised on all ranks.
     """
     if not world.sharded:
-        world.led(lambda: model.save_pretrained(folder))
+        world.on_rank0(lambda: model.save_pretrained(folder))
         return
     save_joined(saved_tensors(model), folder, world)
 
@@ -102,4 +102,4 @@ def save_model(model: Any, folder: Path, world: Solo) -> None:
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
 
-    world.led(describe)
+    world.on_rank0(describe)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +24,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.core_model_loading import WeightConverter
 
+from covrl.distributed.deferred_oom import DeferredOOM
 from covrl.scoring.adapters import all_adapters
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.text import trunk
-from covrl.training.lifeline import Lifeline
 
 
 def why_not(model: LanguageModel) -> str | None:
@@ -42,21 +42,36 @@ def why_not(model: LanguageModel) -> str | None:
     return None
 
 
-def shard(model: Any, mesh: DeviceMesh) -> Lifeline:
+class ShardedPolicy:
+    """A model that :func:`shard` has sharded, as :class:`covrl.distributed.processes.Processes` uses it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While entered, every rank has whole weights."""
+        return gathered(self.model)
+
+    def leave_pass(self) -> None:
+        """Forget a forward pass whose backward will not come."""
+        trunk(self.model).reset_iter_state()
+
+
+def shard(model: Any, mesh: DeviceMesh) -> DeferredOOM:
     """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
-    inside, lifeline = trunk(model), Lifeline()
+    inside, memory = trunk(model), DeferredOOM()
     whole = {*model.get_output_embeddings().parameters(), *all_adapters(model)}
     for block in blocks(model):
-        lifeline.hold(block)
+        memory.hold(block)
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(inside, mesh=mesh, ignored_params=whole)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)  # a sum over ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-    lifeline.watch(inside)
+    memory.watch(inside)
     # FSDP warns of in-place operations on what the trunk gives; there are none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
-    return lifeline
+    return memory
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:

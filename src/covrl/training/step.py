@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from covrl.algorithms.base import Algorithm, LossTokens, Stream
 from covrl.config import TrainingConfig
+from covrl.distributed.world import World, deal, local_part
 from covrl.errors import NonFiniteError
 from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
 from covrl.training.bundle import Culprit
-from covrl.training.parallel import Solo, deal, local_part
 
 TOKENS = 2048
 """Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
@@ -77,7 +77,7 @@ def accumulate_gradient(
     limits: PassLimits,
     measure_streams: bool = False,
     between: Callable[[Exception | None], None] | None = None,
-    world: Solo | None = None,
+    world: World | None = None,
     late: Sequence[Reading] = (),
     batch: Sequence[ScoredGroup] | None = None,
 ) -> GradientReport:
@@ -105,7 +105,7 @@ def accumulate_gradient(
     report.tokens = sum(t.unit.tokens for t in trained.values())
     report.dropped = sum(len(g.rollouts) for g in groups) - len(trained)
     parameters = [p for m in models.values() for p in m.parameters()]
-    world = world or Solo()
+    world = world or World()
     between = between or (lambda error: _raise_together(world, error))
     passes = _Passes(algorithm, readings, late, models, streams, scale, limits, world, trained, parameters, between)
     collected: dict[str, list[Tensor | None]] = {}
@@ -127,7 +127,7 @@ def accumulate_gradient(
     return report
 
 
-def _raise_together(world: Solo, error: Exception | None) -> None:
+def _raise_together(world: World, error: Exception | None) -> None:
     world.agree(error, asked=False)
 
 
@@ -142,7 +142,7 @@ class _Passes:
     streams: Sequence[Stream]
     scale: Mapping[str, float]
     limits: PassLimits
-    world: Solo
+    world: World
     trained: Mapping[int, Trained]
     parameters: Sequence[nn.Parameter]
     between: Callable[[Exception | None], None]
@@ -158,8 +158,8 @@ class _Passes:
         What is not finite on one rank is raised on all, after their last pass; what else ends a rank's passes, too.
         """
         wrong: Exception | None = None
-        with self.world.apart():
-            free = self.world.free
+        with self.world.independent():
+            free = self.world.can_raise_alone
             try:
                 for pack, idle in _packs_of_rank([t.unit for t in self.trained.values()], self.limits, self.world):
                     report.passes += 1
@@ -169,7 +169,7 @@ class _Passes:
                 if not free:  # agreed with all ranks already, or where they cannot be reached
                     raise
                 wrong = error
-        self.world.settle(wrong)
+        self.world.raise_together(wrong)
 
     def _pass(
         self,
@@ -189,7 +189,7 @@ class _Passes:
             if not idle:
                 _collect_late(tokens, self.late, report.late)
         except Exception as error:
-            if self.world.free or self.world.broke_off(error):
+            if self.world.can_raise_alone or self.world.broke_off(error):
                 raise
             failed = MemoryError(str(error) or type(error).__name__)
         self.between(failed)
@@ -206,7 +206,7 @@ class _Passes:
         return wrong
 
 
-def _packs_of_rank(units: Sequence[Unit], limits: PassLimits, world: Solo) -> Iterator[tuple[list[Unit], bool]]:
+def _packs_of_rank(units: Sequence[Unit], limits: PassLimits, world: World) -> Iterator[tuple[list[Unit], bool]]:
     """The packs that this rank goes through, all of them in a world of one, and whether one is idle (has no weight).
 
     All ranks go through equally many: with sharded weights each takes part in the passes of all. Idle packs are the
@@ -227,7 +227,7 @@ def gradient_error(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
-    world: Solo,
+    world: World,
     late: Sequence[Reading] = (),
 ) -> NonFiniteError:
     """What to say of a gradient whose ``norm`` is not finite: the stream and trace it comes from.
@@ -253,7 +253,7 @@ def _bad_gradient(
     groups: Sequence[ScoredGroup],
     credits: Sequence[Sequence[Credit]],
     limits: PassLimits,
-    world: Solo,
+    world: World,
     late: Sequence[Reading],
 ) -> tuple[str, Culprit] | None:
     """The first (stream, trace) whose gradient by itself is not finite; ``.grad`` is empty afterwards."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from covrl.training.parallel import local_part
+from covrl.distributed.world import local_part
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run

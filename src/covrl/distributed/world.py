@@ -1,4 +1,4 @@
-"""What a run needs from the other processes. One process is a world of size 1 of the same code.
+"""What a run needs from the other processes. A run of one process uses a world of size 1.
 
 Work is split, records are gathered: each rank samples, grades and scores a share of the step's traces, and then every
 rank holds all of them, in the order in which one process would have them. Admission, credit, denominators, batch
@@ -12,24 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
-from covrl.config import ModelConfig
-from covrl.scoring.model import LanguageModel, load_model
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Solo:
-    """A world of one process, and what any world can do (see :class:`covrl.training.distributed.Processes`)."""
+class World:
+    """A world of one process, and what any world can do (see :class:`covrl.distributed.processes.Processes`)."""
 
     rank: int = 0
     size: int = 1
@@ -37,13 +30,13 @@ class Solo:
     """Whether each rank holds a part of the policy's weights, so that all must take part in each pass of any."""
 
     @property
-    def free(self) -> bool:
-        """Whether this rank may leave the pass that it is in: no other takes part, and all hear of it behind."""
+    def can_raise_alone(self) -> bool:
+        """Whether this rank may raise inside a pass: no other rank takes part in it, and all are told after it."""
         return True
 
     @contextmanager
-    def apart(self) -> Generator[None]:
-        """While entered, this rank is :attr:`free`, where its passes are its own; its errors are settled behind."""
+    def independent(self) -> Generator[None]:
+        """While entered, this rank's passes are its own where they can be; :meth:`raise_together` follows."""
         yield
 
     @property
@@ -62,7 +55,7 @@ class Solo:
         """What every rank has, one rank's after the other's, on every rank."""
         return list(own)
 
-    def same(self, value: Result) -> Result:
+    def broadcast(self, value: Result) -> Result:
         """The first rank's value, on every rank."""
         return value
 
@@ -94,7 +87,7 @@ class Solo:
     def agree(self, error: Exception | None, asked: bool) -> bool:
         """Between the forward and the backward of a pass: whether any rank was asked to stop.
 
-        Raises what the forward of any rank ran into. Where ranks make their passes apart, each speaks for itself.
+        Raises what the forward of any rank ran into. Where ranks' passes are independent, each looks at its own alone.
         """
         if error is not None:
             raise error
@@ -105,7 +98,7 @@ class Solo:
         del error
         return False
 
-    def settle(self, error: Exception | None) -> None:
+    def raise_together(self, error: Exception | None) -> None:
         """Raise on every rank what was found on any; all ranks call it."""
         if error is not None:
             raise error
@@ -115,23 +108,9 @@ class Solo:
         del error
         return True
 
-    def led(self, work: Callable[[], object]) -> None:
+    def on_rank0(self, work: Callable[[], object]) -> None:
         """``work`` done by the first rank, for all: the others wait for it, and an error of it is raised on all."""
         work()
-
-    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-        """A model and its tokenizer. Weights are loaded by the first rank alone, and come to the others later.
-
-        Raises:
-            UserError: as :func:`covrl.scoring.model.load_model`.
-        """
-        return load_model(config, temperature)
-
-    def distribute(self, run: Run) -> None:
-        """Bring the weights of a run that was just assembled to all ranks, whole or in parts."""
-
-    def check_alike(self, run: Run) -> None:
-        """Raises UserError if the ranks are about to train different runs."""
 
     def check_same(self, value: object, what: str) -> None:
         """Raises UserError if the ranks have different values of ``what``; all ranks call it."""

@@ -9,33 +9,21 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase
 
-from covrl.config import ModelConfig
+from covrl.distributed.deferred_oom import DeferredOOM, is_out_of_memory
+from covrl.distributed.world import World, part_of
 from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
 from covrl.records import Output, Scores
-from covrl.scoring.compute import compute_in_bfloat16
-from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
-from covrl.scoring.text import trunk
-from covrl.training.lifeline import Lifeline, is_out_of_memory
-from covrl.training.models import Offloaded
-from covrl.training.optimizer import make_optimizer
-from covrl.training.parallel import Solo, part_of
-from covrl.training.sharding import ModelShape, all_tensors, empty_like, fill, gathered, shard, why_not
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +35,7 @@ BUCKET = 16 << 20
 """Elements of gradients that are added up in one message."""
 
 
-def join_world(device: str) -> Solo:
+def join_world(device: str) -> World:
     """The world that torchrun's environment describes; a world of one process without it.
 
     ``device`` is ``model.device``. With ``auto`` or ``cuda`` each process takes the GPU of its local rank.
@@ -57,7 +45,7 @@ def join_world(device: str) -> Solo:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Solo()
+        return World()
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
         _take_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -77,21 +65,35 @@ def _take_gpu(device: str, local_rank: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
-class Processes(Solo):
+class Shards(Protocol):
+    """A policy whose weights are spread over the ranks."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While entered, every rank has whole weights."""
+
+    def leave_pass(self) -> None:
+        """Forget a forward pass whose backward will not come."""
+
+
+class Processes(World):
     """The processes of one torchrun.
 
-    The first rank loads the weights. :meth:`distribute` gives every rank its part of them (``training.weights``), or
-    all; gradients are added up over ranks either way.
+    The first rank loads the weights; every rank then gets its part of them (:meth:`shard`), or all. Gradients are added
+    up over ranks either way.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self._policy: Any = None
+        self._shards: Shards | None = None
         self._whole = False
         self._agreed: Exception | None = None
-        self._lifeline = Lifeline()
-        self._apart = False
+        self._memory = DeferredOOM()
+        self._independent = False
+
+    def shard(self, shards: Shards, memory: DeferredOOM) -> None:
+        """From here on each rank holds a part of the policy's weights."""
+        self.sharded, self._shards, self._memory = True, shards, memory
 
     def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
         if not items:
@@ -100,11 +102,11 @@ class Processes(Solo):
         own: Any = []
         error: Exception | None = None
         try:
-            with self.apart():
+            with self.independent():
                 own = _portable(work(mine) if mine else [])
         except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
             error = caught
-        self.settle(error)
+        self.raise_together(error)
         return [result for part in self._gathered(own) for result in _restored(part)]
 
     def gathered(self, own: Sequence[Item]) -> list[Item]:
@@ -115,7 +117,7 @@ class Processes(Solo):
         dist.all_gather_object(found, value)
         return found
 
-    def same(self, value: Result) -> Result:
+    def broadcast(self, value: Result) -> Result:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -153,7 +155,7 @@ class Processes(Solo):
                 result[i] = total.view_as(parameters[i])
         return result
 
-    def settle(self, error: Exception | None) -> None:
+    def raise_together(self, error: Exception | None) -> None:
         """The first rank that has one raises its own, the others a copy of that."""
         found = self._gathered(None if error is None else _sendable(error))
         owner = next((rank for rank, one in enumerate(found) if one is not None), None)
@@ -162,86 +164,48 @@ class Processes(Solo):
             raise self._agreed
 
     @property
-    def free(self) -> bool:
-        return self._apart
+    def can_raise_alone(self) -> bool:
+        return self._independent
 
     @contextmanager
-    def apart(self) -> Generator[None]:
-        before, self._apart = self._apart, not self.sharded or self._whole
+    def independent(self) -> Generator[None]:
+        before, self._independent = self._independent, not self.sharded or self._whole
         try:
             yield
         finally:
-            self._apart = before
+            self._independent = before
 
     def agree(self, error: Exception | None, asked: bool) -> bool:
         """With sharded weights one small message a pass; if it says to leave, all leave before the backward."""
-        if self.free:
+        if self.can_raise_alone:
             return super().agree(error, asked)
-        held = self._lifeline.taken()  # taken in any case: it must not come up in the next pass
+        held = self._memory.taken()  # taken in any case: it must not come up in the next pass
         error = error or held
         flag = torch.tensor(2 if error is not None else int(asked))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         if flag:
-            trunk(self._policy).reset_iter_state()
+            assert self._shards is not None
+            self._shards.leave_pass()
         if flag == 2:
-            self.settle(error)
+            self.raise_together(error)
         return bool(flag)
 
     def broke_off(self, error: Exception) -> bool:
-        return not self.free and (self._lifeline.inside or not is_out_of_memory(error))
+        return not self.can_raise_alone and (self._memory.inside or not is_out_of_memory(error))
 
     def agreed(self, error: Exception) -> bool:
         if error is self._agreed or (error.__cause__ is not None and error.__cause__ is self._agreed):
             return True
         return isinstance(error, TrainingStoppedError) and not isinstance(error, OutOfMemoryError)
 
-    def led(self, work: Callable[[], object]) -> None:
+    def on_rank0(self, work: Callable[[], object]) -> None:
         error: Exception | None = None
         try:
             if self.first:
                 work()
         except Exception as caught:
             error = caught
-        self.settle(error)
-
-    def loaded(self, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-        """The others have an empty model of the same class; :meth:`distribute` fills it."""
-        found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
-        self.led(lambda: found.append(load_model(config, temperature)))
-        facts: tuple[Any, ...] = ()
-        for model, _ in found:
-            facts = (ModelShape.of(model.model), model.compute_dtype)
-        shape, compute_dtype = self.same(facts)
-        if found:
-            return found[0]
-        empty = LanguageModel(empty_like(shape), temperature)
-        empty.compute_dtype = compute_dtype
-        if compute_dtype is not None:
-            compute_in_bfloat16(empty.model)
-        return empty, load_tokenizer(str(resolve_path(config.path)))
-
-    def distribute(self, run: Run) -> None:
-        policy = run.models["policy"]
-        reason = self.same(why_not(policy))
-        if reason and run.config.training.weights == "sharded":
-            run.notes = (*run.notes, f"weights are replicated and not sharded: {reason}")
-        device = resolve_device(run.config.model.device)
-        given = {name: all_tensors(model.model) for name, model in run.models.items()} if self.first else {}
-        if run.config.training.weights == "sharded" and not reason:
-            self._lifeline = shard(policy.model, init_device_mesh(device.type, (self.size,)))
-            self.sharded, self._policy = True, policy.model
-        for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
-            if model is not policy and model.model is policy.model:
-                continue  # it shares all weights with the policy: its adapter came with them
-            fill(model.model, torch.device("cpu") if isinstance(model, Offloaded) else device, given.pop(name, None))
-            if name != "policy":
-                model.model.requires_grad_(False)
-        run.parameters = policy.parameters()
-        run.optimizer = make_optimizer(run.parameters, run.config.training)
-
-    def check_alike(self, run: Run) -> None:
-        state = (run.done, run.source.state_dict(), run.config.model_dump(mode="json"))
-        self.check_same(state, "settings or checkpoints")
+        self.raise_together(error)
 
     def check_same(self, value: object, what: str) -> None:
         found = self._gathered(value)
@@ -253,7 +217,8 @@ class Processes(Solo):
         if not self.sharded or self._whole:
             yield
             return
-        with gathered(self._policy):
+        assert self._shards is not None
+        with self._shards.gathered():
             self._whole = True
             try:
                 yield

@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
 
 
-class Lifeline:
+class DeferredOOM:
     """What a sharded model's forward passes with gradients say of memory.
 
     ``error`` is what a block ran into, until :meth:`taken`; the pass's result is then worth nothing. ``inside`` is
