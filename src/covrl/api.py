@@ -16,7 +16,6 @@ from covrl.algorithms.base import Algorithm
 from covrl.assembly import build, build_algorithm, build_evaluation, problem_fields
 from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
-from covrl.evaluation.accuracy import Grader
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.evaluation.reward_watch import blindness
@@ -26,7 +25,7 @@ from covrl.generation.proof import prove
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
-from covrl.records import Problem, StepReport
+from covrl.records import Grader, Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.scoring.model import SHIPPED, load_model

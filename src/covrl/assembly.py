@@ -12,7 +12,7 @@ from covrl.algorithms.base import Algorithm, Setup
 from covrl.config import ProblemsConfig, RunConfig, check
 from covrl.distributed.processes import join_world
 from covrl.errors import UserError
-from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
+from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
 from covrl.generation.proof import prove
 from covrl.problems.loading import Fields, load_problems
@@ -20,7 +20,7 @@ from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
-from covrl.records import Problem
+from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.scoring.compute import emulated_note

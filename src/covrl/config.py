@@ -29,12 +29,12 @@ from pydantic import (
     model_validator,
 )
 
+from covrl.conditions import parse_condition
 from covrl.errors import UserError
 from covrl.escapes import lost_backslash
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.rewards.names import parse_name
 from covrl.styles import STYLED, Style, with_style
-from covrl.training.divergence import parse_condition
 
 
 class Settings(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from covrl.training.bundle import Culprit
+    from covrl.records import OffendingRollout
 
 
 class UserError(Exception):
@@ -42,7 +42,7 @@ class NonFiniteError(TrainingStoppedError):
     The message names stream, problem and trace; ``culprits`` are the traces to be kept for reproduction.
     """
 
-    def __init__(self, message: str, culprits: Sequence[Culprit] = ()) -> None:
+    def __init__(self, message: str, culprits: Sequence[OffendingRollout] = ()) -> None:
         super().__init__(message)
         self.culprits = tuple(culprits)
 

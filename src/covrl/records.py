@@ -11,7 +11,7 @@ Shape letters: ``T`` trace tokens, ``A`` answer tokens (the closing tag of the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -184,6 +184,21 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class OffendingRollout:
+    """A trace with everything that its loss is made of; ``credit`` is None before credit was given."""
+
+    problem: Problem
+    rollout: Rollout
+    scores: Scores
+    credit: Credit | None = None
+
+    @property
+    def name(self) -> str:
+        """The trace as messages name it."""
+        return f"problem {self.problem.id}, rollout {self.rollout.request.index} ({self.rollout.source})"
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredGroup:
     """A group with the scores of each of its rollouts, in the same order."""
 
@@ -237,3 +252,10 @@ class TraceGroup:
 
     problem: Problem
     traces: tuple[TraceView, ...]
+
+
+Grader = Callable[[Sequence[tuple[Problem, str]]], Sequence[Verdict]]
+"""Pairs (problem, what was said between the answer tags) -> a verdict each."""
+
+TraceLabel = Callable[[Problem, Rollout], str]
+"""What a trace does, where a task can tell: "sound", or the name of what is wrong. For reports, never for training."""

@@ -20,9 +20,8 @@ from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import LossTokens, Setup
 from covrl.algorithms.rover import MEAN, RETURN, P, with_vocabulary_mean
 from covrl.config import AlgorithmTable
-from covrl.records import Credit, Output, Request, Rollout, ScoredGroup, Scores
+from covrl.records import Credit, OffendingRollout, Output, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.pack import Tokens, Unit
-from covrl.training.bundle import Culprit
 from covrl.training.step import Trained, scaled, token_losses
 
 LONGEST = 10
@@ -79,7 +78,7 @@ def play(algorithm: Any, *groups: Sequence[Row]) -> Played:
         for g, row in zip(batch, credits, strict=True)
         for one in zip(g.rollouts, g.scores, row, strict=True)
     ]
-    trained = {i: Trained(Unit(i, {}), Culprit(*pair), pair[-1]) for i, pair in enumerate(pairs)}
+    trained = {i: Trained(Unit(i, {}), OffendingRollout(*pair), pair[-1]) for i, pair in enumerate(pairs)}
     new = [torch.tensor([OLD + d for d in row.drift], dtype=torch.float64, requires_grad=True) for row in flat]
     values = {Output("trace", "prior"): torch.cat(new)}
     for name in {name for row in flat for name in row.new}:

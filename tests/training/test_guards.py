@@ -23,6 +23,7 @@ from training.passes import passes
 
 from covrl import api
 from covrl.cli import main
+from covrl.conditions import parse_condition
 from covrl.config import RunConfig, check
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
@@ -30,7 +31,7 @@ from covrl.generation.engine import TorchGenerator
 from covrl.records import Credit, Problem, Request, Rollout
 from covrl.training.bundle import read_bundle
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
-from covrl.training.divergence import Divergence, parse_condition
+from covrl.training.divergence import Divergence
 from covrl.training.loop import Run
 from covrl.training.memory import is_out_of_memory
 from covrl.training.publish_check import Probe, canary, changed_weights, probe, stale_reason

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.prompts import Prompts
-from covrl.records import Problem, Request, Rollout, Verdict
-
-Grader = Callable[[Sequence[tuple[Problem, str]]], Sequence[Verdict]]
-"""Pairs (problem, what was said between the answer tags) -> a verdict each."""
-
-TraceLabel = Callable[[Problem, Rollout], str]
-"""What a trace does, where a task can tell: "sound", or the name of what is wrong. For reports, never for training."""
+from covrl.records import Grader, Problem, Request, Rollout, TraceLabel, Verdict
 
 SOUND = "sound"
 

@@ -13,12 +13,12 @@ from functools import cache
 from typing import Any, TypeVar
 
 from covrl.errors import UserError
-from covrl.evaluation.accuracy import Evaluator, Graded, Grader, TraceLabel
+from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
 from covrl.prompt_checks import longest_prompt, may_exceed
 from covrl.prompts import Prompts
-from covrl.records import Finish, Problem, Verdict
+from covrl.records import Finish, Grader, Problem, TraceLabel, Verdict
 from covrl.rewards.choice import letter_of
 from covrl.rewards.extract import extract_answer
 from covrl.rewards.graders import make_grader

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from covrl.evaluation.accuracy import Grader
-from covrl.records import Problem, Verdict
+from covrl.records import Grader, Problem, Verdict
 from covrl.rewards.normalise import plain_number
 
 MOST_COMPARED = 12

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from covrl.evaluation.accuracy import Grader
+from covrl.records import Grader
 from covrl.rewards.judgement import judge_all
 from covrl.rewards.registry import make_verifier
 

@@ -13,7 +13,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from covrl.records import Credit, Output, Problem, Request, Rollout, Scores
+from covrl.records import Credit, OffendingRollout, Output, Problem, Request, Rollout, Scores
 
 
-@dataclass(frozen=True, slots=True)
-class Culprit:
-    """A trace with everything that its loss is made of; ``credit`` is None before credit was given."""
-
-    problem: Problem
-    rollout: Rollout
-    scores: Scores
-    credit: Credit | None = None
-
-    @property
-    def name(self) -> str:
-        """The trace as messages name it."""
-        return f"problem {self.problem.id}, rollout {self.rollout.request.index} ({self.rollout.source})"
-
-
-def write_bundle(folder: Path, culprits: Sequence[Culprit], facts: Mapping[str, Any]) -> Path:
+def write_bundle(folder: Path, culprits: Sequence[OffendingRollout], facts: Mapping[str, Any]) -> Path:
     """Write ``culprits`` and ``facts`` (message, step, seed, settings) under ``folder``; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{i}/{name}": t for i, c in enumerate(culprits) for name, t in _tensors(c).items()}
@@ -54,14 +39,14 @@ def write_bundle(folder: Path, culprits: Sequence[Culprit], facts: Mapping[str, 
     return folder
 
 
-def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Culprit]]:
+def read_bundle(folder: Path) -> tuple[dict[str, Any], list[OffendingRollout]]:
     """The facts and the traces of :func:`write_bundle`."""
     record: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "tensors.safetensors")
     return record, [_culprit(row, tensors, f"{i}/") for i, row in enumerate(record.pop("traces"))]
 
 
-def _tensors(culprit: Culprit) -> dict[str, Tensor]:
+def _tensors(culprit: OffendingRollout) -> dict[str, Tensor]:
     found = {f"scores/{o.span}/{o.name}": t for o, t in culprit.scores.values.items()}
     if culprit.credit is not None:
         found |= {f"weights/{name}": t for name, t in culprit.credit.weights.items()}
@@ -69,7 +54,7 @@ def _tensors(culprit: Culprit) -> dict[str, Tensor]:
     return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in found.items()}
 
 
-def _record(culprit: Culprit) -> dict[str, Any]:
+def _record(culprit: OffendingRollout) -> dict[str, Any]:
     credit = culprit.credit
     worth = None if credit is None else {"reward": credit.reward, "advantage": credit.advantage}
     return {
@@ -80,7 +65,7 @@ def _record(culprit: Culprit) -> dict[str, Any]:
     }
 
 
-def _culprit(row: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Culprit:
+def _culprit(row: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> OffendingRollout:
     def part(kind: str) -> dict[str, Tensor]:
         start = f"{prefix}{kind}/"
         return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
@@ -94,7 +79,7 @@ def _culprit(row: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str)
     if worth is not None:
         credit = Credit(part("weights"), by_output("constants"), _number(worth["reward"]), _number(worth["advantage"]))
     scores = Scores(by_output("scores"), row["score_tokens"])
-    return Culprit(problem, _rollout(row["rollout"]), scores, credit)
+    return OffendingRollout(problem, _rollout(row["rollout"]), scores, credit)
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:

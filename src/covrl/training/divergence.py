@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from covrl.conditions import Condition
 from covrl.errors import UserError
+from covrl.evaluation.information import first_reading
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run
 
-_FORM = re.compile(r"\s*([\w.-]+(?:/[\w.-]+)+)\s*([<>])\s*(\S+)\s*")
-
-
-class Condition(NamedTuple):
-    """One entry of ``guards.stop_when``.
-
-    Example:
-        >>> parse_condition("kl/nats_per_token > 2")
-        Condition(metric='kl/nats_per_token', above=True, limit=2.0)
-    """
-
-    metric: str
-    above: bool
-    limit: float
-
-    def holds(self, value: float) -> bool:
-        return value > self.limit if self.above else value < self.limit
-
-
-def parse_condition(text: str) -> Condition:
-    """``METRIC > NUMBER`` or ``METRIC < NUMBER``; a metric is named ``family/name``.
-
-    Raises:
-        ValueError: anything else.
-    """
-    found = _FORM.fullmatch(text)
-    try:
-        limit = float(found[3]) if found else math.nan
-    except ValueError:
-        limit = math.nan
-    if found is None or not math.isfinite(limit):
-        raise ValueError(f"{text!r} is not a condition such as 'kl/nats_per_token > 2' or 'entropy/prior < 0.01'")
-    return Condition(found[1], found[2] == ">", limit)
-
-
 _LABELLED = ("nll/selected_unsound_share", "leak/unsound_ends_in_hint_share")
 _EVALUATED = ("eval/log_prob", "eval/log_prob_closed", "eval/closed_share")
+_READ = ("eval/answer_information", "eval/answer_entropy", "eval/thought_gain", "eval/thought_read")
 _GRADED = ("eval/accuracy", "eval/sampled", "eval/unknown_share")
 _WATCHED = ("watch/parted", "watch/reward_rise", "watch/accuracy_gain", "watch/accuracy_gain_at_most")
 
@@ -63,8 +30,14 @@ def comes_later(run: Run, name: str) -> bool:
     if family in ("eval", "watch"):
         if not (config.evaluation.every and run.evaluator and run.held_out):
             return False
+        if name in _READ:
+            return _reads_answers(run)
         graded = run.evaluator.grade is not None
         return name in _EVALUATED or (graded and name in (*_GRADED, *_WATCHED, *["eval/sound"] * bool(run.label)))
+    if name in ("answer/information", "answer/entropy"):
+        return _reads_answers(run)
+    if name in ("thought/gain", "thought/read"):
+        return bool(config.report.thoughts_every) and _reads_answers(run)
     if family == "grad_norm":
         names = {f"grad_norm/{stream.name}" for stream in run.algorithm.streams}
         return bool(config.training.stream_norms_every) and name in names
@@ -73,6 +46,10 @@ def comes_later(run: Run, name: str) -> bool:
     if name == "guard/publish_gap":
         return bool(config.guards.publish_check_every)
     return name == "kl/capped_share" and bool(run.algorithm.models)
+
+
+def _reads_answers(run: Run) -> bool:
+    return bool(first_reading(run.algorithm.contexts, run.algorithm.scoring))
 
 
 class Divergence:

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from covrl.conditions import parse_condition
 from covrl.config import RunConfig
 from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
 from covrl.evaluation.reading_watch import ReadingWatch
 from covrl.evaluation.reward_watch import RewardWatch
-from covrl.records import Credit, ScoredGroup
+from covrl.records import Credit, OffendingRollout, ScoredGroup
 from covrl.rewards.functions import RewardFunction, name_of
 from covrl.scoring.text import trunk
-from covrl.training.bundle import Culprit, write_bundle
-from covrl.training.divergence import Divergence, parse_condition
+from covrl.training.bundle import write_bundle
+from covrl.training.divergence import Divergence
 from covrl.training.publish_check import PublishCheck, canary
 from covrl.training.watchdog import Watchdog
 
@@ -121,7 +122,7 @@ def watched(run: Run) -> Generator[Callable[[int], None]]:
 
 def check_scores(groups: Sequence[ScoredGroup]) -> None:
     """Raises NonFiniteError if a score is NaN or +∞; −∞ is the log of a probability of zero, which rewards floor."""
-    traces = [Culprit(g.problem, r, s) for g in groups for r, s in zip(g.rollouts, g.scores, strict=True)]
+    traces = [OffendingRollout(g.problem, r, s) for g in groups for r, s in zip(g.rollouts, g.scores, strict=True)]
     for output in {o: None for t in traces for o in t.scores.values}:
         parts = [(t, t.scores.values[output]) for t in traces if output in t.scores.values]
         if bool(_no_number(torch.cat([values for _, values in parts])).any()):
@@ -135,7 +136,7 @@ def check_rewards(groups: Sequence[ScoredGroup], function: RewardFunction | None
     for group in groups:
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
             if rollout.reward is not None and not math.isfinite(rollout.reward):
-                trace = Culprit(group.problem, rollout, scores)
+                trace = OffendingRollout(group.problem, rollout, scores)
                 said = f"the reward of {name_of(function)} is {rollout.reward} at {trace.name}"
                 raise NonFiniteError(said, [trace])
 
@@ -143,7 +144,7 @@ def check_rewards(groups: Sequence[ScoredGroup], function: RewardFunction | None
 def check_credits(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> None:
     """Raises NonFiniteError if a reward, an advantage or a stream's weight is NaN or infinite."""
     traces = [
-        Culprit(g.problem, *trace)
+        OffendingRollout(g.problem, *trace)
         for g, row in zip(groups, credits, strict=True)
         for trace in zip(g.rollouts, g.scores, row, strict=True)
     ]

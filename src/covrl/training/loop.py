@@ -20,14 +20,26 @@ from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
 from covrl.distributed.world import World
 from covrl.errors import BrokenModelError, NonFiniteError, RunInterruptedError, TrainingStoppedError
-from covrl.evaluation.accuracy import Evaluator, Grader, TraceLabel
+from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.information import first_reading, groups_watched, information_metrics
 from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metrics
 from covrl.generation.base import Draw, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Credit, Group, Output, Problem, Rollout, ScoredGroup, Scores, StepReport, TraceGroup
+from covrl.records import (
+    Credit,
+    Grader,
+    Group,
+    Output,
+    Problem,
+    Rollout,
+    ScoredGroup,
+    Scores,
+    StepReport,
+    TraceGroup,
+    TraceLabel,
+)
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score

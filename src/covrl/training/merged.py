@@ -24,10 +24,9 @@ from covrl.algorithms.base import Algorithm
 from covrl.distributed.world import World, deal
 from covrl.errors import NonFiniteError
 from covrl.evaluation.information import first_reading
-from covrl.records import Credit, Output, Problem, Rollout, ScoredGroup, Scores
+from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_unit, padded_tokens, read, score
-from covrl.training.bundle import Culprit
 from covrl.training.step import (
     GradientReport,
     PassLimits,
@@ -305,7 +304,7 @@ def _trained(
     traces = [(g.problem, *pair) for g in scored for pair in zip(g.rollouts, g.scores, strict=True)]
     owned = [own for row in credits for own in row]
     return {
-        unit.index: Trained(unit, Culprit(*trace, own), own)
+        unit.index: Trained(unit, OffendingRollout(*trace, own), own)
         for unit, trace, own in zip(units, traces, owned, strict=True)
     }
 

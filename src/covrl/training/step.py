@@ -19,10 +19,9 @@ from covrl.algorithms.base import Algorithm, LossTokens, Stream
 from covrl.config import TrainingConfig
 from covrl.distributed.world import World, deal, local_part
 from covrl.errors import NonFiniteError
-from covrl.records import Credit, Output, ScoredGroup
+from covrl.records import Credit, OffendingRollout, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
-from covrl.training.bundle import Culprit
 
 TOKENS = 2048
 """Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
@@ -65,7 +64,7 @@ class Trained:
     """One trace that has weight: its rows, and what it and its credit are."""
 
     unit: Unit
-    trace: Culprit
+    trace: OffendingRollout
     credit: Credit
 
 
@@ -240,7 +239,7 @@ def gradient_error(
         stream, trace = found
         return NonFiniteError(f"the gradient's norm is {norm}, from the {stream} loss at {trace.name}", [trace])
     traces = [
-        Culprit(group.problem, *trace)
+        OffendingRollout(group.problem, *trace)
         for group, row in zip(groups, credits, strict=True)
         for trace in zip(group.rollouts, group.scores, row, strict=True)
     ]
@@ -255,7 +254,7 @@ def _bad_gradient(
     limits: PassLimits,
     world: World,
     late: Sequence[Reading],
-) -> tuple[str, Culprit] | None:
+) -> tuple[str, OffendingRollout] | None:
     """The first (stream, trace) whose gradient by itself is not finite; ``.grad`` is empty afterwards."""
     scale, streams = scaled(algorithm, groups)
     readings = with_late(algorithm.training, late)
@@ -317,7 +316,7 @@ def _with_weight(
     for index, (problem, rollout, scores, credit) in enumerate(pairs):
         if rollout.request.trains and has_weight(credit, streams):
             unit = make_unit(index, algorithm.contexts, readings, problem, rollout)
-            trained[index] = Trained(unit, Culprit(problem, rollout, scores, credit), credit)
+            trained[index] = Trained(unit, OffendingRollout(problem, rollout, scores, credit), credit)
     return trained
 
 

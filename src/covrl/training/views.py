@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from covrl.evaluation.accuracy import SOUND, TraceLabel
+from covrl.evaluation.accuracy import SOUND
 from covrl.prompts import Prompts
-from covrl.records import Credit, Problem, Rollout, ScoredGroup, Scores, TokenView, TraceGroup, TraceView, Verdict
+from covrl.records import (
+    Credit,
+    Problem,
+    Rollout,
+    ScoredGroup,
+    Scores,
+    TokenView,
+    TraceGroup,
+    TraceLabel,
+    TraceView,
+    Verdict,
+)
 from covrl.training.monitors import thought_only
 
 
