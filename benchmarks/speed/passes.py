@@ -74,7 +74,8 @@ def least(sizes: Sequence[int], repeats: int, work: Callable[[int], int]) -> dic
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Seconds a token, by size of a pass and by rows, of the production loop's own parts."""
     from covrl.generation.base import Draw
-    from covrl.training.step import PassLimits, accumulate_gradient
+    from covrl.scoring.pack import PassLimits
+    from covrl.training.step import accumulate_gradient
     from speed.ours import build_run
 
     begin(asked["threads"], asked.get("memory_mb"))

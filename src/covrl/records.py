@@ -259,3 +259,6 @@ Grader = Callable[[Sequence[tuple[Problem, str]]], Sequence[Verdict]]
 
 TraceLabel = Callable[[Problem, Rollout], str]
 """What a trace does, where a task can tell: "sound", or the name of what is wrong. For reports, never for training."""
+
+SOUND = "sound"
+"""The label of a trace that does what it should."""

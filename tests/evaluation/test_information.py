@@ -18,8 +18,8 @@ from covrl.evaluation.reading_watch import ReadingWatch, Seen, reading_warnings
 from covrl.evaluation.thoughts import closed_thoughts, thought_baselines, thought_metrics
 from covrl.generation.base import Draw
 from covrl.records import Group, Output, Problem, ScoredGroup
+from covrl.scoring.pack import PassLimits
 from covrl.training.loop import Run
-from covrl.training.step import PassLimits
 
 LOG2 = math.log(2)
 

@@ -24,8 +24,8 @@ from covrl.distributed.processes import join_world
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
 from covrl.records import Problem
-from covrl.training import distributed
 from covrl.training import fit as fitting
+from covrl.training import models
 from covrl.training.loop import Run
 from covrl.training.machine import Memory
 from covrl.training.sharding import whole
@@ -368,7 +368,7 @@ def no_weights(*_: Any) -> None:
 def main(folder: Path) -> None:
     world = join_world("cpu")
     if not world.first:
-        distributed.load_model = no_weights
+        models.load_model = no_weights
     found = {name: observe(folder, name) for name in CASES} | {"mixed": mixed(folder)}
     found["others"] = {method: one_step(folder, method) for method in OTHERS}
     train(folder, folder / "by-two")

@@ -29,13 +29,14 @@ from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, 
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Credit, Problem, Request, Rollout
+from covrl.scoring.pack import PassLimits
 from covrl.training.bundle import read_bundle
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.divergence import Divergence
 from covrl.training.loop import Run
 from covrl.training.memory import is_out_of_memory
 from covrl.training.publish_check import Probe, canary, changed_weights, probe, stale_reason
-from covrl.training.step import PassLimits, accumulate_gradient
+from covrl.training.step import accumulate_gradient
 
 PROMPTS = {
     "user": "{question}",

@@ -20,8 +20,9 @@ from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, ScoredGroup
 from covrl.scoring.model import LanguageModel
+from covrl.scoring.pack import PassLimits
 from covrl.training.loop import Run
-from covrl.training.step import PassLimits, accumulate_gradient
+from covrl.training.step import accumulate_gradient
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
 PROMPTS = {

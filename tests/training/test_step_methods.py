@@ -18,12 +18,12 @@ from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
 from covrl.records import Credit, Group, Rollout, ScoredGroup
-from covrl.scoring.pack import make_unit, padded_tokens
+from covrl.scoring.pack import PassLimits, make_unit, padded_tokens
 from covrl.scoring.shared import lay_out
 from covrl.training.loop import Run
 from covrl.training.merged import merged_gradient
 from covrl.training.models import frozen_copy
-from covrl.training.step import PassLimits, accumulate_gradient
+from covrl.training.step import accumulate_gradient
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "verifree": ("verifree", {}),

@@ -14,8 +14,8 @@ from training.test_step import make_run
 
 from covrl.generation import engine
 from covrl.generation.base import Draw
+from covrl.scoring.pack import PassLimits
 from covrl.training.loop import Run
-from covrl.training.step import PassLimits
 
 
 class Forward(NamedTuple):

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.prompts import Prompts
-from covrl.records import Grader, Problem, Request, Rollout, TraceLabel, Verdict
-
-SOUND = "sound"
+from covrl.records import SOUND, Grader, Problem, Request, Rollout, TraceLabel, Verdict
 
 
 def said_in(reply: Rollout, prompts: Prompts) -> str:

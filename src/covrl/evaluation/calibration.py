@@ -31,12 +31,12 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from covrl.evaluation.accuracy import SOUND, Evaluator, Graded
+from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
 from covrl.evaluation.statistics import Interval, quantile
 from covrl.generation.base import Draw, Sampling
-from covrl.records import Problem, Verdict
+from covrl.records import SOUND, Problem, Verdict
 from covrl.reporting.summary import interval
 from covrl.rewards.extract import find_answer
 from covrl.rewards.likelihood import Form, answer_reward

@@ -35,6 +35,10 @@ WORTH_NATS = 1.0
 """Our choice: a gain that is below this with 95 % is called none, and an interval that holds 0 and this undecided."""
 
 
+FORMAT_SHARE = 0.25
+"""Below this share of valid traces a base is said not to know the format."""
+
+
 class Worth(NamedTuple):
     """One trace: its problem's id, "prior" or "posterior", and log p(y|x,z) in nats (None: it did not close)."""
 

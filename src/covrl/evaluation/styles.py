@@ -16,6 +16,7 @@ from typing import Any
 
 from covrl.config import PromptConfig, RunConfig, check
 from covrl.evaluation.posterior_gain import (
+    FORMAT_SHARE,
     Drawn,
     PosteriorGain,
     draw_roles,
@@ -33,10 +34,8 @@ from covrl.reporting.summary import interval
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Context, Reading, score
+from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.styles import STYLED, STYLES
-from covrl.training.dry_run import FORMAT_SHARE
-from covrl.training.step import PassLimits
 
 OWN = "own"
 """The name of the settings' wording where it is that of no style."""

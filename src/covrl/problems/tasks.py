@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol, get_args
 
 from covrl.errors import UserError
-from covrl.evaluation.accuracy import SOUND
 from covrl.problems import animals, digits
-from covrl.records import Problem, Rollout
+from covrl.records import SOUND, Problem, Rollout
 
 
 class Task(Protocol):

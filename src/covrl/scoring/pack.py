@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from covrl.config import TrainingConfig
 from covrl.records import Output, Problem, Rollout, Row, Scores
 from covrl.scoring.head import Head, Projection, apply_head
 
@@ -77,6 +78,24 @@ class Unit:
     def has(self, contexts: Sequence[str], span: str) -> bool:
         """Whether the span is there in each of these contexts."""
         return all(c in self.rows and span in self.rows[c].spans for c in contexts)
+
+
+TOKENS = 2048
+"""Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassLimits:
+    """Bounds on one forward and backward pass: padded tokens, and bytes of logits held at once."""
+
+    tokens: int
+    logits_bytes: int
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> PassLimits:
+        """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
+        tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
+        return cls(tokens, training.logits_mb_per_chunk << 20)
 
 
 def make_unit(

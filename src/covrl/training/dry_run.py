@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from covrl.evaluation.posterior_gain import PosteriorGain, draw_roles, gain_sentence, posterior_gain
+from covrl.evaluation.posterior_gain import FORMAT_SHARE, PosteriorGain, draw_roles, gain_sentence, posterior_gain
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engines import rows_of
 from covrl.records import Group, Problem, Rollout, Row
@@ -15,9 +15,6 @@ from covrl.training.machine import Memory
 from covrl.training.memory import rows_at_once
 from covrl.training.needs import Needs, measured
 from covrl.training.optimizer import warm_up_note
-
-FORMAT_SHARE = 0.25
-"""Below this share of valid traces a base is said not to know the format."""
 
 ANSWERS_LOOKED_AT = 1000
 """How many problems' answers are measured against ``generation.max_answer_tokens``."""

@@ -42,7 +42,7 @@ from covrl.records import (
 )
 from covrl.rewards.functions import RewardFunction
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Context, Reading, score
+from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.scoring.text import vocabulary
 from covrl.training.divergence import comes_later
 from covrl.training.guard import Guard, check_credits, check_rewards, check_scores, watched
@@ -62,7 +62,7 @@ from covrl.training.monitors import (
 )
 from covrl.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from covrl.training.rollouts import sample
-from covrl.training.step import GradientReport, PassLimits, accumulate_gradient, gradient_error, has_weight
+from covrl.training.step import GradientReport, accumulate_gradient, gradient_error, has_weight
 from covrl.training.undo import Before
 from covrl.training.views import trace_group
 

@@ -14,9 +14,8 @@ from covrl.errors import OutOfMemoryError
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.records import Problem, Request, Rollout
-from covrl.scoring.pack import Unit, make_unit, padded_tokens
+from covrl.scoring.pack import PassLimits, Unit, make_unit, padded_tokens
 from covrl.scoring.text import cache_numbers, vocabulary
-from covrl.training.step import PassLimits
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run

@@ -26,10 +26,9 @@ from covrl.errors import NonFiniteError
 from covrl.evaluation.information import first_reading
 from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Reading, Tokens, Unit, make_unit, padded_tokens, read, score
+from covrl.scoring.pack import PassLimits, Reading, Tokens, Unit, make_unit, padded_tokens, read, score
 from covrl.training.step import (
     GradientReport,
-    PassLimits,
     Trained,
     accumulate_gradient,
     check_finite,

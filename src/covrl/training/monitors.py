@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from covrl.evaluation.accuracy import SOUND
-from covrl.records import Credit, Group, Rollout, ScoredGroup, TraceLabel
+from covrl.records import SOUND, Credit, Group, Rollout, ScoredGroup, TraceLabel
 
 FEWEST_SELECTED = 8
 """Traces whose answer is trained in a step; of fewer, a share says nothing."""

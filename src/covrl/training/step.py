@@ -16,29 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from covrl.algorithms.base import Algorithm, LossTokens, Stream
-from covrl.config import TrainingConfig
 from covrl.distributed.world import World, deal, local_part
 from covrl.errors import NonFiniteError
 from covrl.records import Credit, OffendingRollout, Output, ScoredGroup
 from covrl.scoring.model import LanguageModel
-from covrl.scoring.pack import Reading, Tokens, Unit, make_packs, make_unit, read
-
-TOKENS = 2048
-"""Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassLimits:
-    """Bounds on one forward and backward pass: padded tokens, and bytes of logits held at once."""
-
-    tokens: int
-    logits_bytes: int
-
-    @classmethod
-    def of(cls, training: TrainingConfig) -> PassLimits:
-        """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
-        tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
-        return cls(tokens, training.logits_mb_per_chunk << 20)
+from covrl.scoring.pack import PassLimits, Reading, Tokens, Unit, make_packs, make_unit, read
 
 
 @dataclass(slots=True)

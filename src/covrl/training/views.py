@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from covrl.evaluation.accuracy import SOUND
 from covrl.prompts import Prompts
 from covrl.records import (
+    SOUND,
     Credit,
     Problem,
     Rollout,
