@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from covrl.evaluation.asked import TRACES_OWN
 from covrl.evaluation.several import Outcome
+from covrl.files import write_file
 from covrl.reporting.exams import render_exams
 from covrl.reporting.format import number
 from covrl.reporting.text import one_line
@@ -157,5 +158,5 @@ def write_results(out: Path, outcome: Outcome) -> list[Path]:
         ),
     }
     for name, text in contents.items():
-        (out / name).write_bytes(text.encode("utf-8", "backslashreplace"))
+        write_file(out / name, text.encode("utf-8", "backslashreplace"))
     return [out / name for name in contents]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from covrl.files import write_file
 from covrl.records import StepReport
 from covrl.reporting.against import against
 from covrl.reporting.browser import examples, trace_browser
@@ -35,13 +35,7 @@ def write_report(path: str | Path, summary: RunSummary) -> None:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    page = render_report(summary).encode("utf-8")
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(page)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_file(target, render_report(summary))
 
 
 def render_report(summary: RunSummary) -> str:
