@@ -22,6 +22,7 @@ from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.evaluation.results import tables, write_results
 from covrl.evaluation.several import Order, Outcome, evaluate_several
 from covrl.evaluation.styles import check_style, recommend, try_style, wordings
+from covrl.files import write_file
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
@@ -259,8 +260,8 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     record |= calibration(marked, traces, seed, by, form)
     record["posterior_gain"] = gain.record() | {"sentence": gain_sentence(gain)}
     if out is not None:
-        (out / "calibration.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        (out / "calibration.html").write_text(render_reliability(record), encoding="utf-8")
+        write_file(out / "calibration.json", json.dumps(record, indent=1))
+        write_file(out / "calibration.html", render_reliability(record))
     if asked.as_json:
         print(json.dumps(record))
         return

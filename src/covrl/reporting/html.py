@@ -23,8 +23,9 @@ from covrl.reporting.catalogue import LEARNING, SECTIONS, plan, unit_of
 from covrl.reporting.charts import figure
 from covrl.reporting.format import number, typeset
 from covrl.reporting.scales import MOST_POINTS, curve
-from covrl.reporting.summary import Remark, ResultRow, RunSummary, interval, remarks
+from covrl.reporting.summary import Remark, ResultRow, RunSummary, remarks
 from covrl.reporting.text import escape
+from covrl.statistics import wilson
 
 
 def write_report(path: str | Path, summary: RunSummary) -> None:
@@ -130,7 +131,7 @@ def _strip(row: ResultRow) -> str:
     if row.unit != "share" or base is None or trained is None or not (0 <= base <= 1 and 0 <= trained <= 1):
         return ""
     place = lambda share: 6 + 228 * share  # noqa: E731
-    spread = [bounds for value in (base, trained) if (bounds := interval(value, row.count))]
+    spread = [wilson(value, row.count or 0) for value in (base, trained)] if (row.count or 0) > 0 else []
     whiskers = "".join(f"<path class='whisker' d='M{place(a):.1f} 14H{place(b):.1f}'/>" for a, b in spread)
     chance = f"<path class='chance' d='M{place(row.chance):.1f} 3V25'/>" if row.chance is not None else ""
     return (
