@@ -31,7 +31,8 @@ from covrl.problems.loading import load_problems
 from covrl.prompt_checks import longest_row
 from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
-from covrl.reporting.show import show_leaks, show_style, show_styles, show_table
+from covrl.reporting.show import show_leaks, show_style, show_styles
+from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form
 from covrl.scoring.model import load_model
@@ -102,7 +103,7 @@ def run_eval(asked: EvalRequest) -> None:
         return
     console = Console()
     for table in tables(outcome.record):
-        show_table(console, table.title, table.about, table.head, table.rows)
+        show_table(console, table)
     for path in paths:
         print(path)
 
@@ -267,7 +268,7 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
         return
     console = Console()
     for grid in grids(record):
-        show_table(console, grid.title, grid.about, grid.head, grid.rows)
+        show_table(console, grid)
     console.print(visible(record["sentence"]), markup=False, highlight=False, style="bold")
     console.print(visible(record["posterior_gain"]["sentence"]), markup=False, highlight=False)
     if out is not None:
