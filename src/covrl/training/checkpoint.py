@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
 from covrl import files
-from covrl.errors import UserError
+from covrl.errors import UserError, first_fault
 from covrl.training.memory import portions, take_portions
 from covrl.training.parts import load_parts, names_in, save_parts
 
@@ -280,9 +280,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         _check_format(folder, state.get("format"))
         _State.model_validate(state)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{folder}: the checkpoint is damaged: state.json: {key}: {first['msg']}") from error
+        raise UserError(f"{folder}: the checkpoint is damaged: state.json: {first_fault(error)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
     return state
