@@ -18,7 +18,7 @@ from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
-from covrl.prompt_checks import longest_prompt, may_exceed
+from covrl.prompt_checks import longest_beyond, longest_prompt
 from covrl.prompts import Prompts
 from covrl.records import Finish, Grader, Problem, TraceLabel, Verdict
 from covrl.rewards.choice import letter_of
@@ -169,12 +169,9 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
         return
     after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
     left = context - exam.trace_tokens - after
-    near = may_exceed(prompts, exam.problems, left, ("prior",), answers=False)
-    if not near:
-        return
-    prompt, longest = max(((len(prompts.prior(p)), p) for p in near), key=lambda pair: pair[0])
-    room = context - prompt - after
-    if exam.trace_tokens > room:
+    if found := longest_beyond(prompts, exam.problems, left, ("prior",), answers=False):
+        prompt, _, longest = found
+        room = context - prompt - after
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"
         raise UserError(
             f"{exam.name}: problem {longest.id}: {prompt} prompt tokens + {exam.trace_tokens} trace tokens + {after} "
