@@ -63,4 +63,4 @@ class EngineError(TrainingStoppedError):
 def first_fault(error: ValidationError) -> str:
     """Where the first fault is and what would be right: ``groups.0.problem.id: Input should be a valid string``."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
