@@ -3,188 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from statistics import fmean
+
+from markupsafe import Markup
 
 from covrl.comparison.cells import Cell
 from covrl.comparison.methods import BASE
 from covrl.comparison.summary import AXES, Axis, Line, course, measures, remarks
-from covrl.comparison.table import ABOUT, Grid, count_text, grids, percent
-from covrl.reporting.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame
-from covrl.reporting.scales import axis, step_ticks
-from covrl.reporting.text import escape
+from covrl.comparison.table import ABOUT, count_text, grids, percent
+from covrl.reporting.charts import (
+    BOTTOM,
+    COLOURS,
+    NOTHING,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Frame,
+    Key,
+    chance_line,
+    chart,
+    element,
+    grid,
+    path,
+)
+from covrl.reporting.pages import page
+from covrl.reporting.scales import axis
 
-Points = Sequence[tuple[float, float]]
-Key = tuple[str, str, float | None]
+Colours = Mapping[tuple[str, str, float | None], str]
 
 ROW = 22  # height of a method's row among the points
 NAMES = 150  # width of the methods' names beside it
 
-STYLE = """
-.rest { fill: none; stroke: var(--rule); stroke-width: 1.2; }
-.whisker { stroke: var(--c); stroke-width: 7; opacity: 0.25; }
-.mean { stroke: var(--ink); stroke-width: 2; }
-.compared { font: 0.82rem var(--sans); font-variant-numeric: tabular-nums; }
-.compared th, .compared td { text-align: right; font-weight: 400; padding: 0.2rem 0 0.2rem 1.2rem;
-  border-bottom: 1px solid var(--hair); vertical-align: top; }
-.compared td { white-space: pre; }
-.compared th:first-child { text-align: left; padding-left: 0; }
-.compared thead th { color: var(--soft); }
-"""
-
 
 def render(every: Sequence[Line], failures: Mapping[Cell, str]) -> str:
-    """The page as text; everything from results is escaped on its way in."""
-    style = files("covrl.reporting").joinpath("report.css").read_text(encoding="utf-8") + STYLE
-    body = "".join(
-        _section(tables, [line for line in every if line.setting == setting])
-        for setting, tables in grids(every).items()
-    )
-    said = "".join(f"<li><span></span>{escape(text)}</li>" for text in remarks(every, failures))
-    body += f"<section><h2>Remarks</h2><ul class='remarks'>{said}</ul></section>" if said else ""
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        "<meta name='color-scheme' content='light dark'>\n<title>covrl compare</title>\n"
-        f"<style>{style}</style>\n</head>\n<body>\n<header><h1>covrl compare</h1>"
-        f"<p class='subtitle'>{escape(ABOUT)}</p></header>\n<main>{body}</main>\n</body>\n</html>\n"
-    )
+    """The page as text."""
+    settings = []
+    for setting, (reached, *others) in grids(every).items():
+        here = [line for line in every if line.setting == setting]
+        settings.append((setting, reached, _seeds(here), _charts(here), others))
+    said = [("", text) for text in remarks(every, failures)]
+    return page("comparison.html", title="covrl compare", subtitle=ABOUT, settings=settings, said=said)
 
 
-def _section(tables: Sequence[Grid], here: Sequence[Line]) -> str:
-    """All of one setting: the seeds and what was reached, the courses, then the other tables."""
-    reached, *others = tables
-    body = _titled(reached, f"<div class='charts'>{_seeds(here)}</div>")
-    body += (
-        f"<section><h2>{escape(here[0].setting)}: accuracy against tokens</h2><p class='lead'>Held-out (dev) accuracy, "
-        "greedy, as it went in training: thin lines are seeds, bold ones their mean. A method is ahead only where it "
-        "is ahead on both axes. Forward + backward counts scored tokens once and trained ones twice.</p>"
-        f"<div class='charts'>{_charts(here)}</div></section>"
-    )
-    return body + "".join(map(_titled, others))
-
-
-def _titled(grid: Grid, drawn: str = "") -> str:
-    return (
-        f"<section><h2>{escape(grid.title)}</h2><p class='lead'>{escape(grid.about)}</p>{drawn}{_table(grid)}</section>"
-    )
-
-
-def _table(grid: Grid) -> str:
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in grid.head)
-    rows = "".join(
-        f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in grid.rows
-    )
-    return (
-        f"<div class='scroll'><table class='compared'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _seeds(here: Sequence[Line]) -> str:
+def _seeds(here: Sequence[Line]) -> list[Markup]:
     """A drawing for each measure: a row a method, every seed a point, mean and interval behind them."""
     shown = measures([r for line in here for r in line.results])
-    return "".join(_points(here, measure, title) for measure, title in shown.items())
+    return [_points(here, measure, title) for measure, title in shown.items()]
 
 
-def _points(here: Sequence[Line], measure: str, title: str) -> str:
+def _points(here: Sequence[Line], measure: str, title: str) -> Markup:
     height = ROW * len(here) + BOTTOM + TOP
-    place = lambda share: NAMES + (WIDTH - RIGHT - NAMES) * share  # noqa: E731
-    parts = ["<g class='grid'>"]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = place(share)
-        parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{TOP}' y2='{height - BOTTOM}'/>")
-        parts.append(f"<text x='{x:.1f}' y='{height - 8}' text-anchor='middle'>{100 * share:.0f} %</text>")
-    parts.append("</g>")
-    chance = _chance(here)
-    if chance is not None and measure in ("greedy", "avg@n"):
-        x = place(chance)
-        parts.append(f"<line class='chance' x1='{x:.1f}' x2='{x:.1f}' y1='{TOP}' y2='{height - BOTTOM}'/>")
-    for row, (line, colour) in enumerate(zip(here, _colours(here), strict=True)):
-        y = TOP + ROW * (row + 0.5)
-        parts.append(f"<g class='{colour}'><text x='0' y='{y + 4:.1f}'>{escape(_name(line, here))}</text>")
-        figure = line.figure(measure)
-        if figure and figure.interval:
-            low, high = map(place, figure.interval)
-            parts.append(f"<path class='whisker' d='M{low:.1f} {y:.1f}H{high:.1f}'/>")
-        if figure:
-            parts.append(f"<path class='mean' d='M{place(figure.mean):.1f} {y - 6:.1f}v12'/>")
-            parts += [f"<circle cx='{place(v):.1f}' cy='{y:.1f}' r='3.2'/>" for v in figure.points]
-        parts.append("</g>")
+    rows = [_row(here, i, measure) for i in range(len(here))]
     told = "; ".join(f"{_name(line, here)} {percent(f.mean)}" for line in here if (f := line.figure(measure)))
-    return _figure(title, "", f"{WIDTH} {height}", "".join(parts), told)
+    lines = []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        lines.append(_upright(share, height))
+        lines.append(element("text", f"{100 * share:.0f} %", x=_place(share), y=height - 8, text_anchor="middle"))
+    chance = _chance(here)
+    guess = _upright(chance, height, "chance") if chance is not None and measure in ("greedy", "avg@n") else NOTHING
+    body = element("g", lines, class_="grid") + guess + NOTHING.join(rows)
+    return chart(title, told, body, unit="%", height=height)
 
 
-def _charts(here: Sequence[Line]) -> str:
+def _place(share: float) -> float:
+    """Where a share lies from left to right among the points."""
+    return NAMES + (WIDTH - RIGHT - NAMES) * share
+
+
+def _upright(share: float, height: int, name: str = "") -> Markup:
+    named = {"class": name} if name else {}
+    return element("line", **named, x1=_place(share), x2=_place(share), y1=TOP, y2=height - BOTTOM)
+
+
+def _row(here: Sequence[Line], number: int, measure: str) -> Markup:
+    """A method's name, its interval, its mean and its seeds."""
+    line, y = here[number], TOP + ROW * (number + 0.5)
+    parts = [element("text", _name(line, here), x=0, y=y + 4)]
+    figure = line.figure(measure)
+    if figure and figure.interval:
+        low, high = map(_place, figure.interval)
+        parts.append(element("path", class_="whisker", d=f"M{low:.1f} {y:.1f}H{high:.1f}"))
+    if figure:
+        parts.append(element("path", class_="mean", d=f"M{_place(figure.mean):.1f} {y - 6:.1f}v12"))
+        parts += [element("circle", cx=_place(value), cy=y, r=3.2) for value in figure.points]
+    return element("g", parts, class_=_colours(here)[number])
+
+
+def _charts(here: Sequence[Line]) -> list[Markup]:
     """One chart an axis where the colours suffice; else one a method and axis, with the others in grey."""
     trained = [line for line in here if line.method != BASE]
     colours = {line.key: colour for line, colour in zip(here, _colours(here), strict=True)}
     together = [trained] if len(trained) <= COLOURS else [[line] for line in trained]
-    return "".join(_chart(axis_name, bold, trained, colours) for bold in together for axis_name in AXES)
+    return [_chart(axis_name, bold, trained, colours) for bold in together for axis_name in AXES]
 
 
-def _chart(axis_name: Axis, bold: Sequence[Line], trained: Sequence[Line], colours: Mapping[Key, str]) -> str:
+def _chart(axis_name: Axis, bold: Sequence[Line], trained: Sequence[Line], colours: Colours) -> Markup:
     """The lines ``bold`` in colour, with every seed, before all others in grey; empty where no tokens were counted."""
     means = {line.key: mean_course(line, axis_name) for line in trained}
     shown = [line for line in bold if means[line.key]]
     if not shown:
-        return ""
-    every = {line.key: [p for result in line.results if (p := course(result, axis_name))] for line in trained}
-    seeds = {line.key: every[line.key] for line in shown}
+        return NOTHING
+    seeds = {line.key: [p for result in line.results if (p := course(result, axis_name))] for line in trained}
     chance = _chance(trained)
     # The frame holds all lines, so that charts that stand beside each other have the same axes.
-    drawn = [point for courses in every.values() for points in courses for point in points]
+    drawn = [point for courses in seeds.values() for points in courses for point in points]
     heights = [y for _, y in drawn]
     frame = Frame(0.0, max(x for x, _ in drawn), axis([*heights, chance or 0.0], zero=True, most=1.0))
-    parts = [draw_grid(frame)]
-    if chance is not None:
-        y = frame.y(chance)
-        parts.append(f"<line class='chance' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-    others = [points for key, points in means.items() if points and key not in seeds]
-    parts += [f"<path class='rest' d='{draw_path(frame, points)}'/>" for points in others]
+    body = grid(frame, "share", count_text) + chance_line(frame, chance)
+    own = {line.key for line in shown}
+    body += NOTHING.join(path(frame, mean, class_="rest") for k, mean in means.items() if mean and k not in own)
     keys = []
     for line in shown:
         colour, mean = colours[line.key], means[line.key]
-        thin = "".join(f"<path class='raw' d='{draw_path(frame, points)}'/>" for points in seeds[line.key])
-        parts.append(f"<g class='{colour}'>{thin}<path class='line' d='{draw_path(frame, mean)}'/></g>")
-        swatch = f"<svg class='swatch {colour}' viewBox='0 0 14 8' aria-hidden='true'><path d='M0 4H14'/></svg>"
-        keys.append(f"<li>{swatch}{escape(_name(line, trained))} <b>{percent(mean[-1][1])} %</b></li>")
-    told = "; ".join(f"{_name(line, trained)} ends at {percent(means[line.key][-1][1])} %" for line in shown)
-    legend = f"<ul class='legend'><li class='at'>last</li>{''.join(keys)}</ul>"
-    title = f"against {AXES[axis_name]}" if len(shown) > 1 else f"{_name(shown[0], trained)} against {AXES[axis_name]}"
-    return _figure(title, legend, f"{WIDTH} {HEIGHT}", "".join(parts), told)
+        thin = [path(frame, points, class_="raw") for points in seeds[line.key]]
+        body += element("g", [*thin, path(frame, mean, class_="line")], class_=colour)
+        keys.append(Key(colour, _name(line, trained), f"{percent(mean[-1][1])} %"))
+    told = "; ".join(f"{key.name} ends at {key.last}" for key in keys)
+    title = f"against {AXES[axis_name]}" if len(shown) > 1 else f"{keys[0].name} against {AXES[axis_name]}"
+    return chart(title, told, body, unit="%", keys=keys)
 
 
 def mean_course(line: Line, axis_name: Axis) -> list[tuple[float, float]]:
     """The mean over seeds of tokens and accuracy at each evaluation that every seed has, in order."""
     every = [points for result in line.results if (points := course(result, axis_name))]
     return [(fmean(x for x, _ in row), fmean(y for _, y in row)) for row in zip(*every, strict=False)]
-
-
-def draw_grid(frame: Frame) -> str:
-    """The horizontal lines of a chart of accuracy against tokens, with both axes' numbers."""
-    parts = ["<g class='grid'>"]
-    for tick in frame.axis.ticks:
-        y = frame.y(tick)
-        parts.append(f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{100 * tick:.6g}</text>")
-    for tokens in step_ticks(frame.first, frame.last):
-        x, anchor = frame.x(tokens), "end" if tokens == round(frame.last) else "middle"
-        parts.append(f"<text x='{x:.1f}' y='{HEIGHT - BOTTOM + 17}' text-anchor='{anchor}'>{count_text(tokens)}</text>")
-    return "".join(parts) + "</g>"
-
-
-def draw_path(frame: Frame, points: Points) -> str:
-    """The straight lines between points, as the data of an SVG path."""
-    return "M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in points)
-
-
-def _figure(title: str, legend: str, box: str, body: str, told: str) -> str:
-    return (
-        f"<figure class='chart'><figcaption><h3>{escape(title)} <span class='unit'>%</span></h3></figcaption>{legend}"
-        f"<svg viewBox='0 0 {box}' role='img' aria-label='{escape(f'{title}. {told}')}'>{body}</svg></figure>"
-    )
 
 
 def _chance(here: Sequence[Line]) -> float | None:

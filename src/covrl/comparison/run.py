@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from covrl.comparison.cells import Cell
-from covrl.errors import UserError
+from covrl.files import alone_in, made
 from covrl.reporting.format import duration
 
 JOBS = 2
@@ -63,7 +61,7 @@ def run_cells(
     """
     failures: list[Failure] = []
     waiting, running = list(cells), []
-    with _alone_in(out), tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch:
+    with alone_in(made(out), "a comparison", lock="."), tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -107,22 +105,3 @@ def _outcome(job: _Job) -> Failure | None:
     lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "nothing on standard error")
     return Failure(job.cell, f"{last} (signal {-code})" if code < 0 else last)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Generator[None]:
-    """Hold a lock on the folder itself, which leaves no file behind and ends with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise UserError(f"{folder}: another comparison is running in this folder; wait for it or stop it") from None
-    try:
-        yield
-    finally:
-        os.close(handle)

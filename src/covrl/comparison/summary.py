@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from covrl.comparison.cells import Cell, Result
 from covrl.comparison.methods import BASE
-from covrl.evaluation.statistics import Interval, t_interval
 from covrl.reporting.format import ABSENT
+from covrl.statistics import Interval, t_interval
 
 Axis = Literal["generated", "passed"]
 
