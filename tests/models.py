@@ -173,7 +173,7 @@ def prove(model: LanguageModel, longest: int = 96) -> list[str]:
 
 def prove_engine(engine: TorchGenerator, longest: int = 96) -> list[str]:
     """Prove how an engine decodes; what is said of it. Its model's attention stays as it is."""
-    from covrl.scoring.shared import NAME
+    from covrl.scoring.attention import NAME
 
     shared = engine.model.config._attn_implementation == NAME
     if shared:

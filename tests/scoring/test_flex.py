@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import FAMILIES, prove, tiny
 from torch import Tensor
 
-from covrl.scoring import flex, proof, shared
+from covrl.scoring import attention, flex, proof
 from covrl.scoring.flex import attend_flex, can_differentiate, segments, trouble_with_flex
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.shared import Call, Layout, lay_out
@@ -71,7 +71,7 @@ def test_a_whole_model_gives_the_same_states(family: str, monkeypatch: pytest.Mo
         calls.append(call)
         return attend_flex(layout, call, *tensors)
 
-    monkeypatch.setattr(shared, "attend_flex", counted)
+    monkeypatch.setattr(attention, "attend_flex", counted)
     one = LanguageModel(tiny(family, 48).double())
     assert prove(one) == []
     plain, flat = one.states(ROWS), None

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 
+from covrl.scoring.attention import arranged
 from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
 
 ROOM = 64
@@ -229,7 +230,7 @@ class _Prefill:
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self.kept[call.layer] = (self.layout.rows(key), self.layout.rows(value))
-        return self.layout.attend(call, query, key, value)
+        return arranged(self.layout, call, query, key, value)
 
 
 def prefill_shared(

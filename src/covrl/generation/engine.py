@@ -18,9 +18,9 @@ from covrl.generation.recorded import fixed
 from covrl.generation.stop import StopRule, StopRules
 from covrl.generation.trace import Trace, end_tokens
 from covrl.records import Request, Rollout
+from covrl.scoring.attention import NAME
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.finite import broken
-from covrl.scoring.shared import NAME
 
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""

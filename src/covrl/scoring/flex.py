@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-if TYPE_CHECKING:
-    from covrl.scoring.shared import Call, Layout
+from covrl.scoring.shared import Call, Layout
 
 Mod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Of (batch, head, query, key), indices as tensors."""

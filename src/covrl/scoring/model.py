@@ -16,10 +16,11 @@ from transformers.utils import logging as hf_logging
 from covrl.config import ModelConfig
 from covrl.errors import UserError
 from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
+from covrl.scoring.attention import NAME
 from covrl.scoring.compute import compute_in_bfloat16
 from covrl.scoring.gguf import is_gguf, notes, read_tokenizer
 from covrl.scoring.head import Projection
-from covrl.scoring.shared import NAME, Place, lay_out, nothing_masked
+from covrl.scoring.shared import Place, lay_out, nothing_masked
 from covrl.scoring.text import context_length, freeze_other_parts, left_out, model_class, text_config, trunk
 from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
 

@@ -6,30 +6,21 @@ Every layer but attention works on single tokens, so it sees each prompt once an
 it stands alone: a trace's queries look at its prompt's keys and its own. The log-probs are those of the plain pass;
 :meth:`covrl.scoring.model.LanguageModel.prove` compares them at load.
 
-The layout reaches the attention function as an argument of the model's forward. The function stands in
-transformers' table of attention functions under a name of ours and hands every other call on to ``sdpa``.
+:mod:`covrl.scoring.attention` is the function that models call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-from covrl.scoring.flex import attend_flex
 
 Ids = tuple[int, ...]
-
-NAME = "covrl_shared"
-"""The attention function's name in transformers' table; it also works where no layout is given."""
 
 SHORT = 384
 """Keys up to which attention in bfloat16 on a CPU is spelt out: there the fused kernel's backward pass is slower."""
@@ -56,14 +47,6 @@ class Call(NamedTuple):
         return self.cap * torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.cap)
 
 
-class Arrangement(Protocol):
-    """How the tokens of one flat row see each other."""
-
-    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Query ``[1, H, N, D]``, key and value ``[1, H', N, D]`` -> ``[1, N, H, D]``."""
-        ...
-
-
 class Place(NamedTuple):
     """Where a row's tokens are in the flat row: token i at ``first + i``, from ``shared`` on at ``rest + i``."""
 
@@ -82,7 +65,7 @@ class Layout:
     ``ids`` and ``positions`` are ``[N]``. ``prompts`` ``[F, P]``, ``own`` ``[R, T]`` and ``keys`` ``[R, P + T]`` say
     which flat token stands where when prompts, and rows behind their prompts, are put side by side; -1 is padding.
     ``back`` ``[N]`` is the way back from the two, flattened one behind the other. With ``flex`` attention reads the
-    flat row as it is (:mod:`covrl.scoring.flex`).
+    flat row as it is (:mod:`covrl.scoring.flex`); :meth:`attend` never does.
     """
 
     ids: Tensor
@@ -116,16 +99,16 @@ class Layout:
         return _side_by_side(flat[0], self.own)
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See :class:`Arrangement`: a row's tokens see their prompt's and their own."""
-        if self.flex:
-            return attend_flex(self, call, query, key, value)
+        """A row's tokens see their prompt's and their own, rows side by side: query ``[1, H, N, D]``, key and value
+        ``[1, H', N, D]`` -> ``[1, N, H, D]``.
+        """
         parts = []
         for name, asking, asked in (("prompts", self.prompts, self.prompts), ("own", self.own, self.keys)):
             if not asking.numel():
                 continue
             q, k, v = (_side_by_side(t[0], at) for t, at in ((query, asking), (key, asked), (value, asked)))
             mask = self.mask(name, call.window, q.dtype)
-            parts.append(_attend(q, k, v, mask, call).transpose(1, 2).flatten(0, 1))
+            parts.append(attend_masked(q, k, v, mask, call).transpose(1, 2).flatten(0, 1))
         return torch.cat(parts)[self.back][None]
 
 
@@ -169,53 +152,10 @@ def _table(rows: Sequence[range]) -> Tensor:
     return torch.tensor(table, dtype=torch.long).reshape(len(rows), width)
 
 
-def attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    covrl_layout: Arrangement | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **named: Any,
-) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query ``[1, H, N, D]``, key and value ``[1, H', N, D]`` -> ``[1, N, H, D]``.
-
-    Raises:
-        NotImplementedError: the model asks for something that this does not know (:meth:`prove` then gives it up).
-    """
-    cap = named.get("softcap")
-    if covrl_layout is None and cap is None:
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **named)
-        return out, None
-    query, key, value = (_as_computed(t) for t in (query, key, value))
-    if covrl_layout is None:  # which the fused kernel cannot do
-        mask = attention_mask if attention_mask is not None else _causal(query.shape[2], key.shape[2], query.device)
-        out = _attend(query, key, value, additive(mask, query.dtype), Call(-1, None, scaling, cap))
-        return out.transpose(1, 2), None
-    unknown = [name for name in ("s_aux", "position_bias") if named.get(name) is not None]
-    if dropout or unknown:
-        raise NotImplementedError(f"attention with {unknown or 'dropout'}")
-    call = Call(module.layer_idx, named.get("sliding_window"), scaling, cap)
-    return covrl_layout.attend(call, query, key, value), None
-
-
 def _side_by_side(flat: Tensor, table: Tensor) -> Tensor:
     """Tokens ``[H, N, D]`` as rows ``[R, H, L, D]``; what stands in padding means nothing."""
     rows = flat.index_select(1, table.clamp_min(0).flatten())
     return rows.unflatten(1, tuple(table.shape)).transpose(0, 1)
-
-
-def _as_computed(t: Tensor) -> Tensor:
-    """In autocast's dtype where that is on: rotations leave queries and keys in float32 there."""
-    kind = t.device.type
-    return t.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else t
-
-
-def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """``[1, 1, Q, K]``: the last query sees every key."""
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,7 +165,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, call: Call) -> Tensor:
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, call: Call) -> Tensor:
     """Queries ``[R, H, Q, D]``, keys and values ``[R, H', K, D]``, an additive mask ``[R, 1, Q, K]``."""
     spelt = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
     if spelt or call.cap is not None:
@@ -249,7 +189,3 @@ def _spelt(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, call: Call) -> Tensor:
 def nothing_masked(device: torch.device) -> Tensor:
     """The attention mask for a forward with an arrangement: of four axes, so that models take it as it is."""
     return torch.zeros(1, 1, 1, 1, device=device)
-
-
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
