@@ -44,7 +44,7 @@ def examine(run: Run, cell: Cell, problems: Sequence[Problem]) -> tuple[dict[str
     heat = run.config.generation.temperature
     found = with_fewer_rows(run, asked, most, lambda: evaluate(evaluator, problems, n, heat, seed))
     columns = found.columns() | _likelihood(run, found, problems)
-    figures = found.record() | {"log_prob": fmean(columns["log_prob"])}
+    figures: dict[str, Any] = found.record() | {"log_prob": fmean(columns["log_prob"])}
     ends = bootstrap_intervals({"log_prob": columns["log_prob"], "trace_tokens": columns["trace_tokens"]})
     figures["intervals"] |= {name: list(pair) for name, pair in ends.items()}
     if evaluator.grade is None:

@@ -35,8 +35,8 @@ from covrl.training.resuming import ACCEPTED
 
 FILE = "compare.json"
 
-FREE = ("training.seed", "training.learning_rate", "algorithm.name")
-"""Settings that a cell says itself, so that the file may change them."""
+FREE = ("training.seed", "training.learning_rate", "algorithm.name", "problems.test")
+"""Settings that a cell says itself, or that no training reads, so that the file may change them."""
 
 WATCHED = ("evaluation.every",)
 """Settings that a resumed run may change, but curves of one table may not."""
@@ -145,7 +145,9 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
     """
     config = config_from(file, assignments)
     if not config.problems.held_out:
-        raise UserError(f"{file}: problems.held_out is not set: methods are compared on problems that none was trained on")
+        raise UserError(
+            f"{file}: problems.held_out is not set: methods are compared on problems that none was trained on"
+        )
     for name in methods:
         check_variant(name)
         if name != BASE:
@@ -159,7 +161,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only "
             f"{len(data['train'])} problems; lower it"
         )
-    weights, tokenizer = _model(config, folder)
+    weights, tokenizer = _model(config)
     begun = date.fromisoformat(before["date"]) if before else date.today()
     prompts = dated(config.prompts, tokenizer, begun)  # cells of another day read the same date
     table = override(read_settings(file), assignments)
@@ -172,7 +174,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
         "date": begun.isoformat(),
         "config": config.model_dump(mode="json"),
         "weights": weights,
-        "problems": {key: _hash(rows) for key, rows in data.items()},
+        "problems": {**(before or {}).get("problems", {}), **{key: _hash(rows) for key, rows in data.items()}},
     }
     if before:
         _check_same(folder, before, facts)
@@ -196,12 +198,12 @@ def keep(own: Own, folder: Path) -> None:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
 
 
-def _model(config: RunConfig, folder: Path) -> tuple[str, Any]:
+def _model(config: RunConfig) -> tuple[str, Any]:
     """What tells the model's weights from others, and its tokenizer."""
     source = str(resolve_path(config.model.path))
     base = base_source(source)
     checked = safe_config(base, config.model.allow_pickle)
-    prints = Fingerprints(folder / "fingerprints.json")
+    prints = Fingerprints(Path())  # keeps no file
     commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
     weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
     words = source if (Path(source) / "tokenizer_config.json").is_file() else base
@@ -227,10 +229,12 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
         UserError: names the first setting that differs.
     """
     old, new = (_flat(facts["config"]) for facts in (before, now))
+    younger = _flat(RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not _may_change(key):
+        was = old.get(key, younger.get(key))  # a setting that an older version did not have
+        if was != new.get(key) and not _may_change(key):
             raise UserError(
-                f"{folder}: compared with {key} = {old.get(key)!r}, and now it is {new.get(key)!r}: put it back, or "
+                f"{folder}: compared with {key} = {was!r}, and now it is {new.get(key)!r}: put it back, or "
                 "choose another --out"
             )
     if before.get("name") != now["name"]:

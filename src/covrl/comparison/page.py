@@ -7,11 +7,12 @@ from importlib.resources import files
 from statistics import fmean
 
 from covrl.comparison.cells import Cell
-from covrl.comparison.methods import BASE
-from covrl.comparison.summary import AXES, Axis, Line, course, measures, remarks
-from covrl.comparison.table import ABOUT, Grid, count_text, grids, percent
+from covrl.comparison.methods import BASE, SETTINGS
+from covrl.comparison.summary import AXES, UNITS, Figure, Line, Measure, course, measures, places, remarks
+from covrl.comparison.summary import Axis as TokenAxis
+from covrl.comparison.table import ABOUT, Grid, count_text, grids, percent, value_text
 from covrl.reporting.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame
-from covrl.reporting.scales import axis, step_ticks
+from covrl.reporting.scales import Axis, axis, step_ticks
 from covrl.reporting.text import escape
 
 Points = Sequence[tuple[float, float]]
@@ -33,14 +34,15 @@ STYLE = """
 """
 
 
-def render(every: Sequence[Line], failures: Mapping[Cell, str]) -> str:
-    """The page as text; everything from results is escaped on its way in."""
+def render(every: Sequence[Line], failures: Mapping[Cell, str], notes: Sequence[str] = ()) -> str:
+    """The page as text; everything from results is escaped on its way in. ``notes`` come before the remarks."""
     style = files("covrl.reporting").joinpath("report.css").read_text(encoding="utf-8") + STYLE
-    body = "".join(
-        _section(tables, [line for line in every if line.setting == setting])
-        for setting, tables in grids(every).items()
-    )
-    said = "".join(f"<li><span></span>{escape(text)}</li>" for text in remarks(every, failures))
+    drawn: set[str] = set()
+    body = ""
+    for tables, here in zip(grids(every).values(), places(every).values(), strict=True):
+        body += _section(tables, here, courses=here[0].setting not in drawn)
+        drawn.add(here[0].setting)
+    said = "".join(f"<li><span></span>{escape(text)}</li>" for text in (*notes, *remarks(every, failures)))
     body += f"<section><h2>Remarks</h2><ul class='remarks'>{said}</ul></section>" if said else ""
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
@@ -52,17 +54,28 @@ def render(every: Sequence[Line], failures: Mapping[Cell, str]) -> str:
     )
 
 
-def _section(tables: Sequence[Grid], here: Sequence[Line]) -> str:
+def _section(tables: Sequence[Grid], here: Sequence[Line], courses: bool = True) -> str:
     """All of one setting: the seeds and what was reached, the courses, then the other tables."""
     reached, *others = tables
     body = _titled(reached, f"<div class='charts'>{_seeds(here)}</div>")
-    body += (
-        f"<section><h2>{escape(here[0].setting)}: accuracy against tokens</h2><p class='lead'>Held-out (dev) accuracy, "
-        "greedy, as it went in training: thin lines are seeds, bold ones their mean. A method is ahead only where it "
-        "is ahead on both axes. Forward + backward counts scored tokens once and trained ones twice.</p>"
-        f"<div class='charts'>{_charts(here)}</div></section>"
-    )
+    if courses:
+        setting = escape(here[0].setting)
+        ours = " (dev)" if here[0].setting in SETTINGS else ""
+        body += _courses(f"{setting}: accuracy", here, "accuracy", f"Held-out{ours} accuracy, greedy")
+        body += _courses(f"{setting}: likelihood", here, "log_prob", "Held-out log p(y|x,z) behind one sampled trace")
     return body + "".join(map(_titled, others))
+
+
+def _courses(title: str, here: Sequence[Line], measure: Measure, what: str) -> str:
+    """How training went; empty where nothing of the measure is known, but for accuracy of our own tasks."""
+    charts = _charts(here, measure)
+    if not charts and (measure != "accuracy" or here[0].setting not in SETTINGS):
+        return ""
+    return (
+        f"<section><h2>{title} against tokens</h2><p class='lead'>{what}, as it went in training: thin lines are "
+        "seeds, bold ones their mean. A method is ahead only where it is ahead on both axes. Forward + backward counts "
+        f"scored tokens once and trained ones twice.</p><div class='charts'>{charts}</div></section>"
+    )
 
 
 def _titled(grid: Grid, drawn: str = "") -> str:
@@ -89,22 +102,24 @@ def _seeds(here: Sequence[Line]) -> str:
 
 
 def _points(here: Sequence[Line], measure: str, title: str) -> str:
-    height = ROW * len(here) + BOTTOM + TOP
-    place = lambda share: NAMES + (WIDTH - RIGHT - NAMES) * share  # noqa: E731
+    height, unit = ROW * len(here) + BOTTOM + TOP, UNITS.get(measure, "share")
+    figures = [line.figure(measure) for line in here]
+    scale = _scale(figures, unit)
+    place = lambda value: NAMES + (WIDTH - RIGHT - NAMES) * scale.place(value)  # noqa: E731
     parts = ["<g class='grid'>"]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = place(share)
+    for tick in scale.ticks:
+        x = place(tick)
         parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{TOP}' y2='{height - BOTTOM}'/>")
-        parts.append(f"<text x='{x:.1f}' y='{height - 8}' text-anchor='middle'>{100 * share:.0f} %</text>")
+        label = f"{100 * tick:.0f} %" if unit == "share" else f"{tick:.6g}"
+        parts.append(f"<text x='{x:.1f}' y='{height - 8}' text-anchor='middle'>{label}</text>")
     parts.append("</g>")
     chance = _chance(here)
     if chance is not None and measure in ("greedy", "avg@n"):
         x = place(chance)
         parts.append(f"<line class='chance' x1='{x:.1f}' x2='{x:.1f}' y1='{TOP}' y2='{height - BOTTOM}'/>")
-    for row, (line, colour) in enumerate(zip(here, _colours(here), strict=True)):
+    for row, (line, colour, figure) in enumerate(zip(here, _colours(here), figures, strict=True)):
         y = TOP + ROW * (row + 0.5)
         parts.append(f"<g class='{colour}'><text x='0' y='{y + 4:.1f}'>{escape(_name(line, here))}</text>")
-        figure = line.figure(measure)
         if figure and figure.interval:
             low, high = map(place, figure.interval)
             parts.append(f"<path class='whisker' d='M{low:.1f} {y:.1f}H{high:.1f}'/>")
@@ -112,32 +127,44 @@ def _points(here: Sequence[Line], measure: str, title: str) -> str:
             parts.append(f"<path class='mean' d='M{place(figure.mean):.1f} {y - 6:.1f}v12'/>")
             parts += [f"<circle cx='{place(v):.1f}' cy='{y:.1f}' r='3.2'/>" for v in figure.points]
         parts.append("</g>")
-    told = "; ".join(f"{_name(line, here)} {percent(f.mean)}" for line in here if (f := line.figure(measure)))
-    return _figure(title, "", f"{WIDTH} {height}", "".join(parts), told)
+    named = zip(here, figures, strict=True)
+    told = "; ".join(f"{_name(line, here)} {value_text(f.mean, unit)}" for line, f in named if f)
+    return _figure(title, "", f"{WIDTH} {height}", "".join(parts), told, unit)
 
 
-def _charts(here: Sequence[Line]) -> str:
+def _scale(figures: Sequence[Figure | None], unit: str) -> Axis:
+    """All shares stand between 0 and 100 %; another measure between what was seen of it."""
+    if unit == "share":
+        return Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+    return axis([value for figure in figures if figure for value in figure.points] or [0.0], zero=unit == "tokens")
+
+
+def _charts(here: Sequence[Line], measure: Measure) -> str:
     """One chart an axis where the colours suffice; else one a method and axis, with the others in grey."""
     trained = [line for line in here if line.method != BASE]
     colours = {line.key: colour for line, colour in zip(here, _colours(here), strict=True)}
     together = [trained] if len(trained) <= COLOURS else [[line] for line in trained]
-    return "".join(_chart(axis_name, bold, trained, colours) for bold in together for axis_name in AXES)
+    return "".join(_chart(axis_name, bold, trained, colours, measure) for bold in together for axis_name in AXES)
 
 
-def _chart(axis_name: Axis, bold: Sequence[Line], trained: Sequence[Line], colours: Mapping[Key, str]) -> str:
+def _chart(
+    axis_name: TokenAxis, bold: Sequence[Line], trained: Sequence[Line], colours: Mapping[Key, str], measure: Measure
+) -> str:
     """The lines ``bold`` in colour, with every seed, before all others in grey; empty where no tokens were counted."""
-    means = {line.key: mean_course(line, axis_name) for line in trained}
+    means = {line.key: mean_course(line, axis_name, measure) for line in trained}
+    share = measure == "accuracy"
     shown = [line for line in bold if means[line.key]]
     if not shown:
         return ""
-    every = {line.key: [p for result in line.results if (p := course(result, axis_name))] for line in trained}
+    every = {line.key: [p for result in line.results if (p := course(result, axis_name, measure))] for line in trained}
     seeds = {line.key: every[line.key] for line in shown}
-    chance = _chance(trained)
+    chance = _chance(trained) if share else None
     # The frame holds all lines, so that charts that stand beside each other have the same axes.
     drawn = [point for courses in every.values() for points in courses for point in points]
     heights = [y for _, y in drawn]
-    frame = Frame(0.0, max(x for x, _ in drawn), axis([*heights, chance or 0.0], zero=True, most=1.0))
-    parts = [draw_grid(frame)]
+    upright = axis([*heights, chance or 0.0], zero=True, most=1.0) if share else axis(heights)
+    frame = Frame(0.0, max(x for x, _ in drawn), upright)
+    parts = [draw_grid(frame, share)]
     if chance is not None:
         y = frame.y(chance)
         parts.append(f"<line class='chance' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
@@ -149,26 +176,32 @@ def _chart(axis_name: Axis, bold: Sequence[Line], trained: Sequence[Line], colou
         thin = "".join(f"<path class='raw' d='{draw_path(frame, points)}'/>" for points in seeds[line.key])
         parts.append(f"<g class='{colour}'>{thin}<path class='line' d='{draw_path(frame, mean)}'/></g>")
         swatch = f"<svg class='swatch {colour}' viewBox='0 0 14 8' aria-hidden='true'><path d='M0 4H14'/></svg>"
-        keys.append(f"<li>{swatch}{escape(_name(line, trained))} <b>{percent(mean[-1][1])} %</b></li>")
-    told = "; ".join(f"{_name(line, trained)} ends at {percent(means[line.key][-1][1])} %" for line in shown)
+        keys.append(f"<li>{swatch}{escape(_name(line, trained))} <b>{_last(mean[-1][1], share)}</b></li>")
+    told = "; ".join(f"{_name(line, trained)} ends at {_last(means[line.key][-1][1], share)}" for line in shown)
     legend = f"<ul class='legend'><li class='at'>last</li>{''.join(keys)}</ul>"
     title = f"against {AXES[axis_name]}" if len(shown) > 1 else f"{_name(shown[0], trained)} against {AXES[axis_name]}"
-    return _figure(title, legend, f"{WIDTH} {HEIGHT}", "".join(parts), told)
+    return _figure(title, legend, f"{WIDTH} {HEIGHT}", "".join(parts), told, "share" if share else "nats")
 
 
-def mean_course(line: Line, axis_name: Axis) -> list[tuple[float, float]]:
-    """The mean over seeds of tokens and accuracy at each evaluation that every seed has, in order."""
-    every = [points for result in line.results if (points := course(result, axis_name))]
+def _last(value: float, share: bool) -> str:
+    return f"{percent(value)} %" if share else f"{value_text(value, 'nats')} nats"
+
+
+def mean_course(line: Line, axis_name: TokenAxis, measure: Measure = "accuracy") -> list[tuple[float, float]]:
+    """The mean over seeds of tokens and accuracy (or log p) at each evaluation that every seed has, in order."""
+    every = [points for result in line.results if (points := course(result, axis_name, measure))]
     return [(fmean(x for x, _ in row), fmean(y for _, y in row)) for row in zip(*every, strict=False)]
 
 
-def draw_grid(frame: Frame) -> str:
-    """The horizontal lines of a chart of accuracy against tokens, with both axes' numbers."""
+def draw_grid(frame: Frame, share: bool = True) -> str:
+    """The horizontal lines of a chart of accuracy (or log p) against tokens, with both axes' numbers."""
     parts = ["<g class='grid'>"]
     for tick in frame.axis.ticks:
         y = frame.y(tick)
         parts.append(f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{100 * tick:.6g}</text>")
+        parts.append(
+            f"<text x='{LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{tick * (100 if share else 1):.6g}</text>"
+        )
     for tokens in step_ticks(frame.first, frame.last):
         x, anchor = frame.x(tokens), "end" if tokens == round(frame.last) else "middle"
         parts.append(f"<text x='{x:.1f}' y='{HEIGHT - BOTTOM + 17}' text-anchor='{anchor}'>{count_text(tokens)}</text>")
@@ -180,9 +213,11 @@ def draw_path(frame: Frame, points: Points) -> str:
     return "M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in points)
 
 
-def _figure(title: str, legend: str, box: str, body: str, told: str) -> str:
+def _figure(title: str, legend: str, box: str, body: str, told: str, unit: str = "share") -> str:
+    sign = "%" if unit == "share" else unit
     return (
-        f"<figure class='chart'><figcaption><h3>{escape(title)} <span class='unit'>%</span></h3></figcaption>{legend}"
+        f"<figure class='chart'><figcaption><h3>{escape(title.removesuffix(f', {unit}'))} "
+        f"<span class='unit'>{sign}</span></h3></figcaption>{legend}"
         f"<svg viewBox='0 0 {box}' role='img' aria-label='{escape(f'{title}. {told}')}'>{body}</svg></figure>"
     )
 

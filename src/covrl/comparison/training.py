@@ -1,8 +1,8 @@
 """A cell's training as an ordinary run in a folder: begun, gone on with from its checkpoint, or there already.
 
-    cells/NAME/start.json   the model before its first step, on the held-out problems, and with how many threads
-    cells/NAME/end.json     written when nothing is left to train: why it stopped early, or null
-    cells/NAME/…            what every run has: config.toml, metrics.jsonl, checkpoints/, best/
+cells/NAME/start.json   the model before its first step, on the held-out problems, and with how many threads
+cells/NAME/end.json     written when nothing is left to train: why it stopped early, or null
+cells/NAME/…            what every run has: config.toml, metrics.jsonl, checkpoints/, best/
 """
 
 from __future__ import annotations
