@@ -60,7 +60,7 @@ class Own:
     def about(self) -> str:
         """What a table says of it."""
         problems = self.config.problems
-        return f"{self.config.model.path}, trained on {problems.train}"
+        return f"From {self.config.model.path}, trained on {problems.train}"
 
     def exams(self, split: str | None, samples: int, problems: int | None) -> tuple[Exam, ...]:
         """What models are measured on: the file's test problems, where it has some, and its held-out ones.

@@ -23,6 +23,9 @@ Measure = Literal["accuracy", "log_prob"]
 UNITS = {"log_prob": "nats", "trace_tokens": "tokens"}
 """Measures of an evaluation that are no shares."""
 
+RANGES = {"log_prob": (-math.inf, 0.0), "trace_tokens": (0.0, math.inf)}
+"""Between what these can be."""
+
 AXES: dict[Axis, str] = {"generated": "generated tokens", "passed": "forward + backward tokens"}
 """Two measures of what a training cost. ``passed`` counts a token once for each forward and each backward pass that it
 goes through: scored tokens once, trained ones twice. Sampling is not in it."""
@@ -104,9 +107,8 @@ def _over_seeds(values: Sequence[float], within: tuple[float, float] = (0.0, 1.0
 
 def _bounds(measure: str, gap: bool = False) -> tuple[float, float]:
     """Between what a measure, or the gap between two, can be."""
-    if measure in UNITS:
-        return (-math.inf, math.inf)
-    return (-1.0 if gap else 0.0, 1.0)
+    low, high = RANGES.get(measure, (0.0, 1.0))
+    return (low - high, high - low) if gap else (low, high)
 
 
 def lead(
