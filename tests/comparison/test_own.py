@@ -127,7 +127,9 @@ def test_every_cell_is_a_run_and_stands_in_the_table(project: Project) -> None:
     ]
     text = (project.folder / "out/compare.md").read_text()
     rows = [[part.strip() for part in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
-    assert rows[0] == ["method", "rate", "seeds", "greedy", "avg@2", "pass@2", "log p(y\\|x,z), nats", "trace, tokens"]
+    shown = ["greedy", "avg@2", "pass@2", "log p(y\\|x,z), nats", "trace, tokens"]
+    assert rows[0][:8] == ["method", "rate", "seeds", *shown]
+    assert rows[0][8].startswith("at ")
     assert [row[:3] for row in rows[2:5]] == [["base", "", "1/1"], ["covrl", "0.001", "2/2"], ["jepo", "0.001", "2/2"]]
     assert "4 held-out problems of held.jsonl, measured after the last step" in text
     assert "run: covrl against the others, problem by problem" in text.lower()
@@ -322,7 +324,7 @@ def test_a_real_process_has_its_share_and_ends_where_one_in_this_process_does(pr
     assert figures["curve"] == done["curve"]
     assert figures["exam"] == done["exam"]
     log = (project.run_of("real", "covrl", 1) / "log.txt").read_text()
-    assert "of main memory for each of 2 jobs" in log or "for each of 2 jobs" in log
+    assert " for each of 2 jobs: training.tokens_per_pass = " in log
     assert "step 3, held-out accuracy" in log
 
 
@@ -335,7 +337,6 @@ def test_the_share_of_a_machine() -> None:
     assert divide(3, None, cores=2, most=20, accelerator=True) == Share(3, 1)
     cpu, gpu, memory = torch.device("cpu"), torch.device("cuda"), Memory(9000, 500)
     assert share_of(memory, cpu, "") == share_of(memory, cpu, "1:9000") == memory
-    assert share_of(memory, cpu, "3:6000")[:2] == (3000, 2000) if isinstance(memory, tuple) else True
     third = share_of(memory, cpu, "3:6000")
     assert (third.total, third.free) == (3000, 2000), "what was free before the first began, divided"
     assert (share_of(memory, gpu, "3:6000").total, share_of(memory, gpu, "3:6000").free) == (3000, 500)

@@ -8,6 +8,7 @@ from typing import Any
 
 from covrl.assembly import problem_fields
 from covrl.comparison.cells import Cell
+from covrl.config import ProblemsConfig
 from covrl.evaluation.evaluate import EvaluationReport, evaluate
 from covrl.evaluation.statistics import bootstrap_intervals
 from covrl.problems.loading import load_problems
@@ -23,9 +24,8 @@ GRADED = ("greedy", "avg@n", "pass@", "unknown")
 """How the figures begin that a verdict is needed for."""
 
 
-def source_of(run: Run, cell: Cell) -> str:
+def source_of(problems: ProblemsConfig, cell: Cell) -> str:
     """The source of problems that a cell is measured on."""
-    problems = run.config.problems
     return problems.test if cell.exam.split == "test" else problems.held_out
 
 
@@ -69,21 +69,22 @@ def _likelihood(run: Run, found: EvaluationReport, problems: Sequence[Problem]) 
     }
 
 
-def problems_of(run: Run, cell: Cell) -> list[Problem]:
+def problems_of(run: Run, cell: Cell, problems: ProblemsConfig) -> list[Problem]:
     """The problems that a cell is measured on, checked as those of a training are.
+
+    ``problems`` are settings of today, whose ``test`` may be younger than the run.
 
     Raises:
         UserError: the source cannot be read, or a problem of it does not suit the model.
     """
-    source, config = source_of(run, cell), run.config
-    if source == config.problems.held_out:
+    if cell.exam.split != "test":
         return list(run.held_out[: cell.exam.problems])
-    policy = run.models["policy"]
-    problems = load_problems(source, problem_fields(config.problems))[: cell.exam.problems]
-    check_tokens(run.prompts, problems)
-    check_rows(run.prompts, policy.model.get_input_embeddings().weight.shape[0], problems)
-    check_lengths(run.prompts, policy.context_length, config, problems)
-    return problems
+    policy, found = run.models["policy"], load_problems(source_of(problems, cell), problem_fields(problems))
+    asked = found[: cell.exam.problems]
+    check_tokens(run.prompts, asked)
+    check_rows(run.prompts, policy.model.get_input_embeddings().weight.shape[0], asked)
+    check_lengths(run.prompts, policy.context_length, run.config, asked)
+    return asked
 
 
 def chance_of(source: str) -> float | None:

@@ -124,7 +124,7 @@ def run_order(order: Order) -> Iterator[tuple[Cell, dict[str, Any]]]:
     cell = order.cells[0]
     with _folder_of(order) as folder:
         run = open_run(order.config, folder, order.threads)
-        problems = [problems_of(run, each) for each in order.cells]  # before hours of training
+        problems = [problems_of(run, each, order.config.problems) for each in order.cells]  # before hours of training
         trained = Trained(run, started(run), (), None) if cell.method == BASE else train_cell(run, cell.budget, folder)
         for each, asked in zip(order.cells, problems, strict=True):
             yield each, _figures(order, each, trained, asked)
@@ -142,7 +142,7 @@ def _folder_of(order: Order) -> Generator[Path]:
 
 def _figures(order: Order, cell: Cell, trained: Trained, problems: Sequence[Problem]) -> dict[str, Any]:
     exam, columns = examine(trained.run, cell, problems)
-    source, course = source_of(trained.run, cell), Course(trained)
+    source, course = source_of(order.config.problems, cell), Course(trained)
     own = {} if order.about is None else {"own": True, "about": order.about, "source": source, "by_problem": columns}
     return {
         "settings": list(settings_of(cell.method)) if cell.method != BASE else [],
