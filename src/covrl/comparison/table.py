@@ -42,6 +42,9 @@ from covrl.reporting.text import visible
 
 WIDE = 150  # columns from which a terminal gets the whole table
 PHASES = ("generate", "score", "train")
+LEAST_MISSED = ("trace", "pass@", "sound", "log p")
+"""How the columns begin that a narrow terminal does without where they do not fit, first to last."""
+
 PAIRED = ("greedy", "avg@n", "log_prob", "trace_tokens")
 """Measures that each problem has a figure in."""
 
@@ -352,7 +355,8 @@ def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str], 
     """The same for a terminal; a narrow one gets less, since figures torn apart cannot be read."""
     wide = console.width >= WIDE
     for grid in (grid for tables in grids(every).values() for grid in tables):
-        head, rows = (grid.head, grid.rows) if wide else _narrow(grid)
+        whole = wide and _width(grid.head, grid.rows) <= console.width
+        head, rows = (grid.head, grid.rows) if whole else _narrow(grid, console.width)
         table = Table(box=box.SIMPLE_HEAD, title=Text(grid.title, "bold"), title_justify="left", padding=(0, 1, 0, 0))
         for i, name in enumerate(head):
             table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
@@ -360,15 +364,25 @@ def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str], 
             style = "dim" if row[0] in ("chance", BASE) else ""
             table.add_row(*(Text(visible(cell), style) for cell in row))
         console.print(table)
-        console.print(Text(grid.about if wide else grid.about.partition(" The last columns")[0], "dim"))
+        console.print(Text(grid.about if whole else grid.about.partition(" The last columns")[0], "dim"))
     console.print(Text(ABOUT if wide else ABOUT.replace("Then every seed.", "The files show every seed."), "dim"))
     for text in (*notes, *remarks(every, failures)):
         console.print(Text(visible(text), "yellow" if text.startswith(("Missing", "Failed", "Stopped")) else "dim"))
 
 
-def _narrow(grid: Grid) -> tuple[list[str], list[list[str]]]:
+def _narrow(grid: Grid, width: int) -> tuple[list[str], list[list[str]]]:
     """Head and rows for a narrow terminal: fewer and lower columns, and the rate below a method that has several."""
     kept = [i for i, name in enumerate(grid.head) if not _beside(name)]
+    found = _lowered(grid, kept)
+    for name in LEAST_MISSED:
+        if _width(*found) <= width:
+            break
+        kept = [i for i in kept if not grid.head[i].startswith(name)]
+        found = _lowered(grid, kept)
+    return found
+
+
+def _lowered(grid: Grid, kept: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     methods = [row[0] for row in grid.rows]
     rates = grid.head.index("rate") if "rate" in grid.head and len(set(methods)) < len(methods) else None
     rows = []
@@ -376,6 +390,14 @@ def _narrow(grid: Grid) -> tuple[list[str], list[list[str]]]:
         name = f"{row[0]}\n{row[rates]}" if rates is not None and row[rates] else row[0]
         rows.append([name, *(_short(row[i]) for i in kept[1:])])
     return ["\n".join(textwrap.wrap(grid.head[i], 16)) for i in kept], rows
+
+
+def _width(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the terminal that a table takes, with two between its own and at its ends."""
+    every = (head, *rows)
+    return 2 + sum(
+        2 + max(len(line) for row in every for line in (row[i] or " ").split("\n")) for i in range(len(head))
+    )
 
 
 def _short(text: str) -> str:
