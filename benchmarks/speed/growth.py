@@ -87,47 +87,38 @@ HEAD = 40
 
 def plot(found: Mapping[str, Any]) -> str:
     """The three courses as one SVG file, both axes in logarithms; a dashed line is proportional to the size."""
-    from covrl.reporting.charts import HEIGHT, WIDTH
+    from covrl.reporting.charts import HEIGHT, WIDTH, drawing, element
 
-    panels = [_panel(name, one) for name, one in found["grown"].items()]
-    placed = "".join(f"<g transform='translate({i * WIDTH} 0)'>{panel}</g>" for i, panel in enumerate(panels))
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH * len(panels)} {HEIGHT + HEAD}' role='img'>"
-        f"<title>CPU seconds of a step against its size</title><style>{STYLE}</style>{placed}</svg>\n"
-    )
+    panels = [
+        element("g", _panel(name, one), transform=f"translate({i * WIDTH} 0)")
+        for i, (name, one) in enumerate(found["grown"].items())
+    ]
+    return drawing("CPU seconds of a step against its size", STYLE, panels, WIDTH * len(panels), HEIGHT + HEAD)
 
 
-def _panel(name: str, one: Mapping[str, Any]) -> str:
-    from covrl.comparison.page import draw_path
-    from covrl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Frame
+def _panel(name: str, one: Mapping[str, Any]) -> list[Any]:
+    from covrl.reporting.charts import LEFT, Frame, element, grid, path
     from covrl.reporting.scales import Axis
 
     sizes, seconds = one["sizes"], [v[0] for v in one["cpu"]]
     proportional = [seconds[0] * size / sizes[0] for size in sizes]
     ticks = round_numbers(min(*seconds, *proportional), max(*seconds, *proportional))
-    frame = Frame(math.log2(sizes[0]), math.log2(sizes[-1]), Axis(ticks[0], ticks[-1], tuple(ticks), log=True))
-    parts = ["<g class='grid'>"]
-    for tick in ticks:
-        y = frame.y(tick)
-        parts.append(f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{tick:g}</text>")
-    for place, size in enumerate(sizes):
-        anchor = "end" if place == len(sizes) - 1 else "middle"
-        x = frame.x(math.log2(size))
-        parts.append(f"<text x='{x:.1f}' y='{HEIGHT - BOTTOM + 17}' text-anchor='{anchor}'>{size}</text>")
-    parts.append("</g>")
     at = [math.log2(size) for size in sizes]
-    parts.append(f"<path class='linear' d='{draw_path(frame, list(zip(at, proportional, strict=True)))}'/>")
+    frame = Frame(at[0], at[-1], Axis(ticks[0], ticks[-1], tuple(ticks), log=True))
     points = list(zip(at, seconds, strict=True))
-    parts.append(f"<path d='{draw_path(frame, points)}'/>")
-    parts += [f"<circle cx='{frame.x(x):.1f}' cy='{frame.y(y):.1f}' r='3.2'/>" for x, y in points]
+    parts = [
+        grid(frame, "", lambda place: str(round(2**place)), at),
+        path(frame, list(zip(at, proportional, strict=True)), class_="linear"),
+        path(frame, points),
+        *(element("circle", cx=frame.x(x), cy=frame.y(y), r=3.2) for x, y in points),
+    ]
     label = {"prompt": "tokens of a prompt"}.get(name, name)
     powers = f"exponent {one['exponent']:.2f}, at the end {one['last_exponent']:.2f}"
-    head = (
-        f"<text class='name' x='{LEFT}' y='16'>CPU seconds of a step against {label}</text>"
-        f"<text x='{LEFT}' y='32'>{powers}; dashed: proportional to the size</text>"
-    )
-    return f"{head}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"
+    return [
+        element("text", f"CPU seconds of a step against {label}", class_="name", x=LEFT, y=16),
+        element("text", f"{powers}; dashed: proportional to the size", x=LEFT, y=32),
+        element("g", parts, transform=f"translate(0 {HEAD})"),
+    ]
 
 
 def round_numbers(low: float, high: float) -> Sequence[float]:

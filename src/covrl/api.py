@@ -11,6 +11,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from covrl import files
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
 from covrl.assembly import build, build_algorithm, build_evaluation, problem_fields
@@ -19,6 +20,7 @@ from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
 from covrl.evaluation.reward_watch import blindness
+from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
@@ -30,10 +32,9 @@ from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import RewardFunction, find_reward, name_of
 from covrl.scoring.model import SHIPPED, load_model
 from covrl.secrets import redacted
-from covrl.training import durable
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike
-from covrl.training.folder import alone_in, model_of_run, new_run_folder
+from covrl.training.folder import model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import Run
 from covrl.training.optimizer import warm_up_note
@@ -162,7 +163,7 @@ def train_run(
             raise
         last = keeper.last()
     assert last is not None  # it is None inside a step only
-    return Trained(run, folder, last / "model", durable.present(folder / "best"), reports, time.perf_counter() - start)
+    return Trained(run, folder, last / "model", files.present(folder / "best"), reports, time.perf_counter() - start)
 
 
 def _keep_what_was_done(keeper: Keeper, error: Exception) -> None:

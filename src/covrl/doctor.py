@@ -17,7 +17,7 @@ EXTRAS = {
     "trackio": ("trackio", "curves in trackio"),
     "vllm": ("vllm", "faster sampling on an accelerator"),
 }
-CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer", "rich", "math-verify")
+CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer", "rich", "jinja2", "math-verify")
 
 
 class Finding(NamedTuple):

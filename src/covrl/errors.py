@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from covrl.records import OffendingRollout
 
 
@@ -56,3 +58,9 @@ class EngineError(TrainingStoppedError):
 
     Training ends with it; the run can be resumed when the engine is back.
     """
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first fault is and what would be right: ``groups.0.problem.id: Input should be a valid string``."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

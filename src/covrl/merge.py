@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from covrl import api
+from covrl import api, files
 from covrl.errors import UserError
 from covrl.scoring.adapters import is_adapter, merged
 from covrl.scoring.gguf import is_gguf
 from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
 from covrl.scoring.trust import quoted
-from covrl.training import durable
 
 
 def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
@@ -40,10 +39,10 @@ def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
     if config.dtype == "bfloat16":
         plain.to(torch.bfloat16)
     try:
-        written = durable.begin(out)
+        written = files.begin(out)
         plain.save_pretrained(written)
         tokenizer.save_pretrained(written)
-        durable.finish(written, out, {"merged": str(folder)})
+        files.finish(written, out, {"merged": str(folder)})
     except OSError as error:
         raise UserError(f"{out}: cannot write there: {error.strerror or error}") from None
     return out

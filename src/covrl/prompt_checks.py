@@ -101,19 +101,25 @@ def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, prob
         return
     trace, tags = config.generation.max_trace_tokens, len(prompts.close_ids) + len(prompts.answer_prefix_ids)
     room = context - trace - tags
-    near = may_exceed(prompts, problems, room, ROLES, answers=True)
-    if not near:
-        return
-    (prompt, answer), longest = max(((_prompt_and_answer(prompts, p), p) for p in near), key=lambda pair: sum(pair[0]))
-    if prompt + answer > room:
+    if found := longest_beyond(prompts, problems, room, ROLES, answers=True):
+        prompt, answer, longest = found
         raise UserError(
             f"problem {longest.id}: {prompt} prompt tokens + {trace} trace tokens + {tags + answer} answer tokens "
             f"exceed the model's context of {context}; lower generation.max_trace_tokens or leave the problem out"
         )
 
 
-def _prompt_and_answer(prompts: Prompts, problem: Problem) -> tuple[int, int]:
-    return max(len(prompts.prior(problem)), len(prompts.posterior(problem))), len(prompts.answer(problem))
+def longest_beyond(
+    prompts: Prompts, problems: Sequence[Problem], room: int, roles: Sequence[Role], answers: bool
+) -> tuple[int, int, Problem] | None:
+    """The longest problem, with the tokens of its prompt and its answer (0 without ``answers``); None if it fits."""
+    asked = {"prior": prompts.prior, "posterior": prompts.posterior}
+    counted = [
+        (max(len(asked[role](p)) for role in roles), len(prompts.answer(p)) if answers else 0, p)
+        for p in may_exceed(prompts, problems, room, roles, answers)
+    ]
+    longest = max(counted, key=lambda found: found[0] + found[1], default=None)
+    return longest if longest and longest[0] + longest[1] > room else None
 
 
 BORDERS = 16

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from covrl.comparison.cells import Budget, Cell, Exam, read_results
-from covrl.comparison.run import Failure, _alone_in, run_cells, worker_command
+from covrl.comparison.run import Failure, run_cells, worker_command
 from covrl.errors import UserError
+from covrl.files import alone_in
 
 CELLS = [Cell("covrl", "rare", 1.5e-4, seed, Budget("steps", 1), Exam("dev", 1, 4)) for seed in range(5)]
 
@@ -76,7 +77,7 @@ def test_a_process_that_is_killed_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
-    with _alone_in(tmp_path), pytest.raises(UserError, match="another comparison is running"):
+    with alone_in(tmp_path, lock="."), pytest.raises(UserError, match="a comparison is going on in this folder"):
         run_cells(CELLS, tmp_path, command=stand_in)
     assert list(tmp_path.iterdir()) == [], "the lock leaves nothing behind"
     (tmp_path / "file").touch()

@@ -22,9 +22,9 @@ from covrl.evaluation.posterior_gain import (
     over_problems,
     posterior_gain,
 )
-from covrl.evaluation.statistics import Interval, bootstrap_interval, t_interval
 from covrl.generation.base import Draw, Sampling
 from covrl.records import Problem, Request, Rollout
+from covrl.statistics import Interval, bootstrap_interval, t_interval
 
 
 def rows(problem: int, prior: Sequence[float | None], posterior: Sequence[float | None]) -> list[Worth]:

@@ -16,10 +16,9 @@ from projects import write_rows
 from templates import tokenizer_with
 from tokenizers import AddedToken
 
-from covrl import api, assembly
+from covrl import api, assembly, files
 from covrl.config import PromptConfig, RunConfig, check, override, to_toml
 from covrl.errors import UserError
-from covrl.training import durable
 from covrl.training.resuming import check_config
 
 RUN = """
@@ -175,9 +174,9 @@ def test_case_5_a_run_of_an_older_version_takes_the_day_of_its_resume(dated_run:
     for name in ("date", "posterior_user", "template_options"):
         del old["config"]["prompts"][name]
     state.write_text(json.dumps(old))
-    about = {k: v for k, v in durable.manifest(state.parent).items() if k != "files"}
+    about = {k: v for k, v in files.manifest(state.parent).items() if k != "files"}
     (state.parent / "manifest.json").unlink()
-    durable.seal(state.parent, about)
+    files.seal(state.parent, about)
     found = covrl("train", "--resume", "run")
     assert found.code == 0, found.err
     assert "from here on it reads 2031-05-06" in " ".join(found.err.split())

@@ -9,7 +9,7 @@ import pytest
 
 from covrl.records import Problem, StepReport, TraceGroup, TraceView
 from covrl.reporting.html import render_report, write_report
-from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary, interval, remarks
+from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary, remarks
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- \ud800 \x00 \u202e ' \" &amp; </style>"
 VOID = {"meta", "img", "br", "input", "link", "base"}
@@ -209,13 +209,6 @@ def test_alike_warnings_are_one_line():
     made = [StepReport(k, {}, (f"KL is {k}.5",)) for k in (1, 2, 5)]
     (remark,) = remarks(RunSummary("t", steps=made))
     assert (remark.first, remark.last, remark.times, remark.text) == (1, 5, 3, "KL is 1.5")
-
-
-def test_interval_is_wilsons():
-    low, high = interval(0.5, 100)
-    assert low == pytest.approx(0.4038, abs=1e-4)
-    assert high == pytest.approx(0.5962, abs=1e-4)
-    assert interval(0.5, 0) is interval(math.nan, 9) is interval(None, 9) is None
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path, monkeypatch):

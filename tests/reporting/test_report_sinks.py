@@ -172,3 +172,25 @@ def test_a_line_that_the_disk_does_not_take_whole_leaves_nothing(tmp_path):
         sink.write(StepReport(2, {"a": 2.0}))
     sink.close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "said"),
+    [
+        ("metrics", '{"step": 1, "metrics": {"a": [1]}}', "metrics.a: Input should be a valid number"),
+        ("metrics", '{"step": "x", "metrics": {}}', "step: Input should be a valid integer"),
+        (
+            "traces",
+            '{"step": 1, "groups": [{"problem": {"id": 7, "question": "q", "answer": "a"}, "traces": []}]}',
+            "groups.0.problem.id: Input should be a valid string",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_named_on_one_line(tmp_path, file, line, said):
+    path = tmp_path / f"{file}.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        (read_metrics if file == "metrics" else read_traces)(path)
+    assert str(error.value).startswith(f"{path}, line 1: not a line that covrl wrote ({said}")
+    assert str(error.value).endswith("; mend or remove it")
+    assert "\n" not in str(error.value)

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from covrl.reporting.format import duration, number
-from covrl.reporting.text import escape, one_line, visible, warning_key
+from covrl.reporting.text import one_line, visible, warning_key
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,6 @@ from covrl.reporting.text import escape, one_line, visible, warning_key
 def test_hidden_characters_are_named_and_the_others_stay(text, shown):
     assert visible(text) == shown
     visible(text).encode("utf-8")
-
-
-def test_escape_leaves_no_markup():
-    assert escape("<a href='\"'>&\x00") == "&lt;a href=&#x27;&quot;&#x27;&gt;&amp;&lt;U+0000&gt;"
 
 
 def test_one_line_cuts_to_the_limit():

@@ -102,10 +102,11 @@ def install() -> None:
     """Put all points in their places."""
     import torch
 
+    from covrl import files
     from covrl.evaluation.accuracy import Evaluator
     from covrl.generation.engine import TorchGenerator
     from covrl.reporting import sinks
-    from covrl.training import checkpoint, durable, keeper, loop, merged, step
+    from covrl.training import checkpoint, keeper, loop, merged, step
 
     around(TorchGenerator, "generate", before="before sampling", after="after sampling")
     around(loop.Run, "score", after="after scoring")
@@ -120,13 +121,13 @@ def install() -> None:
     around(Evaluator, "__call__", before="before an evaluation", after="inside an evaluation")
     around(keeper.Keeper, "keep", before="step done, nothing written", after="step boundary")
     around(keeper, "boundary_of", before="after the lines and the best model")
-    around(durable, "seal", before="before a manifest", after="before a rename")
-    around(durable, "write_file", before="before config.toml", after="after config.toml")
+    around(files, "seal", before="before a manifest", after="before a rename")
+    around(files, "write_file", before="before config.toml", after="after config.toml")
     around(Path, "rename", before="before a move", after="after a move")
     around(loop.Run, "save", before="before a model is written", after="after a model is written")
     half_written_line(sinks)
     half_written_optimizer(checkpoint)
-    half_deleted(durable)
+    half_deleted(files)
 
 
 def child(job: dict[str, Any], said: Path, counted: Path) -> None:

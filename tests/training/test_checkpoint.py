@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from covrl import api
+from covrl import api, files
 from covrl.config import RunConfig, check, read_toml
 from covrl.errors import RunInterruptedError, UserError
 from covrl.quickstart.run import load_config
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
-from covrl.training import durable, loop
+from covrl.training import loop
 from covrl.training.checkpoint import checkpoints, newest_whole, save_checkpoint
 from covrl.training.keeper import CannotSaveError
 from covrl.training.loop import Run
@@ -210,7 +210,7 @@ def test_with_no_usable_checkpoint_the_reason_is_said(folder: Path) -> None:
 
 def test_a_checkpoint_of_another_version_is_named_and_not_passed_over(folder: Path) -> None:
     newest = folder / "checkpoints/step-000004"
-    durable.seal(newest, {"format": 99})
+    files.seal(newest, {"format": 99})
     with pytest.raises(UserError, match="checkpoint format 99, this version reads 1 to 3"):
         api.resume(folder)
 
@@ -382,24 +382,24 @@ def test_a_folder_that_is_replaced_is_never_lost(tmp_path: Path, stage: str) -> 
     """Every state in which a kill can leave ``finish``."""
     best = tmp_path / "best"
     for value in ("old", "new"):
-        written = durable.begin(best)
+        written = files.begin(best)
         (written / "weights").write_text(value)
         if value == "new" and stage == "writing":
             break
         if value == "new" and stage != "in place":
-            durable.seal(written, {"value": value})
+            files.seal(written, {"value": value})
             if stage == "old aside":
                 best.rename(tmp_path / ".old-best")
             break
-        durable.finish(written, best, {"value": value})
+        files.finish(written, best, {"value": value})
     expected = "new" if stage in ("old aside", "in place") else "old"
-    found = durable.present(best)
+    found = files.present(best)
     assert found is not None
     assert (found / "weights").read_text() == expected
-    durable.recover(best)
+    files.recover(best)
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert (best / "weights").read_text() == expected
-    assert durable.damage(best) is None
+    assert files.damage(best) is None
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from covrl import api
+from covrl import files as durable
 from covrl.errors import UserError
 from covrl.quickstart.run import load_config
-from covrl.training import durable
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
 from covrl.training.loop import Run
 from covrl.training.resuming import check_config, check_inputs

@@ -9,7 +9,6 @@ folder alone what is there and what is missing.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import covrl
 from covrl.comparison.methods import BASE, default_rate
 from covrl.errors import UserError
+from covrl.files import write_file
 
 SAMPLES = 8
 
@@ -175,15 +175,10 @@ def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, An
     """Write a result's file; it is there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / cell.file(commit)
-    draft = folder / f".{target.name}.{os.getpid()}.tmp"
     text = json.dumps(
         {"cell": cell.record(), "commit": commit, "counting": COUNTING, **figures}, indent=1, allow_nan=False
     )
-    try:
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_file(target, text + "\n")
     return target
 
 

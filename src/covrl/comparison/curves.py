@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from markupsafe import Markup
+
 from covrl.comparison.methods import BASE
-from covrl.comparison.page import draw_grid, draw_path, mean_course
+from covrl.comparison.page import mean_course
 from covrl.comparison.summary import AXES, Axis, Line, course, value_at
-from covrl.reporting.charts import HEIGHT, LEFT, RIGHT, WIDTH, Frame
+from covrl.comparison.table import count_text
+from covrl.reporting.charts import HEIGHT, LEFT, WIDTH, Frame, chance_line, drawing, element, grid, path
 from covrl.reporting.scales import axis
-from covrl.reporting.text import escape
 
 HEAD = 40  # height of a panel's two lines of text
 STYLE = """
@@ -39,18 +41,17 @@ def curves(method: str, every: Sequence[Line]) -> str:
     settings = list(dict.fromkeys(line.setting for line in own if any(mean_course(line, axis) for axis in AXES)))
     if not settings:
         return ""
-    placed = "".join(
-        f"<g transform='translate({column * WIDTH} {row * (HEIGHT + HEAD)})'>"
-        f"{_panel(method, [line for line in every if line.setting == setting], axis_name)}</g>"
+    placed = [
+        element(
+            "g",
+            _panel(method, [line for line in every if line.setting == setting], axis_name),
+            transform=f"translate({column * WIDTH} {row * (HEIGHT + HEAD)})",
+        )
         for row, setting in enumerate(settings)
         for column, axis_name in enumerate(AXES)
-    )
+    ]
     title = f"{method}: held-out accuracy (%) against {' and '.join(AXES.values())}"
-    size = f"{len(AXES) * WIDTH} {len(settings) * (HEIGHT + HEAD)}"
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size}' role='img'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style>{placed}</svg>\n"
-    )
+    return drawing(title, STYLE, placed, len(AXES) * WIDTH, len(settings) * (HEIGHT + HEAD))
 
 
 def up_to(points: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
@@ -59,11 +60,11 @@ def up_to(points: Sequence[tuple[float, float]], end: float) -> list[tuple[float
     return [(x, y) for x, y in points if x < end] + ([(end, last)] if last is not None else [])
 
 
-def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
+def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> list[Markup]:
     trained = [line for line in here if line.method != BASE and mean_course(line, axis_name)]
     own = next((line for line in trained if line.method == method), None)
     if own is None:
-        return f"<text x='{LEFT}' y='16'>{escape(AXES[axis_name])} were not counted</text>"
+        return [element("text", f"{AXES[axis_name]} were not counted", x=LEFT, y=16)]
     seeds = [points for result in own.results if (points := course(result, axis_name))]
     chance = fmean(result.figures["chance"] for result in own.results)
     means = {line.method: mean_course(line, axis_name) for line in trained}
@@ -71,16 +72,14 @@ def _panel(method: str, here: Sequence[Line], axis_name: Axis) -> str:
     means = {name: up_to(points, end) for name, points in means.items()}
     drawn = [point for points in (*means.values(), *seeds) for point in points]
     frame = Frame(0.0, end, axis([*(y for _, y in drawn), chance], zero=True, most=1.0))
-    parts = [draw_grid(frame)]
-    y = frame.y(chance)
-    parts.append(f"<line class='chance' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-    parts += [f"<path class='rest' d='{draw_path(frame, p)}'/>" for name, p in means.items() if name != method]
-    parts += [f"<path class='seed' d='{draw_path(frame, points)}'/>" for points in seeds]
-    parts.append(f"<path class='mean' d='{draw_path(frame, means[method])}'/>")
+    parts = [grid(frame, "share", count_text), chance_line(frame, chance)]
+    parts += [path(frame, points, class_="rest") for name, points in means.items() if name != method]
+    parts += [path(frame, points, class_="seed") for points in seeds]
+    parts.append(path(frame, means[method], class_="mean"))
     count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
-    name = f"{method}, {own.setting}: rate {own.rate_text}, {count}"
-    text = (
-        f"<text class='name' x='{LEFT}' y='16'>{escape(name)}</text>"
-        f"<text x='{LEFT}' y='32'>% right against {AXES[axis_name]}; others grey, chance dashed</text>"
-    )
-    return f"{text}<g transform='translate(0 {HEAD})'>{''.join(parts)}</g>"
+    about = f"% right against {AXES[axis_name]}; others grey, chance dashed"
+    return [
+        element("text", f"{method}, {own.setting}: rate {own.rate_text}, {count}", class_="name", x=LEFT, y=16),
+        element("text", about, x=LEFT, y=32),
+        element("g", parts, transform=f"translate(0 {HEAD})"),
+    ]

@@ -10,11 +10,11 @@ from covrl.assembly import problem_fields
 from covrl.comparison.cells import Cell
 from covrl.config import ProblemsConfig
 from covrl.evaluation.evaluate import EvaluationReport, evaluate
-from covrl.evaluation.statistics import bootstrap_intervals
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens
 from covrl.records import Problem, Request
+from covrl.statistics import bootstrap_intervals
 from covrl.training.held_out import answer_log_probs
 from covrl.training.loop import Run
 from covrl.training.memory import with_fewer_rows

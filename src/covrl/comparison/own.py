@@ -25,12 +25,12 @@ from covrl.config import RunConfig, check, config_from, override, read_settings
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
+from covrl.files import write_file
 from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
 from covrl.scoring.model import base_source, load_tokenizer, resolve_path
 from covrl.scoring.trust import quoted, safe_config
-from covrl.training import durable
 from covrl.training.resuming import ACCEPTED
 
 FILE = "compare.json"
@@ -193,7 +193,7 @@ def keep(own: Own, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        durable.write_file(folder / FILE, json.dumps(own.facts, indent=1) + "\n")
+        write_file(folder / FILE, json.dumps(own.facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from covrl.comparison.cells import Cell
 from covrl.comparison.methods import BASE, cell_config
 from covrl.comparison.own import Own
 from covrl.comparison.worker import Order
-from covrl.errors import UserError
+from covrl.files import alone_in, made
 from covrl.reporting.format import duration
 from covrl.training.machine import SHARED, main_memory
 
@@ -123,7 +122,11 @@ def run_cells(
     failures: list[Failure] = []
     waiting, running = _orders(cells, out, share, own), []
     environment = _environment(share)
-    with _alone_in(out), _interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch:
+    with (
+        alone_in(made(out), "a comparison", lock="."),
+        _interrupted_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch,
+    ):
         try:
             while waiting or running:
                 while waiting and len(running) < share.jobs:
@@ -226,22 +229,3 @@ def _interrupted_by_sigterm() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Generator[None]:
-    """Hold a lock on the folder itself, which leaves no file behind and ends with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise UserError(f"{folder}: another comparison is running in this folder; wait for it or stop it") from None
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from covrl.comparison.summary import Axis, Figure, Line, Reach, course, reach, sooner
-from covrl.evaluation.statistics import Interval, t_interval
+from covrl.statistics import Interval, t_interval
 
 
 class Pair(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from covrl.comparison.cells import Cell, Exam, Result
 from covrl.comparison.methods import BASE
-from covrl.evaluation.statistics import Interval, bootstrap_interval, t_interval
 from covrl.reporting.format import ABSENT
+from covrl.statistics import Interval, bootstrap_interval, t_interval
 
 Axis = Literal["generated", "passed"]
 

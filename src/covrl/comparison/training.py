@@ -21,9 +21,9 @@ from covrl.api import build, new_run_folder, resume, train_run
 from covrl.comparison.cells import COUNTING, Budget
 from covrl.config import RunConfig
 from covrl.errors import EngineError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError
+from covrl.files import write_file
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
-from covrl.training import durable
 from covrl.training.held_out import held_out_metrics
 from covrl.training.keeper import CannotSaveError
 from covrl.training.loop import Run
@@ -80,11 +80,11 @@ def train_cell(run: Run, budget: Budget, folder: Path) -> Trained:
     start = _read(folder / START)
     if start is None:
         start = {"threads": torch.get_num_threads(), **started(run)}
-        durable.write_file(folder / START, json.dumps(start))
+        write_file(folder / START, json.dumps(start))
     end = _read(folder / END)
     if end is None:
         end = {"stopped": _train(run, budget, folder)}
-        durable.write_file(folder / END, json.dumps(end))
+        write_file(folder / END, json.dumps(end))
     return Trained(run, start, reports_of(folder, run.done), end["stopped"])
 
 

@@ -34,13 +34,12 @@ from typing import Any
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
-from covrl.evaluation.statistics import Interval, quantile
 from covrl.generation.base import Draw, Sampling
 from covrl.records import SOUND, Problem, Verdict
-from covrl.reporting.summary import interval
 from covrl.rewards.extract import find_answer
 from covrl.rewards.likelihood import Form, answer_reward
 from covrl.scoring.model import LanguageModel
+from covrl.statistics import Interval, quantile, wilson
 
 BINS = 10
 FEWEST_QUESTIONS = 20
@@ -230,7 +229,7 @@ def tenths(points: Sequence[tuple[float, bool]]) -> list[dict[str, Any]]:
 
 def _bin(row: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     share = fmean(right for _, right in row)
-    return {"p": fmean(p for p, _ in row), "right": share, "count": len(row), "interval": interval(share, len(row))}
+    return {"p": fmean(p for p, _ in row), "right": share, "count": len(row), "interval": wilson(share, len(row))}
 
 
 def _interval(values: Sequence[float], seed: int, resamples: int = 2000) -> Interval | None:

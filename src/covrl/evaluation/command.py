@@ -22,6 +22,7 @@ from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.evaluation.results import tables, write_results
 from covrl.evaluation.several import Order, Outcome, evaluate_several
 from covrl.evaluation.styles import check_style, recommend, try_style, wordings
+from covrl.files import write_file
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
@@ -30,7 +31,8 @@ from covrl.problems.loading import load_problems
 from covrl.prompt_checks import longest_row
 from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
-from covrl.reporting.show import show_leaks, show_style, show_styles, show_table
+from covrl.reporting.show import show_leaks, show_style, show_styles
+from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form
 from covrl.scoring.model import load_model
@@ -101,7 +103,7 @@ def run_eval(asked: EvalRequest) -> None:
         return
     console = Console()
     for table in tables(outcome.record):
-        show_table(console, table.title, table.about, table.head, table.rows)
+        show_table(console, table)
     for path in paths:
         print(path)
 
@@ -259,14 +261,14 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     record |= calibration(marked, traces, seed, by, form)
     record["posterior_gain"] = gain.record() | {"sentence": gain_sentence(gain)}
     if out is not None:
-        (out / "calibration.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        (out / "calibration.html").write_text(render_reliability(record), encoding="utf-8")
+        write_file(out / "calibration.json", json.dumps(record, indent=1))
+        write_file(out / "calibration.html", render_reliability(record))
     if asked.as_json:
         print(json.dumps(record))
         return
     console = Console()
     for grid in grids(record):
-        show_table(console, grid.title, grid.about, grid.head, grid.rows)
+        show_table(console, grid)
     console.print(visible(record["sentence"]), markup=False, highlight=False, style="bold")
     console.print(visible(record["posterior_gain"]["sentence"]), markup=False, highlight=False)
     if out is not None:

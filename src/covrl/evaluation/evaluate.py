@@ -12,9 +12,9 @@ from typing import Any
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluation, Evaluator
 from covrl.evaluation.exam import Solved
-from covrl.evaluation.statistics import avg_at_n, bootstrap_intervals, pass_at_k, powers_of_two
 from covrl.generation.base import Draw
 from covrl.records import Problem
+from covrl.statistics import avg_at_n, bootstrap_intervals, pass_at_k, powers_of_two
 
 
 @dataclass(frozen=True, slots=True)

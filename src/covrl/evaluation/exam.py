@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.same import Said, classes
 from covrl.generation.base import Draw
-from covrl.prompt_checks import longest_prompt, may_exceed
+from covrl.prompt_checks import longest_beyond, longest_prompt
 from covrl.prompts import Prompts
 from covrl.records import Finish, Grader, Problem, TraceLabel, Verdict
 from covrl.rewards.choice import letter_of
@@ -80,13 +82,6 @@ class Exam:
         return _grader(self.verifier)
 
 
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "str": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,), "float": (int, float),
-    "Verdict": (str,), "Finish": (str,),
-}  # fmt: skip
-"""What a value of a record may be, by its declared type."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One trace with its answer.
@@ -139,27 +134,16 @@ def to_json(solved: Solved) -> str:
     return json.dumps(asdict(solved), ensure_ascii=True)
 
 
-Read = TypeVar("Read", "Sample", "Solved")
+_SOLVED = TypeAdapter(Solved)
 
 
 def from_json(line: str | bytes) -> Solved:
-    """The record of a line of :func:`to_json`.
+    """The record of a line of :func:`to_json`; somebody else may have written it.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is none.
+        ValueError, RecursionError: it is none.
     """
-    row = json.loads(line)
-    samples = tuple(_typed(Sample(**sample)) for sample in row.pop("samples"))
-    return _typed(Solved(**row | {"greedy": _typed(Sample(**row["greedy"])), "samples": samples}))
-
-
-def _typed(record: Read) -> Read:
-    """The record, if its values are of the types that it is declared with; somebody else may have written it."""
-    for each in fields(record):
-        value, kinds = getattr(record, each.name), _KINDS.get(str(each.type), ())
-        if kinds and not isinstance(value, kinds):
-            raise TypeError(f"{each.name}: {each.type} is due")
-    return record
+    return _SOLVED.validate_python(json.loads(line))
 
 
 def digest(problem: Problem) -> str:
@@ -185,12 +169,9 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
         return
     after = len(prompts.close_ids) + len(prompts.answer_prefix_ids) + exam.answer_tokens
     left = context - exam.trace_tokens - after
-    near = may_exceed(prompts, exam.problems, left, ("prior",), answers=False)
-    if not near:
-        return
-    prompt, longest = max(((len(prompts.prior(p)), p) for p in near), key=lambda pair: pair[0])
-    room = context - prompt - after
-    if exam.trace_tokens > room:
+    if found := longest_beyond(prompts, exam.problems, left, ("prior",), answers=False):
+        prompt, _, longest = found
+        room = context - prompt - after
         advice = f"--max-tokens {room} or less" if room > 0 else "a model with a longer context"
         raise UserError(
             f"{exam.name}: problem {longest.id}: {prompt} prompt tokens + {exam.trace_tokens} trace tokens + {after} "

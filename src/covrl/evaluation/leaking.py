@@ -17,11 +17,11 @@ from typing import Any
 
 from covrl.errors import UserError
 from covrl.evaluation.leak import other_answers, states_early
-from covrl.evaluation.statistics import bootstrap_intervals
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.problems.source import shuffle_hints
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request
+from covrl.statistics import bootstrap_intervals
 
 PHRASES: tuple[str, ...] = (
     r"(?:given|provided|reference|supplied|expected|target|stated) (?:final |correct )?answer",

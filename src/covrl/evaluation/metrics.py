@@ -11,7 +11,6 @@ from typing import Any
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import Suite
 from covrl.evaluation.exam import Sample, Solved
-from covrl.evaluation.statistics import Interval, bootstrap_intervals, pass_at_k, powers_of_two
 from covrl.evaluation.support import (
     Outcomes,
     Support,
@@ -24,6 +23,7 @@ from covrl.evaluation.support import (
     rate_intervals,
 )
 from covrl.records import SOUND
+from covrl.statistics import Interval, bootstrap_intervals, pass_at_k, powers_of_two
 
 MOST_COMPARED = 8
 """Right traces of one problem that are compared with each other; more would cost a square."""

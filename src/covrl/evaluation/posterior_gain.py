@@ -19,11 +19,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from covrl.evaluation.likelihood import answer_log_probs
-from covrl.evaluation.statistics import Interval, bootstrap_interval, t_interval
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Problem, Request, Rollout
 from covrl.scoring.model import LanguageModel
+from covrl.statistics import Interval, bootstrap_interval, t_interval
 
 FEWEST_PROBLEMS = 3
 """Problems with closed traces of both prompts below which nothing is concluded."""

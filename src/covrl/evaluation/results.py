@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from covrl.evaluation.asked import TRACES_OWN
 from covrl.evaluation.several import Outcome
+from covrl.files import write_file
 from covrl.reporting.exams import render_exams
 from covrl.reporting.format import number
-from covrl.reporting.text import one_line
+from covrl.reporting.tables import TitledTable, markdown_table, markdown_text
 
 UNITS = {
     "answer_entropy": "nats",
@@ -33,16 +34,7 @@ ABOUT = {
 NOT_SHOWN = ("problems", "n", "pass_curve", "intervals", "chance")
 
 
-class Table(NamedTuple):
-    """A titled table; the first column holds names."""
-
-    title: str
-    about: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def tables(record: Mapping[str, Any]) -> Iterator[Table]:
+def tables(record: Mapping[str, Any]) -> Iterator[TitledTable]:
     """The figures of each exam with its models side by side, what was gained and lost, and the suites."""
     for exam in record["exams"]:
         yield _figures(exam, record["figures"][exam["name"]])
@@ -53,10 +45,10 @@ def tables(record: Mapping[str, Any]) -> Iterator[Table]:
         rows = [[name, *(number(row["members"][name], "share") for row in mine)] for name in names]
         rows.append(["mean", *(number(row["value"], "share") for row in mine)])
         about = f"avg@n of each benchmark; {mine[0]['note']}"
-        yield Table(suite, about, ["", *(row["model"] for row in mine)], rows)
+        yield TitledTable(suite, about, ["", *(row["model"] for row in mine)], rows)
 
 
-def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> Table:
+def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> TitledTable:
     models = list(found)
     names = [name for name in found[models[0]] if name not in NOT_SHOWN]
     rows = [[_label(name, exam), *(_value(found[m], name) for m in models)] for name in names]
@@ -68,7 +60,7 @@ def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) ->
         f"{exam['problems']:,} problems, n = {exam['samples']} at temperature {heat}{apart} and top-p "
         f"{exam['top_p']:g}, up to {tokens} trace tokens, graded by {exam['verifier']}; 95 % intervals over problems"
     )
-    return Table(exam["name"], about, ["", *models], rows)
+    return TitledTable(exam["name"], about, ["", *models], rows)
 
 
 def _each(exam: Mapping[str, Any], key: str) -> str:
@@ -94,7 +86,7 @@ def _value(figures: Mapping[str, Any], name: str) -> str:
     return f"{text} ({100 * low:.1f} to {100 * high:.1f})" if low < high else text
 
 
-def _support(row: Mapping[str, Any]) -> Table:
+def _support(row: Mapping[str, Any]) -> TitledTable:
     half, base, other = row["n"] // 2, row["base"], row["other"]
     named = [(f"all {row['n']} samples", row["at_n"])]
     if "null" in row:
@@ -112,7 +104,7 @@ def _support(row: Mapping[str, Any]) -> Table:
         f"{number(row['detectable'], 'share')} with 95 %."
     )
     head = ["", "kept", "gained", "lost", "neither", "SRR", "NDR", "SDS", "NSCR"]
-    return Table(f"{row['exam']}: {other} against {base}", about, head, rows)
+    return TitledTable(f"{row['exam']}: {other} against {base}", about, head, rows)
 
 
 def _with_ends(value: float, ends: Sequence[float]) -> str:
@@ -125,22 +117,10 @@ COUNTS = ("kept", "gained", "lost", "neither")
 
 def markdown(record: Mapping[str, Any]) -> str:
     """The tables and notes as Markdown."""
-    parts = ["# covrl eval"]
-    for table in tables(record):
-        lines = [f"## {_cell(table.title)}", "", _cell(table.about), "", _row(table.head)]
-        lines += [_row(["---", *(["---:"] * (len(table.head) - 1))]), *map(_row, table.rows)]
-        parts.append("\n".join(lines))
+    parts = ["# covrl eval", *map(markdown_table, tables(record))]
     if record["notes"]:
-        parts.append("## Notes\n\n" + "\n".join(f"- {_cell(note)}" for note in record["notes"]))
+        parts.append("## Notes\n\n" + "\n".join(f"- {markdown_text(note)}" for note in record["notes"]))
     return "\n\n".join(parts) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
-
-
-def _cell(text: str) -> str:
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _pass_curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -157,5 +137,5 @@ def write_results(out: Path, outcome: Outcome) -> list[Path]:
         ),
     }
     for name, text in contents.items():
-        (out / name).write_bytes(text.encode("utf-8", "backslashreplace"))
+        write_file(out / name, text.encode("utf-8", "backslashreplace"))
     return [out / name for name in contents]

@@ -22,10 +22,10 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
-from covrl.evaluation.statistics import t_quantile
+from covrl.statistics import t_quantile, wilson
 
 LOOKS = 20
 """Evaluations that are kept: the watch looks no further back."""
@@ -187,17 +187,11 @@ def gain_at_most(before: str, now: str, level: float) -> float:
         >>> gain_at_most("0" * 256, "0" * 256, 0.99)
         0.0207...
     """
-    count, z = len(before), NormalDist().inv_cdf(level)
+    count, two_sided = len(before), 2 * level - 1
     then, today = int(before, 2), int(now, 2)
     won, lost = (today & ~then).bit_count() / count, (then & ~today).bit_count() / count
-    return won - lost + math.hypot(_wilson(won, count, z) - won, lost - _wilson(lost, count, -z))
-
-
-def _wilson(share: float, count: int, z: float) -> float:
-    """Wilson's upper limit of a share, or its lower one for a negative z."""
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (middle + half) / (1 + z * z / count)
+    most_won, least_lost = wilson(won, count, two_sided).high, wilson(lost, count, two_sided).low
+    return won - lost + math.hypot(most_won - won, lost - least_lost)
 
 
 def blindness(every: int, problems: int, verified: bool) -> str | None:

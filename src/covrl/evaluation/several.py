@@ -20,6 +20,7 @@ from covrl.evaluation.choices import Options
 from covrl.evaluation.exam import Exam, Solved, check_room, row_needed, sit
 from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Fingerprints, Store, open_store, slug
+from covrl.files import alone_in, made
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.generation.proof import prove
@@ -112,11 +113,7 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         notes += exam.notes
         notes += differences(exam.name, sampling_of({c.name: c.exams[exam.name] for c in candidates}))
     seed = candidates[0].config.training.seed
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write there: {error.strerror}") from None
-    with api.alone_in(out):
+    with alone_in(made(out), "an evaluation"):
         prints.save()
         for candidate in candidates:
             for exam in exams:

@@ -15,6 +15,7 @@ from typing import Any
 
 from covrl.errors import UserError
 from covrl.evaluation.exam import Solved, digest, from_json, to_json
+from covrl.files import write_file
 from covrl.records import Problem
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.index.json", "config.json", "adapter_config.json", "tokenizer*.json")
@@ -137,7 +138,7 @@ class Fingerprints:
         Raises:
             OSError: the file cannot be written.
         """
-        self.file.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+        write_file(self.file, json.dumps(self._known, indent=1))
 
     def _hash(self, path: Path) -> str:
         state, key = path.stat(), str(path.resolve())

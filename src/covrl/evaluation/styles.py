@@ -24,17 +24,16 @@ from covrl.evaluation.posterior_gain import (
     over_problems,
     posterior_gain,
 )
-from covrl.evaluation.statistics import Interval
 from covrl.generation.base import Generator, Sampling
 from covrl.generation.engines import rows_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens
 from covrl.prompts import ROLES, Prompts
 from covrl.records import Output, Problem
-from covrl.reporting.summary import interval
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, PassLimits, Reading, score
+from covrl.statistics import Interval, wilson
 from covrl.styles import STYLED, STYLES
 
 OWN = "own"
@@ -64,7 +63,7 @@ class RoleFigures:
         found = {name: getattr(self, name) for name in ("traces", "closed", "cut", "tokens", "log_prob")}
         ends = self.log_prob_interval
         found |= {"log_prob_interval": list(ends) if ends else None}
-        return found | {"closed_interval": list(interval(self.closed, self.traces) or ())}
+        return found | {"closed_interval": list(wilson(self.closed, self.traces)) if self.traces else []}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from covrl.evaluation.statistics import Interval, quantile
+from covrl.statistics import Interval, quantile
 
 Answer = str | None
 """What a sample answered, in one spelling; None for a sample without an answer."""

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+
+from markupsafe import Markup
 
 from covrl.records import StepReport
 from covrl.reporting.catalogue import LEARNING, ChartSpec
 from covrl.reporting.charts import (
-    HEIGHT,
+    NOTHING,
     RIGHT,
     TOP,
     WIDTH,
     Frame,
     Line,
+    chart,
     draw_curve,
+    element,
     grid,
-    legend,
-    plot_floor,
+    key,
     readout,
     tick_text,
     told,
 )
 from covrl.reporting.scales import axis, curve
-from covrl.reporting.text import escape
 
 SCALE = 48
 """Room for the second scale, right of the frame."""
@@ -41,31 +42,32 @@ HEALTHY = (
 )
 
 
-def against(steps: Sequence[StepReport]) -> str:
+def against(steps: Sequence[StepReport]) -> Markup:
     """The chart as HTML; empty where no reward or no verified accuracy was reported."""
     names = [next((n for n in some if any(n in s.metrics for s in steps)), "") for some in (ACCURACY, REWARD)]
     if not all(names):
-        return ""
+        return NOTHING
     accuracy = Line("held-out accuracy", "s-0", curve(steps, names[0]))
     reward = Line("training reward", f"s-{names[1].partition('/')[2]}", curve(steps, names[1]))
     if not (accuracy.curve.points and reward.curve.points):
-        return ""
+        return NOTHING
     ends = steps[0].step, steps[-1].step
     left = Frame(*ends, axis([*accuracy.curve.values(), LEAST_SCALE], zero=True, most=1.0))
     right = Frame(*ends, axis(v for p in reward.curve.points for v in (p.low, p.high)))
     body = _shade(left, steps) + grid(left, "share") + _scale(right)
     body += draw_curve(right, reward) + draw_curve(left, accuracy)
     percent, plain = (ChartSpec(LEARNING, TITLE, unit, HEALTHY, ()) for unit in ("share", ""))
-    said = f"{told(accuracy, 'share')}; {told(reward, '')}"
     data = readout(left, percent, [accuracy])
     data["series"] = [*data["series"], *readout(right, plain, [reward])["series"]]
-    return (
-        f"<figure class='chart' data-chart='{escape(json.dumps(data, ensure_ascii=False))}'>"
-        f"<figcaption><h3>{TITLE} <span class='unit'>% and reward</span></h3>"
-        f"<p class='healthy'>{HEALTHY}</p></figcaption>"
-        f"{legend([(accuracy, 'share'), (reward, '')])}"
-        f"<svg viewBox='0 0 {WIDTH + SCALE} {HEIGHT}' role='img' aria-label='{escape(f'{TITLE}. {said}')}'>"
-        f"<title>{TITLE}</title><desc>{escape(said)}</desc>{body}<g class='cursor'></g></svg></figure>"
+    return chart(
+        TITLE,
+        f"{told(accuracy, 'share')}; {told(reward, '')}",
+        body,
+        unit="% and reward",
+        keys=[key(accuracy, "share"), key(reward, "")],
+        healthy=HEALTHY,
+        readings=data,
+        width=WIDTH + SCALE,
     )
 
 
@@ -75,20 +77,19 @@ def parted(steps: Sequence[StepReport]) -> Iterator[tuple[int, int]]:
     return ((before, now) for (before, _), (now, found) in pairwise(seen) if found)
 
 
-def _shade(frame: Frame, steps: Sequence[StepReport]) -> str:
-    return "".join(
-        f"<rect class='parted' x='{frame.x(a):.1f}' y='{TOP}' width='{frame.x(b) - frame.x(a):.1f}' "
-        f"height='{plot_floor() - TOP}'/>"
+def _shade(frame: Frame, steps: Sequence[StepReport]) -> Markup:
+    height = frame.floor - TOP
+    return NOTHING.join(
+        element("rect", class_="parted", x=frame.x(a), y=TOP, width=frame.x(b) - frame.x(a), height=height)
         for a, b in parted(steps)
     )
 
 
-def _scale(frame: Frame) -> str:
+def _scale(frame: Frame) -> Markup:
     """The reward's ticks, in its colour, on the right."""
-    edge = WIDTH - RIGHT
-    ticks = "".join(
-        f"<line x1='{edge}' x2='{edge + 4}' y1='{frame.y(t):.1f}' y2='{frame.y(t):.1f}'/>"
-        f"<text x='{edge + 8}' y='{frame.y(t) + 4:.1f}'>{tick_text(t, '', log=False)}</text>"
-        for t in frame.axis.ticks
-    )
-    return f"<g class='scale'>{ticks}</g>"
+    edge, parts = WIDTH - RIGHT, []
+    for tick in frame.axis.ticks:
+        y = frame.y(tick)
+        parts.append(element("line", x1=edge, x2=edge + 4, y1=y, y2=y))
+        parts.append(element("text", tick_text(tick, "", log=False), x=edge + 8, y=y + 4))
+    return element("g", parts, class_="scale")

@@ -1,4 +1,4 @@
-"""Charts as SVG text, complete without JavaScript; ``report.js`` only adds reading off values.
+"""Charts as SVG, complete without JavaScript; ``report.js`` only adds reading off values.
 
 Colours are CSS classes, so that one drawing serves light, dark and print. The prior and the posterior have
 classes of their own (``s-prior``, ``s-posterior``), which nothing else uses.
@@ -8,21 +8,45 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from markupsafe import Markup, escape
 
 from covrl.records import StepReport
 from covrl.reporting.catalogue import ChartSpec, label
 from covrl.reporting.format import UNITS, number, typeset
+from covrl.reporting.pages import fill
 from covrl.reporting.scales import Axis, Curve, Point, axis, curve, is_noisy, runs, smooth, step_ticks
-from covrl.reporting.text import escape
+from covrl.reporting.text import visible
 
 WIDTH, HEIGHT = 520, 216
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 24
 BARS = 120  # columns in a stacked chart; each still has some three pixels
-COLOURS = 7  # the classes s-0 ... s-6 in report.css
+COLOURS = 7  # the classes s-0 ... s-6 in page.css
 STREAMS = {"total": "s-0", "policy": "s-1", "kl": "s-2", "nll": "s-3"}  # the same in the loss and gradient charts
+NOTHING = Markup()
+
+
+def element(tag: str, *inside: str | Sequence[Markup], **attributes: str | float) -> Markup:
+    """One SVG element: what is inside and values are escaped, floats get one digit; ``text_anchor`` is text-anchor.
+
+    Example:
+        >>> element("text", "a < b", x=1.25, class_="name")
+        Markup("<text x='1.2' class='name'>a &lt; b</text>")
+    """
+    named = "".join(f" {name.rstrip('_').replace('_', '-')}='{_value(v)}'" for name, v in attributes.items())
+    content = "".join(_text(part) if isinstance(part, str) else "".join(part) for part in inside)
+    return Markup(f"<{tag}{named}>{content}</{tag}>" if inside else f"<{tag}{named}/>")
+
+
+def _value(value: str | float) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else _text(str(value))
+
+
+def _text(text: str) -> str:
+    return text if isinstance(text, Markup) else escape(visible(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +58,15 @@ class Line:
     curve: Curve
 
 
+class Key(NamedTuple):
+    """An entry of a chart's key: its colour class, its name, its last value, and whether it is a fixed level."""
+
+    colour: str
+    name: str
+    last: str
+    level: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """Maps steps and values to the drawing."""
@@ -41,39 +74,73 @@ class Frame:
     first: float
     last: float
     axis: Axis
+    height: int = HEIGHT
+
+    @property
+    def floor(self) -> int:
+        """The lower edge of the frame."""
+        return self.height - BOTTOM
 
     def x(self, step: float) -> float:
         wide = self.last - self.first
         return LEFT + (WIDTH - LEFT - RIGHT) * ((step - self.first) / wide if wide else 0.5)
 
     def y(self, value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - self.axis.place(value))
+        return TOP + (self.floor - TOP) * (1 - self.axis.place(value))
 
 
-def plot_floor() -> int:
-    """The lower edge of the frame."""
-    return HEIGHT - BOTTOM
+def chart(
+    title: str,
+    told: str,
+    body: Markup,
+    *,
+    unit: str = "",
+    keys: Sequence[Key] = (),
+    healthy: str = "",
+    remark: str = "",
+    readings: Mapping[str, object] | None = None,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    kind: str = "",
+) -> Markup:
+    """One chart as HTML: title, a sentence on what is ``healthy``, key and drawing.
+
+    ``told`` is the drawing in words; ``readings`` are what the script reads off; ``kind`` is a further CSS class.
+    """
+    read = json.dumps(readings, ensure_ascii=False) if readings else ""
+    named = {"title": title, "unit": unit, "told": told, "healthy": healthy, "remark": remark, "readings": read}
+    return fill("chart.html", **named, body=body, keys=keys, width=width, height=height, kind=kind)
 
 
-def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = None) -> str:
-    """One chart with its title, its sentence and its read-out; empty where no metric has a value to draw."""
+def drawing(title: str, style: str, parts: Sequence[Markup], width: int, height: int) -> str:
+    """An SVG file of its own, with its own style."""
+    inside = [element("title", title), element("style", style), *parts]
+    return (
+        element("svg", inside, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img") + "\n"
+    )
+
+
+def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = None) -> Markup:
+    """The chart of a run's metrics; empty where no metric has a value to draw."""
     lines = _lines(spec, steps)
     if not any(line.curve.points or line.curve.broken for line in lines):
-        return ""
+        return NOTHING
     level = chance if spec.chance else None
     frame = Frame(steps[0].step, steps[-1].step, _axis(spec, lines, level))
     stacked = spec.kind == "bars"
-    body = _bars(frame, lines) if stacked else _curves(frame, spec, lines)
     outside = _outside(frame, [_total(lines)] if stacked else lines)
-    marks = _broken(frame, lines) + _triangles(frame, outside)
-    svg = _svg(spec, lines, grid(frame, spec.unit) + _chance(frame, level) + body + marks)
-    unit = UNITS.get(spec.unit, spec.unit)
-    heading = escape(spec.title) + (f" <span class='unit'>{escape(unit)}</span>" if unit else "")
-    healthy = f"<p class='healthy'>{escape(spec.healthy)}</p>" if spec.healthy else ""
-    return (
-        f"<figure class='chart' data-chart='{escape(json.dumps(readout(frame, spec, lines), ensure_ascii=False))}'>"
-        f"<figcaption><h3>{heading}</h3>{healthy}{_remarks(frame, lines, len(outside))}</figcaption>"
-        f"{legend([(line, spec.unit) for line in lines], level)}{svg}</figure>"
+    body = grid(frame, spec.unit) + chance_line(frame, level, "chance ")
+    body += _bars(frame, lines) if stacked else _curves(frame, spec, lines)
+    body += _broken(frame, lines) + _triangles(frame, outside)
+    return chart(
+        spec.title,
+        "; ".join(told(line, spec.unit) for line in lines if line.curve.points),
+        body,
+        unit=UNITS.get(spec.unit, spec.unit),
+        keys=[*(key(line, spec.unit) for line in lines), *chance_key(level)],
+        healthy=spec.healthy,
+        remark=_remark(frame, lines, len(outside)),
+        readings=readout(frame, spec, lines),
     )
 
 
@@ -109,49 +176,58 @@ def _axis(spec: ChartSpec, lines: Sequence[Line], level: float | None) -> Axis:
     return axis(values, log=spec.log, zero=spec.zero, most=1.0 if spec.unit == "share" else math.inf)
 
 
-def grid(frame: Frame, unit: str) -> str:
-    """The scale on the left with its lines, and the steps below."""
-    right, floor = WIDTH - RIGHT, plot_floor()
-    parts = ["<g class='grid'>"]
+def across(frame: Frame, value: float, **attributes: str) -> Markup:
+    """A horizontal line over the whole frame."""
+    y = frame.y(value)
+    return element("line", **attributes, x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
+
+
+def grid(
+    frame: Frame,
+    unit: str,
+    below: Callable[[float], str] = "{:,}".format,
+    ticks: Sequence[float] | None = None,
+) -> Markup:
+    """The scale on the left with its lines, and the ``ticks`` below as ``below`` writes them (steps, if none)."""
+    parts = []
     for tick in frame.axis.ticks:
-        y = frame.y(tick)
+        zero = {"class": "zero"} if tick == 0 and frame.axis.low < 0 else {}
         text = tick_text(tick, unit, log=frame.axis.log)
-        zero = " class='zero'" if tick == 0 and frame.axis.low < 0 else ""
-        parts.append(f"<line{zero} x1='{LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{text}</text>")
-    ticks = step_ticks(frame.first, frame.last)
-    for place, step in enumerate(ticks):
+        parts += [across(frame, tick, **zero)]
+        parts += [element("text", text, x=LEFT - 7, y=frame.y(tick) + 4, text_anchor="end")]
+    ticks = step_ticks(frame.first, frame.last) if ticks is None else ticks
+    for place, tick in enumerate(ticks):
         anchor = "end" if 0 < place == len(ticks) - 1 else "middle"
-        x = frame.x(step)
-        parts.append(f"<text x='{x:.1f}' y='{floor + 17}' text-anchor='{anchor}'>{step:,}</text>")
-    return "".join(parts) + "</g>"
+        parts += [element("text", below(tick), x=frame.x(tick), y=frame.floor + 17, text_anchor=anchor)]
+    return element("g", parts, class_="grid")
 
 
-def tick_text(value: float, unit: str, *, log: bool) -> str:
+def tick_text(value: float, unit: str, *, log: bool) -> str | list[Markup]:
     """A tick's number as SVG text; shares in per cent."""
     if unit == "share":
         return typeset(f"{100 * value:.6g}")
     if log or (value and not 1e-3 <= abs(value) < 1e5):
         mantissa, exponent = f"{value:.0e}".split("e")
         if abs(int(exponent)) >= 3:
-            ten = f"10<tspan dy='-5' font-size='9'>{typeset(str(int(exponent)))}</tspan>"
-            return ten if mantissa == "1" else typeset(mantissa) + "·" + ten
+            power = element("tspan", typeset(str(int(exponent))), dy=-5, font_size=9)
+            return [Markup("10" if mantissa == "1" else f"{typeset(mantissa)}·10"), power]
     return typeset(f"{value:,.6g}")
 
 
-def _chance(frame: Frame, level: float | None) -> str:
+def chance_line(frame: Frame, level: float | None, said: str = "") -> Markup:
+    """The accuracy of a guess as a dashed line, with what it is where ``said`` begins it; empty where none is known."""
     if level is None:
-        return ""
-    y, right = frame.y(level), WIDTH - RIGHT
-    text = typeset(f"chance {number(level, 'share')}")
-    return (
-        f"<line class='chance' x1='{LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>"
-        f"<text class='chance' x='{right - 2}' y='{y - 5:.1f}' text-anchor='end'>{text}</text>"
+        return NOTHING
+    line = across(frame, level, class_="chance")
+    text, y = typeset(f"{said}{number(level, 'share')}"), frame.y(level) - 5
+    return line + element("text", text, class_="chance", x=WIDTH - RIGHT - 2, y=y, text_anchor="end") if said else line
+
+
+def path(frame: Frame, points: Sequence[tuple[float, float]], end: str = "", **attributes: str) -> Markup:
+    """The straight lines between points."""
+    return element(
+        "path", **attributes, d="M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in points) + end
     )
-
-
-def _path(frame: Frame, pairs: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{frame.x(step):.1f} {frame.y(value):.1f}" for step, value in pairs)
 
 
 def _drawable(frame: Frame, line: Line) -> list[list[Point]]:
@@ -160,27 +236,27 @@ def _drawable(frame: Frame, line: Line) -> list[list[Point]]:
     return runs(points, line.curve.broken)
 
 
-def _curves(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> str:
-    shade = _shade(frame, lines[0], lines[1]) if spec.shade and len(lines) == 2 else ""
-    return shade + "".join(draw_curve(frame, line) for line in lines)
+def _curves(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> Markup:
+    shade = _shade(frame, lines[0], lines[1]) if spec.shade and len(lines) == 2 else NOTHING
+    return shade + NOTHING.join(draw_curve(frame, line) for line in lines)
 
 
-def draw_curve(frame: Frame, line: Line) -> str:
+def draw_curve(frame: Frame, line: Line) -> Markup:
     """One line: single steps thin and their trend bold, dots where few steps have a value."""
-    parts = [f"<g class='{line.colour}'>"]
+    parts = []
     noisy = is_noisy(line.curve.points) and not line.curve.sparse
     for stretch in _drawable(frame, line):
         raw = [(point.step, point.value) for point in stretch]
         if line.curve.per_point > 1:
             upper, lower = [(p.step, p.high) for p in stretch], [(p.step, p.low) for p in reversed(stretch)]
-            parts.append(f"<path class='band' d='{_path(frame, upper + lower)}Z'/>")
+            parts += [path(frame, upper + lower, "Z", class_="band")]
         elif noisy:
-            parts.append(f"<path class='raw' d='{_path(frame, raw)}'/>")
+            parts += [path(frame, raw, class_="raw")]
         if len(stretch) > 1:
-            parts.append(f"<path class='line' d='{_path(frame, smooth(stretch, _half(line)) if noisy else raw)}'/>")
+            parts += [path(frame, smooth(stretch, _half(line)) if noisy else raw, class_="line")]
         if line.curve.sparse or len(stretch) == 1:
-            parts += [f"<circle cx='{frame.x(s):.1f}' cy='{frame.y(v):.1f}' r='2.6'/>" for s, v in raw]
-    return "".join(parts) + "</g>"
+            parts += [element("circle", cx=frame.x(s), cy=frame.y(v), r=2.6) for s, v in raw]
+    return element("g", parts, class_=line.colour)
 
 
 def _half(line: Line) -> int:
@@ -188,14 +264,14 @@ def _half(line: Line) -> int:
     return len(line.curve.points) // 40
 
 
-def _shade(frame: Frame, first: Line, second: Line) -> str:
+def _shade(frame: Frame, first: Line, second: Line) -> Markup:
     """Fills the space between two lines over the steps that both have."""
     one, two = (dict(smooth(line.curve.points, _half(line))) for line in (first, second))
     both = sorted(one.keys() & two.keys())
     if len(both) < 2:
-        return ""
+        return NOTHING
     around = [(step, one[step]) for step in both] + [(step, two[step]) for step in reversed(both)]
-    return f"<path class='gap' d='{_path(frame, around)}Z'/>"
+    return path(frame, around, "Z", class_="gap")
 
 
 def _columns(lines: Sequence[Line]) -> Mapping[float, list[float]]:
@@ -205,20 +281,22 @@ def _columns(lines: Sequence[Line]) -> Mapping[float, list[float]]:
     return {step: [table.get(step, 0.0) for table in tables] for step in every}
 
 
-def _bars(frame: Frame, lines: Sequence[Line]) -> str:
+def _bars(frame: Frame, lines: Sequence[Line]) -> Markup:
     columns = _columns(lines)
     width = (WIDTH - LEFT - RIGHT) / max(len(columns), 8) + 0.6  # a hair over, or rounding leaves gaps
     paths: list[list[str]] = [[] for _ in lines]
     for step, values in columns.items():
         x = min(max(frame.x(step) - width / 2, LEFT), WIDTH - RIGHT - width)
         below = 0.0
-        for path, value in zip(paths, values, strict=True):
+        for parts, value in zip(paths, values, strict=True):
             low, high = frame.y(below), frame.y(below + value)
             below += value
             if low - high > 0.05:
-                path.append(f"M{x:.1f} {low:.1f}H{x + width:.1f}V{high:.1f}H{x:.1f}Z")
+                parts.append(f"M{x:.1f} {low:.1f}H{x + width:.1f}V{high:.1f}H{x:.1f}Z")
     drawn = zip(lines, paths, strict=True)
-    return "".join(f"<path class='bar {line.colour}' d='{''.join(path)}'/>" for line, path in drawn if path)
+    return NOTHING.join(
+        element("path", class_=f"bar {line.colour}", d="".join(parts)) for line, parts in drawn if parts
+    )
 
 
 def _total(lines: Sequence[Line]) -> Line:
@@ -226,21 +304,20 @@ def _total(lines: Sequence[Line]) -> Line:
     return Line("total", "s-total", Curve([Point(step, value, value, value) for step, value in sums.items()], []))
 
 
-def _broken(frame: Frame, lines: Sequence[Line]) -> str:
+def _broken(frame: Frame, lines: Sequence[Line]) -> Markup:
     """A cross on the lower edge for each value that is not finite."""
-    floor = HEIGHT - BOTTOM - 3
     places = [frame.x(step) - 3 for line in lines for step in line.curve.broken]
-    return "".join(f"<path class='cross' d='M{x:.1f} {floor}l6 6m0-6l-6 6'/>" for x in places)
+    return NOTHING.join(element("path", class_="cross", d=f"M{x:.1f} {frame.floor - 3}l6 6m0-6l-6 6") for x in places)
 
 
-def _triangles(frame: Frame, outside: Sequence[tuple[Line, Point]]) -> str:
+def _triangles(frame: Frame, outside: Sequence[tuple[Line, Point]]) -> Markup:
     """A triangle on the edge that a value lies beyond."""
     marks = []
     for line, point in outside:
-        over = point.value > frame.axis.high
-        y, tip = (TOP, -5) if over else (HEIGHT - BOTTOM, 5)
-        marks.append(f"<path class='out {line.colour}' d='M{frame.x(point.step) - 3.5:.1f} {y}h7l-3.5 {tip}Z'/>")
-    return "".join(marks)
+        y, tip = (TOP, -5) if point.value > frame.axis.high else (frame.floor, 5)
+        drawn = f"M{frame.x(point.step) - 3.5:.1f} {y}h7l-3.5 {tip}Z"
+        marks.append(element("path", class_=f"out {line.colour}", d=drawn))
+    return NOTHING.join(marks)
 
 
 def _outside(frame: Frame, lines: Sequence[Line]) -> list[tuple[Line, Point]]:
@@ -251,14 +328,6 @@ def _outside(frame: Frame, lines: Sequence[Line]) -> list[tuple[Line, Point]]:
     return [(line, point) for line, point in every if point.value > high + slack or point.value < low - slack]
 
 
-def _svg(spec: ChartSpec, lines: Sequence[Line], body: str) -> str:
-    said = "; ".join(told(line, spec.unit) for line in lines if line.curve.points)
-    return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(f'{spec.title}. {said}')}'>"
-        f"<title>{escape(spec.title)}</title><desc>{escape(said)}</desc>{body}<g class='cursor'></g></svg>"
-    )
-
-
 def told(line: Line, unit: str) -> str:
     """The line in words."""
     first, last = line.curve.points[0], line.curve.points[-1]
@@ -266,20 +335,18 @@ def told(line: Line, unit: str) -> str:
     return f"{line.name} from {begin} at step {first.step:.0f} to {end} at step {last.step:.0f}"
 
 
-def legend(lines: Sequence[tuple[Line, str]], level: float | None = None) -> str:
-    """The key to the lines, each with its unit, with each one's last value; the script writes others into it."""
-    keys = []
-    for line, unit in lines:
-        last = number(line.curve.points[-1].value, unit) if line.curve.points else "NaN"
-        swatch = f"<svg class='swatch {line.colour}' viewBox='0 0 14 8' aria-hidden='true'><path d='M0 4H14'/></svg>"
-        keys.append(f"<li>{swatch}{escape(line.name)} <b>{typeset(last)}</b></li>")
-    if level is not None:
-        swatch = "<svg class='swatch s-chance' viewBox='0 0 14 8' aria-hidden='true'><path d='M0 4H14'/></svg>"
-        keys.append(f"<li class='level'>{swatch}chance <b>{typeset(number(level, 'share'))}</b></li>")
-    return f"<ul class='legend'><li class='at'>last</li>{''.join(keys)}</ul>"
+def key(line: Line, unit: str) -> Key:
+    """The line's entry in the key, with its last value; the script writes others there."""
+    last = number(line.curve.points[-1].value, unit) if line.curve.points else "NaN"
+    return Key(line.colour, line.name, typeset(last))
 
 
-def _remarks(frame: Frame, lines: Sequence[Line], outside: int) -> str:
+def chance_key(level: float | None) -> list[Key]:
+    """The entry of the accuracy of a guess; none where none is known."""
+    return [] if level is None else [Key("s-chance", "chance", typeset(number(level, "share")), level=True)]
+
+
+def _remark(frame: Frame, lines: Sequence[Line], outside: int) -> str:
     """What the drawing does not show as it is."""
     said = []
     if broken := sum(len(line.curve.broken) for line in lines):
@@ -288,7 +355,7 @@ def _remarks(frame: Frame, lines: Sequence[Line], outside: int) -> str:
         said.append(f"▲ {outside} outside the frame")
     if frame.axis.log and (zeros := sum(value <= 0 for line in lines for value in line.curve.values())):
         said.append(f"{zeros} {'value' if zeros == 1 else 'values'} of 0 or less not drawn")
-    return f"<p class='remark'>{'; '.join(said)}</p>" if said else ""
+    return "; ".join(said)
 
 
 def readout(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> dict[str, list[Any]]:
@@ -300,5 +367,4 @@ def readout(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> dict[str, l
         heights = [round(frame.y(point.value)) for point in points] if spec.kind == "lines" else []
         places = [round(point.step) for point in points]
         series.append({"c": line.colour, "s": places, "v": texts, "y": heights})
-    box = [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM]
-    return {"x": [frame.first, frame.last], "box": box, "series": series}
+    return {"x": [frame.first, frame.last], "box": [LEFT, WIDTH - RIGHT, TOP, frame.floor], "series": series}

@@ -1,30 +1,33 @@
 """One self-contained HTML page for a run: no request leaves it, and nothing a model wrote is code in it.
 
-The style and the script are package files that are put into the page; a content security policy names their
-hashes, so that the browser runs these two and nothing else. Text goes through
-:func:`covrl.reporting.text.escape` on its way in.
+What is shown is chosen here; ``templates/report.html`` says how, and :mod:`covrl.reporting.pages` escapes it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
+
+from covrl.files import write_file
 from covrl.records import StepReport
 from covrl.reporting.against import against
-from covrl.reporting.browser import examples, trace_browser
+from covrl.reporting.browser import chosen, group_rows
 from covrl.reporting.catalogue import LEARNING, SECTIONS, plan, unit_of
-from covrl.reporting.charts import figure
-from covrl.reporting.format import number, typeset
+from covrl.reporting.charts import element, figure
+from covrl.reporting.format import number
+from covrl.reporting.pages import page
 from covrl.reporting.scales import MOST_POINTS, curve
-from covrl.reporting.summary import Remark, ResultRow, RunSummary, interval, remarks
-from covrl.reporting.text import escape
+from covrl.reporting.summary import Remark, ResultRow, RunSummary, remarks
+from covrl.statistics import wilson
+
+MENU = {
+    "result": "Result", "curves": "Curves", "traces": "Traces", "examples": "Before and after",
+    "warnings": "Warnings", "numbers": "Numbers", "config": "Settings",
+}  # fmt: skip
 
 
 def write_report(path: str | Path, summary: RunSummary) -> None:
@@ -35,99 +38,46 @@ def write_report(path: str | Path, summary: RunSummary) -> None:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    page = render_report(summary).encode("utf-8")
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(page)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_file(target, render_report(summary))
 
 
 def render_report(summary: RunSummary) -> str:
     """The page as text; it always encodes as UTF-8."""
     steps = sorted(summary.steps, key=lambda report: report.step)
-    parts = {
-        "result": _results(summary.results),
-        "curves": _curves(summary, steps),
-        "traces": trace_browser(steps),
-        "examples": examples(summary.examples),
-        "warnings": _remarks(remarks(summary)),
-        "numbers": _numbers(steps),
-        "config": _config(summary.config),
+    reports, left = chosen(steps)
+    parts: dict[str, Sequence[object]] = {
+        "result": [(row, _notes(row), _change(row), _strip(row)) for row in summary.results],
+        "curves": _sections(summary, steps),
+        "traces": [group_rows(report.step, group) for report in reports for group in report.groups],
+        "examples": summary.examples,
+        "warnings": [(_when(remark), remark.text) for remark in remarks(summary)],
+        "numbers": [_figures(steps, name) for name in sorted({name for report in steps for name in report.metrics})],
+        "config": list(_flat(summary.config)),
     }
-    present = [name for name, part in parts.items() if part]
-    body = "\n".join(part for part in parts.values() if part) or "<p class='lead'>This run has reported no step.</p>"
-    style, script = _asset("report.css"), _asset("report.js")
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, script)}">\n'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        "<meta name='color-scheme' content='light dark'>\n<meta name='referrer' content='no-referrer'>\n"
-        f"<title>{escape(summary.title or 'covrl run')}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"{_header(summary, present)}\n<main>\n{body}\n</main>\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
+    return page(
+        "report.html",
+        summary.title or "covrl run",
+        summary.subtitle,
+        summary.headline,
+        menu=[(name, heading) for name, heading in MENU.items() if parts[name]],
+        scripted=True,
+        per_point=-(-len(steps) // MOST_POINTS),
+        left=left,
+        parts=parts,
     )
 
 
-@cache
-def _asset(name: str) -> str:
-    return files("covrl.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    return (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _header(summary: RunSummary, present: Sequence[str]) -> str:
-    names = {
-        "result": "Result", "curves": "Curves", "traces": "Traces", "examples": "Before and after",
-        "warnings": "Warnings", "numbers": "Numbers", "config": "Settings",
-    }  # fmt: skip
-    links = "".join(f"<a href='#{name}'>{names[name]}</a>" for name in present)
-    subtitle = f"<p class='subtitle'>{escape(summary.subtitle)}</p>" if summary.subtitle else ""
-    headline = f"<p class='headline'>{escape(summary.headline)}</p>" if summary.headline else ""
-    menu = f"<nav aria-label='Contents'>{links}</nav>" if len(present) > 1 else ""
-    return f"<header><h1>{escape(summary.title or 'covrl run')}</h1>{subtitle}{headline}{menu}</header>"
-
-
-def _results(rows: Sequence[ResultRow]) -> str:
-    if not rows:
-        return ""
-    body = "".join(map(_result, rows))
-    heads = ("Measure", "Base", "Trained", "Change", "")
-    head = "".join(f"<th scope='col'>{name or '<span class=hush>Drawn</span>'}</th>" for name in heads)
-    return (
-        f"<section id='result'><h2>Result</h2><table class='results'><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></section>"
-    )
-
-
-def _result(row: ResultRow) -> str:
-    base, trained = typeset(number(row.base, row.unit)), typeset(number(row.trained, row.unit))
+def _notes(row: ResultRow) -> str:
     chance = f"chance {number(row.chance, row.unit)}" if row.chance is not None else ""
     count = f"{row.count:,} problems" if row.count else ""
-    notes = " · ".join(filter(None, (chance, count, row.note)))
-    return (
-        f"<tr><th scope='row'>{escape(row.label)}<small>{typeset(escape(notes))}</small></th>"
-        f"<td class='base'>{base}</td><td class='trained'>{trained}</td>"
-        f"<td class='change'>{_change(row)}</td><td class='drawn'>{_strip(row)}</td></tr>"
-    )
+    return " · ".join(filter(None, (chance, count, row.note)))
 
 
-def _change(row: ResultRow) -> str:
+def _change(row: ResultRow) -> float | None:
+    """Trained less base; of shares in points."""
     if row.base is None or row.trained is None:
-        return ""
-    change = row.trained - row.base
-    if row.unit == "share":
-        return typeset(number(change * 100, sign=True)) + "<small>points</small>"
-    return typeset(number(change, sign=True))
+        return None
+    return (row.trained - row.base) * (100 if row.unit == "share" else 1)
 
 
 def _strip(row: ResultRow) -> str:
@@ -136,47 +86,25 @@ def _strip(row: ResultRow) -> str:
     if row.unit != "share" or base is None or trained is None or not (0 <= base <= 1 and 0 <= trained <= 1):
         return ""
     place = lambda share: 6 + 228 * share  # noqa: E731
-    spread = [bounds for value in (base, trained) if (bounds := interval(value, row.count))]
-    whiskers = "".join(f"<path class='whisker' d='M{place(a):.1f} 14H{place(b):.1f}'/>" for a, b in spread)
-    chance = f"<path class='chance' d='M{place(row.chance):.1f} 3V25'/>" if row.chance is not None else ""
-    return (
-        "<svg class='strip' viewBox='0 0 240 28' aria-hidden='true'><path class='rail' d='M6 14H234'/>"
-        f"{whiskers}{chance}<path class='move' d='M{place(base):.1f} 14H{place(trained):.1f}'/>"
-        f"<circle class='from' cx='{place(base):.1f}' cy='14' r='4'/>"
-        f"<circle class='to' cx='{place(trained):.1f}' cy='14' r='5.5'/></svg>"
-    )
+    spread = [wilson(value, row.count or 0) for value in (base, trained)] if (row.count or 0) > 0 else []
+    parts = [element("path", class_="rail", d="M6 14H234")]
+    parts += [element("path", class_="whisker", d=f"M{place(a):.1f} 14H{place(b):.1f}") for a, b in spread]
+    if row.chance is not None:
+        parts.append(element("path", class_="chance", d=f"M{place(row.chance):.1f} 3V25"))
+    parts.append(element("path", class_="move", d=f"M{place(base):.1f} 14H{place(trained):.1f}"))
+    parts.append(element("circle", class_="from", cx=place(base), cy=14, r=4))
+    parts.append(element("circle", class_="to", cx=place(trained), cy=14, r=5.5))
+    return element("svg", parts, class_="strip", viewBox="0 0 240 28", aria_hidden="true")
 
 
-def _curves(summary: RunSummary, steps: Sequence[StepReport]) -> str:
+def _sections(summary: RunSummary, steps: Sequence[StepReport]) -> list[tuple[str, str, list[Markup]]]:
+    """The charts by section, each section with its sentence."""
     both = against(steps)
-    drawn: dict[str, list[str]] = {LEARNING: [both]} if both else {}
+    drawn: dict[str, list[Markup]] = {LEARNING: [both]} if both else {}
     for spec in plan(name for report in steps for name in report.metrics):
         if chart := figure(spec, steps, summary.chance_line()):
             drawn.setdefault(spec.section, []).append(chart)
-    sections = "".join(
-        f"<section class='family'><h2>{escape(name)}</h2><p class='lead'>{escape(about)}</p>"
-        f"<div class='charts'>{''.join(drawn[name])}</div></section>"
-        for name, about in SECTIONS.items()
-        if name in drawn
-    )
-    return f"<div id='curves'>{_key(len(steps))}{sections}</div>" if sections else ""
-
-
-def _key(count: int) -> str:
-    """How to read the curves, said once for all of them."""
-    thin = "Thin lines are single steps, bold lines their trend."
-    if count > MOST_POINTS:
-        size = -(-count // MOST_POINTS)
-        thin = f"Each point is the mean of up to {size} steps, the band their range, the bold line the trend."
-    hover = "Point at a chart, or focus it and press the arrow keys, to read every chart at one step."
-    return f"<p class='key'>{thin} <span class='scripted' hidden>{hover}</span></p>"
-
-
-def _remarks(found: Sequence[Remark]) -> str:
-    if not found:
-        return ""
-    rows = "".join(f"<li><span class='when'>{_when(each)}</span> {escape(each.text)}</li>" for each in found)
-    return f"<section id='warnings'><h2>Notes and warnings</h2><ul class='remarks'>{rows}</ul></section>"
+    return [(name, about, drawn[name]) for name, about in SECTIONS.items() if name in drawn]
 
 
 def _when(remark: Remark) -> str:
@@ -187,41 +115,12 @@ def _when(remark: Remark) -> str:
     return f"step {remark.first} to {remark.last}, {remark.times} times"
 
 
-def _numbers(steps: Sequence[StepReport]) -> str:
-    """Every metric as a row of figures: the curves for those who cannot or would rather not look at them."""
-    names = sorted({name for report in steps for name in report.metrics})
-    if not names:
-        return ""
-    heads = ("Metric", "First", "Last", "Least", "Greatest", "Steps", "Not finite")
-    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
-    body = "".join(_numbers_row(steps, name) for name in names)
-    return (
-        "<section id='numbers'><h2>Numbers</h2><details><summary>All metrics as a table</summary>"
-        f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        "</details></section>"
-    )
-
-
-def _numbers_row(steps: Sequence[StepReport], name: str) -> str:
+def _figures(steps: Sequence[StepReport], name: str) -> tuple[Any, ...]:
+    """A metric as a row of figures: the curves for those who cannot or would rather not look at them."""
     line = curve(steps, name, limit=max(len(steps), 1))
-    values, unit = line.values(), unit_of(name)
+    values = line.values()
     shown = (values[0], values[-1], min(values), max(values)) if values else (None,) * 4
-    cells = [typeset(number(value, unit)) for value in shown]
-    cells += [f"{len(values) + len(line.broken)}", f"{len(line.broken) or ''}"]
-    return f"<tr><th scope='row'>{escape(name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _config(config: Mapping[str, object]) -> str:
-    if not config:
-        return ""
-    rows = "".join(
-        f"<tr><th scope='row'>{escape(key)}</th><td><code>{escape(value)}</code></td></tr>"
-        for key, value in _flat(config)
-    )
-    return (
-        "<section id='config'><h2>Settings</h2><details><summary>Every setting of this run</summary>"
-        f"<div class='scroll'><table class='config'><tbody>{rows}</tbody></table></div></details></section>"
-    )
+    return name, shown, unit_of(name), len(values) + len(line.broken), len(line.broken)
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

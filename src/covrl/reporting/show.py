@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covrl.reporting.format import duration, number
+from covrl.reporting.tables import TitledTable, show_table
 from covrl.reporting.text import one_line, visible
 
 if TYPE_CHECKING:
@@ -139,17 +140,6 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     console.print(Text(f"to be looked at: {', '.join(wrong)}" if wrong else "all that covrl needs is there", "bold"))
 
 
-def show_table(console: Console, title: str, about: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column holds names, with a sentence under its title."""
-    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), "bold"), title_justify="left", caption_justify="left")
-    table.caption = Text(visible(about), "dim")
-    for place, name in enumerate(head):
-        table.add_column(Text(visible(name)), justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    console.print(table)
-
-
 def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
     """The rates of `covrl leak` by prompt, its sentence, and examples of each kind."""
     names = ("own_early", "shown_early", "other_early", "admits")
@@ -163,7 +153,7 @@ def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
             cells.append(number(found.get(name), "share") + spread)
         rows.append([source, *cells])
     about = f"{record['problems']:,} problems, {record['n']} traces each and prompt; 95 % intervals over problems"
-    show_table(console, f"{record['model']} on {record['problem_source']}", about, heads, rows)
+    show_table(console, TitledTable(f"{record['model']} on {record['problem_source']}", about, heads, rows))
     for example in record["examples"]:
         kind = f"admits: {example['admits']}" if example["admits"] else "early" if example["early"] else "clean"
         head = f"{one_line(example['question'], 60)}  (answer {one_line(example['shown'], 30)}; {one_line(kind, 50)})"
@@ -211,7 +201,7 @@ def show_styles(console: Console, record: Mapping[str, Any]) -> None:
         "after the n traces that closed, and after an empty thought; gain: posterior less prior, on n problems; in "
         "brackets the 95\u00a0% interval, of closed over traces, else over problems"
     )
-    show_table(console, f"{record['model']} on {record['problem_source']}", about, heads, rows)
+    show_table(console, TitledTable(f"{record['model']} on {record['problem_source']}", about, heads, rows))
     for name, why in record["unusable"].items():
         console.print(Text(f"{name} cannot be used: {one_line(why, 160)}"))
     for sentence in record["sentences"]:

@@ -16,14 +16,18 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from covrl.errors import UserError
-from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
+from pydantic import TypeAdapter, ValidationError
+
+from covrl.errors import UserError, first_fault
+from covrl.records import StepReport, TraceGroup
 from covrl.secrets import redacted
 
 T = TypeVar("T")
 
 MOST_STEPS = 10**12
 """A step's number is below it."""
+
+_REPORTS = TypeAdapter(StepReport)
 
 
 class Sink(Protocol):
@@ -242,7 +246,7 @@ def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
 
 
 def _not_ours(path: Path, count: int, error: Exception) -> UserError:
-    what = str(error).replace("\n", " ")
+    what = first_fault(error) if isinstance(error, ValidationError) else str(error).replace("\n", " ")
     return UserError(f"{path}, line {count}: not a line that covrl wrote ({what}); mend or remove it")
 
 
@@ -257,50 +261,20 @@ def _latest(reports: Sequence[StepReport]) -> list[StepReport]:
 
 
 # The files may be of somebody else's run, so that every value is what the page takes it for, or the line is refused.
+# Python's own reader of JSON stands before it: pydantic's refuses lone surrogates, which data sets do hold.
 
 
 def _metrics_report(record: Any) -> StepReport:
-    metrics = {str(name): math.nan if value is None else float(value) for name, value in record["metrics"].items()}
-    return StepReport(_step(record), metrics, tuple(map(str, record.get("warnings", ()))))
+    metrics = {name: math.nan if value is None else value for name, value in record["metrics"].items()}
+    return _report({**record, "metrics": metrics, "groups": ()})
 
 
 def _traces_report(record: Any) -> StepReport:
-    groups = tuple(_parse_group(group) for group in record["groups"])
-    return StepReport(_step(record), metrics={}, groups=groups)
+    return _report({**record, "metrics": {}})
 
 
-def _step(record: Any) -> int:
-    step = int(record["step"])
-    if not 0 <= step < MOST_STEPS:
-        raise ValueError(f"step {str(step)[:20]} is none")
-    return step
-
-
-def _parse_group(record: Any) -> TraceGroup:
-    values: dict[str, Any] = {"accepted": (), **record["problem"]}
-    values["accepted"] = tuple(map(_text, values["accepted"]))
-    problem = Problem(**values)
-    given = (text for text in (problem.hint, problem.solution) if text is not None)
-    for text in (problem.id, problem.question, problem.answer, *given):
-        _text(text)
-    return TraceGroup(problem=problem, traces=tuple(map(_parse_trace, record["traces"])))
-
-
-def _parse_trace(record: Any) -> TraceView:
-    tokens = tuple(TokenView(_text(t), _number(prior), _number(post)) for t, prior, post in record.get("tokens", ()))
-    numbers = {name: _number(record.get(name)) for name in ("reward", "advantage", "kl")}
-    texts = {name: _text(record[name]) for name in ("source", "text", "finish")}
-    verdict = {"correct": _text(record["correct"])} if record.get("correct") is not None else {}
-    return TraceView(**(record | numbers | texts | verdict | {"tokens": tokens}))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a text is due, not {str(value)[:20]}")
-    return value
-
-
-def _number(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"a number is due, not {str(value)[:20]}")
-    return None if value is None else float(value)
+def _report(record: Mapping[str, Any]) -> StepReport:
+    report = _REPORTS.validate_python(record)
+    if not 0 <= report.step < MOST_STEPS:
+        raise ValueError(f"step {str(report.step)[:20]} is none")
+    return report

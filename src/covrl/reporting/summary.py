@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -101,14 +100,3 @@ def remarks(summary: RunSummary) -> list[Remark]:
     for note in every:
         found.setdefault(warning_key(note.text), []).append(note)
     return [Remark(notes[0].text, notes[0].step, notes[-1].step, len(notes)) for notes in found.values()]
-
-
-def interval(share: float | None, count: int | None) -> tuple[float, float] | None:
-    """The 95 % Wilson interval of a share measured on ``count`` problems; ``None`` where there is none."""
-    if share is None or count is None or count <= 0 or not 0 <= share <= 1:
-        return None
-    z = 1.959964
-    scale = 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -1,4 +1,4 @@
-"""Terminal views of a finished run: the table of results, and traces before and after training.
+"""Tables with a title, as Markdown and for a terminal; a run's results, and traces before and after training.
 
 Model text is printed as it is: it never passes through rich's markup, and control characters are shown.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -22,6 +23,38 @@ from covrl.reporting.text import one_line, visible
 
 SIDE_BY_SIDE = 100  # columns from which two traces fit next to each other
 VERDICTS = {"right": ("right", "bold green"), "wrong": ("wrong", "bold red"), "unknown": ("unknown", "yellow")}
+
+
+class TitledTable(NamedTuple):
+    """A table as text under its title, with a sentence about it; the first column holds names."""
+
+    title: str
+    about: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def markdown_table(table: TitledTable) -> str:
+    """The table as Markdown, its title as a heading."""
+    rule = ["---", *["---:"] * (len(table.head) - 1)]
+    lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in (table.head, rule, *table.rows)]
+    return "\n".join([f"## {markdown_text(table.title)}", "", markdown_text(table.about), "", *lines])
+
+
+def markdown_text(text: str) -> str:
+    """Text for one line of Markdown, or a cell of its tables."""
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def show_table(console: Console, table: TitledTable) -> None:
+    """The table for a terminal."""
+    made = Table(box=box.SIMPLE_HEAD, title=Text(visible(table.title), "bold"), title_justify="left")
+    made.caption, made.caption_justify = Text(visible(table.about), "dim"), "left"
+    for place, name in enumerate(table.head):
+        made.add_column(Text(visible(name)), justify="right" if place else "left", overflow="fold")
+    for row in table.rows:
+        made.add_row(*(Text(visible(cell)) for cell in row))
+    console.print(made)
 
 
 def comparison_table(rows: Sequence[ResultRow], title: str = "") -> Table:

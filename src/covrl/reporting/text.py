@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 
@@ -55,11 +54,6 @@ def message(text: str) -> str:
 def clip(text: str, limit: int) -> tuple[str, int]:
     """The first ``limit`` characters, and how many were left out."""
     return text[:limit], max(len(text) - limit, 0)
-
-
-def escape(text: str) -> str:
-    """Text for an HTML element or a quoted attribute: visible, with ``& < > " '`` as character references."""
-    return html.escape(visible(text), quote=True)
 
 
 def warning_key(text: str) -> str:

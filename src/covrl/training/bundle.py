@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from covrl.records import Credit, OffendingRollout, Output, Problem, Request, Rollout, Scores
+from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, Scores
+
+_PROBLEM, _ROLLOUT, _NUMBER = TypeAdapter(Problem), TypeAdapter(Rollout), TypeAdapter(float | None)
 
 
 def write_bundle(folder: Path, culprits: Sequence[OffendingRollout], facts: Mapping[str, Any]) -> Path:
@@ -73,30 +76,14 @@ def _culprit(row: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str)
     def by_output(kind: str) -> dict[Output, Tensor]:
         return {Output(*name.split("/", 1)): t for name, t in part(kind).items()}
 
-    problem = Problem(**_with_tuples(row["problem"]))
     worth = row["credit"]
     credit = None
     if worth is not None:
-        credit = Credit(part("weights"), by_output("constants"), _number(worth["reward"]), _number(worth["advantage"]))
+        numbers = (_NUMBER.validate_python(worth[name]) for name in ("reward", "advantage"))
+        credit = Credit(part("weights"), by_output("constants"), *numbers)
     scores = Scores(by_output("scores"), row["score_tokens"])
-    return OffendingRollout(problem, _rollout(row["rollout"]), scores, credit)
-
-
-def _rollout(row: Mapping[str, Any]) -> Rollout:
-    changed: dict[str, Any] = {
-        "request": Request(**_with_tuples(row["request"])),
-        "log_probs": tuple(float(v) for v in row["log_probs"]),
-        "reward": _number(row["reward"]),
-    }
-    return Rollout(**{**_with_tuples(row), **changed})
-
-
-def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-
-
-def _number(value: float | str | None) -> float | None:
-    return None if value is None else float(value)
+    problem, rollout = _PROBLEM.validate_python(row["problem"]), _ROLLOUT.validate_python(row["rollout"])
+    return OffendingRollout(problem, rollout, scores, credit)
 
 
 def _plain(value: Any) -> Any:

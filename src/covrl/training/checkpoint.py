@@ -30,8 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
-from covrl.errors import UserError
-from covrl.training import durable
+from covrl import files
+from covrl.errors import UserError, first_fault
 from covrl.training.memory import portions, take_portions
 from covrl.training.parts import load_parts, names_in, save_parts
 
@@ -102,7 +102,7 @@ def updates_of(run: Run) -> int:
 
 def leftovers(root: Path) -> list[Path]:
     """What a kill inside the writing or the deletion of a checkpoint left under ``root``; nobody reads it."""
-    return [*root.glob(f"{durable.OLD}step-*"), *root.glob(f"{durable.NEW}step-*")]
+    return [*root.glob(f"{files.OLD}step-*"), *root.glob(f"{files.NEW}step-*")]
 
 
 def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None) -> Path:
@@ -117,12 +117,12 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
     """
     at, world = at or boundary_of(run), run.world
     final = root / f"step-{at.done:06d}"
-    written = durable.beside(final)
+    written = files.beside(final)
 
     def begin() -> None:
         for leftover in leftovers(root):
-            durable.discard(leftover)
-        durable.begin(final)
+            files.discard(leftover)
+        files.begin(final)
 
     def finish() -> None:
         for name in _followers(run):
@@ -130,15 +130,15 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
         if not world.sharded:
             save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
         (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
-        durable.finish(written, final, {"format": FORMAT, "made_with": made_with()})
+        files.finish(written, final, {"format": FORMAT, "made_with": made_with()})
 
-    with durable.discarded_if_not_done(written) if world.first else nullcontext():
+    with files.discarded_if_not_done(written) if world.first else nullcontext():
         world.on_rank0(begin)
         run.save(written / "model")
         if world.sharded:
             save_parts(_optimizer_tensors(run), written / "optimizer")
         world.on_rank0(finish)
-    world.on_rank0(lambda: [durable.remove(old) for old in checkpoints(root)[:-keep]])
+    world.on_rank0(lambda: [files.remove(old) for old in checkpoints(root)[:-keep]])
     return final
 
 
@@ -170,7 +170,7 @@ def newest_whole(root: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 def identity(folder: Path) -> tuple[str, str]:
     """A checkpoint's name, and a hash of what says what is in it."""
-    for name in (durable.MANIFEST, "state.json"):  # format 1 has no manifest
+    for name in (files.MANIFEST, "state.json"):  # format 1 has no manifest
         if (folder / name).is_file():
             return folder.name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
     return folder.name, ""
@@ -182,14 +182,14 @@ def damage_of(folder: Path) -> str | None:
     Raises:
         UserError: another format version: it may be whole, but this version cannot tell.
     """
-    if not (folder / durable.MANIFEST).exists() and (folder / "state.json").is_file():
+    if not (folder / files.MANIFEST).exists() and (folder / "state.json").is_file():
         return _damage_without_manifest(folder)
     try:
-        found = durable.manifest(folder)
+        found = files.manifest(folder)
     except ValueError as error:
         return str(error)
     _check_format(folder, found.get("format"))
-    return durable.damage(folder)
+    return files.damage(folder)
 
 
 def _damage_without_manifest(folder: Path) -> str | None:
@@ -202,7 +202,7 @@ def _damage_without_manifest(folder: Path) -> str | None:
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         return str(error)
     _check_format(folder, state.get("format"))
-    return None if state.get("format") == 1 else f"{durable.MANIFEST} is missing"
+    return None if state.get("format") == 1 else f"{files.MANIFEST} is missing"
 
 
 def _check_format(folder: Path, found: object) -> None:
@@ -280,9 +280,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         _check_format(folder, state.get("format"))
         _State.model_validate(state)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{folder}: the checkpoint is damaged: state.json: {key}: {first['msg']}") from error
+        raise UserError(f"{folder}: the checkpoint is damaged: state.json: {first_fault(error)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged: {error}") from error
     return state

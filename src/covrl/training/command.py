@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from covrl import api
+from covrl import api, files
 from covrl.config import RunConfig, config_from
 from covrl.distributed.processes import is_lost_peer
 from covrl.errors import RunBusyError, TrainingStoppedError, UserError
@@ -20,7 +20,6 @@ from covrl.reporting.show import show_dry_run, show_model_path
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
 from covrl.scoring.compute import cannot_compile, is_compile_error
-from covrl.training import durable
 from covrl.training.checkpoint import leftovers
 from covrl.training.dry_run import dry_run
 from covrl.training.loop import Run
@@ -123,7 +122,7 @@ def _nothing_left(run: Run, folder: Path) -> None:
     if left := leftovers(folder / "checkpoints"):  # killed at the very end
         with api.alone_in(folder):
             for path in left:
-                durable.discard(path)
+                files.discard(path)
     if not (folder / "report.html").exists():
         _report(folder)
 

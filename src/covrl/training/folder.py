@@ -1,15 +1,11 @@
-"""The folder of a run: made, held by one process at a time, and the model that is in it."""
+"""The folder of a run: made, and the model that is in it."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
-from covrl.errors import RunBusyError, UserError
-from covrl.training import durable
+from covrl import files
+from covrl.errors import UserError
 from covrl.training.checkpoint import newest_whole
 
 
@@ -30,36 +26,13 @@ def new_run_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
 
 
-@contextmanager
-def alone_in(folder: Path) -> Generator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
-
-    Raises:
-        RunBusyError: another process holds it.
-        UserError: the folder cannot be written, or its file system has no locks.
-    """
-    try:
-        # In a folder of somebody else's a link could be any file of ours: nothing is followed, and nothing emptied.
-        lock = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusyError(f"{folder}: a run is going on in this folder; wait for it or stop it") from None
-        except OSError as error:
-            raise UserError(f"{folder}: cannot lock .lock: {error.strerror}") from None
-        yield
-
-
 def model_of_run(folder: Path) -> Path:
     """The best model of a run's folder, or its newest.
 
     Raises:
         UserError: the run has no model yet.
     """
-    best = durable.present(folder / "best")
+    best = files.present(folder / "best")
     if best is not None:
         return best
     found, damaged = newest_whole(folder / "checkpoints")

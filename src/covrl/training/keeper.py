@@ -13,11 +13,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from covrl import files
 from covrl.config import to_toml
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.records import StepReport
 from covrl.reporting.sinks import JsonlSink, TracesSink, cut_behind
-from covrl.training import durable
 from covrl.training.checkpoint import boundary_of, checkpoints, damage_of, save_checkpoint, step_of, updates_of
 from covrl.training.loop import Run
 
@@ -54,10 +54,10 @@ class Keeper:
             if (folder / name).is_symlink():
                 raise UserError(f"{folder / name} is a link: a run writes inside its folder only; put the file there")
         self._set_aside_damaged()
-        durable.recover(folder / "best")
+        files.recover(folder / "best")
         self.notes += cut_behind(folder / "metrics.jsonl", run.done, every_step=True)
         cut_behind(folder / "traces.jsonl", run.done)
-        durable.write_file(folder / "config.toml", to_toml(run.config))
+        files.write_file(folder / "config.toml", to_toml(run.config))
         self._lines = (JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"))
 
     def keep(self, report: StepReport) -> None:
@@ -102,10 +102,10 @@ class Keeper:
         if run.best is not None and not value > run.best:
             return
         best, world = self._folder / "best", run.world
-        with durable.discarded_if_not_done(durable.beside(best)) if world.first else nullcontext():
-            world.on_rank0(lambda: durable.begin(best))
-            run.save(durable.beside(best))
-            world.on_rank0(lambda: durable.finish(durable.beside(best), best, {"step": report.step, "value": value}))
+        with files.discarded_if_not_done(files.beside(best)) if world.first else nullcontext():
+            world.on_rank0(lambda: files.begin(best))
+            run.save(files.beside(best))
+            world.on_rank0(lambda: files.finish(files.beside(best), best, {"step": report.step, "value": value}))
         run.best = value
 
     def _set_aside_damaged(self) -> None:
@@ -114,7 +114,7 @@ class Keeper:
             if damage_of(folder) is None:
                 raise UserError(f"{self._folder}: the run is at step {step_of(folder)} already; resume it again")
             aside = folder.with_name(f"damaged-{folder.name}")
-            durable.discard(aside)
+            files.discard(aside)
             folder.rename(aside)
 
     @contextmanager
@@ -130,11 +130,11 @@ class Keeper:
 
 def best_value(best: Path) -> tuple[float, float] | None:
     """The held-out figures of the best model that is there, as its manifest has them; None if there is none."""
-    found = durable.present(best)
+    found = files.present(best)
     if found is None:
         return None
     try:
-        accuracy, likelihood = map(float, durable.manifest(found)["value"])
+        accuracy, likelihood = map(float, files.manifest(found)["value"])
     except (ValueError, KeyError, TypeError):  # of an earlier version, which kept no manifest
         return None
     return accuracy, likelihood

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from covrl.config import RunConfig
 from covrl.errors import UserError
+from covrl.files import manifest
 from covrl.training.checkpoint import fingerprint, made_with
-from covrl.training.durable import manifest
 
 if TYPE_CHECKING:
     from covrl.training.loop import Run

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covrl.evaluation.statistics import (
+from covrl.statistics import (
     Interval,
     avg_at_n,
     bootstrap_interval,
@@ -21,6 +21,7 @@ from covrl.evaluation.statistics import (
     quantile,
     t_interval,
     t_quantile,
+    wilson,
 )
 
 
@@ -180,3 +181,12 @@ def test_t_interval_moves_and_stretches_with_its_values(values: list[float], shi
 
 def test_quantiles_are_linear_between_neighbours() -> None:
     assert [quantile([3.0, 1.0, 2.0], s) for s in (0, 0.25, 0.5, 0.75, 1)] == [1, 1.5, 2, 2.5, 3]
+
+
+def test_wilson_by_hand_and_as_the_shares_that_a_test_does_not_refuse() -> None:
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    z = 1.959964
+    assert wilson(0.0, 256) == pytest.approx((0.0, z * z / (256 + z * z)), abs=1e-8)
+    for share, count in ((0.1, 20), (0.93, 45), (1.0, 7)):
+        for end in wilson(share, count):  # at both ends the share lies z deviations from it
+            assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / count), abs=1e-6)

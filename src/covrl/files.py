@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, also after a kill or a loss of power.
+"""Files and folders that are there whole or not at all, also after a kill or a loss of power; the lock of a folder.
 
 A folder is written beside its place, every file is listed with its hash in ``manifest.json`` and forced to the disk,
 and one rename moves the whole to its place. :func:`damage` tells a folder that is not what was written.
@@ -6,6 +6,7 @@ and one rename moves the whole to its place. :func:`damage` tells a folder that 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,21 +16,77 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from covrl.errors import RunBusyError, UserError
+
 MANIFEST = "manifest.json"
 
 NEW, OLD = ".new-", ".old-"
 """How a folder is called while it is written, and while it is being replaced."""
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace a file by one of this text; whoever reads it finds the old text or the new."""
-    beside = path.with_name(f"{NEW}{path.name}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file by one of this content (text as UTF-8); whoever reads it finds the old content or the new.
+
+    Several processes may write the same file: each has a draft of its own, and the last one to finish wins.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    draft = path.with_name(f"{NEW}{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def made(folder: Path) -> Path:
+    """The folder, created where it is missing.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+    return folder
+
+
+@contextmanager
+def alone_in(folder: Path, what: str = "a run", lock: str = ".lock") -> Generator[None]:
+    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
+
+    ``lock`` is a file in the folder; "." locks the folder itself, which leaves no file but does not work on every
+    network file system.
+
+    Raises:
+        RunBusyError: another process holds it; the message says that ``what`` is going on.
+        UserError: the folder cannot be written, or its file system has no locks.
+    """
+    # In a folder of somebody else's a link could be any file of ours: nothing is followed, and nothing emptied.
+    flags = os.O_RDONLY | os.O_DIRECTORY if lock == "." else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        handle = os.open(folder / lock, flags, 0o666)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+    try:
+        _lock(handle, folder, what)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path, what: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunBusyError(f"{folder}: {what} is going on in this folder; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be locked: {error.strerror}") from None
 
 
 def beside(final: Path) -> Path:

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple, TypeVar
 
 RESAMPLES = 2000
@@ -100,6 +100,19 @@ def quantile(values: Iterable[float], share: float) -> float:
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def wilson(share: float, count: int, level: float = LEVEL) -> Interval:
+    """Wilson's interval of a share measured on ``count`` independent problems, two-sided at ``level``.
+
+    Example:
+        >>> wilson(0.5, 100)
+        Interval(low=0.4038..., high=0.5961...)
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
 def t_interval(

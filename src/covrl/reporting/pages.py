@@ -1,0 +1,79 @@
+"""HTML pages from the templates beside this file: one skeleton, one style, everything escaped on its way in.
+
+Every value that a template prints passes :func:`covrl.reporting.text.visible` and is then escaped, unless it is markup
+that was made here: no template has to remember it. The style and the script are package files that are put into the
+page; a content security policy names their hashes, so that the browser runs these two and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from covrl.reporting.format import number, typeset
+from covrl.reporting.text import clip, one_line, visible
+
+
+def page(
+    name: str,
+    title: str,
+    subtitle: str = "",
+    headline: str = "",
+    menu: Sequence[tuple[str, str]] = (),
+    scripted: bool = False,
+    **values: Any,
+) -> str:
+    """A whole page from the template ``name``, which extends the skeleton; it always encodes as UTF-8.
+
+    ``menu`` names parts by id; with ``scripted`` it has the script of the report.
+    """
+    head = {"title": title, "subtitle": subtitle, "headline": headline, "menu": menu}
+    assets = {"css": _asset("page.css"), "js": _asset("report.js") if scripted else ""}
+    return _templates().get_template(name).render(head | assets | values)
+
+
+def fill(name: str, **values: Any) -> Markup:
+    """The template ``name`` with values in its places."""
+    return Markup(_templates().get_template(name).render(values))
+
+
+@cache
+def _asset(name: str) -> Markup:
+    return Markup((files("covrl.reporting") / "templates" / name).read_text(encoding="utf-8"))
+
+
+@cache
+def _templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("covrl.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,  # a misspelt name is an error and not an empty place
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"one_line": one_line, "clip": clip, "number": _number, "typeset": typeset, "sha256": _sha256}
+    return made
+
+
+def _shown(value: object) -> object:
+    """What a template prints: markup as it is, text without control characters and marks that hide what it holds."""
+    if isinstance(value, Markup):
+        return value
+    text = value if type(value) is str else str(value)
+    return text if text.isprintable() else visible(text)
+
+
+def _number(value: float | None, unit: str = "", sign: bool = False) -> str:
+    return typeset(number(value, unit, sign=sign))
+
+
+def _sha256(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
