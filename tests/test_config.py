@@ -133,10 +133,11 @@ def test_any_text_survives_the_round_trip(tmp_path_factory: pytest.TempPathFacto
     assert check(RunConfig, read_toml(path)) == config
 
 
-def test_there_are_at_most_seventy_five_settings() -> None:
-    """Sixty, four for engines, three for adapters, three for pickles, compiling and offloading, five for chats."""
+def test_there_are_at_most_seventy_seven_settings() -> None:
+    """Sixty, four for engines, three for adapters, three for pickles, compiling and offloading, five for chats, one
+    for what a trace is worth, one for comparisons."""
     sections = [field.annotation for field in RunConfig.model_fields.values()]
-    assert sum(len(section.model_fields) for section in sections) <= 75  # ty: ignore
+    assert sum(len(section.model_fields) for section in sections) <= 77  # ty: ignore
 
 
 @pytest.mark.parametrize(

@@ -385,32 +385,68 @@ def doctor() -> None:
 @app.command()
 def compare(
     algorithms: Annotated[str, typer.Option(metavar="A,B,…", help="Methods or their named variants.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of a run: compare on its model and problems. [our small tasks]")
+    ] = None,
+    settings: Settings = None,
     seeds: Annotated[str, typer.Option(metavar="0,1,…", help="Seeds of the runs.")] = "0,1,2",
-    at: Annotated[str, typer.Option("--settings", metavar="A,B", help="common, rare: which base.")] = "common,rare",
-    rates: Annotated[str, typer.Option(metavar="R,…", help="Learning rates. [each method's own]")] = "",
+    at: Annotated[
+        str | None,
+        typer.Option("--settings", metavar="A,B", help="Our tasks: common, rare, animals. [common,rare]"),
+    ] = None,
+    rates: Annotated[
+        str, typer.Option(metavar="R,…", help="Learning rates. [each method's own; with --config the file's]")
+    ] = "",
     budget: Annotated[str, typer.Option(help="steps or tokens (generated): what is the same for all.")] = "steps",
-    steps: Annotated[int, typer.Option(min=1, help="With --budget steps.")] = 100,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="With --budget steps. [100; with --config the file's]")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="With --budget tokens.")] = 300_000,
-    split: Annotated[str, typer.Option(help="What the trained models are measured on: dev or test.")] = "test",
-    n: Annotated[int, typer.Option("--n", "-n", min=0, help="Samples per problem (avg@n, pass@k).")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure on the first problems only.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of table and page; results go to its folder raw.")] = Path(
-        "docs/results"
-    ),
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="What the trained models are measured on: dev or test [test]; with --config held_out or test "
+            "[both, where the file has problems.test]."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", "--samples", min=0, help="Samples per problem (avg@n, pass@k).")] = 8,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "--problems", min=1, help="Measure on the first problems only.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of table, page and results. [docs/results; with --config runs/compare-NAME]"),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the table and the page.")] = "compare",
     commit: Annotated[
         str | None, typer.Option(help="Count results of this commit only; HEAD: the present one.")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time. [one a core; on an accelerator 1]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each training. [cores divided by jobs]")] = None,
     only_list: Annotated[
         bool, typer.Option("--list", help="Say what is there and what is missing; run nothing.")
     ] = False,
 ) -> None:
-    """Train methods from the same base, two at a time, and compare them; only what is missing is run."""
+    """Train methods from the same base, a few at a time, and compare them; only what is missing is run."""
+    if config and at:
+        raise UserError("--config compares on the model and problems of a file, --settings on ours: leave one out")
+    if settings and not config:
+        raise UserError(
+            "--set changes settings of a file: give it with --config (ours are in covrl/comparison/configs)"
+        )
     _cpu_defaults()
-    from covrl.comparison.compare import ask_for, compare_and_show
+    from covrl.comparison.compare import ask_for, ask_for_own, compare_and_show
 
-    asked = ask_for(algorithms, at, seeds, rates, budget, steps, tokens, split, n, limit, out, commit)
-    if not compare_and_show(asked, name, only_list):
+    if config:
+        folder = out or Path("runs") / f"compare-{config.stem}"
+        typed = (algorithms, seeds, rates, budget, steps, tokens, split, n, limit, folder, commit)
+        asked = ask_for_own(config, settings or [], *typed)
+    else:
+        typed = (seeds, rates, budget, steps or 100, tokens, split or "test", n, limit)
+        asked = ask_for(algorithms, at or "common,rare", *typed, out or Path("docs/results"), commit)
+    if not compare_and_show(asked, name, only_list, jobs, threads):
         raise typer.Exit(1)
 
 

@@ -266,6 +266,9 @@ class ProblemsConfig(Settings):
 
     train: Name = Field("digits:train", description="source that is trained on")
     held_out: Name = Field("", description="source that is evaluated during training; empty for none")
+    test: Name = Field(
+        "", description="source that `covrl compare` measures trained models on too; no other command reads it"
+    )
     question_field: str = "question"
     answer_field: str = "answer"
     accepted_field: str = Field("", description="field with further accepted answers: graded, not scored")

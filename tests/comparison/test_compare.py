@@ -39,7 +39,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """Stand-ins for the processes: each cell's result is made up, but the shuffled control's seed 1 fails."""
     ran: list[Cell] = []
 
-    def run_cells(cells, out, say):
+    def run_cells(cells, out, say, **_):
         ran.extend(cells)
         for cell in cells:
             if (cell.method, cell.seed) != ("covrl-shuffled", 1):

@@ -322,6 +322,22 @@ def test_the_terminal_shows_the_same() -> None:
     assert "50.0, 60.0, 70.0" not in narrow.getvalue()
 
 
+def test_a_narrow_terminal_shows_the_methods_before_all_measures() -> None:
+    every = [result(cell(seed=s), 0.1 + s / 10) for s in range(3)]
+    for r in every:
+        r.figures["exam"] |= {"log_prob": -10.0 - r.cell.seed, "trace_tokens": 11.0 + r.cell.seed}
+    for width in (80, 100):
+        narrow = io.StringIO()
+        show(Console(file=narrow, width=width), made(*every), {})
+        accuracy = narrow.getvalue().partition("In brackets")[0].partition("rare: cost")[0]
+        assert re.search(r"^ covrl +3/3 +20\.0 ", accuracy, re.MULTILINE), accuracy
+        assert "greedy" in accuracy
+        assert max(map(len, narrow.getvalue().splitlines())) <= width
+    wide = io.StringIO()
+    show(Console(file=wide, width=250), made(*every), {})
+    assert "trace, tokens" in wide.getvalue()
+
+
 def test_a_narrow_terminal_keeps_methods_apart_that_differ_in_their_rates() -> None:
     narrow = io.StringIO()
     every = [

@@ -16,8 +16,9 @@ from covrl.algorithms.covrl import CoVRL
 from covrl.api import build
 from covrl.comparison import worker
 from covrl.comparison.cells import Budget, Cell, Exam, read_results
-from covrl.comparison.methods import VARIANTS
-from covrl.comparison.worker import cell_config, planned_steps, run_cell, steps
+from covrl.comparison.methods import VARIANTS, cell_config
+from covrl.comparison.training import planned_steps, train_cell
+from covrl.comparison.worker import Order, run_cell
 
 TINY = (
     "algorithm.name=covrl",
@@ -85,10 +86,12 @@ def test_a_budget_of_tokens_ends_the_training_where_it_is_spent() -> None:
     assert figures["curve"][-1]["step"] == 5, "the last step is evaluated"
 
 
-def test_a_budget_of_tokens_has_the_schedule_of_the_steps_it_lasts() -> None:
+def test_a_budget_of_tokens_has_the_schedule_of_the_steps_it_lasts(tmp_path: Path) -> None:
     def rates(budget: Budget) -> list[float]:
-        run = build(cell_config(replace(CELL, budget=budget)))
-        return [report.metrics["optim/lr"] for report in steps(run, budget)]
+        folder = tmp_path / str(budget)
+        folder.mkdir()
+        trained = train_cell(build(cell_config(replace(CELL, budget=budget))), budget, folder)
+        return [report.metrics["optim/lr"] for report in trained.reports]
 
     found = rates(Budget("tokens", 5 * 44))
     assert found == rates(Budget("steps", 5))
@@ -106,8 +109,13 @@ def test_the_command_writes_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order = tmp_path / "cell.json"
-    order.write_text(json.dumps({"cell": CELL.record(), "out": str(tmp_path / "raw")}))
-    monkeypatch.setattr(worker, "run_cell", lambda cell: {"steps": 0})
+    told = Order(
+        (CELL, replace(CELL, exam=Exam("test"))), cell_config(CELL), tmp_path / "raw", tmp_path / "run", 2, "x"
+    )
+    assert Order.read(json.loads(json.dumps(told.record()))) == told
+    told = replace(told, cells=(CELL,), folder=None)
+    order.write_text(json.dumps(told.record()))
+    monkeypatch.setattr(worker, "run_order", lambda order: [(cell, {"steps": 0}) for cell in order.cells])
     assert worker.main([str(order)]) == 0
     assert [r.cell for r in read_results(tmp_path / "raw")] == [CELL]
     assert worker.main([]) == 2

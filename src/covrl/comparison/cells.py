@@ -45,10 +45,11 @@ class Budget:
 class Exam:
     """What a trained model is measured on: a split, ``samples`` traces a problem beside the greedy one.
 
+    ``test`` is the settings' ``problems.test``, and ``dev`` (of our tasks) or ``held_out`` their ``problems.held_out``.
     ``problems`` keeps only the first so many, ``None`` all.
     """
 
-    split: Literal["dev", "test"]
+    split: Literal["dev", "held_out", "test"]
     samples: int = SAMPLES
     problems: int | None = None
 
@@ -73,7 +74,16 @@ class Cell:
     exam: Exam
 
     def __str__(self) -> str:
-        return f"{self.method}__{self.setting}__lr{self.rate!r}__{self.budget}__{self.exam}__seed{self.seed}"
+        return f"{self._method}__{self.setting}__lr{self.rate!r}__{self.budget}__{self.exam}__seed{self.seed}"
+
+    @property
+    def training(self) -> str:
+        """The training alone, whatever its model is measured on: the name of its folder."""
+        return f"{self._method}__{self.setting}__lr{self.rate!r}__{self.budget}__seed{self.seed}"
+
+    @property
+    def _method(self) -> str:
+        return self.method.replace(":", "--")  # module:class
 
     @property
     def title(self) -> str:
@@ -115,8 +125,10 @@ class Result:
         """Whether it is to be run again: a reported training whose costs are not those of the present code.
 
         What was measured on dev stays, as rates are chosen by accuracy alone; so does the base, which costs nothing.
+        A training on somebody's own problems stays too: its folder has what it cost then.
         """
-        return self.cell.exam.split == "test" and self.cell.method != BASE and not self.counted
+        kept = self.cell.exam.split != "test" or self.cell.method == BASE or self.figures.get("own", False)
+        return not kept and not self.counted
 
 
 def grid(

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import covrl.quickstart
 from covrl.config import RunConfig, check, override, read_toml
 from covrl.errors import UserError
 
-RECIPE = Path(covrl.quickstart.__file__).with_name("quickstart.toml")
+if TYPE_CHECKING:
+    from covrl.comparison.cells import Cell
+
+CONFIGS = Path(__file__).with_name("configs")
+"""Our own tasks, a file of settings each."""
 
 BASE = "base"
 """The untrained model: a row of every table, evaluated once a setting."""
 
 
 class Setting(NamedTuple):
-    """A base that all methods start from, and what a table says of it."""
+    """A base and problems that all methods start from, as a file of settings, and what a table says of it."""
 
-    model: str
+    file: Path
     about: str
+
+    @property
+    def model(self) -> str:
+        """Where the base is."""
+        return read_toml(self.file)["model"]["path"]
 
 
 SETTINGS = {
-    "rare": Setting("covrl:digits", "the right procedure in about 0.5 % of the base's traces"),
-    "common": Setting("covrl:digits-common", "the right procedure in about 20 % of the base's traces"),
+    "rare": Setting(CONFIGS / "rare.toml", "the right procedure in about 0.5 % of the base's traces"),
+    "common": Setting(CONFIGS / "common.toml", "the right procedure in about 20 % of the base's traces"),
+    "animals": Setting(CONFIGS / "animals.toml", "answers in words, in five phrasings"),
 }
-
-SHARED = ("training.stream_norms_every=0", "report.traces_every=1000000", "evaluation.every=5")
-"""Settings of every cell besides the recipe's: no extra backward passes, no traces for a report, finer curves."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     # a method that is refused with a single update a batch
@@ -85,7 +91,7 @@ def settings_of(method: str) -> tuple[str, ...]:
 
 def default_rate(method: str, setting: str) -> float:
     """The learning rate that a method is run with where none is given: the tuned one, else the recipe's."""
-    recipe = read_toml(RECIPE)["training"]["learning_rate"]
+    recipe = read_toml(SETTINGS[setting].file)["training"]["learning_rate"]
     return RATES.get((method, setting), recipe)
 
 
@@ -95,9 +101,24 @@ def updates_a_step(method: str) -> int:
     return min(training.mini_batches, training.problems_per_step) * training.epochs
 
 
-def recipe_config(settings: tuple[str, ...]) -> RunConfig:
-    """The shipped recipe of the digits task with settings applied; raises UserError like every config."""
-    return check(RunConfig, override(read_toml(RECIPE), [*SHARED, *settings]))
+def recipe_config(settings: tuple[str, ...], setting: str = "rare") -> RunConfig:
+    """The file of one of our tasks with settings applied; raises UserError like every config."""
+    return check(RunConfig, override(read_toml(SETTINGS[setting].file), settings))
+
+
+def cell_config(cell: Cell) -> RunConfig:
+    """The settings of a cell's run on one of our tasks: its file, the method's settings, then what the cell says."""
+    own = training_settings(cell)
+    if cell.method == BASE:
+        return recipe_config(own, cell.setting)
+    return recipe_config((*settings_of(cell.method), *own), cell.setting)
+
+
+def training_settings(cell: Cell) -> tuple[str, ...]:
+    """What a cell says of its run, whatever is trained."""
+    first = cell.budget.amount if cell.budget.kind == "steps" else 1  # a budget of tokens is planned anew each step
+    seeded = (f"training.seed={cell.seed}", f"training.steps={max(first, 1)}")
+    return seeded if cell.method == BASE else (*seeded, f"training.learning_rate={cell.rate!r}")
 
 
 def check_names(methods: tuple[str, ...], settings: tuple[str, ...]) -> None:
@@ -114,8 +135,13 @@ def check_names(methods: tuple[str, ...], settings: tuple[str, ...]) -> None:
     for name in methods:
         if name == BASE:
             continue
-        near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.8)
-        if near and name not in VARIANTS and "-" in name:
-            raise UserError(f"--algorithms: unknown variant {name!r}: did you mean {near[0]}?")
+        check_variant(name)
         table = recipe_config(settings_of(name)).algorithm
         check(find_algorithm(table.name).Config, table.settings, where=f"--algorithms {name}: ")
+
+
+def check_variant(name: str) -> None:
+    """Raise UserError for a name that is almost that of a variant."""
+    near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.8)
+    if near and name not in VARIANTS and "-" in name:
+        raise UserError(f"--algorithms: unknown variant {name!r}: did you mean {near[0]}?")

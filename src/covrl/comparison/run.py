@@ -1,26 +1,69 @@
-"""Runs the missing cells of a comparison, two single-thread processes at a time."""
+"""Runs the missing cells of a comparison, a few processes at a time that share the machine."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from covrl.comparison.cells import Cell
+from covrl.comparison.methods import BASE, cell_config
+from covrl.comparison.own import Own
+from covrl.comparison.worker import Order
 from covrl.files import alone_in, made
 from covrl.reporting.format import duration
+from covrl.training.machine import SHARED, main_memory
 
 JOBS = 2
 POLL_S = 0.1
+STATUS_S = 30.0
+"""Seconds between two lines about a training that goes on."""
 
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+class Share(NamedTuple):
+    """How the machine is divided: processes at a time, and the threads of each."""
+
+    jobs: int
+    threads: int
+
+
+TWO = Share(JOBS, 1)
+"""Two at a time, of one thread each."""
+
+
+def divide(jobs: int | None, threads: int | None, cores: int, most: int, accelerator: bool = False) -> Share:
+    """The machine's cores for ``most`` trainings at most; what is None follows from the rest.
+
+    As many jobs as there are cores for their threads (one each, unless said); on an accelerator one job, as its memory
+    is one. Then the threads of a job are the cores divided by the jobs.
+
+    Example:
+        >>> divide(None, None, cores=8, most=3)
+        Share(jobs=3, threads=2)
+    """
+    if jobs is None:
+        jobs = 1 if accelerator else max(1, min(cores // (threads or 1), most))
+    return Share(jobs, threads or max(1, cores // jobs))
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +74,26 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
-    cell: Cell
+    cells: Sequence[Cell]
     process: subprocess.Popen[bytes]
     log: Path
+    before: int  # bytes of the log that earlier processes wrote
     begun: float
+    told: float = field(default_factory=time.monotonic)
+    last: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.cells[0].title
+
+    def lines(self) -> list[str]:
+        """What the process has written to standard error."""
+        with self.log.open("rb") as file:
+            file.seek(self.before)
+            text = file.read().decode("utf-8", "replace")
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def worker_command(order: Path) -> list[str]:
@@ -49,59 +106,126 @@ def run_cells(
     out: Path,
     say: Callable[[str], None] = lambda _: None,
     command: Callable[[Path], list[str]] = worker_command,
-    jobs: int = JOBS,
+    share: Share = TWO,
+    own: Own | None = None,
 ) -> list[Failure]:
-    """Run every cell in a fresh process, ``jobs`` at a time; returns those that failed, which stop no other.
+    """Run every cell in a fresh process, a few at a time; returns those that failed, which stop no other.
 
     Each writes its result into ``out`` as it ends, so whoever interrupts this loses the cells in progress alone and
-    the next call runs what is missing. ``say`` is told of every cell that ends.
+    the next call runs what is missing. On somebody's ``own`` problems a cell is a run in ``out/../cells``, which goes
+    on from its checkpoint, and cells that differ in what is measured alone are one. ``say`` is told of every cell that
+    ends, and now and then how far the others are.
 
     Raises:
         UserError: ``out`` cannot be written, or another comparison is running in it.
     """
     failures: list[Failure] = []
-    waiting, running = list(cells), []
-    with alone_in(made(out), "a comparison", lock="."), tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch:
+    waiting, running = _orders(cells, out, share, own), []
+    environment = _environment(share)
+    with (
+        alone_in(made(out), "a comparison", lock="."),
+        _interrupted_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch,
+    ):
         try:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0), len(waiting), Path(scratch), out, command))
+                while waiting and len(running) < share.jobs:
+                    running.append(_start(waiting.pop(0), len(waiting), Path(scratch), environment, command))
                 ended = [job for job in running if job.process.poll() is not None]
                 running = [job for job in running if job not in ended]
                 for job in ended:
-                    failure = _outcome(job)
-                    failures += [failure] if failure else []
-                    left = len(waiting) + len(running)
-                    spent = duration(time.monotonic() - job.begun)
-                    how = f"failed: {failure.reason}" if failure else f"done in {spent}"
-                    say(f"{job.cell.title}: {how}; {left} to go")
+                    reason = _failed(job)
+                    failures += [Failure(cell, reason) for cell in job.cells if reason]
+                    left, spent = len(waiting) + len(running), duration(time.monotonic() - job.begun)
+                    say(f"{job.title}: {f'failed: {reason}' if reason else f'done in {spent}'}; {left} to go")
+                for job in running:
+                    _tell(job, say)
                 time.sleep(0 if ended else POLL_S)
         finally:
-            for job in running:
-                job.process.terminate()
-            for job in running:
-                job.process.wait()
+            _stop(running, say)
     return failures
 
 
-def _start(cell: Cell, number: int, scratch: Path, out: Path, command: Callable[[Path], list[str]]) -> _Job:
-    order, log = scratch / f"{number}.json", scratch / f"{number}.log"
-    order.write_text(json.dumps({"cell": cell.record(), "out": str(out.resolve())}), encoding="utf-8")
-    with log.open("wb") as stderr:
+def run_folder(out: Path, cell: Cell) -> Path:
+    """The folder of a cell's run; ``out`` is that of the results."""
+    return out.parent / "cells" / cell.training
+
+
+def _orders(cells: Sequence[Cell], out: Path, share: Share, own: Own | None) -> list[Order]:
+    if own is None:
+        return [Order((cell,), cell_config(cell), out, threads=share.threads) for cell in cells]
+    found = []
+    for _, group in groupby(cells, key=lambda cell: cell.training):
+        each = tuple(group)
+        folder = None if each[0].method == BASE else run_folder(out, each[0])
+        found.append(Order(each, own.cell_config(each[0]), out, folder, share.threads, own.about))
+    return found
+
+
+def _environment(share: Share) -> dict[str, str]:
+    """That of the processes; what is free now is divided, as later ones find what the earlier ones left."""
+    shared = {SHARED: f"{share.jobs}:{main_memory().free}"} if share.jobs > 1 else {}
+    return os.environ | dict.fromkeys(LIBRARIES, str(share.threads)) | QUIET | shared
+
+
+def _start(
+    order: Order, number: int, scratch: Path, environment: dict[str, str], command: Callable[[Path], list[str]]
+) -> _Job:
+    file, log = scratch / f"{number}.json", scratch / f"{number}.log"
+    file.write_text(json.dumps(order.record()), encoding="utf-8")
+    if order.folder:
+        order.folder.mkdir(parents=True, exist_ok=True)
+        log = order.folder / "log.txt"
+    before = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as stderr:
         process = subprocess.Popen(
-            command(order),
-            env=os.environ | THREADS | QUIET,
+            command(file),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
+            start_new_session=True,  # Ctrl-C is for this process, which asks each once to end with a checkpoint
         )
-    return _Job(cell, process, log, time.monotonic())
+    return _Job(order.cells, process, log, before, time.monotonic())
 
 
-def _outcome(job: _Job) -> Failure | None:
+def _failed(job: _Job) -> str:
+    """Why it gave no result; empty where it did."""
     code = job.process.returncode
     if code == 0:
-        return None
-    lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    last = next((line for line in reversed(lines) if line), "nothing on standard error")
-    return Failure(job.cell, f"{last} (signal {-code})" if code < 0 else last)
+        return ""
+    last = (job.lines() or ["nothing on standard error"])[-1]
+    return f"{last} (signal {-code})" if code < 0 else last
+
+
+def _tell(job: _Job, say: Callable[[str], None]) -> None:
+    """Say now and then which step a training is at."""
+    if time.monotonic() - job.told < STATUS_S:
+        return
+    job.told = time.monotonic()
+    steps = [line for line in job.lines() if line.startswith("step ")]
+    if steps and steps[-1] != job.last:
+        job.last = steps[-1]
+        say(f"{job.title}: {job.last}")
+
+
+def _stop(running: Sequence[_Job], say: Callable[[str], None]) -> None:
+    if running:
+        say(f"stopping {len(running)} process{'es' if len(running) > 1 else ''} …")
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        job.process.wait()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Generator[None]:
+    """SIGTERM ends this process as Ctrl-C does, so that no other is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

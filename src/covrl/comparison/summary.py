@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,21 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from covrl.comparison.cells import Cell, Result
+from covrl.comparison.cells import Cell, Exam, Result
 from covrl.comparison.methods import BASE
 from covrl.reporting.format import ABSENT
-from covrl.statistics import Interval, t_interval
+from covrl.statistics import Interval, bootstrap_interval, t_interval
 
 Axis = Literal["generated", "passed"]
+
+Measure = Literal["accuracy", "log_prob"]
+"""What courses are of: held-out accuracy, or held-out log p(y|x,z), nats."""
+
+UNITS = {"log_prob": "nats", "trace_tokens": "tokens"}
+"""Measures of an evaluation that are no shares."""
+
+RANGES = {"log_prob": (-math.inf, 0.0), "trace_tokens": (0.0, math.inf)}
+"""Between what these can be."""
 
 AXES: dict[Axis, str] = {"generated": "generated tokens", "passed": "forward + backward tokens"}
 """Two measures of what a training cost. ``passed`` counts a token once for each forward and each backward pass that it
@@ -38,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A method at one setting and learning rate: its results by seed, and the seeds that are missing.
+    """A method at one setting, learning rate and exam: its results by seed, and the seeds that are missing.
 
     ``rate`` is None while it is not tuned; then every seed is missing.
     """
@@ -48,6 +58,7 @@ class Line:
     rate: float | None
     results: tuple[Result, ...]
     missing: tuple[int, ...]
+    exam: Exam | None = None
 
     @property
     def key(self) -> tuple[str, str, float | None]:
@@ -60,12 +71,12 @@ class Line:
         return ABSENT if self.rate is None else f"{self.rate:g}"
 
     def figure(self, measure: str) -> Figure | None:
-        """A share from the evaluation (``greedy``, ``avg@n``, ``pass@8``, ``sound``), where the results have it."""
+        """A measure of the evaluation (``greedy``, ``avg@n``, ``pass@8``, ``sound``, …), where the results have it."""
         values = [value for r in self.results if (value := _measure(r.figures["exam"], measure)) is not None]
         if not values:
             return None
         if len(values) > 1:
-            return _over_seeds(values)
+            return _over_seeds(values, _bounds(measure))
         low, high = self.results[0].figures["exam"]["intervals"].get(measure, (0.0, 0.0))
         return Figure(values[0], tuple(values), Interval(low, high) if low < high else None, "problems")
 
@@ -88,23 +99,54 @@ class Line:
         return fmean(counted) if counted else None
 
 
-def _over_seeds(values: Sequence[float], least: float = 0.0) -> Figure:
-    """Student's interval, cut to ``least`` and 1."""
-    ends = t_interval(values, within=(least, 1.0)) if len(set(values)) > 1 else None
+def _over_seeds(values: Sequence[float], within: tuple[float, float] = (0.0, 1.0)) -> Figure:
+    """Student's interval, cut to what is possible."""
+    ends = t_interval(values, within=within) if len(set(values)) > 1 else None
     return Figure(fmean(values), tuple(values), ends, "seeds")
 
 
-def lead(first: Line, other: Line, value: Callable[[Result], float | None]) -> Figure | None:
-    """How far ``first`` is ahead of ``other`` in a share, seed by seed over the seeds that both have."""
+def _bounds(measure: str, gap: bool = False) -> tuple[float, float]:
+    """Between what a measure, or the gap between two, can be."""
+    low, high = RANGES.get(measure, (0.0, 1.0))
+    return (low - high, high - low) if gap else (low, high)
+
+
+def lead(
+    first: Line, other: Line, value: Callable[[Result], float | None], within: tuple[float, float] = (-1.0, 1.0)
+) -> Figure | None:
+    """How far ``first`` is ahead of ``other``, in a share, seed by seed over the seeds that both have."""
     theirs = {r.cell.seed: value(r) for r in other.results}
     pairs = [(value(r), theirs.get(r.cell.seed)) for r in first.results]
     gaps = [mine - yours for mine, yours in pairs if mine is not None and yours is not None]
-    return _over_seeds(gaps, least=-1.0) if gaps else None
+    return _over_seeds(gaps, within) if gaps else None
 
 
 def lead_in(first: Line, other: Line, measure: str) -> Figure | None:
     """:func:`lead` in a measure of the evaluation."""
-    return lead(first, other, lambda r: _measure(r.figures["exam"], measure))
+    return lead(first, other, lambda r: _measure(r.figures["exam"], measure), _bounds(measure, gap=True))
+
+
+def lead_by_problem(first: Line, other: Line, measure: str) -> Figure | None:
+    """How far ``first`` is ahead of ``other`` on the same problems, over the seeds that both have.
+
+    The interval is a bootstrap over problems of the difference of each. None where problems were not kept.
+    """
+    both = sorted({r.cell.seed for r in first.results} & {r.cell.seed for r in other.results})
+    mine, theirs = _by_problem(first, both, measure), _by_problem(other, both, measure)
+    if not mine or len(mine) != len(theirs):
+        return None
+    gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
+    ends = bootstrap_interval(gaps)
+    return Figure(fmean(gaps), (fmean(gaps),), ends if ends.low < ends.high else None, "problems")
+
+
+def _by_problem(line: Line, seeds: Sequence[int], measure: str) -> list[float]:
+    """Each problem's figure, mean over seeds; empty where one of them has none."""
+    every = [r.figures.get("by_problem", {}).get(measure) for r in line.results if r.cell.seed in seeds]
+    columns = [column for column in every if column]
+    if not columns or len(columns) < len(every) or len({len(column) for column in columns}) > 1:
+        return []
+    return [fmean(values) for values in zip(*columns, strict=True)]
 
 
 def lead_at(first: Line, other: Line, axis: Axis) -> Figure | None:
@@ -141,37 +183,59 @@ def _measure(exam: Mapping[str, Any], measure: str) -> float | None:
 
 def lines(cells: Sequence[Cell], results: Mapping[Cell, Result]) -> list[Line]:
     """The cells by method, setting and rate, in their order."""
-    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    groups: dict[tuple[str, str, float, Exam], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
-        groups.setdefault((cell.method, cell.setting, cell.rate), []).append(cell)
+        groups.setdefault((cell.method, cell.setting, cell.rate, cell.exam), []).append(cell)
     return [
         Line(
-            *key,
+            *key[:3],
             tuple(results[cell] for cell in members if cell in results),
             tuple(cell.seed for cell in members if cell not in results),
+            key[3],
         )
         for key, members in groups.items()
     ]
 
 
+def places(every: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines that stand in one table: those of a setting, or of each exam where it has several."""
+    exams: dict[str, dict[Exam | None, None]] = {}
+    for line in every:
+        exams.setdefault(line.setting, {})[line.exam if line.rate is not None else None] = None
+    found: dict[str, list[Line]] = {}
+    for line in every:
+        several = len([exam for exam in exams[line.setting] if exam]) > 1
+        name = f"{line.setting}, {line.exam.split.replace('_', '-')}" if several and line.exam else line.setting
+        found.setdefault(name, []).append(line)
+    return found
+
+
 def measures(results: Sequence[Result]) -> dict[str, str]:
-    """The measures of a table and how they are headed: pass@k for the largest k that every result has."""
-    samples = min((r.figures["exam"].get("n", 0) for r in results), default=0)
-    shown = {"greedy": "greedy"}
-    if samples:
+    """The measures of a table and how they are headed: pass@k for the largest k that every result has.
+
+    Accuracies, where somebody graded the answers; whether traces are sound, where a task can tell.
+    """
+    exams = [r.figures["exam"] for r in results]
+    samples = min((exam.get("n", 0) for exam in exams), default=0)
+    shown = {"greedy": "greedy"} if all("greedy" in exam for exam in exams) else {}
+    if samples and shown:
         most = 1 << (samples.bit_length() - 1)
         shown |= {"avg@n": f"avg@{samples}"} | ({f"pass@{most}": f"pass@{most}"} if most > 1 else {})
-    return shown | {"sound": "sound"}
+    if all("sound" in exam for exam in exams):
+        shown["sound"] = "sound"
+    if exams and all("log_prob" in exam for exam in exams):
+        shown |= {"log_prob": "log p(y|x,z), nats", "trace_tokens": "trace, tokens"}
+    return shown
 
 
-def course(result: Result, axis: Axis) -> list[tuple[float, float]]:
-    """Held-out accuracy over the tokens of ``axis``, as it went in training.
+def course(result: Result, axis: Axis, measure: Measure = "accuracy") -> list[tuple[float, float]]:
+    """Held-out accuracy (or log p) over the tokens of ``axis``, as it went in training.
 
     Empty where tokens were not counted, or as another code counted them.
     """
     if not result.counted:
         return []
-    found = [(_tokens(point, axis), point["accuracy"]) for point in result.figures["curve"]]
+    found = [(_tokens(point, axis), point.get(measure)) for point in result.figures["curve"]]
     return [(x, y) for x, y in found if x is not None and y is not None]
 
 
@@ -220,16 +284,16 @@ def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:
 
 def alike(every: Sequence[Line]) -> list[str]:
     """The methods of one setting whose trainings are the same in all that was measured, in the seeds that both have."""
-    groups: list[tuple[str, dict[int, Any], list[str]]] = []
+    groups: list[tuple[tuple[str, Exam | None], dict[int, Any], list[str]]] = []
     for line in every:
         told = {r.cell.seed: (r.figures["exam"], [p["accuracy"] for p in r.figures["curve"]]) for r in line.results}
         for setting, first, names in groups:
             both = first.keys() & told.keys()
-            if both and setting == line.setting and all(first[seed] == told[seed] for seed in both):
+            if both and setting == (line.setting, line.exam) and all(first[seed] == told[seed] for seed in both):
                 names.append(f"{line.method} (rate {line.rate_text})")
                 break
         else:
-            groups.append((line.setting, told, [f"{line.method} (rate {line.rate_text})"]))
+            groups.append(((line.setting, line.exam), told, [f"{line.method} (rate {line.rate_text})"]))
     return [", ".join(names) for _, _, names in groups if len(names) > 1]
 
 
@@ -253,4 +317,4 @@ def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
         said.append("Commits (results): " + ", ".join(f"{commit} ({count})" for commit, count in commits.items()) + ".")
     if any(commit.endswith("-dirty") for commit in commits):
         said.append("Results marked -dirty come from code that was not committed, and cannot be made again.")
-    return said
+    return list(dict.fromkeys(said))  # two exams of one training say the same

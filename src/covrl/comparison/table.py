@@ -23,13 +23,16 @@ from covrl.comparison.soon import (
 )
 from covrl.comparison.summary import (
     AXES,
+    UNITS,
     Axis,
     Figure,
     Line,
     common_tokens,
     lead_at,
+    lead_by_problem,
     lead_in,
     measures,
+    places,
     remarks,
     sooner,
     verdict,
@@ -39,6 +42,12 @@ from covrl.reporting.text import visible
 
 WIDE = 150  # columns from which a terminal gets the whole table
 PHASES = ("generate", "score", "train")
+LEAST_MISSED = ("trace", "pass@", "sound", "log p")
+"""How the columns begin that a narrow terminal does without where they do not fit, first to last."""
+
+PAIRED = ("greedy", "avg@n", "log_prob", "trace_tokens")
+"""Measures that each problem has a figure in."""
+
 LEVEL = 0.9
 """Held-out accuracy at which a method counts as having learnt the task, to say how soon."""
 LEVEL_TEXT = f"{100 * LEVEL:.0f} %"
@@ -60,20 +69,37 @@ class Grid(NamedTuple):
 def grids(every: Sequence[Line]) -> dict[str, list[Grid]]:
     """The tables of each setting: what was reached, the first method against each other one, and the cost."""
     found: dict[str, list[Grid]] = {}
-    for setting in dict.fromkeys(line.setting for line in every):
-        here = [line for line in every if line.setting == setting]
-        found[setting] = [_reached(setting, here), *_against(setting, here), _cost(setting, here)]
+    told: set[str] = set()
+    for name, here in places(every).items():
+        first = here[0].setting not in told  # what training cost is the same whatever was measured
+        told.add(here[0].setting)
+        found[name] = [_reached(name, here), *_against(name, here, first), *([_cost(name, here)] if first else [])]
     return found
 
 
-def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
+def _ours(here: Sequence[Line]) -> bool:
+    return here[0].setting in SETTINGS
+
+
+def _held_out(here: Sequence[Line]) -> str:
+    """How the problems are called that accuracy in training is of."""
+    return "held-out (dev)" if _ours(here) else "held-out"
+
+
+def _learnt(here: Sequence[Line]) -> bool:
+    """Whether it can be said when a method had learnt the task: our own tasks are learnt, others may be as hard."""
+    return _ours(here) or any(at is not None for line in here for axis in AXES for at in line.reached(axis, LEVEL))
+
+
+def _against(setting: str, here: Sequence[Line], soon: bool = True) -> list[Grid]:
     """The first method's lead over each other one; where it has several rates, how soon it learns at each of them."""
     trained = [line for line in here if line.method != BASE]
     first = [line for line in trained if line.method == trained[0].method]
     if len(first) == len(trained):
         return []
+    soon, paired = soon and _learnt(here), _paired(setting, here, trained)
     if len(first) > 1:
-        return [_at_equal_rates(setting, trained)]
+        return [*paired, *([_at_equal_rates(setting, trained)] if soon else [])]
     shown = measures([r for line in here for r in line.results])
     head = ["against", "rate", "seeds", *shown.values(), *(f"at equal {name}" for name in AXES.values()), "verdict"]
     rows = []
@@ -81,14 +107,39 @@ def _against(setting: str, here: Sequence[Line]) -> list[Grid]:
         at = [lead_at(first[0], other, axis) for axis in AXES]
         figures = [*(lead_in(first[0], other, measure) for measure in shown), *at]
         both = {r.cell.seed for r in first[0].results} & {r.cell.seed for r in other.results}
-        rows.append([other.method, other.rate_text, str(len(both)), *map(figure_text, figures), verdict(at)])
+        units = [*(UNITS.get(measure, "share") for measure in shown), "share", "share"]
+        texts = map(figure_text, figures, units)
+        rows.append([other.method, other.rate_text, str(len(both)), *texts, verdict(at)])
     about = (
         f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
-        "held-out (dev) accuracy after the most tokens that all trainings of the two reached. The verdict is ahead or "
-        "behind only where the intervals of both axes say so."
+        f"{_held_out(here)} accuracy after the most tokens that all trainings of the two reached. The verdict is ahead "
+        "or behind only where the intervals of both axes say so."
     )
     against = Grid(f"{setting}: {first[0].method} against the others", about, head, rows)
-    return [against, _how_soon(setting, first[0], trained[1:])]
+    return [against, *paired, *([_how_soon(setting, first[0], trained[1:])] if soon else [])]
+
+
+def _paired(setting: str, here: Sequence[Line], trained: Sequence[Line]) -> list[Grid]:
+    """The first method's lead over each other one at the same rate, problem by problem; none where none were kept."""
+    first = [line for line in trained if line.method == trained[0].method]
+    at = {line.rate: line for line in first}
+    shown = {k: v for k, v in measures([r for line in here for r in line.results]).items() if k in PAIRED}
+    rows = []
+    for other in trained[len(first) :] if len(first) == 1 else [line for line in trained if line not in first]:
+        mine = first[0] if len(first) == 1 else at.get(other.rate)
+        if mine is None:
+            continue
+        figures = [lead_by_problem(mine, other, measure) for measure in shown]
+        if any(figures):
+            units = [UNITS.get(measure, "share") for measure in shown]
+            rows.append([other.method, other.rate_text, *map(figure_text, figures, units)])
+    about = (
+        f"Lead of {first[0].method} on the same problems: each problem's figure is the mean over the seeds that both "
+        "have, and the 95 % interval is a bootstrap over problems. It says how far other problems would move the lead, "
+        "and nothing of other seeds."
+    )
+    title = f"{setting}: {first[0].method} against the others, problem by problem"
+    return [Grid(title, about, ["against", "rate", *shown.values()], rows)] if rows else []
 
 
 def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
@@ -141,27 +192,44 @@ def _reached(setting: str, here: Sequence[Line]) -> Grid:
     results = [r for line in here for r in line.results]
     shown = measures(results)
     equal = {axis: tokens for axis in AXES if (tokens := common_tokens(here, axis))}
-    about = f"{SETTINGS[setting].about}. Chance: {_chance(results)}."
+    about = f"{_about(here, results)}."
+    about += "" if _chance(results) == ABSENT else f" Chance: {_chance(results)}."
     if results:
-        exam = results[0].figures["exam"]
-        about += f" {exam['problems']:,} {results[0].cell.exam.split} problems."
+        exam, split = results[0].figures["exam"], results[0].cell.exam.split.replace("_", "-")
+        about += f" {exam['problems']:,} {split} problems{_named(results[0])}."
     if equal:
-        places = " and ".join(f"{count_text(tokens)} {AXES[axis]}" for axis, tokens in equal.items())
-        about += f" The last columns: held-out (dev) accuracy after {places}, which all trainings reached."
+        after = " and ".join(f"{count_text(tokens)} {AXES[axis]}" for axis, tokens in equal.items())
+        about += f" The last columns: {_held_out(here)} accuracy after {after}, which all trainings reached."
     head = ["method", "rate", "seeds", *shown.values(), *(f"at {count_text(t)} {AXES[a]}" for a, t in equal.items())]
     # A guess has no chance of its own at pass@k, and no trace that could be sound.
     guess = [_chance(results) if name in ("greedy", "avg@n") else "" for name in shown]
-    rows = [["chance", "", "", *guess, *([_chance(results)] * len(equal))]]
+    chance = ["chance", "", "", *guess, *([_chance(results)] * len(equal))]
+    rows = [chance] if _ours(here) or _chance(results) != ABSENT else []
     for line in here:
         figures = [line.figure(measure) for measure in shown]
         figures += [line.at(axis, tokens) for axis, tokens in equal.items()]
-        rows.append([*_names(line), *map(figure_text, figures)])
-    return Grid(f"{setting}: accuracy", about[:1].upper() + about[1:], head, rows)
+        units = [*(UNITS.get(measure, "share") for measure in shown), *("share" for _ in equal)]
+        rows.append([*_names(line), *map(figure_text, figures, units)])
+    title = "accuracy" if not results or "greedy" in shown else "likelihood"
+    return Grid(f"{setting}: {title}", about[:1].upper() + about[1:] if _ours(here) else about, head, rows)
+
+
+def _about(here: Sequence[Line], results: Sequence[Result]) -> str:
+    if _ours(here):
+        return SETTINGS[here[0].setting].about
+    return str(results[0].figures.get("about", here[0].setting)) if results else here[0].setting
+
+
+def _named(result: Result) -> str:
+    """Where the problems are from, and that the last model was measured, which no evaluation chose."""
+    source = result.figures.get("source")
+    return f" of {source}, measured after the last step" if source else ""
 
 
 def _cost(setting: str, here: Sequence[Line]) -> Grid:
     counts = ("generated", "scored", "trained")
-    firsts = [f"{name} to {LEVEL_TEXT}" for name in AXES.values()]
+    learnt = _learnt(here)
+    firsts = [f"{name} to {LEVEL_TEXT}" for name in AXES.values()] if learnt else []
     head = ["method", "rate", "steps", "updates", *counts, *(f"{phase} time" for phase in PHASES), *firsts]
     rows = []
     for line in here:
@@ -173,17 +241,27 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
         whole = sum(s for s in seconds if s is not None)
         times = [ABSENT if s is None else f"{duration(s)} ({s / whole:.0%})" if whole else "0s" for s in seconds]
         ends = sorted({min(steps), max(steps)}) if steps else []
-        updates = [end * updates_a_step(line.method) for end in ends]
+        taken = [r.figures.get("updates", r.figures["steps"] * updates_a_step(line.method)) for r in line.results]
+        updates = sorted({min(taken), max(taken)}) if taken else []
         shown = ["–".join(map(str, numbers)) or ABSENT for numbers in (ends, updates)]
-        rows.append([*_names(line)[:2], *shown, *map(count_text, tokens), *times, *(reach_text(line, a) for a in AXES)])
+        soon = [reach_text(line, a) for a in AXES] if learnt else []
+        rows.append([*_names(line)[:2], *shown, *map(count_text, tokens), *times, *soon])
     about = (
         "Tokens and time of one training, mean over seeds. Steps: batches of rollouts; updates: optimizer steps on "
         "them. Generated: sampled; scored: gone forward without gradient; "
-        "trained: gone forward and backward. CPU time by phase, on one thread. The last columns: tokens until held-out "
-        f"(dev) accuracy first was {LEVEL_TEXT}, on the straight line between evaluations, mean and range of the seeds "
-        "that came there."
+        f"trained: gone forward and backward. {_clock(here)}"
     )
+    about += (
+        f" The last columns: tokens until {_held_out(here)} accuracy first was {LEVEL_TEXT}, on the straight line "
+        "between evaluations, mean and range of the seeds that came there."
+    ) * learnt
     return Grid(f"{setting}: cost", about, head, rows)
+
+
+def _clock(here: Sequence[Line]) -> str:
+    if _ours(here):
+        return "CPU time by phase, on one thread."
+    return "CPU time by phase, of all threads together; on an accelerator time on the wall."
 
 
 def _names(line: Line) -> list[str]:
@@ -192,19 +270,24 @@ def _names(line: Line) -> list[str]:
 
 
 def _chance(results: Sequence[Result]) -> str:
-    chances = {r.figures["chance"] for r in results}
+    chances = {chance for r in results if (chance := r.figures["chance"]) is not None}
     return percent(min(chances)) if chances else ABSENT
 
 
-def figure_text(figure: Figure | None) -> str:
+def figure_text(figure: Figure | None, unit: str = "share") -> str:
     """A figure with its interval and, on a second line, every seed: ``83.1 [80.2, 86.0]``, ``82.0, 84.2``."""
     if figure is None:
         return ABSENT
-    text = percent(figure.mean)
+    said = [value_text(value, unit) for value in (figure.mean, *(figure.interval or ()), *figure.points)]
+    text, points = said[0], said[-len(figure.points) :]
     if figure.interval:
-        mark = "" if figure.over == "seeds" else " †"
-        text += f" [{percent(figure.interval.low)}, {percent(figure.interval.high)}]{mark}"
-    return text + (f"\n{', '.join(map(percent, figure.points))}" if len(figure.points) > 1 else "")
+        text += f" [{said[1]}, {said[2]}]{'' if figure.over == 'seeds' else ' †'}"
+    return text + (f"\n{', '.join(points)}" if len(points) > 1 else "")
+
+
+def value_text(value: float, unit: str) -> str:
+    """A value in its column: a share in per cent, nats with two digits, tokens with one."""
+    return percent(value) if unit == "share" else f"{value:.{2 if unit == 'nats' else 1}f}"
 
 
 def reach_text(line: Line, axis: Axis) -> str:
@@ -268,11 +351,12 @@ def _cell(text: str) -> str:
     return visible(text).replace("\n", ": ").replace("|", "\\|")
 
 
-def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str]) -> None:
+def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str], notes: Sequence[str] = ()) -> None:
     """The same for a terminal; a narrow one gets less, since figures torn apart cannot be read."""
     wide = console.width >= WIDE
     for grid in (grid for tables in grids(every).values() for grid in tables):
-        head, rows = (grid.head, grid.rows) if wide else _narrow(grid)
+        whole = wide and _width(grid.head, grid.rows) <= console.width
+        head, rows = (grid.head, grid.rows) if whole else _narrow(grid, console.width)
         table = Table(box=box.SIMPLE_HEAD, title=Text(grid.title, "bold"), title_justify="left", padding=(0, 1, 0, 0))
         for i, name in enumerate(head):
             table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
@@ -280,15 +364,25 @@ def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str]) 
             style = "dim" if row[0] in ("chance", BASE) else ""
             table.add_row(*(Text(visible(cell), style) for cell in row))
         console.print(table)
-        console.print(Text(grid.about if wide else grid.about.partition(" The last columns")[0], "dim"))
+        console.print(Text(grid.about if whole else grid.about.partition(" The last columns")[0], "dim"))
     console.print(Text(ABOUT if wide else ABOUT.replace("Then every seed.", "The files show every seed."), "dim"))
-    for text in remarks(every, failures):
+    for text in (*notes, *remarks(every, failures)):
         console.print(Text(visible(text), "yellow" if text.startswith(("Missing", "Failed", "Stopped")) else "dim"))
 
 
-def _narrow(grid: Grid) -> tuple[list[str], list[list[str]]]:
+def _narrow(grid: Grid, width: int) -> tuple[list[str], list[list[str]]]:
     """Head and rows for a narrow terminal: fewer and lower columns, and the rate below a method that has several."""
     kept = [i for i, name in enumerate(grid.head) if not _beside(name)]
+    found = _lowered(grid, kept)
+    for name in LEAST_MISSED:
+        if _width(*found) <= width:
+            break
+        kept = [i for i in kept if not grid.head[i].startswith(name)]
+        found = _lowered(grid, kept)
+    return found
+
+
+def _lowered(grid: Grid, kept: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     methods = [row[0] for row in grid.rows]
     rates = grid.head.index("rate") if "rate" in grid.head and len(set(methods)) < len(methods) else None
     rows = []
@@ -296,6 +390,14 @@ def _narrow(grid: Grid) -> tuple[list[str], list[list[str]]]:
         name = f"{row[0]}\n{row[rates]}" if rates is not None and row[rates] else row[0]
         rows.append([name, *(_short(row[i]) for i in kept[1:])])
     return ["\n".join(textwrap.wrap(grid.head[i], 16)) for i in kept], rows
+
+
+def _width(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the terminal that a table takes, with two between its own and at its ends."""
+    every = (head, *rows)
+    return 2 + sum(
+        2 + max(len(line) for row in every for line in (row[i] or " ").split("\n")) for i in range(len(head))
+    )
 
 
 def _short(text: str) -> str:

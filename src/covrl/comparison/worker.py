@@ -1,171 +1,197 @@
-"""Trains and evaluates one cell: ``python -m covrl.comparison.worker CELL.json``, in a process of its own.
+"""Trains and evaluates one cell: ``python -m covrl.comparison.worker ORDER.json``, in a process of its own.
 
-``CELL.json`` holds ``{"cell": …, "out": FOLDER}``. The process uses one thread. It writes one JSON into the folder
-when everything is done, and nothing before. Exit code 0: written; 2: the cell cannot be run, with one line why.
+``ORDER.json`` is an :class:`Order`. One JSON a cell is written into ``out`` when everything of it is done, and nothing
+before. Exit code 0: written; 1: it can go on from its checkpoint; 2: the cell cannot be run. Why is the last line of
+standard error.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from covrl.api import build
-from covrl.comparison.cells import Budget, Cell, present_commit, write_result
-from covrl.comparison.methods import BASE, SETTINGS, recipe_config, settings_of
-from covrl.config import RunConfig
+from covrl.comparison.cells import Cell, Exam, present_commit, write_result
+from covrl.comparison.exam import chance_of, examine, problems_of, source_of
+from covrl.comparison.methods import BASE, cell_config, settings_of
+from covrl.comparison.training import Trained, open_run, started, train_cell
+from covrl.config import RunConfig, check
 from covrl.errors import TrainingStoppedError, UserError
-from covrl.evaluation.evaluate import evaluate
-from covrl.generation.base import Draw
-from covrl.problems.tasks import find_task
-from covrl.records import StepReport
-from covrl.training.loop import Run
+from covrl.records import Problem, StepReport
 
-TASK = "digits"
 PHASES = ("generate", "score", "train")
 COUNTS = ("generated", "scored", "trained")
 """Tokens by what was done with them: sampled; gone forward without gradient; gone forward and backward.
 
 Whoever changes what a method spends, or how it is counted, raises ``cells.COUNTING``."""
 
-RECENT = 10
-"""Steps whose mean length says how many more a budget of tokens lasts."""
+WATCH_S = 2.0
+"""Seconds between looks at whether the process that ordered the work is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is told: a training, what its model is measured on, and where things go.
+
+    ``cells`` differ in their exams alone. ``folder`` is that of the run, which stays; None for one that nobody keeps.
+    ``about`` is what a table says of somebody's own problems; None: they are ours.
+    """
+
+    cells: tuple[Cell, ...]
+    config: RunConfig
+    out: Path
+    folder: Path | None = None
+    threads: int = 1
+    about: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The order as JSON holds it."""
+        first, *rest = self.cells
+        return {
+            "cell": first.record(),
+            "also": [asdict(cell.exam) for cell in rest],
+            "config": self.config.model_dump(mode="json"),
+            "out": str(self.out.resolve()),
+            "folder": str(self.folder.resolve()) if self.folder else None,
+            "threads": self.threads,
+            "about": self.about,
+        }
+
+    @staticmethod
+    def read(record: Mapping[str, Any]) -> Order:
+        """The order of a record."""
+        first, folder = Cell.read(record["cell"]), record["folder"]
+        return Order(
+            (first, *(replace(first, exam=Exam(**exam)) for exam in record["also"])),
+            check(RunConfig, record["config"]),
+            Path(record["out"]),
+            Path(folder) if folder else None,
+            record["threads"],
+            record["about"],
+        )
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; see the module."""
-    torch.set_num_threads(1)
     if len(arguments) != 1:
-        print("usage: python -m covrl.comparison.worker CELL.json", file=sys.stderr)
+        print("usage: python -m covrl.comparison.worker ORDER.json", file=sys.stderr)
         return 2
-    order = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    cell, out = Cell.read(order["cell"]), Path(order["out"])
     commit = present_commit()
     try:
-        figures = run_cell(cell)
+        order = Order.read(json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+        for cell, figures in run_order(order):
+            print(write_result(order.out, cell, commit, figures))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(write_result(out, cell, commit, figures))
+    except TrainingStoppedError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and evaluate; returns what stands in the cell's JSON.
+    """Train and evaluate a cell of one of our tasks; returns what stands in its JSON.
+
+    Raises:
+        UserError: the method, a setting or the base cannot be used.
+    """
+    ((_, figures),) = run_order(Order((cell,), cell_config(cell), Path()))
+    return figures
+
+
+def run_order(order: Order) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Train, and evaluate each cell; yields what stands in its JSON.
 
     A training that a guard or the method itself stops is a result too: ``stopped`` says why, and the model is
     evaluated as it is.
 
     Raises:
-        UserError: the method, a setting or the base cannot be used.
+        UserError: the method, a setting, the base or a problem cannot be used.
+        TrainingStoppedError: the training is to go on from its checkpoint.
     """
-    run = build(cell_config(cell))
-    run.timer = time.process_time  # on one thread, what else the machine does changes it little
-    task = find_task(TASK)
-    assert run.evaluator is not None
-    course = Course(run)
-    stopped: str | None = None
-    try:
-        for report in () if cell.method == BASE else steps(run, cell.budget):
-            course.add(report)
-    except TrainingStoppedError as error:
-        stopped = str(error)
-    problems = task.problems(cell.exam.split)[: cell.exam.problems]
-    exam = evaluate(run.evaluator, problems, cell.exam.samples, run.config.generation.temperature, cell.seed)
+    cell = order.cells[0]
+    with _folder_of(order) as folder:
+        run = open_run(order.config, folder, order.threads)
+        problems = [problems_of(run, each, order.config.problems) for each in order.cells]  # before hours of training
+        trained = Trained(run, started(run), (), None) if cell.method == BASE else train_cell(run, cell.budget, folder)
+        for each, asked in zip(order.cells, problems, strict=True):
+            yield each, _figures(order, each, trained, asked)
+
+
+@contextmanager
+def _folder_of(order: Order) -> Generator[Path]:
+    """The run's folder, or one that is gone afterwards."""
+    if order.folder and order.cells[0].method != BASE:
+        yield order.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="covrl-cell-") as scratch:
+        yield Path(scratch)
+
+
+def _figures(order: Order, cell: Cell, trained: Trained, problems: Sequence[Problem]) -> dict[str, Any]:
+    exam, columns = examine(trained.run, cell, problems)
+    source, course = source_of(order.config.problems, cell), Course(trained)
+    own = {} if order.about is None else {"own": True, "about": order.about, "source": source, "by_problem": columns}
     return {
         "settings": list(settings_of(cell.method)) if cell.method != BASE else [],
-        "chance": task.chance(),
-        "steps": run.done,
-        "stopped": stopped,
-        "exam": exam.record(),
+        "chance": chance_of(source),
+        "steps": trained.run.done,
+        "updates": course.updates,
+        "stopped": trained.stopped,
+        "exam": exam,
         "tokens": course.tokens(),
         "seconds": course.seconds,
         "curve": course.points,
+        "counting": trained.start["counting"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **own,
     }
 
 
-def cell_config(cell: Cell) -> RunConfig:
-    """The settings of the cell's run: the shipped recipe, the method's settings, then what the cell says."""
-    first = cell.budget.amount if cell.budget.kind == "steps" else 1  # a budget of tokens is planned anew each step
-    own = (
-        f'model.path="{SETTINGS[cell.setting].model}"',
-        f"training.seed={cell.seed}",
-        f"training.steps={max(first, 1)}",
-    )
-    if cell.method == BASE:
-        return recipe_config(own)
-    return recipe_config((*settings_of(cell.method), *own, f"training.learning_rate={cell.rate!r}"))
-
-
-def steps(run: Run, budget: Budget) -> Iterator[StepReport]:
-    """The run's steps until the budget is spent.
-
-    With a budget of tokens the number of steps is estimated anew after each, from the tokens of the last ones, so
-    that the learning rate's schedule ends where the budget does, whatever a method's steps cost.
-    """
-    if budget.kind == "steps":
-        yield from run.steps()
-        return
-    used: list[float] = []
-    for report in run.steps():
-        if "tokens/generated" not in report.metrics:
-            raise UserError("--budget tokens: the loop does not report tokens/generated")
-        used.append(report.metrics["tokens/generated"])
-        training = run.config.training.model_copy(update={"steps": planned_steps(used, budget.amount)})
-        run.config = run.config.model_copy(update={"training": training})
-        yield report
-
-
-def planned_steps(used: Sequence[float], amount: float) -> int:
-    """How many steps ``amount`` tokens last, when those done have ``used`` so many each; never fewer than are done."""
-    recent = used[-RECENT:]
-    each = sum(recent) / len(recent)
-    left = amount - sum(used)
-    return len(used) + (max(round(left / each), 0) if each > 0 else 0)
-
-
 class Course:
-    """What is kept of a training: held-out points against tokens, and CPU seconds by phase.
+    """What is kept of a training: held-out points against tokens, seconds by phase, and its optimizer steps.
 
     ``points`` begin with the base itself. Token counts are sums up to and with the step, ``None`` where the loop does
-    not count them.
+    not count them. Seconds are those of the processor, on an accelerator those on the wall.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, trained: Trained) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.updates = 0
         self.points: list[dict[str, Any]] = []
         self._sums: dict[str, float | None] = dict.fromkeys(COUNTS, 0.0)
-        self._begun = time.perf_counter()
-        assert run.evaluator is not None
-        problems = run.held_out[: run.config.evaluation.problems]
-        found = run.evaluator(problems, 0.0, Draw(run.config.training.seed, 0))
-        self._point(0, {"eval/accuracy": found.accuracy, "eval/sound": found.sound})
+        if trained.start["metrics"]:
+            self._point(0, trained.start["metrics"])
+        for report in trained.reports:
+            self._add(report)
 
-    def add(self, report: StepReport) -> None:
+    def tokens(self) -> dict[str, float | None]:
+        """Tokens of the whole training, by what was done with them."""
+        return dict(self._sums)
+
+    def _add(self, report: StepReport) -> None:
         """Count a step in, and keep its held-out figures where it has some."""
         metrics = report.metrics
+        self.updates += int(metrics.get("optim/updates", 0))
         for phase in PHASES:
             self.seconds[phase] += metrics.get(f"time/{phase}", 0.0)
         for name in COUNTS:
             before, here = self._sums[name], metrics.get(f"tokens/{name}")
             self._sums[name] = None if before is None or here is None else before + here
-        if "eval/accuracy" in metrics:
+        if "eval/log_prob" in metrics:
             self._point(report.step, metrics)
-            accuracy = metrics["eval/accuracy"]
-            spent = time.perf_counter() - self._begun
-            print(f"step {report.step}: held-out accuracy {accuracy:.1%}, {spent:.0f} s", file=sys.stderr, flush=True)
-
-    def tokens(self) -> dict[str, float | None]:
-        """Tokens of the whole training, by what was done with them."""
-        return dict(self._sums)
 
     def _point(self, step: int, metrics: Mapping[str, float | None]) -> None:
         shown = {"accuracy": "eval/accuracy", "sound": "eval/sound", "log_prob": "eval/log_prob"}
@@ -178,5 +204,13 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _end_with(parent: int) -> None:
+    """End as Ctrl-C would, with a checkpoint, where the process that ordered the work is gone."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.exit(main(sys.argv[1:]))

@@ -35,7 +35,7 @@ class EvaluationReport:
         """
         samples = [g for e in self.sampled for g in e.graded]
         everything = [*self.greedy.graded, *samples]
-        columns = self._by_problem()
+        columns = self.columns()
         figures: dict[str, Any] = {"problems": len(self.greedy.graded), "greedy": self.greedy.accuracy}
         if samples:
             figures |= {"n": len(self.sampled), "avg@n": avg_at_n(self._right(), len(self.sampled))}
@@ -55,7 +55,7 @@ class EvaluationReport:
         rows = zip(*(e.graded for e in self.sampled), strict=True)
         return [sum(g.verdict == "right" for g in row) for row in rows]
 
-    def _by_problem(self) -> dict[str, list[float]]:
+    def columns(self) -> dict[str, list[float]]:
         """The figures whose mean over problems is reported, problem by problem."""
         columns = {"greedy": [float(g.verdict == "right") for g in self.greedy.graded]}
         n = len(self.sampled)

@@ -10,6 +10,7 @@ so the same command takes the same numbers on the same machine. The run's ``conf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.scoring.model import resolve_device
-from covrl.training.machine import Memory, local_processes, memory_of
+from covrl.training.machine import SHARED, Memory, local_processes, memory_of, share_of
 from covrl.training.memory import readable
 from covrl.training.needs import Needs, measured
 
@@ -136,7 +137,8 @@ def _with(run: Run, chosen: Asked, said: Sequence[str | None]) -> Run:
 
 def least_memory(run: Run) -> Memory:
     """The memory of the rank that has least, in all and free."""
-    own = memory_of(resolve_device(run.config.model.device), local_processes())
+    device = resolve_device(run.config.model.device)
+    own = share_of(memory_of(device, local_processes()), device, os.environ.get(SHARED, ""))
     every = run.world.gathered([own])
     return replace(own, total=min(m.total for m in every), free=min(m.free for m in every))
 

@@ -90,14 +90,19 @@ def _log_prob(run: Run, problems: Sequence[Problem], traces: Sequence[Rollout]) 
 
     ``eval/log_prob`` takes one that was not closed at the reward's floor; ``eval/log_prob_closed`` leaves it out.
     """
-    prompts = run.prompts
     pairs = list(zip(problems, traces, strict=True))
-    context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-    scores = run.scores((context,), (reading,), pairs)
-    values = [
-        float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
-        for (p, r), s in zip(pairs, scores, strict=True)
-    ]
+    values = answer_log_probs(run, pairs)
     closed = [value for value, (_, rollout) in zip(values, pairs, strict=True) if rollout.valid]
     metrics = {"eval/log_prob": sum(values) / len(values), "eval/closed_share": len(closed) / len(pairs)}
     return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
+
+
+def answer_log_probs(run: Run, pairs: Sequence[tuple[Problem, Rollout]]) -> list[float]:
+    """log p(y|x,z), nats, of each problem's answer after a trace; one that was not closed has the reward's floor."""
+    prompts = run.prompts
+    context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
+    scores = run.scores((context,), (reading,), pairs)
+    return [
+        float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
+        for (p, r), s in zip(pairs, scores, strict=True)
+    ]

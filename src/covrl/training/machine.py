@@ -21,6 +21,30 @@ class Memory:
     of: str = "main memory"
 
 
+SHARED = "COVRL_SHARED_BY"
+"""Environment variable of processes that are no one run: ``JOBS`` or ``JOBS:BYTES``. They share the machine, of whose
+main memory so many bytes were free before the first of them began."""
+
+
+def share_of(memory: Memory, device: torch.device, shared: str) -> Memory:
+    """What one of several jobs may use, as :data:`SHARED` says; all of it where that is empty.
+
+    What was free is what it was before the first job began: what the others hold by now is theirs, and two jobs that
+    begin one after the other are to get the same.
+
+    Example:
+        >>> share_of(Memory(8000, 500), torch.device("cpu"), "2:6000")
+        Memory(total=4000, free=3000, of='main memory for each of 2 jobs')
+    """
+    jobs, _, free = shared.partition(":")
+    if not jobs.isdecimal() or int(jobs) < 2:
+        return memory
+    count = int(jobs)
+    before = int(free) if free.isdecimal() and device.type == "cpu" else memory.total
+    left = before // count if device.type == "cpu" else min(memory.free, memory.total // count)
+    return Memory(memory.total // count, left, f"{memory.of} for each of {count} jobs")
+
+
 def memory_of(device: torch.device, processes: int = 1, root: Path = Path("/")) -> Memory:
     """Memory where the model is. ``processes`` of this machine share main memory; an accelerator is a process's own.
 

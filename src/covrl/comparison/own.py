@@ -1,0 +1,275 @@
+"""A comparison on somebody's own model and problems: what its settings file says, and whether it still says so.
+
+``compare.json`` beside the table holds the settings and what they name (weights, problems), so that results of two
+different files never stand in one table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from covrl.algorithms import ALGORITHMS, find_algorithm
+from covrl.assembly import build_algorithm, problem_fields
+from covrl.comparison.cells import Cell, Exam
+from covrl.comparison.methods import BASE, VARIANTS, check_variant, training_settings
+from covrl.config import RunConfig, check, config_from, override, read_settings
+from covrl.errors import UserError
+from covrl.evaluation.exam import digest
+from covrl.evaluation.store import Fingerprints
+from covrl.files import write_file
+from covrl.problems.loading import load_problems
+from covrl.prompts import Prompts, dated
+from covrl.records import Problem
+from covrl.scoring.model import base_source, load_tokenizer, resolve_path
+from covrl.scoring.trust import quoted, safe_config
+from covrl.training.resuming import ACCEPTED
+
+FILE = "compare.json"
+
+FREE = ("training.seed", "training.learning_rate", "algorithm.name", "problems.test")
+"""Settings that a cell says itself, or that no training reads, so that the file may change them."""
+
+WATCHED = ("evaluation.every",)
+"""Settings that a resumed run may change, but curves of one table may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Settings that all methods of a comparison share; ``table`` holds what was set, ``config`` all of it.
+
+    ``facts`` are what :data:`FILE` keeps.
+    """
+
+    name: str
+    table: Mapping[str, Any]
+    config: RunConfig
+    graded: bool
+    facts: Mapping[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def about(self) -> str:
+        """What a table says of it."""
+        problems = self.config.problems
+        return f"From {self.config.model.path}, trained on {problems.train}"
+
+    def exams(self, split: str | None, samples: int, problems: int | None) -> tuple[Exam, ...]:
+        """What models are measured on: the file's test problems, where it has some, and its held-out ones.
+
+        Raises:
+            UserError: a split that the file does not have.
+        """
+        there = [Exam("test", samples, problems)] if self.config.problems.test else []
+        there.append(Exam("held_out", samples, problems))
+        chosen = tuple(exam for exam in there if split in (None, exam.split))
+        if not chosen:
+            hint = "set problems.test" if split == "test" else "expected held_out or test"
+            raise UserError(f"--split: there is no {split!r} in the settings of {self.name}: {hint}")
+        return chosen
+
+    def cell_config(self, cell: Cell) -> RunConfig:
+        """The settings of a cell's run: the file's, then the method's name and what the cell says.
+
+        Raises:
+            UserError: a setting of [algorithm] is wrong for the method.
+        """
+        table = {**self.table, "algorithm": self._algorithm(cell.method)[0]}
+        variant = VARIANTS[cell.method] if _is_variant(cell.method) else ()
+        return check(RunConfig, override(table, [*variant, *training_settings(cell)]))
+
+    def _algorithm(self, method: str) -> tuple[dict[str, Any], list[str]]:
+        """``[algorithm]`` of a method, and the file's settings there that it does not know."""
+        given = self.config.algorithm
+        name = _method_of(method, given.name)
+        if name == given.name:
+            return {"name": name, **given.settings}, []
+        known = find_algorithm(name).Config
+        kept = {key: value for key, value in given.settings.items() if key in known.model_fields}
+        wrong = _refused(known, kept)
+        kept = {key: value for key, value in kept.items() if key not in wrong}
+        return {"name": name, **kept}, [key for key in given.settings if key not in kept]
+
+    def check_methods(self, cells: Sequence[Cell], prompts: Prompts) -> None:
+        """Every method must be able to train with these settings; what is left out for it goes to the notes.
+
+        Raises:
+            UserError: names the first method that cannot, and why.
+        """
+        for cell in {cell.method: cell for cell in cells if cell.method != BASE}.values():
+            try:
+                config = self.cell_config(cell)
+                build_algorithm(config, prompts, None, rewarded=bool(config.rewards.function))
+            except UserError as error:
+                raise UserError(f"--algorithms {cell.method}: {error}") from None
+            if left := self._algorithm(cell.method)[1]:
+                named = ", ".join(f"algorithm.{key}" for key in left)
+                self.notes.append(f"{cell.method} is trained without {named}: the file's, which it does not know.")
+
+
+def _is_variant(method: str) -> bool:
+    """Whether a name stands for settings: a method's own name means the file's settings, whatever suits our tasks."""
+    return method in VARIANTS and method not in ALGORITHMS
+
+
+def _method_of(method: str, given: str) -> str:
+    """The method behind a name, which may be that of a variant."""
+    if method == BASE or not _is_variant(method):
+        return given if method == BASE else method
+    return override({}, VARIANTS[method])["algorithm"]["name"]
+
+
+def _refused(known: Any, table: Mapping[str, Any]) -> set[str]:
+    """The settings whose values a method does not know."""
+    try:
+        known.model_validate(dict(table))
+    except ValidationError as error:
+        return {str(e["loc"][0]) for e in error.errors() if e["loc"]}
+    return set()
+
+
+def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], folder: Path) -> tuple[Own, Prompts]:
+    """The settings of a file and what they name, and the prompts for :meth:`Own.check_methods`.
+
+    Raises:
+        UserError: a setting, the model or a source of problems cannot be used, a method is unknown, or ``folder`` has
+            results of other settings.
+    """
+    config = config_from(file, assignments)
+    if not config.problems.held_out:
+        raise UserError(
+            f"{file}: problems.held_out is not set: methods are compared on problems that none was trained on"
+        )
+    for name in methods:
+        check_variant(name)
+        if name != BASE:
+            find_algorithm(_method_of(name, config.algorithm.name))
+    before = _known(folder / FILE)
+    fields, problems = problem_fields(config.problems), config.problems
+    sources = {"train": problems.train, "held_out": problems.held_out, "test": problems.test}
+    data = {key: load_problems(source, fields) for key, source in sources.items() if source}
+    if config.training.problems_per_step > len(data["train"]):
+        raise UserError(
+            f"training.problems_per_step = {config.training.problems_per_step}, but there are only "
+            f"{len(data['train'])} problems; lower it"
+        )
+    weights, tokenizer = _model(config)
+    begun = date.fromisoformat(before["date"]) if before else date.today()
+    prompts = dated(config.prompts, tokenizer, begun)  # cells of another day read the same date
+    table = override(read_settings(file), assignments)
+    if prompts.date:
+        table = override(table, [f'prompts.date="{prompts.date}"'])
+    config = config.model_copy(update={"prompts": prompts})
+    facts = {
+        "covrl_compare": 1,
+        "name": _slug(file.stem),
+        "date": begun.isoformat(),
+        "config": config.model_dump(mode="json"),
+        "weights": weights,
+        "problems": {**(before or {}).get("problems", {}), **{key: _hash(rows) for key, rows in data.items()}},
+    }
+    if before:
+        _check_same(folder, before, facts)
+    graded = config.evaluation.verifier != "none"
+    own = Own(_slug(file.stem), table, config, graded, facts)
+    if not graded:
+        own.notes.append("No accuracy: evaluation.verifier is none, so log p(y|x,z) alone says how training went.")
+    return own, Prompts(tokenizer, prompts)
+
+
+def keep(own: Own, folder: Path) -> None:
+    """Write :data:`FILE`, by which the next call knows that it compares the same.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / FILE, json.dumps(own.facts, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+
+
+def _model(config: RunConfig) -> tuple[str, Any]:
+    """What tells the model's weights from others, and its tokenizer."""
+    source = str(resolve_path(config.model.path))
+    base = base_source(source)
+    checked = safe_config(base, config.model.allow_pickle)
+    prints = Fingerprints(Path())  # keeps no file
+    commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
+    weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
+    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
+    return weights, quoted(words, lambda: load_tokenizer(words))
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["covrl_compare"] == 1 and {"date", "config", "weights", "problems"} <= found.keys():
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path}: not a file of `covrl compare`; move it away or choose another --out")
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to mix what two files say in one table.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    old, new = (_flat(facts["config"]) for facts in (before, now))
+    younger = _flat(RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json"))
+    for key in sorted(old.keys() | new.keys()):
+        was = old.get(key, younger.get(key))  # a setting that an older version did not have
+        if was != new.get(key) and not _may_change(key):
+            raise UserError(
+                f"{folder}: compared with {key} = {was!r}, and now it is {new.get(key)!r}: put it back, or "
+                "choose another --out"
+            )
+    if before.get("name") != now["name"]:
+        raise UserError(
+            f"{folder}: compared what a file {before.get('name')}.toml says, and now it is {now['name']}.toml: name it "
+            "as before, or choose another --out"
+        )
+    if before["weights"] != now["weights"]:
+        raise UserError(
+            f"model.path: its weights or its tokenizer are not those that {folder} was made with: put them back, or "
+            "choose another --out"
+        )
+    for key, value in now["problems"].items():
+        if before["problems"].get(key, value) != value:
+            raise UserError(
+                f"problems.{key}: its problems are not those that {folder} was made with: put them back, or choose "
+                "another --out"
+            )
+
+
+def _may_change(key: str) -> bool:
+    accepted = key in ACCEPTED or f"{key.partition('.')[0]}." in ACCEPTED
+    return key in FREE or (accepted and key not in WATCHED)
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{s}.{k}": v for s, values in table.items() for k, v in values.items() if v not in (None, "")}
+
+
+def _hash(problems: Sequence[Problem]) -> str:
+    found = hashlib.sha256()
+    for problem in problems:
+        found.update(f"{problem.id}\x00{digest(problem)}\n".encode("utf-8", "surrogatepass"))
+    return found.hexdigest()[:16]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "own"
