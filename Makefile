@@ -41,6 +41,7 @@ check: test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ty check --python $(VENV) src
+	$(VENV)/bin/lint-imports
 
 # A few minutes on one core. COVRL_REAL_MODEL=FOLDER: the model is there already. Skipped, and said, where it is not and
 # no package index can be reached.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from covrl.cli import main
+from covrl.cli.app import main
 
 
 class Found(NamedTuple):

@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from covrl import doctor
-from covrl.doctor import Finding
-from covrl.reporting.show import show_findings
+from covrl.cli import doctor
+from covrl.cli.doctor import Finding
+from covrl.cli.show import show_findings
 
 
 def shown(findings: list[Finding]) -> str:

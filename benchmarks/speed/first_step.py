@@ -66,12 +66,12 @@ def until_first_step(prefix: tuple[str, ...] = ()) -> float:
     return found
 
 
-QUICKSTART = "import os, sys; print(os.getpid(), file=sys.stderr, flush=True); from covrl.cli import main; main()"
+QUICKSTART = "import os, sys; print(os.getpid(), file=sys.stderr, flush=True); from covrl.cli.app import main; main()"
 
 
 def main() -> dict[str, float]:
     """Wall seconds of the parts."""
-    from covrl.cli import _cpu_defaults
+    from covrl.cli.app import _cpu_defaults
 
     _cpu_defaults()
     seconds: dict[str, float] = {}

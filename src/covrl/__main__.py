@@ -1,3 +1,3 @@
-from covrl.cli import main
+from covrl.cli.app import main
 
 main()

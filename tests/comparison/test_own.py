@@ -16,7 +16,7 @@ from commands import Covrl
 from models import save_tiny
 from projects import PROMPTS, write_rows
 
-from covrl.cli import main
+from covrl.cli.app import main
 from covrl.comparison import compare as module
 from covrl.comparison import training
 from covrl.comparison.cells import Budget, Cell, Exam, Result, read_results, write_result

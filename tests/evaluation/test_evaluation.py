@@ -12,11 +12,11 @@ from covrl.api import build_evaluation, config_for
 from covrl.config import PromptConfig
 from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.evaluate import evaluate
-from covrl.evaluation.leak import leak_rates, states_early
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
 from covrl.rewards.graders import make_grader
+from covrl.rewards.leak import leak_rates, states_early
 
 PROMPTS = Prompts(character_tokenizer(), PromptConfig())
 PROBLEMS = [Problem("p0", "1+1", "2"), Problem("p1", "2+2", "4", accepted=("four",)), Problem("p2", "3+3", "6")]

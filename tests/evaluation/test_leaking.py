@@ -14,11 +14,11 @@ from models import byte_tokenizer
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
-from covrl.evaluation.leak import other_answers, states_early
 from covrl.evaluation.leaking import SOURCES, LeakReport, measure_leaks, read
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
+from covrl.rewards.leak import other_answers, states_early
 
 PROMPTS = Prompts(byte_tokenizer(), PromptConfig())
 PROBLEMS = [Problem(f"p{i}", f"what is {i} + 100 exactly?", str(100 + i)) for i in range(8)]

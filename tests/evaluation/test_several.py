@@ -15,11 +15,11 @@ from commands import Covrl
 from models import character_tokenizer, save_tiny, tiny
 from projects import PROMPTS
 
+from covrl.cli.eval_results import markdown, tables, write_results
+from covrl.cli.eval_run import Order, evaluate_several
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import PROTOCOLS, load_benchmark
 from covrl.evaluation.exam import Exam, Sample, Solved, from_json
-from covrl.evaluation.results import markdown, tables, write_results
-from covrl.evaluation.several import Order, evaluate_several
 from covrl.evaluation.store import Fingerprints
 from covrl.records import Verdict
 from covrl.reporting.exams import between, render_exams, within

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from covrl.api import build, resume, train, train_run
-from covrl.cli import main
+from covrl.cli.app import main
 from covrl.config import RunConfig, check
 from covrl.distributed.world import World
 from covrl.errors import EngineError, TrainingStoppedError, UserError

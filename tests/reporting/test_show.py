@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
+from covrl.cli.show import show_replies
 from covrl.evaluation.ask import Reply
 from covrl.records import Request, Rollout
-from covrl.reporting.show import show_replies
 
 
 def reply(finish: str, value: float | None) -> Reply:

@@ -12,8 +12,8 @@ import pytest
 from models import save_tiny
 from projects import PROMPTS, write_rows
 
-from covrl import cli
-from covrl.cli import main
+from covrl.cli import app
+from covrl.cli.app import main
 
 CONFIG = f"""
 [model]
@@ -75,7 +75,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     def call(*arguments: str) -> Found:
         monkeypatch.setattr(sys, "argv", ["covrl", *arguments])
-        monkeypatch.setattr(cli, "crash", as_it_is)
+        monkeypatch.setattr(app, "crash", as_it_is)
         code = 0
         capfd.readouterr()
         try:

@@ -14,7 +14,7 @@ from projects import write_rows
 from safe_project import CONFIG, Command, Found
 
 from covrl import api
-from covrl.cli import main
+from covrl.cli.app import main
 from covrl.errors import UserError
 from covrl.secrets import is_secret, redacted
 from covrl.training.loop import Run

@@ -13,9 +13,9 @@ from models import FAMILIES, character_tokenizer, prove, save_tiny, tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from covrl.cli.merge import merge
 from covrl.config import LoraConfig, ModelConfig
 from covrl.errors import UserError
-from covrl.merge import merge
 from covrl.scoring import adapters
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import LanguageModel, Paths, load_model

@@ -17,6 +17,7 @@ from models import character_tokenizer, prove, save_tiny, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from covrl.cli.train import _continuing
 from covrl.config import LoraConfig, RunConfig
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
@@ -25,7 +26,6 @@ from covrl.records import Request
 from covrl.scoring import compute
 from covrl.scoring.compute import compile_trunk, compute_in_bfloat16, recompute_activations
 from covrl.scoring.model import LanguageModel
-from covrl.training.command import _continuing
 from covrl.training.models import frozen_copy, load_policy
 
 

@@ -16,9 +16,9 @@ from models import character_tokenizer, tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from covrl.cli.merge import merge
 from covrl.config import LoraConfig, ModelConfig
 from covrl.errors import UserError
-from covrl.merge import merge
 from covrl.scoring import adapters
 from covrl.scoring.model import load_model
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, T5Config
 
 from covrl import api
+from covrl.cli.eval_run import Order, evaluate_several
 from covrl.config import ModelConfig, RunConfig
 from covrl.errors import UserError
-from covrl.evaluation.several import Order, evaluate_several
 from covrl.records import Problem
 from covrl.scoring.compute import blocks
 from covrl.scoring.model import LanguageModel, Paths, load_model

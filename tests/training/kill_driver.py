@@ -141,7 +141,7 @@ def child(job: dict[str, Any], said: Path, counted: Path) -> None:
     code = 0
     try:
         install()
-        from covrl.cli import main
+        from covrl.cli.app import main
 
         main()
     except SystemExit as stop:
@@ -164,7 +164,7 @@ def serve() -> None:
     import transformers  # noqa: F401
 
     import covrl.api
-    import covrl.cli
+    import covrl.cli.app
     import covrl.reporting.html
     import covrl.reporting.terminal  # noqa: F401
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from training.passes import passes
 
 from covrl import api
-from covrl.cli import main
+from covrl.cli.app import main
 from covrl.conditions import parse_condition
 from covrl.config import RunConfig, check
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
@@ -677,7 +677,7 @@ def test_memory_that_runs_out_in_any_command_is_one_line(
     def full(**_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("covrl.cli.app", full)
+    monkeypatch.setattr("covrl.cli.app.app", full)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from covrl.evaluation.leak import leak_rates
 from covrl.objectives import composite_log_prob
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
+from covrl.rewards.leak import leak_rates
 from covrl.rewards.likelihood import is_floored
 
 FLOORED_WARNING = 0.05

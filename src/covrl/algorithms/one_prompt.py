@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, Algorithm, ModelSpec, Setup
-from covrl.evaluation.leak import leak_rates
 from covrl.generation.base import Draw
 from covrl.objectives import centred, leave_one_out, standardised
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, Row, ScoredGroup, Scores
+from covrl.rewards.leak import leak_rates
 from covrl.rewards.likelihood import answer_reward, is_floored
 from covrl.scoring.head import log_prob, log_prob_entropy
 from covrl.scoring.pack import Context, Reading

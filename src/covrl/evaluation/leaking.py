@@ -2,7 +2,7 @@
 
 Three sets of traces of the same problems are read: under the prior prompt, which shows no answer; under the posterior
 prompt; and under the posterior prompt with another problem's answer in it (the shuffled control). Two signs are looked
-for: the answer stands, in any spelling, in the first quarter of the text (:func:`covrl.evaluation.leak.states_early`),
+for: the answer stands, in any spelling, in the first quarter of the text (:func:`covrl.rewards.leak.states_early`),
 and the text admits that an answer was given (:data:`PHRASES`). Neither is proof in a single trace: short answers appear
 early by chance. So each rate stands beside the same rate for another problem's answer, and beside the prior's.
 """
@@ -16,11 +16,11 @@ from statistics import fmean
 from typing import Any
 
 from covrl.errors import UserError
-from covrl.evaluation.leak import other_answers, states_early
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.problems.source import shuffle_hints
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request
+from covrl.rewards.leak import other_answers, states_early
 from covrl.statistics import bootstrap_intervals
 
 PHRASES: tuple[str, ...] = (

@@ -20,7 +20,7 @@ from covrl.reporting.text import one_line, visible
 
 if TYPE_CHECKING:
     from covrl.algorithms.listing import Listed
-    from covrl.doctor import Finding
+    from covrl.cli.doctor import Finding
     from covrl.evaluation.ask import Reply
     from covrl.prompts import Prompts
     from covrl.records import Row

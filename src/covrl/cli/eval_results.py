@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covrl.evaluation.asked import TRACES_OWN
-from covrl.evaluation.several import Outcome
+from covrl.cli.eval_config import TRACES_OWN
+from covrl.cli.eval_run import Outcome
 from covrl.files import write_file
 from covrl.reporting.exams import render_exams
 from covrl.reporting.format import number

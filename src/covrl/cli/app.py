@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from covrl.cli.console import crash, end, several
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
-from covrl.speaking import crash, end, several
 
 if TYPE_CHECKING:
     from covrl.quickstart.run import Outcome
@@ -128,7 +128,7 @@ def train(
     named = [f"algorithm.name={algorithm}"] * bool(algorithm) + [f"rewards.function={reward}"] * bool(reward)
     checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-    from covrl.training.command import TrainRequest, run_train
+    from covrl.cli.train import TrainRequest, run_train
 
     run_train(TrainRequest(checked, folder, dry_run, algorithm, reward, engine))
 
@@ -160,7 +160,7 @@ def warm_format(
 ) -> None:
     """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
     _cpu_defaults()
-    from covrl.training.command import run_warm_format
+    from covrl.cli.train import run_warm_format
 
     run_warm_format(config, out, settings or [], steps, rate, until, every, roles)
 
@@ -206,7 +206,7 @@ def evaluate(
 ) -> None:
     """Grade answers under the prior prompt: greedy, avg@n, pass@k, maj@k, entropies, and two models side by side."""
     _cpu_defaults()
-    from covrl.evaluation.command import EvalRequest, run_eval
+    from covrl.cli.evaluate import EvalRequest, run_eval
 
     asked = EvalRequest(
         models=model,
@@ -241,7 +241,7 @@ def leak(
 ) -> None:
     """Say how often posterior traces give away the answer that they were shown, against shuffled answers."""
     _cpu_defaults()
-    from covrl.evaluation.command import TraceRequest, run_leak
+    from covrl.cli.evaluate import TraceRequest, run_leak
 
     run_leak(TraceRequest(model, problems, config, settings or [], n, limit, as_json), traces)
 
@@ -259,7 +259,7 @@ def calibrate(
 ) -> None:
     """Say before training whether log p(answer) knows right traces from wrong ones on these problems."""
     _cpu_defaults()
-    from covrl.evaluation.command import TraceRequest, run_calibrate
+    from covrl.cli.evaluate import TraceRequest, run_calibrate
 
     run_calibrate(TraceRequest(model, problems, config, settings or [], n, limit, as_json), out)
 
@@ -281,7 +281,7 @@ def prompts(
 ) -> None:
     """Show each style of prompts with sampled traces, say what they are worth, and recommend one."""
     _cpu_defaults()
-    from covrl.evaluation.command import TraceRequest, run_prompts
+    from covrl.cli.evaluate import TraceRequest, run_prompts
 
     run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens)
 
@@ -300,7 +300,7 @@ def ask(
     from rich.console import Console
 
     from covrl import api
-    from covrl.reporting.show import show_replies
+    from covrl.cli.show import show_replies
 
     show_replies(Console(), api.ask(model, question, answer, n, seed, config))
 
@@ -315,8 +315,8 @@ def merge(
     _cpu_defaults()
     from rich.console import Console
 
-    from covrl.merge import merge as merge_adapter
-    from covrl.reporting.show import show_model_path
+    from covrl.cli.merge import merge as merge_adapter
+    from covrl.cli.show import show_model_path
 
     show_model_path(Console(), merge_adapter(model, out, settings or []))
 
@@ -365,7 +365,7 @@ def algorithms(
         return
     from rich.console import Console
 
-    from covrl.reporting.show import show_algorithms
+    from covrl.cli.show import show_algorithms
 
     show_algorithms(Console(), found)
 
@@ -376,8 +376,8 @@ def doctor() -> None:
     _cpu_defaults()
     from rich.console import Console
 
-    from covrl.doctor import examine
-    from covrl.reporting.show import show_findings
+    from covrl.cli.doctor import examine
+    from covrl.cli.show import show_findings
 
     show_findings(Console(), examine())
 

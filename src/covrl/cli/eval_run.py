@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from covrl import api
+from covrl.cli.eval_config import differences, exam_for, sampling_of, settings_of
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
-from covrl.evaluation.asked import differences, exam_for, sampling_of, settings_of
 from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
 from covrl.evaluation.choices import Options
 from covrl.evaluation.exam import Exam, Solved, check_room, row_needed, sit
@@ -41,7 +41,7 @@ class Order:
 
     ``problems`` are sources as ``covrl train`` takes them, ``benchmarks`` names, ``data`` where their files are.
     Each model has its own prompts and, for ``problems``, its own temperature and token limits; the fields, the grader
-    and the seed are one for all (:mod:`covrl.evaluation.asked`).
+    and the seed are one for all (:mod:`covrl.cli.eval_config`).
     """
 
     models: Sequence[str]
@@ -60,7 +60,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All results, as :mod:`covrl.evaluation.results` shows them, and the records that they come from."""
+    """All results, as :mod:`covrl.cli.eval_results` shows them, and the records that they come from."""
 
     record: dict[str, Any]
     solved: dict[tuple[str, str], list[Solved]]

@@ -13,14 +13,15 @@ from typing import Any, get_args
 from rich.console import Console
 
 from covrl import api
+from covrl.cli.eval_results import tables, write_results
+from covrl.cli.eval_run import Order, Outcome, evaluate_several
+from covrl.cli.show import show_leaks, show_style, show_styles
 from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.evaluation.calibration import calibration, gain_beside, mark
 from covrl.evaluation.evaluate import check_writable, write_traces
 from covrl.evaluation.leaking import measure_leaks
 from covrl.evaluation.posterior_gain import gain_sentence
-from covrl.evaluation.results import tables, write_results
-from covrl.evaluation.several import Order, Outcome, evaluate_several
 from covrl.evaluation.styles import check_style, recommend, try_style, wordings
 from covrl.files import write_file
 from covrl.generation.base import Sampling
@@ -31,7 +32,6 @@ from covrl.problems.loading import load_problems
 from covrl.prompt_checks import longest_row
 from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
-from covrl.reporting.show import show_leaks, show_style, show_styles
 from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form

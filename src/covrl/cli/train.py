@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from covrl import api, files
+from covrl.cli.show import show_dry_run, show_model_path
 from covrl.config import RunConfig, config_from
 from covrl.distributed.processes import is_lost_peer
 from covrl.errors import RunBusyError, TrainingStoppedError, UserError
 from covrl.reporting.folder import summary_of
 from covrl.reporting.html import write_report
-from covrl.reporting.show import show_dry_run, show_model_path
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
 from covrl.scoring.compute import cannot_compile, is_compile_error
