@@ -35,12 +35,20 @@ def covrl() -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="module")
-def whole(project: Path, covrl: Driver) -> dict[str, dict[str, Any]]:
-    """What each case leaves when nothing happens to it."""
+def passes(project: Path, covrl: Driver) -> dict[str, dict[str, int]]:
+    """How often each case passes each moment when nothing happens to it."""
+    found = {}
     for name in CASES:
         answer = covrl(project, "train", "--config", f"{name}.toml", "--out", f"whole-{name}")
         assert answer["exit"] == 0, answer["said"]
-    return {name: contents(project / f"whole-{name}") for name in CASES}
+        found[name] = answer["passes"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(project: Path, passes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each case leaves when nothing happens to it."""
+    return {name: contents(project / f"whole-{name}") for name in passes}
 
 
 def test_two_cases_are_not_the_same_and_a_changed_byte_is_seen(project: Path, whole: dict[str, Any]) -> None:
@@ -52,7 +60,11 @@ def test_two_cases_are_not_the_same_and_a_changed_byte_is_seen(project: Path, wh
     assert len(whole["grpo"]["metrics.jsonl"]) == 4
 
 
-KILLS = [  # run, moment, which pass of it, and the newest checkpoint that there is then
+ANY = -1
+
+# Run, moment, which pass of it (-1: the last one), and the newest checkpoint that there is then. When folders are moved
+# and deleted depends on when the best model changes, which rounding decides: it is then ANY.
+KILLS = [
     ("covrl", "step boundary", 1, None),
     ("covrl", "inside a merged pass", 2, 2),
     ("covrl", "inside an accumulation", 8, 2),
@@ -60,29 +72,38 @@ KILLS = [  # run, moment, which pass of it, and the newest checkpoint that there
     ("covrl", "step done, nothing written", 4, 2),
     ("covrl", "inside an evaluation", 3, 2),
     ("covrl", "inside a line", 7, 2),
-    ("covrl", "inside a deletion", 1, 2),
+    ("covrl", "inside a deletion", 1, ANY),
     *[("rlpr", "step boundary", step, step // 2 * 2 or None) for step in (1, 2, 3, 4)],
-    ("nover", "inside a deletion", 1, 5),  # the last one, behind which nothing is left to do
+    ("nover", "inside a deletion", -1, ANY),
     ("rlpr", "between rollout and update", 4, 2),
     ("rlpr", "between two updates", 4, 4),
     ("grpo", "between two updates", 10, 2),
     ("nover", "before the copies follow", 4, 2),
     ("nover", "inside a checkpoint's files", 2, 2),
     ("nover", "after a move", 1, None),
-    ("nover", "before a rename", 4, 4),
+    ("nover", "before a rename", -1, ANY),
 ]
 
 
 @pytest.mark.parametrize(("case", "point", "at", "newest"), KILLS)
 def test_a_killed_run_ends_with_the_same_bytes(
-    project: Path, covrl: Driver, whole: dict[str, Any], case: str, point: str, at: int, newest: int | None
+    project: Path,
+    covrl: Driver,
+    passes: dict[str, Any],
+    whole: dict[str, Any],
+    case: str,
+    point: str,
+    at: int,
+    newest: int | None,
 ) -> None:
+    at = passes[case][point] if at == -1 else at
     run = f"{case}-{point.replace(' ', '-')}-{at}"
     killed = covrl(project, "train", "--config", f"{case}.toml", "--out", run, point=point, at=at)
     assert killed["exit"] == -signal.SIGKILL, killed
     assert not (project / run / "report.html").exists(), "it was killed before its end"
     there = sorted(p.name for p in (project / run / "checkpoints").glob("step-*"))
-    assert there[-1:] == ([f"step-{newest:06d}"] if newest else [])
+    if newest != ANY:
+        assert there[-1:] == ([f"step-{newest:06d}"] if newest else [])
     resumed = covrl(project, "train", "--resume", run)
     assert resumed["exit"] == 0, resumed["said"]
     assert difference(whole[case], contents(project / run)) is None
