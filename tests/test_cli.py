@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commands import Covrl, process
 
+import covrl
 from covrl.training.loop import Run
 
 QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
@@ -20,6 +21,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     found = process("--help", cwd=tmp_path)
     assert found.returncode == 0
     assert "quickstart" in found.stdout
+    assert process("--version", cwd=tmp_path).stdout == f"covrl {covrl.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import covrl
 from covrl.cli.console import crash, end, several
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 
@@ -35,9 +36,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"covrl {covrl.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _common(context: typer.Context) -> None:
+def _common(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
     """Reinforcement learning of language-model reasoning, with or without a verifier."""
+    del version
     if several() and context.invoked_subcommand != "train":
         raise UserError(f"covrl {context.invoked_subcommand} works as one process: start it without torchrun")
 
