@@ -440,7 +440,7 @@ class ReportConfig(Settings):
         ge=0,
         description="steps between looks at what a trace is worth to the answer, against no trace and another "
         "problem's: thought/gain and thought/read of methods that score answers, two more rows for half of the "
-        "problems; 0: never",
+        "problems; 0: never, in evaluations neither",
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="also log to these; each is an extra of the package"

@@ -22,7 +22,7 @@ FORBIDDEN = {
 KNOWN = {
     ("rewards/code_sandbox.py", "exec"),  # the sandbox itself
     ("rewards/code_sandbox.py", "compile"),
-    ("training/distributed.py", "pickle.loads"),  # whether its own error can be sent to another rank
+    ("distributed/processes.py", "pickle.loads"),  # whether its own error can be sent to another rank
     ("problems/loading.py", "datasets.load_dataset"),  # runs no scripts: see below
     ("problems/loading.py", "importlib.import_module"),  # the rest name modules of the package or of its extras
     ("reporting/trackers.py", "importlib.import_module"),

@@ -311,7 +311,7 @@ def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case:
         p.grad = None
     with passes(run) as seen:
         made_of = (run.algorithm, run.models, kept, run.algorithm.credit)
-        found = merged_gradient(*made_of, PassLimits(tokens, 4 * 97 * 3), lambda _: None)
+        found = merged_gradient(*made_of, PassLimits(tokens, 4 * 97 * 3), lambda _: None, watched=len(kept))
     merged = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
     assert float((merged - expected).norm() / expected.norm()) < 1e-10
     assert max(p.tokens for p in seen) <= tokens

@@ -31,7 +31,7 @@ def comes_later(run: Run, name: str) -> bool:
         if not (config.evaluation.every and run.evaluator and run.held_out):
             return False
         if name in _READ:
-            return _reads_answers(run)
+            return _reads_answers(run) and ("thought" not in name or bool(config.report.thoughts_every))
         graded = run.evaluator.grade is not None
         return name in _EVALUATED or (graded and name in (*_GRADED, *_WATCHED, *["eval/sound"] * bool(run.label)))
     if name in ("answer/information", "answer/entropy"):

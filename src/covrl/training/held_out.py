@@ -64,8 +64,10 @@ def _reading(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
         ScoredGroup(asked[i], tuple(traces[i : i + READ_TRACES]), tuple(scores[i : i + READ_TRACES]))
         for i in range(0, len(asked), READ_TRACES)
     ]
-    worth = thought_metrics(groups, thought_baselines(run.scores, run.prompts, groups), "eval/thought_")
-    return information_metrics(groups, "eval/answer_") | worth
+    found = information_metrics(groups, "eval/answer_")
+    if run.config.report.thoughts_every:
+        found |= thought_metrics(groups, thought_baselines(run.scores, run.prompts, groups), "eval/thought_")
+    return found
 
 
 def _sampled_traces(run: Run, problems: Sequence[Problem], indices: Sequence[int] | None = None) -> list[Rollout]:
