@@ -86,9 +86,11 @@ def prepare(out: Path, model: Path | None) -> dict[str, Any]:
         (out / name).write_text((HERE / name).read_text(encoding="utf-8"), encoding="utf-8")
     done = out / "taught.json"
     if not done.exists():
-        start = time.perf_counter()
-        teach(out, "model", "taught", LESSONS)
-        seconds = time.perf_counter() - start
+        seconds = 0.0
+        if not (out / "taught/model.safetensors").exists():
+            start = time.perf_counter()
+            teach(out, "model", "taught", LESSONS)
+            seconds = time.perf_counter() - start
         write_json(done, measure(out, out / "taught", 0) | {"lessons_s": round(seconds, 1), "machine": machine()})
     return json.loads(done.read_text(encoding="utf-8"))
 

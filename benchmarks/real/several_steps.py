@@ -28,8 +28,8 @@ FILES = {
     "taught": ((2, 3), 600),
     "train": ((4,), 600),
     "held_out": ((4,), 120),
-    "test": ((4,), 300),
-    "longer": ((5,), 150),
+    "test": ((4,), 150),
+    "longer": ((5,), 60),
 }
 """Of each file the numbers of steps, and how many problems."""
 
