@@ -85,7 +85,12 @@ CHARTS = (
         LEARNING, "What a trace is worth to the answer", "nats",
         "log p(answer) after a trace less that after an empty thought (gain), and less that after another problem's "
         "trace (read). Below 0 where a base's traces mislead; rises well above 0 where thinking helps.",
-        ("thought/gain", "thought/read", "eval/thought_gain", "eval/thought_read"),
+        ("thought/gain", "thought/read"),
+    ),
+    ChartSpec(
+        LEARNING, "What a trace is worth on held-out problems", "nats",
+        "The same two of sampled prior traces of a few held-out problems.",
+        ("eval/thought_gain", "eval/thought_read"),
     ),
     ChartSpec(
         LEARNING, "Reward by source", "",
