@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +126,16 @@ def run_one(order: Mapping[str, Any]) -> dict[str, Any]:
     except TrainingStoppedError as error:
         stopped = str(error)
     facts = {name: order[name] for name in ("task", "arm", "seed", "steps")}
+    facts["machine"] = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
     return {**facts, "settings": list(ARMS[order["arm"]]), "stopped": stopped, "warnings": warnings, "points": points}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def config_of(order: Mapping[str, Any]) -> Any:
@@ -161,12 +171,13 @@ COLUMNS = (
 
 def page(lines: Sequence[Mapping[str, Any]]) -> str:
     """The tables, a task each: means over seeds at the first step and at the last one."""
+    machines = "; ".join(sorted({line["machine"] for line in lines}))
     parts = [
         "# Does the answer read its trace?",
         "Written by `python benchmarks/reading.py --table` from [reading.jsonl](reading.jsonl), which "
-        "`python benchmarks/reading.py --task digits --task animals` and `--config FILE --name NAME` extend; one "
-        "thread a run. Means over seeds, held-out problems, first → last step; information and entropy of the answer's "
-        "first token in nats ([what they are](../evaluation.md#does-the-answer-read-the-trace)). The last column names "
+        "`python benchmarks/reading.py --task TASK --steps N --seeds …` or `--config FILE --name NAME` extend; one "
+        f"thread a run, {machines}. Means over seeds, held-out problems, first → last step; information and entropy of "
+        "the answer's first token in nats ([what they are](../evaluation.md#does-the-answer-read-the-trace)). The last column names "
         "the warnings of any seed with the step of the first one.",
     ]
     for task, steps in sorted({(r["task"], r["steps"]) for r in lines}):

@@ -194,6 +194,13 @@ def test_the_watch_compares_first_and_last_steps_and_goes_on_from_its_state() ->
     assert (other.first, list(other.last)) == ([], [])
 
 
+def test_the_watch_is_part_of_what_the_guards_remember() -> None:
+    first, second = make_run().guard, make_run().guard
+    first.reading.step(metrics(HEDGED[0]))
+    second.load_state_dict(first.state_dict())
+    assert second.reading.first == [HEDGED[0]]
+
+
 def test_a_step_that_is_not_finite_is_not_counted() -> None:
     watch = ReadingWatch()
     watch.step(metrics(HEDGED[0]._replace(reward=math.nan)))

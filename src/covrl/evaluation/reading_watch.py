@@ -85,13 +85,14 @@ def reading_warnings(start: Seen, now: Seen) -> list[str]:
     if now.information <= UNREAD * start.information and now.reward > start.reward:
         found.append(
             f"unread traces: {nats}, while the reward rose from {start.reward:.3g} to {now.reward:.3g}; the answer "
-            "becomes likely after any trace instead of after good ones; train the answer less "
-            "(algorithm.nll = 'off' or 'read'), or reward a probability (algorithm.reward = 'mean_prob')"
+            "becomes likely after any trace instead of after good ones; lower the learning rate, and train the answer "
+            "only where it reads its trace (covrl, jepo: algorithm.nll = 'read')"
         )
     if now.information <= VANISHED * start.information and now.length <= VANISHED * start.length:
         found.append(
             f"vanishing thoughts: traces went from {start.length:.0f} to {now.length:.0f} tokens, and {nats}; "
-            "thinking is being left out; lower the learning rate, raise beta, or use a problem that needs the thought"
+            "thinking is being left out; lower the learning rate, hold the policy closer to its base, or take problems "
+            "that need the thought"
         )
     return found
 

@@ -50,7 +50,7 @@ def attention(
     """Attention as transformers calls it: query ``[1, H, N, D]``, key and value ``[1, H', N, D]`` -> ``[1, N, H, D]``.
 
     Raises:
-        NotImplementedError: the model asks for something that this does not know (:meth:`prove` then gives it up).
+        NotImplementedError: the model asks for something that this does not know (the proof at load then gives it up).
     """
     cap = named.get("softcap")
     if covrl_layout is None and cap is None:

@@ -2,7 +2,7 @@
 
 The kernel reads the flat row as it is and leaves out blocks of queries and keys that do not see each other, so work
 grows with what is seen and not with rows times the longest. It has a backward pass on accelerators alone;
-:meth:`covrl.scoring.model.LanguageModel.prove` takes it where :func:`trouble_with_flex` finds none, and elsewhere
+:func:`covrl.scoring.proof.prove_scoring` takes it where :func:`trouble_with_flex` finds none, and elsewhere
 rows are put side by side (:mod:`covrl.scoring.shared`). On a CPU the same mask and the same call run without
 gradients, which is how the tests see them.
 """

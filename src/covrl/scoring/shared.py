@@ -4,7 +4,7 @@
 
 Every layer but attention works on single tokens, so it sees each prompt once and no padding. Attention sees each row as
 it stands alone: a trace's queries look at its prompt's keys and its own. The log-probs are those of the plain pass;
-:meth:`covrl.scoring.model.LanguageModel.prove` compares them at load.
+:func:`covrl.scoring.proof.prove_scoring` compares them at load.
 
 :mod:`covrl.scoring.attention` is the function that models call.
 """
