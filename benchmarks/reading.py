@@ -177,8 +177,8 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
         "Written by `python benchmarks/reading.py --table` from [reading.jsonl](reading.jsonl), which "
         "`python benchmarks/reading.py --task TASK --steps N --seeds …` or `--config FILE --name NAME` extend; one "
         f"thread a run, {machines}. Means over seeds, held-out problems, first → last step; information and entropy of "
-        "the answer's first token in nats ([what they are](../evaluation.md#does-the-answer-read-the-trace)). The last column "
-        "names the warnings of any seed with the step of the first one.",
+        "the answer's first token in nats ([what they are](../evaluation.md#does-the-answer-read-the-trace)). The last "
+        "column names the warnings of any seed with the step of the first one.",
     ]
     for task, steps in sorted({(r["task"], r["steps"]) for r in lines}):
         parts.append(f"## {task}, {steps} steps")
