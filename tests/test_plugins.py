@@ -24,6 +24,7 @@ from covrl.errors import UserError
 from covrl.records import Problem
 from covrl.rewards.functions import find_reward, reward_of
 from covrl.rewards.user_worker import checked
+from covrl.training.rollouts import sample
 
 PACKAGE = '''
 from typing import ClassVar
@@ -235,7 +236,7 @@ def test_python_takes_functions_and_classes(package: Path, project: Path) -> Non
     }
     trained = covrl_package.train(settings, problems, out="with-function", reward=reward, algorithm=CoVRL)
     assert len(seen) == 16
-    assert all(s.reward == 1.0 for s in [r for g in trained.run.sample(problems[:1], _draw()) for r in g.rollouts])
+    assert all(s.reward == 1.0 for s in [r for g in sample(trained.run, problems[:1], _draw()) for r in g.rollouts])
     assert "test_python_takes_functions_and_classes.<locals>.reward" in (trained.folder / "config.toml").read_text()
     named = covrl_package.train(settings, problems, out="named", reward="shortness", algorithm="echo")
     assert named.run.algorithm.name == "echo"

@@ -36,9 +36,10 @@ from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, r
 from covrl.training.distribute import check_alike
 from covrl.training.folder import model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
-from covrl.training.loop import Run
+from covrl.training.loop import steps
 from covrl.training.optimizer import warm_up_note
 from covrl.training.resuming import check_config, check_inputs, check_versions
+from covrl.training.run import Run
 from covrl.training.signals import StopRequest
 
 __all__ = [
@@ -145,7 +146,7 @@ def train_run(
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)
         try:
-            for made in run.steps():
+            for made in steps(run):
                 report = replace(made, warnings=tuple(map(redacted, made.warnings)))  # sinks of others get it too
                 reports.append(report)
                 keeper.keep(report)  # before the others see it: what they do wrong costs no step

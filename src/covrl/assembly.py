@@ -27,9 +27,9 @@ from covrl.scoring.compute import emulated_note
 from covrl.scoring.model import load_model
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
-from covrl.training.loop import Run
 from covrl.training.models import load_beside, load_policy
 from covrl.training.rollouts import response_tokens
+from covrl.training.run import Run
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig
 
 

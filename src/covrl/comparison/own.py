@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.assembly import build_algorithm, problem_fields
-from covrl.comparison.cells import Cell, Exam
-from covrl.comparison.methods import BASE, VARIANTS, check_variant, training_settings
+from covrl.comparison.cells import Cell, Exam, training_settings
+from covrl.comparison.methods import BASE, VARIANTS, check_variant
 from covrl.config import RunConfig, check, config_from, override, read_settings
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest

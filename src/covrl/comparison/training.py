@@ -26,7 +26,7 @@ from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training.held_out import held_out_metrics
 from covrl.training.keeper import CannotSaveError
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 RECENT = 10
 """Steps whose mean length says how many more a budget of tokens lasts."""

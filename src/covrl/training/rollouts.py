@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from covrl.config import GenerationConfig
 from covrl.evaluation.accuracy import said_in
@@ -14,9 +13,7 @@ from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
 from covrl.rewards.functions import reward_of, verdict_of
 from covrl.training.memory import with_fewer_rows
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
 
 
 def sample(run: Run, problems: Sequence[Problem], draw: Draw) -> list[Group]:
