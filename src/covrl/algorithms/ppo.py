@@ -102,13 +102,17 @@ class PPO(GroupMethod):
     def _judged(self, rollout: Rollout, scores: Scores) -> tuple[Tensor, Tensor]:
         """Advantage and return of each token, ``[T]`` each."""
         values = scores[VALUE]
-        rewards = torch.zeros_like(values)
+        advantages = generalised_advantages(self.token_rewards(rollout, scores), values, self.own.gamma, self.own.lam)
+        return advantages, advantages + values
+
+    def token_rewards(self, rollout: Rollout, scores: Scores) -> Tensor:
+        """r_t of each token, ``[T]``."""
+        rewards = torch.zeros_like(scores[VALUE])
         if len(rewards):
             rewards[-1] = (outcome(rollout) or 0.0) - self.overlong(rollout)
         if self.config.kl != "none" and self.config.kl_in == "reward":
             rewards -= self.config.kl_weight * self.token_kl(scores)
-        advantages = generalised_advantages(rewards, values, self.own.gamma, self.own.lam)
-        return advantages, advantages + values
+        return rewards
 
     def _credit_of(
         self,
