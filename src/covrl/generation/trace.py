@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from covrl.errors import UserError
+from covrl.generation.base import Sampling
 from covrl.generation.stop import Stop, StopRule
-from covrl.records import Finish, Request, Rollout
+from covrl.records import Finish, Observe, Observed, Request, Rollout
+
+
+class Seen(NamedTuple):
+    """What was observed of one token: the entropy that it was drawn with (nats), and the likeliest ids, log-probs."""
+
+    entropy: float | None = None
+    top_ids: tuple[int, ...] | None = None
+    top_log_probs: tuple[float, ...] | None = None
+
+
+NOTHING = Seen()
 
 
 @dataclass(slots=True)
 class Trace:
-    """One row while it is being sampled, behind ``prefix``; tokens that come after its end are ignored."""
+    """One row while it is being sampled after ``prefix``, up to ``most`` tokens; what comes after its end is ignored."""
 
     prefix: tuple[int, ...] = ()
+    most: int | None = None
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
     ended: Finish | None = None
     stop: Stop | None = None
 
-    def take(self, token: int, log_prob: float, rule: StopRule, eos: frozenset[int]) -> None:
+    @property
+    def open(self) -> bool:
+        """Whether there is more of it to sample."""
+        return self.ended is None and (self.most is None or len(self.ids) < self.most)
+
+    @property
+    def left(self) -> int:
+        """How many more tokens there may be."""
+        assert self.most is not None
+        return self.most - len(self.ids)
+
+    def take(self, token: int, log_prob: float, rule: StopRule, eos: frozenset[int], seen: Seen = NOTHING) -> None:
         """Add one sampled token and see whether the trace ends with it."""
-        if self.ended:
+        if not self.open:
             return
         self.ids.append(token)
         self.log_probs.append(log_prob)
+        self.seen.append(seen)
         self.stop = rule.check(self.ids, self.prefix)
         if self.stop:
             self.ended = "closed"
@@ -32,12 +60,55 @@ class Trace:
             self.ended = "eos"
 
     def rollout(self, request: Request, rule: StopRule, version: int) -> Rollout:
-        """What was sampled for ``request``, cut where the rule says that the trace ends."""
+        """What was sampled for ``request``, cut where the rule says that the trace ends; its text has the prefix."""
         stop = self.stop or Stop(len(self.ids), "none")
         ids = tuple(self.ids[: stop.kept])
-        text = rule.text(ids) + (rule.tag if stop.closing == "appended" else "")
-        log_probs = tuple(self.log_probs[: stop.kept])
-        return Rollout(request, ids, log_probs, self.ended or "length", stop.closing, text, version)
+        text = rule.text((*self.prefix, *ids)) + (rule.tag if stop.closing == "appended" else "")
+        return Rollout(
+            request,
+            ids,
+            tuple(self.log_probs[: stop.kept]),
+            self.ended or "length",
+            stop.closing,
+            text,
+            version,
+            observed=_observed(request.observe, self.seen[: stop.kept]),
+        )
+
+
+def _observed(wanted: Observe, seen: Sequence[Seen]) -> Observed:
+    """What was seen of each token, by kind; None of what was not asked for."""
+    kinds = (wanted.entropy, wanted.top_k > 0, wanted.top_k > 0)
+    return Observed(*(tuple(s[i] for s in seen) if kind else None for i, kind in enumerate(kinds)))  # ty: ignore
+
+
+def begin(requests: Sequence[Request], sampling: Sampling, rule: StopRule) -> list[Trace]:
+    """The traces of ``requests`` before anything is sampled.
+
+    One whose prefix ends with the stop text is closed already. End-of-sequence tokens in a prefix are not looked at, as
+    a method may put turns into it.
+
+    Raises:
+        UserError: a prefix goes on after its end, or a request may sample more than the call.
+    """
+    return [_begin(request, sampling, rule) for request in requests]
+
+
+def _begin(request: Request, sampling: Sampling, rule: StopRule) -> Trace:
+    prefix, name = request.prefix_ids, f"problem {request.problem_id}, rollout {request.index}"
+    most = sampling.max_tokens if request.max_tokens is None else request.max_tokens
+    if most > sampling.max_tokens:
+        raise UserError(
+            f"{name}: Request.max_tokens is {most}, and at most {sampling.max_tokens} tokens are sampled here; ask for "
+            "no more, or raise generation.max_trace_tokens"
+        )
+    if not rule.complete(prefix):
+        return Trace(prefix, most)
+    if rule.complete(prefix[:-1]):
+        raise UserError(
+            f"{name}: Request.prefix_ids go on after {rule.tag!r}, where a trace ends; cut them there"
+        )
+    return Trace(prefix, most, ended="closed", stop=Stop(0, "sampled"))
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
