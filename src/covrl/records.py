@@ -98,7 +98,8 @@ class Request:
     ``index`` is the place in the problem's group; with (run seed, step, purpose, problem id) it fixes every random
     number of the trace. ``prefix_ids`` are the trace's first tokens, which are given and carry no loss: texts and stop
     rules see them, and the first sampled token is at position ``len(prefix_ids)`` of the trace. A prefix that ends
-    with the stop text is a whole trace, of which nothing is sampled; one that goes on after it is refused.
+    with the stop text or an end-of-sequence token is a whole trace, of which nothing is sampled; one that goes on after
+    the stop text is refused.
     ``max_tokens`` is the most tokens to sample here, the prefix not counted; None means as many as the call allows.
     ``parent`` is the ``index`` of the rollout that this one branched from, for the report.
     ``trains=False`` marks an auxiliary rollout, ``scored=False`` one that no model reads afterwards: its

@@ -93,14 +93,14 @@ class TorchGenerator:
             UserError: a request cannot be honoured; nothing was sampled then.
         """
         rule = self._rules[sampling.stop, sampling.after]
-        begin(requests, sampling, rule)  # on every rank, so that all refuse what any would
+        begin(requests, sampling, rule, self._eos)  # on every rank, so that all refuse what any would
         refuse_what_cannot_be_observed(requests, "torch", entropy=True, most=vocabulary(self.model))
         with self.world.whole_weights(), weights_ready(self.model):
             return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         rule = self._rules[sampling.stop, sampling.after]
-        traces = begin(requests, sampling, rule)
+        traces = begin(requests, sampling, rule, self._eos)
         lengths = {i: len(r.prompt_ids) + len(r.prefix_ids) for i, r in enumerate(requests) if traces[i].open}
         for wave in self._waves(lengths):
             self._decode([requests[i] for i in wave], [traces[i] for i in wave], sampling, rule, draw)

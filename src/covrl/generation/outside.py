@@ -113,7 +113,7 @@ class OutsideGenerator:
             EngineError: the engine does not answer, or answers what cannot be used.
         """
         rule = self._rules[sampling.stop, sampling.after]
-        traces = begin(requests, sampling, rule)
+        traces = begin(requests, sampling, rule, self._ends)
         refuse_what_cannot_be_observed(requests, self.backend.name, entropy=False, most=self.backend.most_top_k)
         self._catch_up()
         keys = [trace_key(draw, r.problem_id, r.index) for r in requests]

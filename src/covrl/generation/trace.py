@@ -82,19 +82,19 @@ def _observed(wanted: Observe, seen: Sequence[Seen]) -> Observed:
     return Observed(*(tuple(s[i] for s in seen) if kind else None for i, kind in enumerate(kinds)))  # ty: ignore
 
 
-def begin(requests: Sequence[Request], sampling: Sampling, rule: StopRule) -> list[Trace]:
+def begin(requests: Sequence[Request], sampling: Sampling, rule: StopRule, eos: frozenset[int]) -> list[Trace]:
     """The traces of ``requests`` before anything is sampled.
 
-    One whose prefix ends with the stop text is closed already. End-of-sequence tokens in a prefix are not looked at, as
-    a method may put turns into it.
+    One whose prefix ends with the stop text, or with a token of ``eos``, is at its end already. Such tokens further
+    inside a prefix are not looked at, as a method may put turns into it.
 
     Raises:
-        UserError: a prefix goes on after its end, or a request may sample more than the call.
+        UserError: a prefix goes on after the stop text, or a request may sample more than the call.
     """
-    return [_begin(request, sampling, rule) for request in requests]
+    return [_begin(request, sampling, rule, eos) for request in requests]
 
 
-def _begin(request: Request, sampling: Sampling, rule: StopRule) -> Trace:
+def _begin(request: Request, sampling: Sampling, rule: StopRule, eos: frozenset[int]) -> Trace:
     prefix, name = request.prefix_ids, f"problem {request.problem_id}, rollout {request.index}"
     most = sampling.max_tokens if request.max_tokens is None else request.max_tokens
     if most > sampling.max_tokens:
@@ -103,7 +103,7 @@ def _begin(request: Request, sampling: Sampling, rule: StopRule) -> Trace:
             "no more, or raise generation.max_trace_tokens"
         )
     if not rule.complete(prefix):
-        return Trace(prefix, most)
+        return Trace(prefix, most, ended="eos" if prefix and prefix[-1] in eos else None)
     if rule.complete(prefix[:-1]):
         raise UserError(
             f"{name}: Request.prefix_ids go on after {rule.tag!r}, where a trace ends; cut them there"
