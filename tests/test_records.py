@@ -94,12 +94,26 @@ def test_rollouts_survive_their_file() -> None:
 def test_files_of_before_are_read() -> None:
     """Written when requests named a model, and observed names in a tuple; what is new has its default."""
     request = {
-        **{"problem_id": "p", "index": 0, "prompt_ids": [1, 2], "source": "prior", "prefix_ids": []},
-        **{"model": "policy", "parent": None, "trains": True, "observe": []},
+        "problem_id": "p",
+        "index": 0,
+        "prompt_ids": [1, 2],
+        "source": "prior",
+        "prefix_ids": [],
+        "model": "policy",
+        "parent": None,
+        "trains": True,
+        "observe": [],
     }
     rollout = {
-        **{"request": request, "trace_ids": [5], "log_probs": ["nan"], "finish": "closed", "closing": "sampled"},
-        **{"text": "x", "version": 1, "correct": None, "reward": None},
+        "request": request,
+        "trace_ids": [5],
+        "log_probs": ["nan"],
+        "finish": "closed",
+        "closing": "sampled",
+        "text": "x",
+        "version": 1,
+        "correct": None,
+        "reward": None,
     }
     found = TypeAdapter(Rollout).validate_python(rollout)
     assert found.request == Request("p", 0, (1, 2), "prior")

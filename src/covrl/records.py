@@ -70,6 +70,10 @@ class Observe(NamedTuple):
         return self.entropy or self.top_k > 0
 
 
+NOT_OBSERVED = Observe()
+"""Nothing is asked for."""
+
+
 class Observed(NamedTuple):
     """What was observed of each sampled token of a trace; a field that nobody asked for is None.
 
@@ -85,7 +89,15 @@ class Observed(NamedTuple):
 
     def first(self, tokens: int) -> Observed:
         """What was observed of the first so many sampled tokens."""
-        return Observed(*(None if part is None else part[:tokens] for part in self))
+        return Observed(
+            None if self.entropy is None else self.entropy[:tokens],
+            None if self.top_ids is None else self.top_ids[:tokens],
+            None if self.top_log_probs is None else self.top_log_probs[:tokens],
+        )
+
+
+NOTHING_OBSERVED = Observed()
+"""Nothing was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +130,7 @@ class Request:
     parent: int | None = None
     trains: bool = True
     scored: bool = True
-    observe: Observe = Observe()
+    observe: Observe = NOT_OBSERVED
 
     def __post_init__(self) -> None:
         name = f"request {self.index} of problem {self.problem_id}"
@@ -169,7 +181,7 @@ class Rollout:
     correct: Verdict | None = None
     reward: float | None = None
     written: tuple[bool, ...] | None = None
-    observed: Observed = Observed()
+    observed: Observed = NOTHING_OBSERVED
 
     def __post_init__(self) -> None:
         parts = {"written": self.written} | {f"observed.{n}": v for n, v in self.observed._asdict().items()}

@@ -221,7 +221,7 @@ def an_end_that_begins_in_the_prefix_counts(make: Make) -> None:
     assert (given.text, given.trace_ids, given.finish, given.closing) == (whole, (), "closed", "sampled")
     assert (more.text, more.trace_ids) == (whole, plain.trace_ids[:5])
     late = replace(asked, prefix_ids=plain.trace_ids[:6])
-    with pytest.raises(UserError, match="problem p0, rollout 0: Request.prefix_ids go on after .*; cut them there"):
+    with pytest.raises(UserError, match=r"problem p0, rollout 0: Request.prefix_ids go on after .*; cut them there"):
         engine.generate([asked, late], Sampling(12, pair, 0.0), DRAW)
 
 
@@ -298,7 +298,9 @@ def what_cannot_be_observed_is_refused_before_anything_is_sampled(make: Make) ->
     if hasattr(engine, "backend"):
         drawn: list[Any] = []
         engine.backend.draw = lambda *given: drawn.append(given)
-        with pytest.raises(UserError, match=r"(?i)generation.engine: .*vllm.* entropy .*generation.engine = torch") as e:
+        with pytest.raises(
+            UserError, match=r"(?i)generation.engine: .*vllm.* entropy .*generation.engine = torch"
+        ) as e:
             engine.generate(asked, Sampling(12, "Q"), DRAW)
         assert "\n" not in str(e.value)
         many = [*plain[:2], replace(plain[2], observe=Observe(top_k=21))]

@@ -226,7 +226,6 @@ class Broken:
             found = [replace(r, log_probs=tuple(x - 0.01 for x in r.log_probs)) for r in found]
         return found
 
-
     def _asked(self, request: Request) -> Request:
         """The request without what this engine does not know."""
         if self.how == "budget":

@@ -18,7 +18,7 @@ from covrl.generation.random import trace_key, uniforms
 from covrl.generation.recorded import fixed
 from covrl.generation.stop import StopRule, StopRules
 from covrl.generation.trace import NOTHING, Seen, Trace, begin, end_tokens
-from covrl.records import Observe, Request, Rollout
+from covrl.records import NOT_OBSERVED, Observe, Request, Rollout
 from covrl.scoring.attention import NAME
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.finite import broken
@@ -26,10 +26,6 @@ from covrl.scoring.text import vocabulary
 
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
-
-
-UNSEEN = Observe()
-"""What a row that is at its end observes."""
 
 
 class DecodingPaths(NamedTuple):
@@ -127,7 +123,7 @@ class TorchGenerator:
         active = np.arange(len(requests))
         for taken in range(most):
             draws = None if sampling.temperature == 0 else uniforms(keys[active], given[active] + taken)
-            seen, watch = _watch([requests[row].observe if traces[row].open else UNSEEN for row in active])
+            seen, watch = _watch([requests[row].observe if traces[row].open else NOT_OBSERVED for row in active])
             try:
                 tokens, chosen = next_tokens(logits, sampling, draws, watch)
             except FloatingPointError:

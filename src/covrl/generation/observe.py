@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +17,7 @@ Look = Callable[[int, Tensor], None]
 
 
 def look(log_probs: Tensor, wanted: Sequence[Observe]) -> list[Seen]:
-    """What each row of ``log_probs`` ``[B, V]`` (nats, −inf for what cannot be drawn) shows of what is ``wanted`` of it.
+    """What is ``wanted`` of each row of ``log_probs`` ``[B, V]`` (nats, −inf for what cannot be drawn).
 
     Rows of which nothing is wanted cost nothing. The entropy −Σ p log p is summed in float64 where the device has it.
     """
@@ -24,7 +25,7 @@ def look(log_probs: Tensor, wanted: Sequence[Observe]) -> list[Seen]:
     entropies = _entropies(log_probs, [i for i, w in enumerate(wanted) if w.entropy])
     tops = _tops(log_probs, {i: w.top_k for i, w in enumerate(wanted) if w.top_k})
     for i in entropies.keys() | tops.keys():
-        found[i] = Seen(entropies.get(i), *tops.get(i, (None, None)))
+        found[i] = Seen(entropies.get(i, math.nan), *tops.get(i, ((), ())))
     return found
 
 
@@ -60,8 +61,8 @@ def refuse_what_cannot_be_observed(requests: Sequence[Request], engine: str, ent
     for request in requests:
         if request.observe.entropy and not entropy:
             raise UserError(
-                f"generation.engine: {engine} gives no exact entropy (Request.observe.entropy); set generation.engine = "
-                "torch, or observe top_k instead"
+                f"generation.engine: {engine} gives no exact entropy (Request.observe.entropy); set "
+                "generation.engine = torch, or observe top_k instead"
             )
         if request.observe.top_k > most:
             raise UserError(

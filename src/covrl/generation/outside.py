@@ -184,4 +184,4 @@ def _ask(request: Request, trace: Trace, key: int) -> Ask:
 def _likeliest(told: Mapping[int, float], top_k: int) -> Seen:
     """The ``top_k`` likeliest tokens of those that an engine told, likeliest first."""
     ids, log_probs = zip(*sorted(told.items(), key=lambda pair: -pair[1])[:top_k], strict=True)
-    return Seen(None, ids, log_probs)
+    return Seen(top_ids=ids, top_log_probs=log_probs)

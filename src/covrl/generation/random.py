@@ -28,7 +28,7 @@ def trace_key(draw: Draw, problem_id: str, index: int) -> int:
 
 
 def uniforms(keys: NDArray[np.uint64], position: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """One number in [0, 1) per key, ``[B]``, for token ``position`` (0, 1, …), which may be one for each key, ``[B]``."""
+    """One number in [0, 1) per key, ``[B]``, for token ``position`` (0, 1, …): one for all, or one a key ``[B]``."""
     with np.errstate(over="ignore"):  # arithmetic is modulo 2**64 by design
         z = keys + _GAMMA * (np.asarray(position, dtype=np.uint64) + np.uint64(1))
         z = (z ^ (z >> np.uint64(30))) * _MIX_1

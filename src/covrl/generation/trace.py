@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,11 +14,11 @@ from covrl.records import Finish, Observe, Observed, Request, Rollout
 
 
 class Seen(NamedTuple):
-    """What was observed of one token: the entropy that it was drawn with (nats), and the likeliest ids, log-probs."""
+    """What was observed of one token, where it was asked for: entropy (nats), likeliest ids and their log-probs."""
 
-    entropy: float | None = None
-    top_ids: tuple[int, ...] | None = None
-    top_log_probs: tuple[float, ...] | None = None
+    entropy: float = math.nan
+    top_ids: tuple[int, ...] = ()
+    top_log_probs: tuple[float, ...] = ()
 
 
 NOTHING = Seen()
@@ -25,7 +26,7 @@ NOTHING = Seen()
 
 @dataclass(slots=True)
 class Trace:
-    """One row while it is being sampled after ``prefix``, up to ``most`` tokens; what comes after its end is ignored."""
+    """One row while it is sampled after ``prefix``, up to ``most`` tokens; what comes after its end is ignored."""
 
     prefix: tuple[int, ...] = ()
     most: int | None = None
@@ -78,8 +79,11 @@ class Trace:
 
 def _observed(wanted: Observe, seen: Sequence[Seen]) -> Observed:
     """What was seen of each token, by kind; None of what was not asked for."""
-    kinds = (wanted.entropy, wanted.top_k > 0, wanted.top_k > 0)
-    return Observed(*(tuple(s[i] for s in seen) if kind else None for i, kind in enumerate(kinds)))  # ty: ignore
+    return Observed(
+        tuple(s.entropy for s in seen) if wanted.entropy else None,
+        tuple(s.top_ids for s in seen) if wanted.top_k else None,
+        tuple(s.top_log_probs for s in seen) if wanted.top_k else None,
+    )
 
 
 def begin(requests: Sequence[Request], sampling: Sampling, rule: StopRule, eos: frozenset[int]) -> list[Trace]:
@@ -105,9 +109,7 @@ def _begin(request: Request, sampling: Sampling, rule: StopRule, eos: frozenset[
     if not rule.complete(prefix):
         return Trace(prefix, most, ended="eos" if prefix and prefix[-1] in eos else None)
     if rule.complete(prefix[:-1]):
-        raise UserError(
-            f"{name}: Request.prefix_ids go on after {rule.tag!r}, where a trace ends; cut them there"
-        )
+        raise UserError(f"{name}: Request.prefix_ids go on after {rule.tag!r}, where a trace ends; cut them there")
     return Trace(prefix, most, ended="closed", stop=Stop(0, "sampled"))
 
 
