@@ -12,6 +12,7 @@ from models import character_tokenizer, save_tiny
 
 from covrl.api import build
 from covrl.config import PromptConfig
+from covrl.evaluation.accuracy import said_in
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.outside import Ask, Drawn, OutsideGenerator
 from covrl.generation.stop import StopRule
@@ -82,6 +83,16 @@ def test_case_23_a_thought_that_ends_in_the_prefix_is_the_prefix_up_to_there() -
         row = PROMPTS.prior_row(Problem("p", "2+2", "5"), thought)
         assert str(TOKENIZER.decode(list(row.ids))).endswith("So. The answer is 5.")
         assert row.spans["trace"].start == row.spans["trace"].stop == len(PROMPTS.prior(Problem("p", "2+2", "5"))) + 17
+
+
+def test_a_response_that_ends_with_its_turn_is_read_from_its_prefix_on() -> None:
+    ids, prefix, end = ids_of(" 4"), ids_of("The answer is"), TOKENIZER.eos_token_id
+    trace = Trace(prefix)
+    for token in (*ids, end):
+        trace.take(token, -1.0, StopRule(TOKENIZER, "."), frozenset({end}))
+    found = trace.rollout(Request("p", 0, (5, 6), "prior", prefix_ids=prefix), StopRule(TOKENIZER, "."), 0)
+    assert (found.finish, found.text) == ("eos", "The answer is 4<eos>")
+    assert said_in(found, PROMPTS) == "The answer is 4"
 
 
 @pytest.mark.parametrize(
