@@ -101,7 +101,9 @@ class PassLimits:
 def make_unit(
     index: int, contexts: Sequence[Context], readings: Sequence[Reading], problem: Problem, rollout: Rollout
 ) -> Unit:
-    """The rows of one trace in the contexts that ``readings`` use."""
+    """The rows of one trace in the contexts that ``readings`` use; none of a rollout that is not scored."""
+    if not rollout.request.scored:
+        return Unit(index, {})
     used = {name for reading in readings for name in reading.contexts}
     rows = {c.name: c.render(problem, rollout) for c in contexts if c.name in used}
     return Unit(index, {name: row for name, row in rows.items() if row is not None})
