@@ -21,8 +21,9 @@ import covrl as covrl_package
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.covrl import CoVRL
 from covrl.errors import UserError
-from covrl.records import Problem
-from covrl.rewards.functions import find_reward, reward_of
+from covrl.records import Problem, Request, Rollout
+from covrl.rewards.functions import find_reward
+from covrl.rewards.named import named_rewards, values_of
 from covrl.rewards.user_worker import checked
 
 PACKAGE = '''
@@ -248,7 +249,9 @@ def _draw() -> object:
 
 
 def rewarded(value: Any) -> float:
-    return reward_of(lambda problem, text: value, Problem("p", "", ""), "")
+    (given,) = named_rewards(lambda problem, text: value)
+    rollout = Rollout(Request("p", 2, (), "prior"), (), (), "closed", "sampled", "")
+    return values_of([given], [(Problem("p", "", ""), rollout)])[0][given.name]
 
 
 def test_case22_what_is_no_number_is_refused_in_one_line() -> None:
@@ -264,7 +267,7 @@ def test_case22_what_is_no_number_is_refused_in_one_line() -> None:
         np.complex64(1),
     ]
     for value in wrong:
-        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a number") as caught:
+        with pytest.raises(UserError, match=r"problem p, rollout 2 \(prior\): gave .*; it must be a number") as caught:
             rewarded(value)
         assert "\n" not in str(caught.value)
 

@@ -85,8 +85,10 @@ class Rollout:
 
     ``trace_ids`` are the tokens that carry loss: ``[T]`` ids, never tokenised again. ``log_probs`` are the
     sampler's own (nats, at its temperature); training uses the trainer's, these serve to compare the two.
-    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` what
-    the user's reward function gave; each is None where there is none.
+    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` the
+    weighted sum of the user's reward functions; each is None where there is none. ``rewards`` has each function's own
+    value under its name, before its weight. ``steps`` are spans of ``trace_ids`` that follow each other without a gap,
+    and ``step_scores`` what a judge or a process reward model gave each; both are empty where nobody asked.
     """
 
     request: Request
@@ -98,6 +100,9 @@ class Rollout:
     version: int = 0
     correct: Verdict | None = None
     reward: float | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[Span, ...] = ()
+    step_scores: tuple[float, ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -234,7 +239,10 @@ class TokenView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TraceView:
-    """One trace as a person reads it in the report; ``tokens`` may be left out."""
+    """One trace as a person reads it in the report; ``tokens`` may be left out.
+
+    ``rewards`` is what each of the user's reward functions gave, by its name.
+    """
 
     source: str
     text: str
@@ -244,6 +252,7 @@ class TraceView:
     kl: float | None
     correct: Verdict | None = None
     tokens: tuple[TokenView, ...] = ()
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from covrl.records import (
     TraceGroup,
     TraceLabel,
 )
-from covrl.rewards.functions import RewardFunction
+from covrl.rewards.named import Reward
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.scoring.text import vocabulary
@@ -98,7 +98,7 @@ class Run:
     """Everything a run is made of; :meth:`step` takes one optimizer step (or ``mini_batches`` of them).
 
     ``verify`` marks what responses answered, for methods that need a verifier; CoVRL needs none. ``reward`` is the
-    user's own function, called for every sampled trace or response. ``label`` names what
+    user's own function, or several with their names, called for every sampled trace or response. ``label`` names what
     traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far.
     ``notes`` say which fast paths the model made impossible. ``folder`` is where guards leave what they found, and
     ``stopping`` says whether the run has been asked to end; it is looked at before each forward and backward pass.
@@ -113,7 +113,7 @@ class Run:
     prompts: Prompts
     source: ProblemSource
     verify: Grader | None = None
-    reward: RewardFunction | None = None
+    reward: Reward | None = None
     label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
