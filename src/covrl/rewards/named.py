@@ -275,6 +275,8 @@ def _calls(reward: NamedReward, pairs: Sequence[tuple[Problem, Rollout]]) -> Cal
 
 def _column(reward: NamedReward, result: list[Any], pairs: Sequence[tuple[Problem, Rollout]]) -> list[float]:
     """A number for each rollout of what the calls returned."""
+    for stray in filter(iscoroutine, result):  # refused below; else Python complains that nobody awaited it
+        stray.close()
     values = _unpacked(reward, result[0], pairs) if reward.batched else result
     return [_number(reward, value, pair) for value, pair in zip(values, pairs, strict=True)]
 
@@ -302,11 +304,7 @@ def _number(reward: NamedReward, value: Any, pair: tuple[Problem, Rollout]) -> f
 
 
 def _refused(value: Any) -> str:
-    if not isawaitable(value):
-        return shown(value)
-    if iscoroutine(value):
-        value.close()  # else Python complains that nobody awaited it
-    return "something to be awaited, but the function is no `async def`"
+    return "something to be awaited, but the function is no `async def`" if isawaitable(value) else shown(value)
 
 
 def _trace(pair: tuple[Problem, Rollout]) -> str:
