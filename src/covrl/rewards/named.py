@@ -235,7 +235,7 @@ def _checked(
         if because is not None and reward not in (0.0, 1.0):
             what = f"reward function {rewards[0].label}" if len(rewards) == 1 else _sum_of(rewards)
             raise UserError(
-                f"{what}: {_trace(pair)}: gave {reward:g}; it must be 1 for right or 0 for wrong, because {because}"
+                f"{what}: {trace_name(pair)}: gave {reward:g}; it must be 1 for right or 0 for wrong, because {because}"
             )
     return found
 
@@ -257,7 +257,7 @@ def values_of(rewards: Sequence[NamedReward], pairs: Sequence[tuple[Problem, Rol
         results = results_of(groups)
     except CallFailedError as error:
         reward = rewards[error.group]
-        where = _batch(pairs) if reward.batched else _trace(pairs[error.call])
+        where = batch_name(pairs) if reward.batched else trace_name(pairs[error.call])
         raise UserError(f"reward function {reward.label}: {where}: {error.why}") from error.__cause__
     columns = [_column(reward, result, pairs) for reward, result in zip(rewards, results, strict=True)]
     names = [reward.name for reward in rewards]
@@ -282,7 +282,7 @@ def _column(reward: NamedReward, result: list[Any], pairs: Sequence[tuple[Proble
 
 
 def _unpacked(reward: NamedReward, given: Any, pairs: Sequence[tuple[Problem, Rollout]]) -> list[Any]:
-    what = f"reward function {reward.label}: {_batch(pairs)}"
+    what = f"reward function {reward.label}: {batch_name(pairs)}"
     if isawaitable(given) or isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
         raise UserError(f"{what}: gave {_refused(given)}; it must give a list with a number for each of the texts")
     try:
@@ -299,7 +299,9 @@ def _unpacked(reward: NamedReward, given: Any, pairs: Sequence[tuple[Problem, Ro
 def _number(reward: NamedReward, value: Any, pair: tuple[Problem, Rollout]) -> float:
     number = as_number(plain(value))
     if number is None:
-        raise UserError(f"reward function {reward.label}: {_trace(pair)}: gave {_refused(value)}; it must be a number")
+        raise UserError(
+            f"reward function {reward.label}: {trace_name(pair)}: gave {_refused(value)}; it must be a number"
+        )
     return number
 
 
@@ -307,14 +309,16 @@ def _refused(value: Any) -> str:
     return "something to be awaited, but the function is no `async def`" if isawaitable(value) else shown(value)
 
 
-def _trace(pair: tuple[Problem, Rollout]) -> str:
+def trace_name(pair: tuple[Problem, Rollout]) -> str:
+    """A rollout as messages name it."""
     problem, rollout = pair
     return f"problem {problem.id}, rollout {rollout.request.index} ({rollout.source})"
 
 
-def _batch(pairs: Sequence[tuple[Problem, Rollout]]) -> str:
-    last = f" to {_trace(pairs[-1])}" if len(pairs) > 1 else ""
-    return f"the batch of {len(pairs)} from {_trace(pairs[0])}{last}"
+def batch_name(pairs: Sequence[tuple[Problem, Rollout]]) -> str:
+    """Several rollouts as messages name them: how many, the first and the last."""
+    last = f" to {trace_name(pairs[-1])}" if len(pairs) > 1 else ""
+    return f"the batch of {len(pairs)} from {trace_name(pairs[0])}{last}"
 
 
 def not_finite(reward: Reward, rollout: Rollout) -> str | None:
