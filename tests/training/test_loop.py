@@ -216,7 +216,7 @@ def test_methods_that_compare_no_traces_take_a_single_one(name: str) -> None:
 def test_a_shaped_reward_is_no_verdict(folder: Path, name: str) -> None:
     run = make_run(name)
     run.reward = lambda problem, text: 0.4
-    with pytest.raises(UserError, match=r"problem \w+: gave 0.4; it must be 1 for right or 0 for wrong, because"):
+    with pytest.raises(UserError, match=r"problem p0, rollout 0 \(\w+\): gave 0.4; it must be 1 for right or 0"):
         run.step()
     run = make_run(name)
     run.reward = lambda problem, text: float(len(text) % 2)
