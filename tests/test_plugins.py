@@ -312,7 +312,9 @@ def test_several_functions_in_python_and_a_resume_with_them(package: Path, proje
     with pytest.raises(UserError, match="--reward short=echo_method:shortness"):
         api.resume(project / "run", problems, algorithm="echo_method:Echo")
     with pytest.raises(UserError, match=r"reward.short is .*'weight': 1.0.*put it back, or begin a new run"):
-        api.resume(project / "run", problems, reward={"short": "shortness", "vowels": vowels}, algorithm="echo_method:Echo")
+        api.resume(
+            project / "run", problems, reward={"short": "shortness", "vowels": vowels}, algorithm="echo_method:Echo"
+        )
     again = api.resume(project / "run", problems, reward=rewards, algorithm="echo_method:Echo")
     assert api.train_run(again, project / "run").reports[0].metrics.keys() >= {"reward/short", "reward/vowels"}
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import covrl
-from covrl.config import RunConfig, check, override, read_settings, reward_assignments, to_toml
+from covrl.config import RewardConfig, RunConfig, check, override, read_settings, reward_assignments, to_toml
 from covrl.errors import UserError
 from covrl.records import Problem, Request, Rollout
+from covrl.rewards.functions import RESERVED
 from covrl.rewards.named import (
     NamedReward,
     as_named,
@@ -329,6 +333,16 @@ def test_a_file_names_no_code_in_either_spelling(tmp_path: Any, text: str) -> No
     file.write_text(text)
     with pytest.raises(UserError, match=r"give it on the command line instead: --reward b=os:system$"):
         read_settings(file)
+
+
+def test_the_page_says_what_is_accepted() -> None:
+    """The TOML of docs/rewards.md is a run's, its table of keys has them all, and its names are those refused."""
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    config = check(RunConfig, {**MODEL, **tomllib.loads(block)})
+    assert list(config.reward) == ["right", "brevity", "tone"]
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {"name", *RewardConfig.model_fields}
+    assert all(f"`{name}`" in page for name in RESERVED)
 
 
 def test_the_weighted_sum_reads_each_by_its_name() -> None:

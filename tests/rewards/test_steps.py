@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from covrl.records import Problem, Request, Rollout, Span
 from covrl.rewards import step_server
 from covrl.rewards.segmenter import Segmenter
 from covrl.rewards.step_server import StepServer
-from covrl.rewards.steps import StepsToScore, Tokens, step_metrics, token_rewards, with_step_scores
+from covrl.rewards.steps import EachTrace, StepsToScore, Tokens, step_metrics, token_rewards, with_step_scores
 
 TOKENIZER = byte_tokenizer()
 TOKENS = Tokens(TOKENIZER, Segmenter("lines"), "</think>")
@@ -96,6 +97,37 @@ def test_a_scorers_fault_is_one_line(name: str) -> None:
         with_step_scores(PAIRS, TOKENS, scorer, lambda work, items: work(items))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def asks(each: StepsToScore) -> tuple[float, ...]:
+    await asyncio.sleep(0.01)
+    return fake_scorer([each])[0]
+
+
+async def hangs_on_the_last(each: StepsToScore) -> tuple[float, ...]:
+    await asyncio.sleep(30.0 if each.question == "question 3?" else 0.0)
+    return fake_scorer([each])[0]
+
+
+def raises_on_the_last(each: StepsToScore) -> tuple[float, ...]:
+    return fake_scorer([each])[0] if each.question != "question 3?" else 1 / 0  # ty: ignore
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("judge", [asks, lambda each: fake_scorer([each])[0]])
+def test_a_judge_may_be_asked_trace_by_trace(judge: Any, at_once: int) -> None:
+    found = with_step_scores(PAIRS, TOKENS, EachTrace(judge, 5.0, at_once), share)
+    assert found == with_step_scores(PAIRS, TOKENS, fake_scorer, share)
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [(hangs_on_the_last, "ran into its time limit of 0.2 s (timeout_s)"), (raises_on_the_last, "ZeroDivisionError: ")],
+)
+def test_a_judge_that_hangs_or_raises_is_named_with_the_trace(judge: Any, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        with_step_scores(PAIRS, TOKENS, EachTrace(judge, 0.2, 2), lambda work, items: work(items))
+    assert str(caught.value).startswith(f"step scorer test_steps:{judge.__name__}: {THIRD}: {said}")
 
 
 def test_scores_may_be_numbers_of_any_kind() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.records import Problem, Rollout, Span
-from covrl.rewards.calls import one_line
+from covrl.rewards.calls import CallFailedError, Calls, one_line, results_of, returns_coroutine
 from covrl.rewards.functions import as_number, name_of, plain, shown
 from covrl.rewards.named import batch_name, trace_name
 from covrl.rewards.segmenter import Segmenter, Step
@@ -39,6 +39,37 @@ StepScorer = Callable[[Sequence[StepsToScore]], Sequence[tuple[float, ...]]]
 """Traces -> a number for each of their steps, in order. What the numbers mean is the scorer's to say."""
 
 At = Literal["last", "even", "each"]
+
+
+@dataclass(frozen=True, slots=True)
+class EachTrace:
+    """A scorer that asks a judge trace by trace, with limits.
+
+    Example:
+        >>> EachTrace(ask_model, timeout_s=30, concurrency=8)
+
+    ``judge`` gives a number for each step of one trace and may be ``async``. ``timeout_s`` bounds each call (seconds;
+    0: no limit), ``concurrency`` is how many run at once: in threads, or coroutines of one event loop.
+    """
+
+    judge: Callable[[StepsToScore], Any]
+    timeout_s: float = 600.0
+    concurrency: int = 1
+
+    @property
+    def name(self) -> str:
+        """The scorer as messages name it."""
+        return name_of(self.judge)
+
+    def __call__(self, asked: Sequence[StepsToScore]) -> list[Any]:
+        """What the judge gave for each trace, in order.
+
+        Raises:
+            CallFailedError: it raised or took too long; ``call`` is the number of the trace.
+        """
+        work = [partial(self.judge, each) for each in asked]
+        (found,) = results_of([Calls(work, self.timeout_s, self.concurrency, returns_coroutine(self.judge))])
+        return found
 
 
 class Tokens(NamedTuple):
@@ -103,6 +134,8 @@ def _scored(
         given = list(scorer(questions))
     except (UserError, TrainingStoppedError):
         raise
+    except CallFailedError as error:
+        raise UserError(f"{what}: {trace_name(pairs[error.call])}: {error.why}") from error.__cause__
     except Exception as error:
         raise UserError(f"{what}: {batch_name(pairs)}: {one_line(error)}") from error
     if len(given) != len(questions):
