@@ -159,8 +159,11 @@ class Rollout:
     ``trace_ids`` are the tokens that were sampled after ``request.prefix_ids``: ``[T]`` ids, never tokenised again,
     the only ones that carry loss. ``text`` is the whole trace, prefix included. ``log_probs`` are the
     sampler's own (nats, at its temperature); training uses the trainer's, these serve to compare the two.
-    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` what
-    the user's reward function gave; each is None where there is none. ``observed`` is what the request asked for.
+    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` the
+    weighted sum of the user's reward functions; each is None where there is none. ``rewards`` has each function's own
+    value under its name, before its weight. ``observed`` is what the request asked for. ``steps`` are spans of
+    ``trace_ids`` that follow each other without a gap, and ``step_scores`` what a judge or a process reward model gave
+    each; both are empty where nobody asked.
 
     ``written`` ``[T]`` tells the tokens that the policy wrote from those that were put into the trace on the way (a
     tool's output, another's turn): the latter are read and carry no loss, and what their ``log_probs`` are does not
@@ -182,6 +185,9 @@ class Rollout:
     reward: float | None = None
     written: tuple[bool, ...] | None = None
     observed: Observed = NOTHING_OBSERVED
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[Span, ...] = ()
+    step_scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         parts = {"written": self.written} | {f"observed.{n}": v for n, v in self.observed._asdict().items()}
@@ -367,6 +373,7 @@ class TraceView:
     """One trace as a person reads it in the report; ``tokens`` may be left out.
 
     ``index`` is the rollout's place in its group, ``parent`` that of the rollout that it branched from.
+    ``rewards`` is what each of the user's reward functions gave, by its name.
     """
 
     source: str
@@ -379,6 +386,7 @@ class TraceView:
     tokens: tuple[TokenView, ...] = ()
     index: int | None = None
     parent: int | None = None
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, 
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Credit, Problem, Request, Rollout
+from covrl.rewards.named import as_named
 from covrl.scoring.pack import PassLimits
 from covrl.training import loop, step
 from covrl.training.bundle import read_bundle
@@ -284,6 +285,13 @@ def test_a_users_reward_that_is_not_finite_obeys_the_policy(folder: Path, name: 
     assert "step left out (1 of at most" in report.warnings[0]
     assert state(skipping)[2:] == before[2:]  # weights, optimizer and the method's memory
     assert "guard/skipped" not in take_step(skipping).metrics
+
+
+def test_of_several_functions_the_one_that_is_not_finite_is_named(folder: Path) -> None:
+    run = make_run("rlpr")
+    run.reward = as_named({"fine": by_length, "bad": (lambda problem, text: float("nan"), 0.0)})
+    with pytest.raises(NonFiniteError, match=r"the reward of bad \(test_guards:\S+\) is nan at problem p\d, rollout 0"):
+        run.step()
 
 
 def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:

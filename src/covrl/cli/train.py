@@ -35,7 +35,7 @@ class TrainRequest:
     folder: Path
     dry_run: bool
     algorithm: str | None
-    reward: str | None
+    reward: Sequence[str] | None
     engine: str | None = None
     """Of a resumed run, in the place of the one that its file names."""
 

@@ -107,7 +107,7 @@ class Own:
         for cell in {cell.method: cell for cell in cells if cell.method != BASE}.values():
             try:
                 config = self.cell_config(cell)
-                build_algorithm(config, prompts, None, rewarded=bool(config.rewards.function))
+                build_algorithm(config, prompts, None, rewarded=config.rewarded)
             except UserError as error:
                 raise UserError(f"--algorithms {cell.method}: {error}") from None
             if left := self._algorithm(cell.method)[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def clipped_scores(scores: Sequence[float], threshold: float) -> list[float]:
@@ -24,7 +25,7 @@ def score_differences(scores: Sequence[float], keep_last: bool = True) -> list[f
     """
     if not scores:
         return []
-    return [now - after for now, after in zip(scores[:-1], scores[1:], strict=True)] + [scores[-1] * keep_last]
+    return [now - after for now, after in pairwise(scores)] + [scores[-1] * keep_last]
 
 
 def step_advantages(values: Sequence[float], reward: float) -> list[float]:

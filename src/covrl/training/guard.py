@@ -5,7 +5,6 @@ The loop calls; nothing here takes a step. See docs/guards.md for what each guar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from covrl.errors import NonFiniteError
 from covrl.evaluation.reading_watch import ReadingWatch
 from covrl.evaluation.reward_watch import RewardWatch
 from covrl.records import Credit, OffendingRollout, ScoredGroup
-from covrl.rewards.functions import RewardFunction, name_of
+from covrl.rewards.named import Reward, not_finite
 from covrl.training.bundle import write_bundle
 from covrl.training.divergence import Divergence
 from covrl.training.publish_check import BothSides, PublishCheck, canary
@@ -103,14 +102,16 @@ def check_scores(groups: Sequence[ScoredGroup]) -> None:
             raise NonFiniteError(f"the score {output.span}/{output.name} is {said} at {bad.name}", [bad])
 
 
-def check_rewards(groups: Sequence[ScoredGroup], function: RewardFunction | None) -> None:
-    """Raises NonFiniteError if a user's reward ``function`` gave NaN or an infinity."""
+def check_rewards(groups: Sequence[ScoredGroup], reward: Reward | None) -> None:
+    """Raises NonFiniteError if one of the user's reward functions gave NaN or an infinity, or their sum is."""
+    if reward is None:
+        return
     for group in groups:
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
-            if rollout.reward is not None and not math.isfinite(rollout.reward):
+            wrong = not_finite(reward, rollout)
+            if wrong:
                 trace = OffendingRollout(group.problem, rollout, scores)
-                said = f"the reward of {name_of(function)} is {rollout.reward} at {trace.name}"
-                raise NonFiniteError(said, [trace])
+                raise NonFiniteError(f"{wrong} at {trace.name}", [trace])
 
 
 def check_credits(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> None:
