@@ -31,6 +31,7 @@ from covrl.records import Grader, Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import name_of
 from covrl.rewards.named import Given, Reward, as_reward
+from covrl.rewards.steps import StepScorer
 from covrl.scoring.model import SHIPPED, load_model
 from covrl.secrets import redacted
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
@@ -87,6 +88,7 @@ def train(
     grade: Grader | None = None,
     reward: Given | None = None,
     algorithm: type[Algorithm] | str | None = None,
+    step_scorer: StepScorer | None = None,
     sinks: Sequence[Sink] = (),
 ) -> Trained:
     """Train a model from settings and problems: :func:`build`, a new folder, :func:`train_run`.
@@ -99,6 +101,7 @@ def train(
     of the group family, an addition to the answer's likelihood in CoVRL and its family. Several have names and weights:
     ``{"right": f, "brevity": (g, 0.1)}``, or a list of :class:`covrl.NamedReward`, which may be ``async`` or batched
     too (docs/rewards.md). ``algorithm`` is a method's class or its name. ``grade`` judges held-out answers.
+    ``step_scorer`` gives each reasoning step a number, for methods that want that.
 
     Raises:
         UserError: a setting, the model, a problem or the folder cannot be used.
@@ -107,7 +110,7 @@ def train(
     checked = config if isinstance(config, RunConfig) else check(RunConfig, config)
     if isinstance(algorithm, str):
         algorithm = find_algorithm(algorithm)
-    run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm)
+    run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm, step_scorer=step_scorer)
     folder = run.world.broadcast(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
     if run.world.first:
         new_run_folder(folder)
@@ -189,12 +192,13 @@ def resume(
     reward: Given | Sequence[str] | None = None,
     algorithm: type[Algorithm] | str | None = None,
     engine: str | None = None,
+    step_scorer: StepScorer | None = None,
 ) -> Run:
     """The run of a folder, where its newest whole checkpoint was cut; a run that has none yet is at its beginning.
 
-    What was given to :func:`train` in Python (problems, reward functions, a method's class) is to be given again; of
-    reward functions that were typed, ``reward`` is the names, as ``--reward`` takes them. ``generation.engine`` is to
-    be given again too, as ``engine``, where it is on another machine.
+    What was given to :func:`train` in Python (problems, reward functions, a scorer of steps, a method's class) is to be
+    given again; of reward functions that were typed, ``reward`` is the names, as ``--reward`` takes them.
+    ``generation.engine`` is to be given again too, as ``engine``, where it is on another machine.
     Damaged checkpoints that were passed over, and settings that changed and may, are in the run's ``notes``. Nothing
     in the folder is changed before :func:`train_run`.
 
@@ -218,6 +222,7 @@ def resume(
         held_out,
         reward=made,
         algorithm=None if isinstance(algorithm, str) else algorithm,
+        step_scorer=step_scorer,
         policy_path=found / "model" if found else None,
     )
     # before anything is read together: where a folder lags behind, a rank may not see the newest yet

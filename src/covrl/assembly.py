@@ -24,6 +24,8 @@ from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.functions import find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.rewards.named import Given, Reward, as_reward, load_reward
+from covrl.rewards.step_server import StepServer
+from covrl.rewards.steps import StepScorer
 from covrl.scoring.compute import emulated_note
 from covrl.scoring.model import load_model
 from covrl.training.distribute import distribute
@@ -41,6 +43,7 @@ def build(
     grade: Grader | None = None,
     label: TraceLabel | None = None,
     reward: Given | None = None,
+    step_scorer: StepScorer | None = None,
     algorithm: type[Algorithm] | None = None,
     evaluation_only: bool = False,
     policy_path: Path | None = None,
@@ -50,9 +53,10 @@ def build(
     Problems come from ``[problems]`` unless they are given. ``grade`` judges held-out answers (the default is
     ``evaluation.verifier``) and ``label`` names what traces do in the report: neither has a part in training.
     ``reward`` is a function of problem and sampled text, or several with their names, in the place of
-    ``rewards.function`` and ``[[reward]]`` (:func:`covrl.rewards.named.as_reward`). ``algorithm`` is a class in the
-    place of ``algorithm.name``. ``policy_path`` is where the policy's weights are, if they are no longer those of
-    ``model.path``: frozen references are always the latter.
+    ``rewards.function`` and ``[[reward]]`` (:func:`covrl.rewards.named.as_reward`). ``step_scorer`` scores reasoning
+    steps in the place of ``steps.server``. ``algorithm`` is a class in the place of ``algorithm.name``. ``policy_path``
+    is where the policy's weights are, if they are no longer those of ``model.path``: frozen references are always the
+    latter.
 
     Raises:
         UserError: a setting, the model, or a problem cannot be used.
@@ -95,6 +99,7 @@ def build(
         source=source,
         verify=make_grader(config.rewards.verifier) if method.verified and rewards is None else None,
         reward=rewards,
+        step_scorer=step_scorer or _step_server(config) if method.wants_step_scores else None,
         label=data.label,
         evaluator=Evaluator(
             generator,
@@ -112,6 +117,21 @@ def build(
     run = fit(run, trains=not evaluation_only)
     distribute(run)
     return run
+
+
+def _step_server(config: RunConfig) -> StepScorer:
+    """The process reward model that the settings name.
+
+    Raises:
+        UserError: they name none, or no address.
+    """
+    steps = config.steps
+    if not steps.server:
+        raise UserError(
+            f"{config.algorithm.name} takes scores of reasoning steps: set steps.server to the address of a process "
+            "reward model (docs/rewards.md), or give step_scorer to covrl.train"
+        )
+    return StepServer(steps.server, steps.protocol, model=steps.model, timeout_s=steps.timeout_s)
 
 
 def _rewards_of(config: RunConfig) -> Reward | None:

@@ -306,6 +306,28 @@ class RewardsConfig(Settings):
     _verifier = field_validator("verifier")(_known_verifier)
 
 
+class StepsConfig(Settings):
+    """How traces are cut into reasoning steps, and who scores them, for methods that ask (docs/rewards.md)."""
+
+    rule: Literal["lines", "paragraphs", "sentences"] = Field(
+        "paragraphs", description="what ends a step; paragraphs have a blank line between them"
+    )
+    pattern: str = Field("", description="a regular expression in place of the rule: a step ends where a match ends")
+    server: str = Field(
+        "", description="address of a process reward model, http://HOST:PORT; without one a scorer is given in Python"
+    )
+    protocol: Literal["plain", "vllm"] = Field("plain", description="what the server speaks")
+    model: str = Field("", description="the served model's name, of the protocol vllm")
+    timeout_s: float = Field(60.0, gt=0, description="seconds that one request may take")
+    shows_answer: bool = Field(False, description="the scorer sees the reference answer too")
+
+    @model_validator(mode="after")
+    def _used(self) -> StepsConfig:
+        for name in ("protocol", "model", "timeout_s"):
+            self.refuse_idle(name, not self.server, "no steps.server")
+        return self
+
+
 class RewardConfig(Settings):
     """One reward function among several: a table ``[[reward]]`` with its name, or ``[reward.NAME]`` (docs/rewards.md).
 
@@ -527,6 +549,7 @@ class RunConfig(Settings):
     problems: ProblemsConfig = ProblemsConfig()
     rewards: RewardsConfig = RewardsConfig()
     reward: Rewards = Field(default_factory=dict)
+    steps: StepsConfig = StepsConfig()
     generation: GenerationConfig = GenerationConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -24,6 +24,7 @@ from covrl.distributed.processes import join_world
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
 from covrl.records import Problem
+from covrl.rewards.steps import StepsToScore
 from covrl.training import fit as fitting
 from covrl.training import loop, models
 from covrl.training.gradient import add_gradient
@@ -99,14 +100,23 @@ FAILURES = ("reward", "nan", "loss", "gradient", "loss, merged", "gradient, merg
 STOPPED = {"sampling": ("sampling", (0, 1)), "training": ("training", (0, 1)), "training, one rank": ("training", (1,))}
 
 
+SMALLER: dict[str, dict[str, Any]] = {"cure": {"branches": 2}, "vineppo": {"continuations": 2}}
+"""Settings with which a method fits three traces of a problem, or costs less."""
+
+
 def _one_step_of(method: str) -> tuple[str, tuple[str, str, dict[str, Any], dict[str, Any]]]:
     updates = find_algorithm(method).updates_wanted
-    return f"one step of {method}", (method, "float64", {"steps": 1, "mini_batches": updates}, {})
+    return f"one step of {method}", (method, "float64", {"steps": 1, "mini_batches": updates}, SMALLER.get(method, {}))
 
 
 def reward(problem: Problem, text: str) -> float:
     """Any function of the text that differs within a group, right or wrong for methods that weigh by verdict."""
     return float(sum(map(ord, text)) % 2)
+
+
+def step_score(asked: Sequence[StepsToScore]) -> list[tuple[float, ...]]:
+    """A number for each step, from its text."""
+    return [tuple(sum(map(ord, step)) % 7 / 7 for step in one.steps) for one in asked]
 
 
 def config(folder: Path, name: str) -> RunConfig:
@@ -174,7 +184,7 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
 
 def one_step(folder: Path, method: str) -> dict[str, Any]:
     """The gradients of a method's first step, without an evaluation, and the step's metrics."""
-    run: Run = api.build(config(folder, f"one step of {method}"), PROBLEMS, reward=reward)
+    run: Run = api.build(config(folder, f"one step of {method}"), PROBLEMS, reward=reward, step_scorer=step_score)
     found: list[torch.Tensor] = []
 
     def keep(*_: Any) -> None:

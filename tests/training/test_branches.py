@@ -17,7 +17,11 @@ from covrl.objectives import trace_tokens
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, PassLimits, Reading, make_unit, score
-from covrl.training.loop import Run
+from covrl.training.reading_plan import plan_of_step
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 P = Output("trace", "prior")
 DRAW = Draw(0, 0)
@@ -37,7 +41,8 @@ class Branching(Algorithm):
         self.prompts = prompts
         self.contexts = (Context("prior", prompts.response_row),)
         self.scoring = self.training = (Reading("trace", ("prior",), log_prob, ("prior",)),)
-        self.merged = self.scoring if merges else ()
+        if merges:
+            self.admission_reads, self.credit_scope = (), "group"
         self.streams = (Stream("policy", "trace", 1.0, trace_tokens),)
 
     def plan(self, problem: Problem, history: Sequence[Rollout], draw: Draw) -> list[Request]:
@@ -81,7 +86,7 @@ def own_log_probs(run: Run, rollout: Rollout) -> Tensor:
 def test_a_method_branches_in_its_plan() -> None:
     """The second wave goes on from the first, is scored after prompt and prefix, and what is not scored is not read."""
     run = branching_run()
-    groups = run.score(run.sample(PROBLEMS, DRAW))
+    groups = score_groups(run, sample(run, PROBLEMS, DRAW))
     for group in groups:
         assert [r.request.index for r in group.rollouts] == list(range(6))
         for r, scores in zip(group.rollouts, group.scores, strict=True):
@@ -99,7 +104,7 @@ def test_a_method_branches_in_its_plan() -> None:
 
 def test_an_unscored_rollout_costs_no_row() -> None:
     run = branching_run()
-    pairs = [(g.problem, r) for g in run.sample(PROBLEMS, DRAW) for r in g.rollouts]
+    pairs = [(g.problem, r) for g in sample(run, PROBLEMS, DRAW) for r in g.rollouts]
     model, read = run.models["policy"], []
     own = model.states
     model.states = lambda rows: read.extend(rows) or own(rows)  # ty: ignore
@@ -116,7 +121,7 @@ def test_an_unscored_rollout_costs_no_row() -> None:
 def test_the_gradient_is_that_of_the_sampled_tokens_alone_whatever_the_packs() -> None:
     """Prefixes are read and carry no loss; tokens of auxiliary traces are in no denominator."""
     run = branching_run()
-    groups = run.score(run.sample(PROBLEMS, DRAW))
+    groups = score_groups(run, sample(run, PROBLEMS, DRAW))
     credits = run.algorithm.credit(groups)
     found = gradient(run, LIMITS, groups, credits)
     for limits in (PassLimits(1, 1), PassLimits(90, 97 * 4 * 3)):
@@ -138,8 +143,8 @@ def test_whole_steps_with_branches(merges: bool) -> None:
     """Read before or in the training forward: the same weights come out."""
     run, other = branching_run(merges), branching_run(False)
     for one in (run, other):
-        report = one.step()
+        report = take_step(one)
         assert report.metrics["groups/kept"] == 5
-    assert run.merges == merges
+    assert bool(plan_of_step(run, run.config.training.steps - 1).in_pass) == merges
     for p, q in zip(run.parameters, other.parameters, strict=True):
         assert torch.allclose(p, q, atol=1e-9)

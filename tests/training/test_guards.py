@@ -291,7 +291,7 @@ def test_of_several_functions_the_one_that_is_not_finite_is_named(folder: Path) 
     run = make_run("rlpr")
     run.reward = as_named({"fine": by_length, "bad": (lambda problem, text: float("nan"), 0.0)})
     with pytest.raises(NonFiniteError, match=r"the reward of bad \(test_guards:\S+\) is nan at problem p\d, rollout 0"):
-        run.step()
+        take_step(run)
 
 
 def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:

@@ -35,7 +35,7 @@ PROMPTS = {
     "answer_prefix": "",
     "answer_suffix": "t",
 }
-ALONE = ("rationalise", "reinforce_pp", "psr", "nsr", "w_reinforce")
+ALONE = ("rationalise", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta")
 """Methods to which a single trace of a problem teaches something."""
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
@@ -126,12 +126,16 @@ def test_the_posterior_control_verifies_answers_of_the_prior_prompt(folder: Path
     take_step(run)
 
 
-def test_dapo_keeps_groups_with_both_outcomes_and_samples_others(folder: Path) -> None:
+def test_dapo_keeps_groups_with_both_outcomes_and_samples_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("dapo", {"problems_per_step": 2})
     run.reward = lambda problem, text: float(problem.id in ("p1", "p4") and len(text) % 2)
     rounds: list[int] = []
-    sample = run.sample
-    run.sample = lambda problems, draw: rounds.append(len(problems)) or sample(problems, draw)  # ty: ignore
+
+    def counted(run: Run, problems: Any, draw: Draw) -> Any:
+        rounds.append(len(problems))
+        return sample(run, problems, draw)
+
+    monkeypatch.setattr("covrl.training.collect.sample", counted)
     report = take_step(run)
     assert report.metrics["groups/kept"] == 2
     assert len(rounds) > 1
@@ -218,7 +222,7 @@ def test_methods_that_compare_no_traces_take_a_single_one(name: str) -> None:
 def test_a_shaped_reward_is_no_verdict(folder: Path, name: str) -> None:
     run = make_run(name)
     run.reward = lambda problem, text: 0.4
-    with pytest.raises(UserError, match=r"problem \w+: gave 0.4; it must be 1 for right or 0 for wrong, because"):
+    with pytest.raises(UserError, match=r"problem p0, rollout 0 \(\w+\): gave 0.4; it must be 1 for right or 0"):
         take_step(run)
     run = make_run(name)
     run.reward = lambda problem, text: float(len(text) % 2)

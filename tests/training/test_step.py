@@ -24,7 +24,7 @@ from covrl.scoring.pack import PassLimits
 from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.reading_plan import reading_plan
-from covrl.training.rollouts import sample
+from covrl.training.rollouts import response_tokens, sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
@@ -64,7 +64,7 @@ def make_run(
     model = tiny(family, len(tokenizer)).to(getattr(torch, dtype))
     return Run(
         config,
-        make_algorithm(config.algorithm, Setup(prompts, 4, 5)),
+        make_algorithm(config.algorithm, Setup(prompts, 4, 5, response_tokens(prompts, config.generation))),
         {"policy": LanguageModel(model)},
         TorchGenerator(model, tokenizer, 64),
         prompts,

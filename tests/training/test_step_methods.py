@@ -17,7 +17,7 @@ from training.passes import passes
 from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
-from covrl.records import Credit, Group, Rollout, ScoredGroup
+from covrl.records import Credit, Group, Rollout, ScoredGroup, Span
 from covrl.scoring.critic import Critic, HeadOnTrunk
 from covrl.scoring.pack import PassLimits, make_unit, padded_tokens
 from covrl.scoring.shared import lay_out
@@ -63,6 +63,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "ppo",
         {"critic": "trunk", "kl": "k1", "kl_in": "reward", "kl_weight": 0.1, "whiten": False},
     ),
+    "vineppo": ("vineppo", {"continuations": 2, "steps": "sentences"}),
+    "cure": ("cure", {}),
+    "cure, per parent": ("cure", {"branches": 1, "baseline": "per_parent", "resample": False}),
+    "clip_delta": ("clip_delta", {}),
 }
 
 
@@ -87,6 +91,7 @@ def method_run(case: str, dtype: str = "float64") -> Run:
                 p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         run.models[spec.name] = beside
     run.take_parameters()
+    run.step_scorer = lambda asked: [tuple(len(step) % 5 / 5 for step in one.steps) for one in asked]
     return run
 
 
@@ -103,9 +108,14 @@ def sampled(run: Run) -> list[Group]:
 
 def _sampled(run: Run) -> list[Group]:
     groups = sample(run, PROBLEMS, Draw(0, 0))
-    if run.algorithm.samples == "response":
+    if run.algorithm.samples == "response" and not branched(groups):
         return [replace(g, rollouts=tuple(_answered(run, r) for r in g.rollouts)) for g in groups]
     return groups
+
+
+def branched(groups: Sequence[Group] | Sequence[ScoredGroup]) -> bool:
+    """Whether some rollouts go on from others, which have to stay as they were sampled."""
+    return any(r.request.parent is not None for g in groups for r in g.rollouts)
 
 
 def _answered(run: Run, rollout: Rollout) -> Rollout:
@@ -116,15 +126,16 @@ def _answered(run: Run, rollout: Rollout) -> Rollout:
     said = ":" + str(8 * rollout.request.index) + ";"
     ids = thought.trace_ids + run.prompts.encode(said)
     log_probs = (-1.0,) * len(ids)
-    return replace(rollout, trace_ids=ids, log_probs=log_probs, finish="closed", text=thought.text + said)
+    steps = (Span(0, 2), Span(2, len(ids))) if rollout.steps else ()
+    made = replace(rollout, trace_ids=ids, log_probs=log_probs, finish="closed", text=thought.text + said)
+    return replace(made, steps=steps, step_scores=(0.3, 0.8)[: len(steps)])
 
 
 def credited(run: Run) -> tuple[list[ScoredGroup], list[list[Credit]]]:
     kept = run.algorithm.admit(score_groups(run, sampled(run))).kept
     assert len(kept) >= 2
     finishes = {r.finish for g in kept for r in g.rollouts}
-    assert "closed" in finishes
-    assert len(finishes) > 1
+    assert branched(kept) or ("closed" in finishes and len(finishes) > 1)
     return kept, run.algorithm.credit(kept)
 
 

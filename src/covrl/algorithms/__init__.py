@@ -36,6 +36,9 @@ ALGORITHMS = {
     "dash": "covrl.algorithms.dash:DASH",
     "rover": "covrl.algorithms.rover:ROVER",
     "ppo": "covrl.algorithms.ppo:PPO",
+    "vineppo": "covrl.algorithms.vineppo:VinePPO",
+    "cure": "covrl.algorithms.cure:CURE",
+    "clip_delta": "covrl.algorithms.clip_delta:ClipDelta",
 }
 
 

@@ -102,7 +102,8 @@ class Algorithm(ABC):
     ``verified`` methods take their reward from a verifier or the user's reward function. ``one_update`` says why a
     batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
     sense, ``rollouts_wanted`` the fewest traces of a problem, where they are compared with each other. ``by_verdict``
-    says why a user's reward has to be 0 or 1, where a method tells right from wrong.
+    says why a user's reward has to be 0 or 1, where a method tells right from wrong. With ``wants_step_scores``
+    rollouts have ``steps`` and ``step_scores``, from a judge or a process reward model.
 
     ``scoring`` are the readings whose values at the old weights credit and loss use, ``training`` those that carry
     gradient. ``credit_reads`` names the models whose scores ``credit`` looks at, ``admission_reads`` those that
@@ -127,6 +128,7 @@ class Algorithm(ABC):
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
     streams: tuple[Stream, ...]
+    wants_step_scores: bool = False
     credit_reads: tuple[str, ...] | Literal["all"] = "all"
     admission_reads: tuple[str, ...] | Literal["all"] = "all"
     credit_scope: Literal["group", "batch"] = "batch"

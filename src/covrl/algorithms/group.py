@@ -283,7 +283,7 @@ class GroupMethod(Algorithm):
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         read = [s for group in groups for s in group.scores if ENTROPY in s]
         entropies = torch.cat([s[ENTROPY] for s in read]) if read else torch.zeros(0)
-        flat = [all(not bool(c.weights["policy"].any()) for c in row) for row in credits]
+        flat = [all("policy" not in c.weights or not bool(c.weights["policy"].any()) for c in row) for row in credits]
         metrics = {"entropy/prior": float(entropies.double().mean()) if len(entropies) else float("nan")}
         if flat:
             metrics["groups/without_signal_share"] = sum(flat) / len(flat)

@@ -37,5 +37,5 @@ def step_advantages(values: Sequence[float], reward: float) -> list[float]:
         >>> step_advantages([0.5, 0.75, 0.25], 1.0)
         [0.25, -0.5, 0.75]
     """
-    ahead = [*values[1:], reward]
+    ahead = [*values[1:], reward][: len(values)]
     return [after - now for now, after in zip(values, ahead, strict=True)]

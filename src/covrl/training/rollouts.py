@@ -11,6 +11,8 @@ from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
 from covrl.rewards.named import rewarded
+from covrl.rewards.segmenter import Segmenter
+from covrl.rewards.steps import Tokens, with_step_scores
 from covrl.training.memory import with_fewer_rows
 from covrl.training.run import Run
 
@@ -50,7 +52,7 @@ def _generated(run: Run, requests: Sequence[Request], sampling: Sampling, draw: 
 
 
 def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
-    """The groups with verdicts, where the method asks for them, and with the user's rewards.
+    """The groups with verdicts and scores of steps, where the method asks for them, and with the user's rewards.
 
     A response without an answer in its place is wrong: there is nothing to be in doubt about.
     """
@@ -65,6 +67,10 @@ def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
         ]
     if run.reward is not None:
         pairs = rewarded(run.reward, pairs, run.algorithm.by_verdict, run.world.shared)
+    if run.algorithm.wants_step_scores and run.step_scorer is not None:
+        steps, prompts = run.config.steps, run.prompts
+        tokens = Tokens(prompts.tokenizer, Segmenter(steps.rule, steps.pattern or None), prompts.config.close)
+        pairs = with_step_scores(pairs, tokens, run.step_scorer, run.world.shared, steps.shows_answer)
     found = iter(rollout for _, rollout in pairs)
     return [Group(g.problem, tuple(next(found) for _ in g.rollouts)) for g in groups]
 
@@ -74,7 +80,7 @@ def _said(run: Run, pairs: Sequence[tuple[Problem, Rollout]], draw: Draw) -> lis
     if run.algorithm.samples == "response":
         return [run.prompts.said(ended(rollout, run.prompts)) for _, rollout in pairs]
     generation, suffix = run.config.generation, run.config.prompts.answer_suffix
-    asked = [replace(r.request, prompt_ids=run.prompts.answer_prompt(p, r), prefix_ids=()) for p, r in pairs if r.valid]
+    asked = [r.request.answer_after(run.prompts.answer_prompt(p, r)) for p, r in pairs if r.valid]
     sampling = Sampling(generation.max_answer_tokens, suffix, generation.temperature)
     replies = iter(_generated(run, asked, sampling, replace(draw, purpose="answer")) if asked else [])
     return [said_in(next(replies), run.prompts) if r.valid else None for _, r in pairs]

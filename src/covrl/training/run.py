@@ -19,6 +19,7 @@ from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
 from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.named import Reward
+from covrl.rewards.steps import StepScorer
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import PassLimits
 from covrl.training.boundary import StepInProgress
@@ -33,11 +34,12 @@ class Run:
 
     ``verify`` gives verdicts on what responses answered, for methods that need a verifier; CoVRL needs none.
     ``reward`` is the user's own function, or several with their names, called for every sampled trace or response.
-    ``label`` names what traces do, for monitors and the report alone. ``best`` is the best held-out (accuracy,
-    log-likelihood) so far. ``notes`` say which fast paths the model made impossible. ``folder`` is where guards write
-    what they found, and ``stopping`` says whether the run has been asked to end; it is called before each forward and
-    backward pass. ``timer`` gives the seconds of the metrics ``time/…``: those on the wall unless another is set.
-    ``world`` is the processes that share the work: each does a part of it, and all hold every group, credit and metric.
+    ``step_scorer`` scores reasoning steps for methods that want it. ``label`` names what traces do, for monitors and
+    the report alone. ``best`` is the best held-out (accuracy, log-likelihood) so far. ``notes`` say which fast paths
+    the model made impossible. ``folder`` is where guards write what they found, and ``stopping`` says whether the run
+    has been asked to end; it is called before each forward and backward pass. ``timer`` gives the seconds of the
+    metrics ``time/…``: those on the wall unless another is set. ``world`` is the processes that share the work: each
+    does a part of it, and all hold every group, credit and metric.
 
     ``remarks`` are shown with the next step's report. ``in_progress`` is None between steps. ``optimizers`` has one for
     each model that trains, by the model's name, and ``parameters`` are those of all of them.
@@ -51,6 +53,7 @@ class Run:
     source: ProblemSource
     verify: Grader | None = None
     reward: Reward | None = None
+    step_scorer: StepScorer | None = None
     label: TraceLabel | None = None
     evaluator: Evaluator | None = None
     held_out: Sequence[Problem] = ()
