@@ -1,6 +1,6 @@
 """Counter-based random numbers: no state, so nothing to save and nothing that depends on batching.
 
-The number behind a token is a function of (run seed, step, purpose, problem id, rollout index, position).
+The number of a token is a function of (run seed, step, purpose, problem id, rollout index, position).
 A 64-bit key is hashed from the first five, and position ``t`` selects the ``t``-th output of the SplitMix64
 sequence started at that key (Steele, Lea and Flood, 2014).
 """

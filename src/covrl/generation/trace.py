@@ -11,7 +11,7 @@ from covrl.records import Finish, Request, Rollout
 
 @dataclass(slots=True)
 class Trace:
-    """One row while it is being sampled, behind ``prefix``; tokens that come after its end are ignored."""
+    """One row while it is being sampled, after ``prefix``; tokens after its end are ignored."""
 
     prefix: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Trace:
             self.ended = "eos"
 
     def rollout(self, request: Request, rule: StopRule, version: int) -> Rollout:
-        """What was sampled for ``request``, cut where the rule says that the trace ends."""
+        """The rollout of ``request``, cut where the trace ends by the rule."""
         stop = self.stop or Stop(len(self.ids), "none")
         ids = tuple(self.ids[: stop.kept])
         text = rule.text(ids) + (rule.tag if stop.closing == "appended" else "")
