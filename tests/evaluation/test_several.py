@@ -534,7 +534,7 @@ def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Covrl)
     assert [lines[m]["exam"]["trace_tokens"] for m in ("a", "b")] == [12, 20]
     assert [lines[m]["seed"] for m in ("a", "b")] == [0, 0]
     for note in (
-        "model has no settings of its own and is asked as a is",
+        "model has no settings of its own and is evaluated with the settings of a",
         "samples of all models are drawn with seed 0; training.seed is a 0, b 3, model 0",
         "p.jsonl: trace tokens as in each model's settings: a 12, b 20, model 12; what was kept, gained and lost does "
         "not compare at an equal budget, --max-tokens makes it the same",
