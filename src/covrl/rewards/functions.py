@@ -15,7 +15,7 @@ LONGEST_SHOWN = 100
 """Characters of a wrong value that a message quotes."""
 
 RewardFunction = Callable[[Problem, str], float]
-"""(problem, text) -> reward. The text is the trace of a likelihood method, the whole response of the group family."""
+"""(problem, text) -> reward. The text is the trace of a likelihood method, the whole response of the GRPO family."""
 
 
 def find_reward(name: str) -> RewardFunction | None:
@@ -41,10 +41,10 @@ def name_of(function: Any) -> str:
 def reward_of(function: RewardFunction, problem: Problem, text: str) -> float:
     """The function's value: a number of any kind, or true for 1 and false for 0.
 
-    One that is NaN or infinite is for the guards to judge (``guards.non_finite``).
+    NaN and infinity are left to the guards (``guards.non_finite``).
 
     Raises:
-        UserError: it raises, or gives anything but a number; names the function and the problem.
+        UserError: it raises, or returns anything but a number; the message names the function and the problem.
     """
     try:
         value = function(problem, text)
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 
 
 def verdict_of(function: RewardFunction, problem: Problem, text: str, because: str) -> float:
-    """The value of a function that says right (1) or wrong (0), for methods that weigh by verdict.
+    """The value of a function that returns right (1) or wrong (0), for methods that weight by verdict.
 
     Raises:
         UserError: as :func:`reward_of`, or for any other value, with the reason ``because``.
