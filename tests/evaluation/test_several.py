@@ -568,6 +568,6 @@ def test_models_that_read_the_problems_differently_are_refused(runs: Path, covrl
     found = covrl(*asked)
     assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
     assert "a has problems.answer_field = 'answer' and c has 'solution'" in found.err
-    assert "say which with --set problems.answer_field=…" in found.err
+    assert "choose with --set problems.answer_field=…" in found.err
     assert not (runs / "o").exists()
     assert covrl(*asked, "--set", "problems.answer_field=answer").code == 0

@@ -70,8 +70,8 @@ def _agree(one: str, other: str, configs: Mapping[str, RunConfig], sources: Sequ
         a, b = (getattr(getattr(configs[name], section), key) for name in (one, other))
         if a != b:
             raise UserError(
-                f"--problems: {one} has {section}.{key} = {a!r} and {other} has {b!r}, and both must be asked and "
-                f"graded alike: say which with --set {section}.{key}=…"
+                f"--problems: {one} has {section}.{key} = {a!r} and {other} has {b!r}, but both need the "
+                f"same problems and grading: choose with --set {section}.{key}=…"
             )
 
 

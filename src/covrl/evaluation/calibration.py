@@ -245,8 +245,8 @@ def sentence(record: dict[str, Any]) -> str:
     count = record["questions_with_both"]
     if count < FEWEST_QUESTIONS:
         return (
-            f"Cannot be told: only {count} of {record['questions']} questions have both right and wrong traces, and "
-            f"fewer than {FEWEST_QUESTIONS} say nothing; take more problems, more samples (-n), or problems that this "
+            f"Undecided: only {count} of {record['questions']} questions have both right and wrong traces, and "
+            f"at least {FEWEST_QUESTIONS} are needed; take more problems, more samples (-n), or problems that this "
             "model solves now and then."
         )
     low, high = record["auc_within_interval"]

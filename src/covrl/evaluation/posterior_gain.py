@@ -116,8 +116,8 @@ def gain_sentence(gain: PosteriorGain, method: str = "covrl") -> str:
     aside = f"traces that did not close are left out (closed: {shares})"
     if gain.nats is None or gain.interval is None:
         return (
-            f"Whether posterior traces are worth more than prior ones cannot be told: {gain.problems} of {gain.asked} "
-            f"problems have closed traces of both prompts, and fewer than {FEWEST_PROBLEMS} say nothing; {aside}."
+            f"Whether posterior traces are worth more than prior ones is undecided: {gain.problems} of {gain.asked} "
+            f"problems have closed traces of both prompts, and at least {FEWEST_PROBLEMS} are needed; {aside}."
         )
     low, high = gain.interval
     measured = f"(gain {gain.nats:.2f} nats, 95 % {low:.2f} to {high:.2f}, {gain.problems} problems)"
