@@ -38,7 +38,7 @@ def measure(settings: list[str]) -> tuple[float, dict[str, float]]:
     """CPU seconds of assembly and first step, and the median of each phase over the steps behind it."""
     start = cpu_seconds()
     run = api.build(load_config([*QUIET, *settings]))
-    steps = run.steps()
+    steps = loop.steps(run)
     next(steps)
     first = cpu_seconds() - start
     found = [report.metrics for report in steps]

@@ -110,6 +110,7 @@ def run_one(order: Mapping[str, Any]) -> dict[str, Any]:
 
     from covrl.api import build
     from covrl.errors import TrainingStoppedError
+    from covrl.training import loop
 
     torch.set_num_threads(1)
     run = build(config_of(order))
@@ -117,7 +118,7 @@ def run_one(order: Mapping[str, Any]) -> dict[str, Any]:
     warnings: dict[str, int] = {}
     stopped = None
     try:
-        for report in run.steps():
+        for report in loop.steps(run):
             for warning in report.warnings:
                 warnings.setdefault(warning.partition(":")[0], report.step)
             if report.step == 1 or report.step % EVERY == 0:

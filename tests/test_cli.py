@@ -12,7 +12,7 @@ import pytest
 from commands import Covrl, process
 
 import covrl
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
 

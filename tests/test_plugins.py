@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+import tomllib
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +20,16 @@ from commands import Covrl
 from models import save_tiny
 
 import covrl as covrl_package
+from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.covrl import CoVRL
 from covrl.errors import UserError
-from covrl.records import Problem
-from covrl.rewards.functions import find_reward, reward_of
+from covrl.records import Problem, Request, Rollout
+from covrl.reporting.sinks import read_traces
+from covrl.rewards.functions import find_reward
+from covrl.rewards.named import named_rewards, values_of
 from covrl.rewards.user_worker import checked
+from covrl.training.rollouts import sample
 
 PACKAGE = '''
 from typing import ClassVar
@@ -74,6 +80,14 @@ def shortness(problem, text):
     return -float(len(text))
 
 
+async def words(problem, text):
+    return len(text.split())
+
+
+def lengths(problems, texts):
+    return [len(text) for text in texts]
+
+
 def broken(problem, text):
     raise KeyError("colour")
 
@@ -89,6 +103,7 @@ gone = echo_method:Nowhere
 
 [covrl.rewards]
 shortness = echo_method:shortness
+lengths = echo_method:lengths
 broken = echo_method:broken
 number = echo_method:NOT_A_METHOD
 """
@@ -208,8 +223,101 @@ def test_the_command_line_may_name_module_and_object(package: Path, project: Pat
 def test_a_reward_that_fails_names_function_and_problem(package: Path, project: Path, covrl: Covrl) -> None:
     code, _, err = covrl("train", "--config", "run.toml", "--out", "run", "--reward", "broken")
     assert code == 2
-    assert "reward function echo_method:broken: problem " in err
+    assert re.search(r"reward function echo_method:broken: problem \S+, rollout 0 \(prior\): KeyError", err)
     assert "KeyError: 'colour'" in err
+
+
+SEVERAL = """
+[[reward]]
+name = "brevity"
+function = "shortness"
+weight = 0.25
+
+[[reward]]
+name = "length"
+function = "lengths"
+weight = 0.0
+batched = true
+
+[[reward]]
+name = "words"
+timeout_s = 5
+concurrency = 4
+"""
+
+
+def test_several_functions_in_a_file_and_on_the_command_line(package: Path, project: Path, covrl: Covrl) -> None:
+    """Each is logged under its own name, also on the traces that are shown, and a resumed run has them all."""
+    in_file(project, '[algorithm]\nname = "echo"\n[report]\ntraces_every = 1\n' + SEVERAL)
+    typed = ["--reward", "words=echo_method:words"]
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "setting reward.words.function is missing" in err
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run", "--set", "training.steps=1", *typed)
+    assert code == 0, err
+    config = project / "run" / "config.toml"
+    assert tomllib.loads(config.read_text())["reward"]["brevity"]["weight"] == 0.25
+    config.write_text(config.read_text().replace("steps = 1", "steps = 2"))
+    code, _, err = covrl("train", "--resume", "run")
+    assert code == 2
+    assert "--reward words=echo_method:words" in err
+    code, _, err = covrl("train", "--resume", "run", *typed)
+    assert code == 0, err
+    steps = [json.loads(line)["metrics"] for line in (project / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 2
+    for metrics in steps:
+        assert metrics["reward/brevity"] == -metrics["reward/length"]
+        assert metrics["reward/prior"] == pytest.approx(0.25 * metrics["reward/brevity"] + metrics["reward/words"])
+    lines = (project / "run" / "traces.jsonl").read_text().splitlines()
+    traces = [t for line in lines for g in json.loads(line)["groups"] for t in g["traces"]]
+    assert traces
+    for trace in traces:
+        length = len(trace["text"])
+        assert trace["rewards"] == {"brevity": -length, "length": length, "words": len(trace["text"].split())}
+        assert trace["reward"] == pytest.approx(-0.25 * length + trace["rewards"]["words"])
+    shown = read_traces(project / "run" / "traces.jsonl")
+    assert shown[2][-1].traces[-1].rewards == trace["rewards"]
+    page = (project / "run" / "report.html").read_text()
+    assert all(f"<i>{name}</i>" in page for name in trace["rewards"])
+
+
+def test_what_several_functions_in_a_file_may_not_be(package: Path, project: Path, covrl: Covrl) -> None:
+    written = (project / "run.toml").read_text()
+    for text, said in {
+        '[[reward]]\nname = "b"\nfunction = "os:system"\n': "--reward b=os:system",
+        '[[reward]]\nname = "b"\nfunction = "shortnes"\n': "reward.b.function: unknown reward function 'shortnes': did",
+        '[[reward]]\nname = "b"\nfunction = "number"\n': "reward.b.function: 'number' is of type int, not a function",
+        '[[reward]]\nname = "b"\nfunction = "broken"\n': "reward function b (echo_method:broken): problem ",
+        SEVERAL + '[rewards]\nfunction = "broken"\n': "setting reward.words.function is missing",
+    }.items():
+        (project / "run.toml").write_text(written + text)
+        code, _, err = covrl("train", "--config", "run.toml", "--out", "run-" + str(len(text)))
+        assert code == 2
+        assert said in err
+        assert "Traceback" not in err
+
+
+def test_several_functions_in_python_and_a_resume_with_them(package: Path, project: Path) -> None:
+    problems = [Problem(str(i), f"{i}+{i}", str(2 * i)) for i in range(4)]
+
+    async def vowels(problem: Problem, text: str) -> int:
+        return sum(c in "aeiou" for c in text)
+
+    rewards = {"short": ("shortness", 0.5), "vowels": vowels}
+    settings = tomllib.loads((project / "run.toml").read_text())
+    settings["training"]["steps"] = 1
+    trained = covrl_package.train(settings, problems, out="run", reward=rewards, algorithm="echo")
+    assert trained.reports[0].metrics["reward/vowels"] >= 0
+    config = project / "run" / "config.toml"
+    config.write_text(config.read_text().replace("steps = 1", "steps = 2"))
+    with pytest.raises(UserError, match="--reward short=echo_method:shortness"):
+        api.resume(project / "run", problems, algorithm="echo_method:Echo")
+    with pytest.raises(UserError, match=r"reward.short is .*'weight': 1.0.*put it back, or begin a new run"):
+        api.resume(
+            project / "run", problems, reward={"short": "shortness", "vowels": vowels}, algorithm="echo_method:Echo"
+        )
+    again = api.resume(project / "run", problems, reward=rewards, algorithm="echo_method:Echo")
+    assert api.train_run(again, project / "run").reports[0].metrics.keys() >= {"reward/short", "reward/vowels"}
 
 
 def test_python_takes_functions_and_classes(package: Path, project: Path) -> None:
@@ -235,7 +343,7 @@ def test_python_takes_functions_and_classes(package: Path, project: Path) -> Non
     }
     trained = covrl_package.train(settings, problems, out="with-function", reward=reward, algorithm=CoVRL)
     assert len(seen) == 16
-    assert all(s.reward == 1.0 for s in [r for g in trained.run.sample(problems[:1], _draw()) for r in g.rollouts])
+    assert all(s.reward == 1.0 for s in [r for g in sample(trained.run, problems[:1], _draw()) for r in g.rollouts])
     assert "test_python_takes_functions_and_classes.<locals>.reward" in (trained.folder / "config.toml").read_text()
     named = covrl_package.train(settings, problems, out="named", reward="shortness", algorithm="echo")
     assert named.run.algorithm.name == "echo"
@@ -248,7 +356,9 @@ def _draw() -> object:
 
 
 def rewarded(value: Any) -> float:
-    return reward_of(lambda problem, text: value, Problem("p", "", ""), "")
+    (given,) = named_rewards(lambda problem, text: value)
+    rollout = Rollout(Request("p", 2, (), "prior"), (), (), "closed", "sampled", "")
+    return values_of([given], [(Problem("p", "", ""), rollout)])[0][given.name]
 
 
 def test_case22_what_is_no_number_is_refused_in_one_line() -> None:
@@ -264,7 +374,7 @@ def test_case22_what_is_no_number_is_refused_in_one_line() -> None:
         np.complex64(1),
     ]
     for value in wrong:
-        with pytest.raises(UserError, match=r"problem p: gave .*; it must be a number") as caught:
+        with pytest.raises(UserError, match=r"problem p, rollout 2 \(prior\): gave .*; it must be a number") as caught:
             rewarded(value)
         assert "\n" not in str(caught.value)
 

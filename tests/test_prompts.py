@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +44,31 @@ def test_a_trace_has_the_same_ids_in_every_context(
     for row in (prompts.prior_row(problem, taken), prompts.posterior_row(problem, taken)):
         span = row.spans["trace"]
         assert row.ids[span.start : span.stop] == taken.trace_ids
+
+
+@BY_TOKENIZER
+@given(question=TEXT, trace=TEXT, cut=st.integers(0, 30), closing=st.sampled_from(["sampled", "appended"]))
+def test_a_prefix_stands_in_every_row_and_in_no_span(
+    name: str, question: str, trace: str, cut: int, closing: str
+) -> None:
+    """The rows are those of the whole trace, and the span "trace" begins after what was given."""
+    prompts, problem = MADE[name], Problem("p", question, "42")
+    whole = rollout(prompts, problem, trace, closing)
+    split = replace(
+        whole.first(0),
+        request=replace(whole.request, prefix_ids=whole.trace_ids[:cut]),
+        trace_ids=whole.trace_ids[cut:],
+        log_probs=whole.log_probs[cut:],
+    )
+    for render in (prompts.prior_row, prompts.posterior_row, prompts.response_row):
+        before, after = render(problem, whole), render(problem, split)
+        assert (after.ids, after.prompt) == (before.ids, before.prompt)
+        assert after.spans["trace"].stop == before.spans["trace"].stop
+        assert after.spans["trace"].start == before.spans["trace"].start + min(cut, len(whole.trace_ids))
+        assert {n: s for n, s in after.spans.items() if n != "trace"} == {
+            n: s for n, s in before.spans.items() if n != "trace"
+        }
+    assert prompts.answer_prompt(problem, split) == prompts.answer_prompt(problem, whole)
 
 
 @BY_TOKENIZER

@@ -21,6 +21,8 @@ from covrl.api import build_algorithm
 from covrl.config import RunConfig, Settings, check, read_toml
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
+from covrl.training.rollouts import sample
+from covrl.training.scores import score_groups
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/*.toml"))
@@ -147,7 +149,7 @@ def test_the_method_of_the_documentation_trains(tmp_path: Path, monkeypatch: pyt
     (report,) = trained.reports
     assert report.metrics["grad_norm/total"] > 0
     assert 0 < report.metrics["train/rows"] < 16
-    groups = trained.run.score(trained.run.sample(problems, Draw(0, 1)))
+    groups = score_groups(trained.run, sample(trained.run, problems, Draw(0, 1)))
     for group, credits in zip(groups, trained.run.algorithm.credit(groups), strict=True):
         bar = sum(r.reward or 0.0 for r in group.rollouts) / 4 + 0.5
         for rollout, credit in zip(group.rollouts, credits, strict=True):

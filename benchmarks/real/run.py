@@ -31,7 +31,7 @@ import several_steps
 
 if TYPE_CHECKING:
     from covrl.records import Problem
-    from covrl.training.loop import Run
+    from covrl.training.run import Run
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("none", "shuffled-hints", "shuffled-answers", "format")

@@ -58,13 +58,15 @@ def ours(asked: dict[str, Any]) -> dict[str, Any]:
     """Write (prompt ids, response ids, log-probs) of some rollouts."""
     from covrl.generation.base import Draw
     from covrl.records import Output
+    from covrl.training.rollouts import sample
+    from covrl.training.scores import score_groups
     from speed.ours import build_run
 
     workload = workload_of(asked)
     run = build_run(workload, asked["model"], asked["dtype"])
     problems = run.source.take(max(1, ROWS // workload.rollouts))
     rows = []
-    for group in run.score(run.sample(problems, Draw(0, 0))):
+    for group in score_groups(run, sample(run, problems, Draw(0, 0))):
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
             values = scores[Output("trace", "prior")].double().tolist()
             rows.append((rollout.request.prompt_ids, rollout.trace_ids, values))

@@ -89,8 +89,10 @@ def text(found: Mapping[str, Any]) -> list[str]:
 
 
 def seconds_of(run: Any, count: int) -> list[float]:
-    """CPU seconds of each step behind a first."""
-    found, steps = [], run.steps()
+    """CPU seconds of each step after a first."""
+    from covrl.training import loop
+
+    found, steps = [], loop.steps(run)
     for _ in range(count + 1):
         begun = time.process_time()
         next(steps)
@@ -150,8 +152,10 @@ def batching(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def rest_of_steps(run: Any, count: int) -> list[float]:
-    """CPU seconds of steps without their sampling, behind a first, of a run whose timer counts those."""
-    found, steps = [], run.steps()
+    """CPU seconds of steps without their sampling, after a first, of a run whose timer counts those."""
+    from covrl.training import loop
+
+    found, steps = [], loop.steps(run)
     for _ in range(count + 1):
         begun = time.process_time()
         metrics = next(steps).metrics
@@ -161,6 +165,7 @@ def rest_of_steps(run: Any, count: int) -> list[float]:
 
 def filtering(asked: dict[str, Any]) -> dict[str, Any]:
     """CPU seconds of the step and of its training phase where a share of the groups has no signal."""
+    from covrl.training import loop
     from speed.ours import build_run
 
     workload = workload_of(asked)
@@ -174,7 +179,7 @@ def filtering(asked: dict[str, Any]) -> dict[str, Any]:
     given = workload, asked["model"], asked["dtype"], "dash", len(shares) + 1, settings, judge
     run = build_run(*given, problems=workload.problems)  # the same problems in every step
     run.timer = time.process_time
-    steps = run.steps()
+    steps = loop.steps(run)
     found: dict[str, list[float]] = {"dropped": [], "step": [], "train": []}
     for share in (0.0, *shares):
         flat = round(share * workload.problems)

@@ -77,6 +77,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """The worker: steps of the production loop on the device, one number a step for each figure."""
     import torch
 
+    from covrl.training import loop
     from speed.ours import build_run
 
     begin(asked["threads"])
@@ -91,7 +92,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     speed = product_speed(policy.device, asked.get("product", PRODUCT))
     weights = matrix_weights(policy.model)
     metrics, peaks = [], []
-    for _, report in zip(range(count + 1), run.steps(), strict=True):
+    for _, report in zip(range(count + 1), loop.steps(run), strict=True):
         metrics.append(report.metrics)
         peaks.append(peak_mb(policy.device))
     contexts = len(run.algorithm.contexts)

@@ -161,6 +161,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     from contextlib import contextmanager
 
     from covrl.training import loop
+    from covrl.training.step import take_step
     from speed.ours import build_run
 
     begin(asked["threads"], asked.get("memory_mb"))
@@ -178,7 +179,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
 
     loop.Clock = Phases
     with mode:
-        run.step()
+        take_step(run)
     sizes = {
         phase: {"mb": size / 2**20, "shape": shape, "dtype": dtype}
         for phase, (size, shape, dtype) in mode.largest.items()

@@ -119,8 +119,10 @@ def build_run(
 
 def take_steps(run: Any, meter: Meter, count: int) -> list[dict[str, float]]:
     """Metrics of the measured steps; those to warm up come before them."""
+    from covrl.training import loop
+
     metrics = []
-    steps = run.steps()
+    steps = loop.steps(run)
     for _ in range(meter.warm + count):
         with meter.step():
             metrics.append(next(steps).metrics)
@@ -140,7 +142,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     phases = {name: [m.get(f"time/{name}", 0.0) for m in metrics] for name in ("generate", "score", "train", "other")}
     tokens = {name: [m[f"tokens/{name}"] for m in metrics] for name in ("generated", "trained")}
     shown = {k: [m[k] for m in metrics] for k in ("trace/invalid_share", "train/dropped_traces") if k in metrics[0]}
-    return meter.record(run.optimizer) | {"tokens": tokens, "phases": phases, "metrics": shown}
+    return meter.record(run.optimizers["policy"]) | {"tokens": tokens, "phases": phases, "metrics": shown}
 
 
 if __name__ == "__main__":

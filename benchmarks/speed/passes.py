@@ -75,33 +75,38 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Seconds a token, by size of a pass and by rows, of the production loop's own parts."""
     from covrl.generation.base import Draw
     from covrl.scoring.pack import PassLimits
-    from covrl.training.step import accumulate_gradient
+    from covrl.training.gradient import add_gradient
+    from covrl.training.reading_plan import plan_of_step
+    from covrl.training.rollouts import sample
+    from covrl.training.scores import score_groups
+    from covrl.training.step import credit
     from speed.ours import build_run
 
     begin(asked["threads"], asked.get("memory_mb"))
     workload = replace(workload_of(asked), problems=asked.get("problems", 32))
     run = build_run(workload, asked["model"], asked["dtype"])
     problems = run.source.take(workload.problems)
-    groups = run.score(run.sample(problems, Draw(0, 0)), without=run.late)
+    plan = plan_of_step(run, 1)
+    groups = score_groups(run, sample(run, problems, Draw(0, 0)), plan.before)
     row = workload.prompt + workload.new
 
     def train(tokens: int) -> int:
         count = max(1, round(tokens / row / workload.rollouts))
         part = groups[:count]
         limits = PassLimits(1 << 30, run.limits.logits_bytes)
-        made = accumulate_gradient(run.algorithm, run.models, part, run.credit(part), limits, late=run.late)
-        return made.tokens
+        credits = (lambda some: credit(run, list(some))) if plan.in_pass else credit(run, part)
+        return add_gradient(run.algorithm, run.models, part, credits, limits, plan).tokens
 
-    def sample(rows: int) -> int:
+    def draw(rows: int) -> int:
         run.generator.rows_per_pass = rows
-        found = run.sample(problems[: rows // workload.rollouts], Draw(0, 1))
+        found = sample(run, problems[: rows // workload.rollouts], Draw(0, 1))
         return sum(len(r.trace_ids) for g in found for r in g.rollouts)
 
     sizes = [size for size in TOKENS if row * workload.rollouts // 2 < size <= row * workload.rows]
     rows = [size for size in ROWS if workload.rollouts <= size <= workload.rows]
     return {
         "tokens": least(sizes, asked["repeats"], train),
-        "rows": least(rows, asked["repeats"], sample),
+        "rows": least(rows, asked["repeats"], draw),
     }
 
 

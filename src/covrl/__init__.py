@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from covrl.config import RunConfig
     from covrl.errors import NonFiniteError, TrainingStoppedError, UserError
     from covrl.records import Problem, Request, Rollout
+    from covrl.rewards.named import NamedReward
 
 __version__ = "0.1.0"
 
@@ -27,9 +28,11 @@ _HOMES = {
     "Problem": "covrl.records",
     "Request": "covrl.records",
     "Rollout": "covrl.records",
+    "NamedReward": "covrl.rewards.named",
 }
 
 __all__ = [
+    "NamedReward",
     "NonFiniteError",
     "Problem",
     "Request",

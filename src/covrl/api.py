@@ -15,7 +15,7 @@ from covrl import files
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
 from covrl.assembly import build, build_algorithm, build_evaluation, problem_fields
-from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style
+from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style, reward_assignments
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
@@ -24,21 +24,23 @@ from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
-from covrl.plugins import refuse_address_in_file, refuse_code_in_file
+from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
 from covrl.records import Grader, Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
-from covrl.rewards.functions import RewardFunction, find_reward, name_of
+from covrl.rewards.functions import name_of
+from covrl.rewards.named import Given, Reward, as_reward
 from covrl.scoring.model import SHIPPED, load_model
 from covrl.secrets import redacted
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike
 from covrl.training.folder import model_of_run, new_run_folder
 from covrl.training.keeper import CannotSaveError, Keeper, best_value
-from covrl.training.loop import Run
+from covrl.training.loop import steps
 from covrl.training.optimizer import warm_up_note
 from covrl.training.resuming import check_config, check_inputs, check_versions
+from covrl.training.run import Run
 from covrl.training.signals import StopRequest
 
 __all__ = [
@@ -83,7 +85,7 @@ def train(
     held_out: Sequence[Problem] | None = None,
     out: str | Path | None = None,
     grade: Grader | None = None,
-    reward: RewardFunction | str | None = None,
+    reward: Given | None = None,
     algorithm: type[Algorithm] | str | None = None,
     sinks: Sequence[Sink] = (),
 ) -> Trained:
@@ -94,16 +96,15 @@ def train(
         >>> trained.best   # a plain Hugging Face folder
 
     ``reward`` is a function ``(problem, text) -> float`` or its name (entry point or ``module:function``): the reward
-    of the group family, an addition to the answer's likelihood in CoVRL and its family. ``algorithm`` is a method's
-    class or its name. ``grade`` judges held-out answers.
+    of the group family, an addition to the answer's likelihood in CoVRL and its family. Several have names and weights:
+    ``{"right": f, "brevity": (g, 0.1)}``, or a list of :class:`covrl.NamedReward`, which may be ``async`` or batched
+    too (docs/rewards.md). ``algorithm`` is a method's class or its name. ``grade`` judges held-out answers.
 
     Raises:
         UserError: a setting, the model, a problem or the folder cannot be used.
         TrainingStoppedError: the method, a guard or the user ended the run; what was done is written.
     """
     checked = config if isinstance(config, RunConfig) else check(RunConfig, config)
-    if isinstance(reward, str):
-        reward = find_reward(reward)
     if isinstance(algorithm, str):
         algorithm = find_algorithm(algorithm)
     run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm)
@@ -145,7 +146,7 @@ def train_run(
         for closed in (keeper, *sinks):
             cleanup.callback(closed.close)
         try:
-            for made in run.steps():
+            for made in steps(run):
                 report = replace(made, warnings=tuple(map(redacted, made.warnings)))  # sinks of others get it too
                 reports.append(report)
                 keeper.keep(report)  # before the others see it: what they do wrong costs no step
@@ -185,14 +186,15 @@ def resume(
     folder: Path,
     problems: Sequence[Problem] | None = None,
     held_out: Sequence[Problem] | None = None,
-    reward: RewardFunction | str | None = None,
+    reward: Given | Sequence[str] | None = None,
     algorithm: type[Algorithm] | str | None = None,
     engine: str | None = None,
 ) -> Run:
     """The run of a folder, where its newest whole checkpoint was cut; a run that has none yet is at its beginning.
 
-    What was given to :func:`train` in Python (problems, a reward function, a method's class) is to be given again, and
-    so is ``generation.engine``, as ``engine``, where it is on another machine.
+    What was given to :func:`train` in Python (problems, reward functions, a method's class) is to be given again; of
+    reward functions that were typed, ``reward`` is the names, as ``--reward`` takes them. ``generation.engine`` is to
+    be given again too, as ``engine``, where it is on another machine.
     Damaged checkpoints that were passed over, and settings that changed and may, are in the run's ``notes``. Nothing
     in the folder is changed before :func:`train_run`.
 
@@ -200,13 +202,8 @@ def resume(
         UserError: no run there, only damaged checkpoints, settings or problems that are no longer the run's, or code
             that was given in Python, or an engine on another machine, that is not given now.
     """
-    table = read_toml(folder / "config.toml")
-    for key, given in (("function", reward), ("name", algorithm)):
-        section = "rewards" if key == "function" else "algorithm"
-        if given is not None:
-            table.setdefault(section, {})[key] = given if isinstance(given, str) else name_of(given)
-    given = {"rewards": reward, "algorithm": algorithm}
-    refuse_code_in_file({k: v for k, v in table.items() if given.get(k) is None}, folder / "config.toml")
+    typed, made = _typed_or_made(reward)
+    table = _with_given(read_toml(folder / "config.toml"), typed, made, algorithm, folder / "config.toml")
     if engine is None:
         refuse_address_in_file(table, folder / "config.toml")
     else:
@@ -219,7 +216,7 @@ def resume(
         config,
         problems,
         held_out,
-        reward=None if isinstance(reward, str) else reward,
+        reward=made,
         algorithm=None if isinstance(algorithm, str) else algorithm,
         policy_path=found / "model" if found else None,
     )
@@ -233,6 +230,42 @@ def resume(
         run.best = max(filter(None, (run.best, best_value(folder / "best"))), default=None)
     run.notes = (*run.notes, *notes)
     return run
+
+
+def _typed_or_made(reward: Any) -> tuple[list[str], Reward | None]:
+    """Names of reward functions as ``--reward`` takes them, or functions that were made in Python."""
+    if isinstance(reward, str):
+        return [reward], None
+    if isinstance(reward, Sequence) and all(isinstance(each, str) for each in reward):
+        return list(reward), None
+    return [], as_reward(reward)
+
+
+def _with_given(
+    table: dict[str, Any],
+    typed: Sequence[str],
+    made: Reward | None,
+    algorithm: type[Algorithm] | str | None,
+    file: Path,
+) -> dict[str, Any]:
+    """The settings of ``file`` with the names of what is given now.
+
+    Raises:
+        UserError: the file names code that is not given.
+    """
+    names = {text.partition("=")[0] for text in typed if "=" in text}
+    left = {k: v for k, v in table.items() if not (k == "algorithm" and algorithm is not None)}
+    if made is not None or len(names) < len(typed):
+        left.pop("rewards", None)
+    left["reward"] = {} if made is not None else {n: part for n, part in reward_tables(table) if n not in names}
+    refuse_code_in_file(left, file)
+    table = override(table, reward_assignments(typed))
+    if algorithm is not None:
+        table.setdefault("algorithm", {})["name"] = algorithm if isinstance(algorithm, str) else name_of(algorithm)
+    if made is not None:
+        table.setdefault("rewards", {})["function"] = name_of(made) if callable(made) else ""
+        table["reward"] = {} if callable(made) else {r.name: r.settings for r in made}
+    return table
 
 
 def _checkpoint_to_resume(folder: Path, config: RunConfig) -> tuple[Path | None, list[str]]:

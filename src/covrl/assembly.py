@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Algorithm, Setup
-from covrl.config import ProblemsConfig, RunConfig, check
+from covrl.config import ProblemsConfig, RewardConfig, RunConfig, check
 from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
@@ -21,15 +21,16 @@ from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
 from covrl.records import Grader, Problem, TraceLabel
-from covrl.rewards.functions import RewardFunction, find_reward, name_of
+from covrl.rewards.functions import find_reward, name_of
 from covrl.rewards.graders import make_grader
+from covrl.rewards.named import Given, Reward, as_reward, load_reward
 from covrl.scoring.compute import emulated_note
 from covrl.scoring.model import load_model
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
-from covrl.training.loop import Run
 from covrl.training.models import load_beside, load_policy
 from covrl.training.rollouts import response_tokens
+from covrl.training.run import Run
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig
 
 
@@ -39,7 +40,7 @@ def build(
     held_out: Sequence[Problem] | None = None,
     grade: Grader | None = None,
     label: TraceLabel | None = None,
-    reward: RewardFunction | None = None,
+    reward: Given | None = None,
     algorithm: type[Algorithm] | None = None,
     evaluation_only: bool = False,
     policy_path: Path | None = None,
@@ -48,9 +49,10 @@ def build(
 
     Problems come from ``[problems]`` unless they are given. ``grade`` judges held-out answers (the default is
     ``evaluation.verifier``) and ``label`` names what traces do in the report: neither has a part in training.
-    ``reward`` is a function of problem and sampled text, in the place of ``rewards.function``, and ``algorithm`` a
-    class in the place of ``algorithm.name``. ``policy_path`` is where the policy's weights are, if they are no longer
-    those of ``model.path``: frozen references are always the latter.
+    ``reward`` is a function of problem and sampled text, or several with their names, in the place of
+    ``rewards.function`` and ``[[reward]]`` (:func:`covrl.rewards.named.as_reward`). ``algorithm`` is a class in the
+    place of ``algorithm.name``. ``policy_path`` is where the policy's weights are, if they are no longer those of
+    ``model.path``: frozen references are always the latter.
 
     Raises:
         UserError: a setting, the model, or a problem cannot be used.
@@ -63,8 +65,9 @@ def build(
             "problems, and the same problem twice in a step gives the same traces twice; lower it"
         )
     world = join_world(config.model.device)
-    config = named_in_config(config, reward, algorithm)
-    reward = reward or (None if evaluation_only else find_reward(config.rewards.function))
+    given = as_reward(reward)
+    config = named_in_config(config, given, algorithm)
+    rewards = given if given is not None or evaluation_only else _rewards_of(config)
     if evaluation_only:
         policy, tokenizer = load_model(config.model, config.generation.temperature)
     else:
@@ -82,7 +85,7 @@ def build(
     notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
-    method = build_algorithm(config, prompts, algorithm, reward is not None, evaluation_only)
+    method = build_algorithm(config, prompts, algorithm, rewards is not None, evaluation_only)
     run = Run(
         config=config,
         algorithm=method,
@@ -90,8 +93,8 @@ def build(
         generator=generator,
         prompts=prompts,
         source=source,
-        verify=make_grader(config.rewards.verifier) if method.verified and reward is None else None,
-        reward=reward,
+        verify=make_grader(config.rewards.verifier) if method.verified and rewards is None else None,
+        reward=rewards,
         label=data.label,
         evaluator=Evaluator(
             generator,
@@ -109,6 +112,13 @@ def build(
     run = fit(run, trains=not evaluation_only)
     distribute(run)
     return run
+
+
+def _rewards_of(config: RunConfig) -> Reward | None:
+    """The reward functions that the settings name."""
+    if not config.reward:
+        return find_reward(config.rewards.function)
+    return tuple(load_reward(name, **part.model_dump()) for name, part in config.reward.items())
 
 
 class _Data(NamedTuple):
@@ -185,13 +195,14 @@ def build_algorithm(
     return method
 
 
-def named_in_config(config: RunConfig, reward: RewardFunction | None, algorithm: type[Algorithm] | None) -> RunConfig:
+def named_in_config(config: RunConfig, reward: Reward | None, algorithm: type[Algorithm] | None) -> RunConfig:
     """The settings with the names of what was given in Python, so that the run's file says what it was."""
     changed = config
     if reward is not None:
-        changed = changed.model_copy(
-            update={"rewards": config.rewards.model_copy(update={"function": name_of(reward)})}
-        )
+        one = name_of(reward) if callable(reward) else ""
+        several = {} if callable(reward) else {r.name: RewardConfig(**r.settings) for r in reward}
+        rewards = config.rewards.model_copy(update={"function": one})
+        changed = changed.model_copy(update={"rewards": rewards, "reward": several})
     if algorithm is not None:
         changed = changed.model_copy(
             update={"algorithm": config.algorithm.model_copy(update={"name": name_of(algorithm)})}

@@ -12,12 +12,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -33,6 +34,7 @@ from covrl.conditions import parse_condition
 from covrl.errors import UserError
 from covrl.escapes import lost_backslash
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
+from covrl.rewards.functions import wrong_name
 from covrl.rewards.names import parse_name
 from covrl.styles import STYLED, Style, with_style
 
@@ -304,6 +306,61 @@ class RewardsConfig(Settings):
     _verifier = field_validator("verifier")(_known_verifier)
 
 
+class RewardConfig(Settings):
+    """One reward function among several: a table ``[[reward]]`` with its name, or ``[reward.NAME]`` (docs/rewards.md).
+
+    A rollout's reward is the sum of weight x value over all of them; each value is logged as ``reward/NAME``.
+    """
+
+    function: str = Field(
+        min_length=1,
+        description="name of an installed entry point of the group covrl.rewards: (Problem, text) -> float, plain or "
+        "async. module:function is taken from the command line (--reward NAME=module:function) or Python only",
+    )
+    weight: float = Field(1.0, description="factor of its value in the sum; 0 only watches it")
+    batched: bool = Field(
+        False, description="the function is (problems, texts) -> floats, called once for all traces of a step"
+    )
+    timeout_s: float = Field(600.0, ge=0, description="seconds that one call may take; 0 for no limit")
+    concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="calls that run at once, in threads, or in an event loop for an async function; left out: 1, or 32 "
+        "of an async function",
+    )
+
+    @model_validator(mode="after")
+    def _one_call(self) -> RewardConfig:
+        self.refuse_idle("concurrency", self.batched and self.concurrency not in (None, 1), "batched = true")
+        return self
+
+
+def _by_name(given: Any) -> Any:
+    """The tables ``[[reward]]`` by their names; anything else as it is."""
+    if not isinstance(given, list | tuple):
+        return given
+    found: dict[str, Any] = {}
+    for table in given:
+        name = table.get("name") if isinstance(table, Mapping) else None
+        if not isinstance(name, str):
+            raise ValueError('each table [[reward]] needs a name, such as name = "brevity"')
+        if name in found:
+            raise ValueError(f"the name {name!r} comes twice; each function has one of its own")
+        found[name] = {key: value for key, value in table.items() if key != "name"}
+    return found
+
+
+def _reward_names(found: dict[str, RewardConfig]) -> dict[str, RewardConfig]:
+    wrong = next(filter(None, map(wrong_name, found)), None)
+    if wrong:
+        raise ValueError(wrong)
+    return found
+
+
+Rewards = Annotated[dict[str, RewardConfig], BeforeValidator(_by_name), AfterValidator(_reward_names)]
+"""Reward functions by name, in the order of the file."""
+
+
 ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 """An engine's address, so plain that all who read it agree on its host."""
 
@@ -469,12 +526,27 @@ class RunConfig(Settings):
     prompts: PromptConfig = PromptConfig()
     problems: ProblemsConfig = ProblemsConfig()
     rewards: RewardsConfig = RewardsConfig()
+    reward: Rewards = Field(default_factory=dict)
     generation: GenerationConfig = GenerationConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardsConfig = GuardsConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether reward functions are named in it, one or several."""
+        return bool(self.rewards.function or self.reward)
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> RunConfig:
+        if self.rewards.function and self.reward:
+            raise ValueError(
+                f"rewards.function = {self.rewards.function!r} and [[reward]] stand side by side: give the one "
+                f'function a name too, as [[reward]] name = "…", function = "{self.rewards.function}"'
+            )
+        return self
 
 
 LONGEST_SHOWN = 200
@@ -526,7 +598,12 @@ def _short(value: Any) -> str:
 
 def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     for part in path:
+        if part not in cls.model_fields:  # the name of a reward, whose table is next
+            cls = RewardConfig
+            continue
         inner = cls.model_fields[part].annotation
+        if get_origin(inner) is dict:
+            continue
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         cls = inner
@@ -543,6 +620,11 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
             ``[prompts]`` with a backslash of which nobody knows whether it begins an escape.
     """
     result = _copied(table)
+    if isinstance(result.get("reward"), list):
+        try:
+            result["reward"] = _by_name(result["reward"])
+        except ValueError as error:
+            raise UserError(f"setting reward: {error}") from None
     for text in assignments:
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"--set {text}: not UTF-8")
@@ -561,6 +643,27 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
         inner[key] = value
         _refuse_lost_backslash(f"--set {path.strip()}", inner[key])
     return result
+
+
+def typed_rewards(config: RunConfig) -> list[str]:
+    """The reward functions that no file may name, as ``--reward`` takes them."""
+    one, several = config.rewards.function, config.reward.items()
+    return [one] * (":" in one) + [f"{name}={part.function}" for name, part in several if ":" in part.function]
+
+
+def reward_assignments(typed: Sequence[str]) -> list[str]:
+    """What ``--reward`` sets: ``module:function`` the one function, ``NAME=module:function`` that of ``[[reward]]``.
+
+    Raises:
+        UserError: two functions without a name.
+    """
+    plain = [text for text in typed if "=" not in text]
+    if len(plain) > 1:
+        raise UserError(
+            f"--reward {plain[0]} --reward {plain[1]}: several functions need a name each: --reward NAME={plain[0]}"
+        )
+    named = (text.partition("=") for text in typed if "=" in text)
+    return [f"rewards.function={text}" for text in plain] + [f"reward.{n}.function={f}" for n, _, f in named]
 
 
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -688,6 +791,8 @@ def to_toml(config: BaseModel) -> str:
     """The settings as TOML text that :func:`read_toml` gives back."""
     lines: list[str] = []
     for section, table in config.model_dump(mode="json").items():
+        if not table:
+            continue
         lines.append(f"[{section}]")
         lines += [f"{_toml_key(key)} = {_toml_text(value)}" for key, value in table.items() if value is not None]
         lines.append("")

@@ -59,14 +59,24 @@ def refuse_code_in_file(table: Mapping[str, Any], file: Path) -> None:
     Raises:
         UserError: a setting of it is ``module:object``.
     """
-    for section, key, option in NAMING_SETTINGS:
-        part = table.get(section)
+    sections = [(section, key, f"{option} ", table.get(section)) for section, key, option in NAMING_SETTINGS]
+    sections += [(f"reward.{name}", "function", f"--reward {name}=", part) for name, part in reward_tables(table)]
+    for section, key, option, part in sections:
         value = part.get(key) if isinstance(part, Mapping) else None
         if isinstance(value, str) and ":" in value:
             raise UserError(
                 f"{file}: {section}.{key} = {value!r}: a file may name an installed entry point only; "
-                f"give it on the command line instead: {option} {value}"
+                f"give it on the command line instead: {option}{value}"
             )
+
+
+def reward_tables(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Name and settings of each reward function, in either spelling (``[[reward]]``, ``[reward.NAME]``), unchecked."""
+    given = table.get("reward")
+    if isinstance(given, Mapping):
+        return list(given.items())
+    parts = given if isinstance(given, list) else []
+    return [(str(part.get("name")) if isinstance(part, Mapping) else "?", part) for part in parts]
 
 
 def refuse_address_in_file(table: Mapping[str, Any], file: Path) -> None:

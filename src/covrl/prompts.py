@@ -24,7 +24,7 @@ from covrl.chat_layout import Layout, Wording, chat_layout, plain_layout
 from covrl.chat_template import ChatTemplate, holds, tokenizer_name
 from covrl.config import PromptConfig
 from covrl.errors import UserError
-from covrl.generation.stop import StopRule
+from covrl.generation.stop import Stop, StopRule
 from covrl.records import Problem, Rollout, Row, Span
 
 if TYPE_CHECKING:
@@ -121,19 +121,27 @@ class Prompts:
         return Row(before + answer, {"direct": Span(len(before), len(before) + len(answer))}, len(prompt))
 
     def thought(self, rollout: Rollout) -> Rollout | None:
-        """A sampled response up to the end of its thought, as a trace; None if the thought was not closed."""
+        """A sampled response up to the end of its thought, as a trace; None if the thought was not closed.
+
+        Where the thought ends in the given prefix nothing of it was sampled, and the prefix is cut there.
+        """
+        given = rollout.request.prefix_ids
+        for upto, token in enumerate(given, start=1):
+            stop = self._close_rule.check(given[:upto]) if token in self._close_rule.may_end else None
+            if stop:
+                request = replace(rollout.request, prefix_ids=given[: stop.kept])
+                return self._closed(replace(rollout.first(0), request=request), stop)
         for upto, token in enumerate(rollout.trace_ids, start=1):
             if token not in self._close_rule.may_end:
                 continue
-            stop = self._close_rule.check(rollout.trace_ids[:upto], rollout.request.prefix_ids)
+            stop = self._close_rule.check(rollout.trace_ids[:upto], given)
             if stop:
-                ids = rollout.trace_ids[: stop.kept]
-                text = rollout.text[: rollout.text.find(self.config.close)] + self.config.close
-                log_probs = rollout.log_probs[: stop.kept]
-                return replace(
-                    rollout, trace_ids=ids, log_probs=log_probs, finish="closed", closing=stop.closing, text=text
-                )
+                return self._closed(rollout.first(stop.kept), stop)
         return None
+
+    def _closed(self, thought: Rollout, stop: Stop) -> Rollout:
+        text = thought.text[: thought.text.find(self.config.close)] + self.config.close
+        return replace(thought, finish="closed", closing=stop.closing, text=text)
 
     @cached_property
     def _close_rule(self) -> StopRule:

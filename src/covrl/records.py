@@ -12,7 +12,7 @@ Shape letters: ``T`` trace tokens, ``A`` answer tokens (the closing tag of the a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -52,16 +52,73 @@ class Problem:
         return self.answer if self.hint is None else self.hint
 
 
+class Observe(NamedTuple):
+    """What a request wants to know of the distribution that each of its tokens is drawn from.
+
+    Example:
+        >>> Observe(entropy=True, top_k=5)
+
+    It comes back as :class:`Observed`. ``top_k`` is how many of the likeliest tokens; 0 means none.
+    """
+
+    entropy: bool = False
+    top_k: int = 0
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to observe."""
+        return self.entropy or self.top_k > 0
+
+
+NOT_OBSERVED = Observe()
+"""Nothing is asked for."""
+
+
+class Observed(NamedTuple):
+    """What was observed of each sampled token of a trace; a field that nobody asked for is None.
+
+    All three are of the distribution that the sampler's ``log_probs`` are of: at its temperature, and within its
+    nucleus where it has one. At temperature 0, where the likeliest token is taken, they are of temperature 1.
+    ``entropy`` ``[T]`` is in nats, exact over the vocabulary. ``top_ids`` and ``top_log_probs`` ``[T, k]`` are the k
+    likeliest tokens, likeliest first, and their log-probs in nats.
+    """
+
+    entropy: tuple[float, ...] | None = None
+    top_ids: tuple[tuple[int, ...], ...] | None = None
+    top_log_probs: tuple[tuple[float, ...], ...] | None = None
+
+    def first(self, tokens: int) -> Observed:
+        """What was observed of the first so many sampled tokens."""
+        return Observed(
+            None if self.entropy is None else self.entropy[:tokens],
+            None if self.top_ids is None else self.top_ids[:tokens],
+            None if self.top_log_probs is None else self.top_log_probs[:tokens],
+        )
+
+
+NOTHING_OBSERVED = Observed()
+"""Nothing was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One trace to sample.
+    """One trace to sample. Every engine honours every field, or refuses the request before it samples anything.
 
     Example:
         >>> Request(problem_id="gsm8k/train/0", index=3, prompt_ids=(1, 15, 8), source="prior")
 
-    ``index`` is the place in the problem's group; with (run seed, step, problem id) it fixes every random
-    number of the trace. ``prefix_ids`` belong to the trace but carry no loss. ``trains=False`` marks an
-    auxiliary rollout, ``parent`` the index of the rollout it branched from.
+    ``index`` is the place in the problem's group; with (run seed, step, purpose, problem id) it fixes every random
+    number of the trace. ``prefix_ids`` are the trace's first tokens, which are given and carry no loss: texts and stop
+    rules see them, and the first sampled token is at position ``len(prefix_ids)`` of the trace. A prefix that ends
+    with the stop text or an end-of-sequence token is a whole trace, of which nothing is sampled; one that goes on after
+    the stop text is refused.
+    ``max_tokens`` is the most tokens to sample here, the prefix not counted; None means as many as the call allows.
+    ``parent`` is the ``index`` of the rollout that this one branched from, for the report.
+    ``trains=False`` marks an auxiliary rollout, ``scored=False`` one that no model reads afterwards: its
+    :class:`Scores` are empty. ``observe`` asks for quantities of the sampling distribution.
+
+    Raises:
+        ValueError: a number cannot be used, or a rollout would train without being scored.
     """
 
     problem_id: str
@@ -69,10 +126,26 @@ class Request:
     prompt_ids: tuple[int, ...]
     source: str
     prefix_ids: tuple[int, ...] = ()
-    model: str = "policy"
+    max_tokens: int | None = None
     parent: int | None = None
     trains: bool = True
-    observe: tuple[str, ...] = ()
+    scored: bool = True
+    observe: Observe = NOT_OBSERVED
+
+    def __post_init__(self) -> None:
+        name = f"request {self.index} of problem {self.problem_id}"
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"{name}: max_tokens is {self.max_tokens}; it has to be at least 1, or None")
+        if self.observe.top_k < 0:
+            raise ValueError(f"{name}: observe.top_k is {self.observe.top_k}; it has to be at least 0")
+        if self.parent is not None and (self.parent < 0 or self.parent == self.index):
+            raise ValueError(f"{name}: parent is {self.parent}; it has to be the index of another rollout, or None")
+        if self.trains and not self.scored:
+            raise ValueError(f"{name}: scored=False goes with trains=False alone, as a trace that trains is read")
+
+    def answer_after(self, prompt_ids: tuple[int, ...]) -> Request:
+        """The request for an answer after a trace of this one: what holds for the trace alone is left out."""
+        return Request(self.problem_id, self.index, prompt_ids, self.source, trains=self.trains, scored=self.scored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +156,22 @@ class Rollout:
         >>> Rollout(request, trace_ids=(7, 7, 2), log_probs=(-0.1, -1.2, -0.3), finish="closed",
         ...         closing="sampled", text="6 x 7 = 42</think>", version=12)
 
-    ``trace_ids`` are the tokens that carry loss: ``[T]`` ids, never tokenised again. ``log_probs`` are the
+    ``trace_ids`` are the tokens that were sampled after ``request.prefix_ids``: ``[T]`` ids, never tokenised again,
+    the only ones that carry loss. ``text`` is the whole trace, prefix included. ``log_probs`` are the
     sampler's own (nats, at its temperature); training uses the trainer's, these serve to compare the two.
-    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` what
-    the user's reward function gave; each is None where there is none.
+    ``version`` counts the weight updates the sampler had seen. ``correct`` is a verifier's verdict and ``reward`` the
+    weighted sum of the user's reward functions; each is None where there is none. ``rewards`` has each function's own
+    value under its name, before its weight. ``observed`` is what the request asked for. ``steps`` are spans of
+    ``trace_ids`` that follow each other without a gap, and ``step_scores`` what a judge or a process reward model gave
+    each; both are empty where nobody asked.
+
+    ``written`` ``[T]`` tells the tokens that the policy wrote from those that were put into the trace on the way (a
+    tool's output, another's turn): the latter are read and carry no loss, and what their ``log_probs`` are does not
+    matter. None means that the policy wrote all of them. Engines sample in one go and leave it at None;
+    :func:`covrl.objectives.written_only` applies it.
+
+    Raises:
+        ValueError: ``written`` or what was observed is not of as many tokens as were sampled.
     """
 
     request: Request
@@ -98,6 +183,20 @@ class Rollout:
     version: int = 0
     correct: Verdict | None = None
     reward: float | None = None
+    written: tuple[bool, ...] | None = None
+    observed: Observed = NOTHING_OBSERVED
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[Span, ...] = ()
+    step_scores: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        parts = {"written": self.written} | {f"observed.{n}": v for n, v in self.observed._asdict().items()}
+        for name, part in parts.items():
+            if part is not None and len(part) != len(self.trace_ids):
+                raise ValueError(
+                    f"rollout {self.request.index} of problem {self.request.problem_id}: {name} is of {len(part)} "
+                    f"tokens, and its trace_ids are {len(self.trace_ids)}"
+                )
 
     @property
     def valid(self) -> bool:
@@ -107,6 +206,43 @@ class Rollout:
     @property
     def source(self) -> str:
         return self.request.source
+
+    @property
+    def whole_ids(self) -> tuple[int, ...]:
+        """All tokens of the trace: the given prefix, then the sampled ones."""
+        return self.request.prefix_ids + self.trace_ids
+
+    @property
+    def loss_tokens(self) -> int:
+        """How many of the sampled tokens carry loss: those that the policy wrote."""
+        return len(self.trace_ids) if self.written is None else sum(self.written)
+
+    def first(self, tokens: int) -> Rollout:
+        """The rollout with its first so many sampled tokens alone; its ending and text are left as they are."""
+        return replace(
+            self,
+            trace_ids=self.trace_ids[:tokens],
+            log_probs=self.log_probs[:tokens],
+            written=None if self.written is None else self.written[:tokens],
+            observed=self.observed.first(tokens),
+        )
+
+    def branch(self, tokens: int, index: int, max_tokens: int | None = None) -> Request:
+        """The request for another rollout that goes on from the first so many tokens of this trace, prefix included.
+
+        Example:
+            >>> rollout.branch(tokens=12, index=8)      # in a method's plan: rollout 8 of the group
+
+        Raises:
+            ValueError: the trace has not so many tokens, or ``index`` is this rollout's own.
+        """
+        if not 0 <= tokens <= len(self.whole_ids):
+            raise ValueError(
+                f"rollout {self.request.index} of problem {self.request.problem_id}: a branch after {tokens} tokens of "
+                f"its trace, which has {len(self.whole_ids)}"
+            )
+        prefix = self.whole_ids[:tokens]
+        return replace(self.request, index=index, prefix_ids=prefix, parent=self.request.index, max_tokens=max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +370,11 @@ class TokenView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TraceView:
-    """One trace as a person reads it in the report; ``tokens`` may be left out."""
+    """One trace as a person reads it in the report; ``tokens`` may be left out.
+
+    ``index`` is the rollout's place in its group, ``parent`` that of the rollout that it branched from.
+    ``rewards`` is what each of the user's reward functions gave, by its name.
+    """
 
     source: str
     text: str
@@ -244,6 +384,9 @@ class TraceView:
     kl: float | None
     correct: Verdict | None = None
     tokens: tuple[TokenView, ...] = ()
+    index: int | None = None
+    parent: int | None = None
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

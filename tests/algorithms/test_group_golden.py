@@ -22,7 +22,7 @@ from covrl.algorithms.rover import MEAN, RETURN, P, with_vocabulary_mean
 from covrl.config import AlgorithmTable
 from covrl.records import Credit, OffendingRollout, Output, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.pack import Tokens, Unit
-from covrl.training.step import Trained, scaled, token_losses
+from covrl.training.losses import Trained, scaled, token_losses
 
 LONGEST = 10
 OLD = -1.0

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from covrl.algorithms.covrl import CoVRL
 from covrl.api import build
 from covrl.comparison import worker
-from covrl.comparison.cells import Budget, Cell, Exam, read_results
-from covrl.comparison.methods import VARIANTS, cell_config
+from covrl.comparison.cells import Budget, Cell, Exam, cell_config, read_results
+from covrl.comparison.methods import VARIANTS
 from covrl.comparison.training import planned_steps, train_cell
 from covrl.comparison.worker import Order, run_cell
 

@@ -19,7 +19,11 @@ from covrl.evaluation.thoughts import closed_thoughts, thought_baselines, though
 from covrl.generation.base import Draw
 from covrl.records import Group, Output, Problem, ScoredGroup
 from covrl.scoring.pack import PassLimits
-from covrl.training.loop import Run
+from covrl.training import loop
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 LOG2 = math.log(2)
 
@@ -81,10 +85,10 @@ def test_a_step_measures_what_the_model_gives_whatever_its_passes(name: str, tok
     )
     run.limits = PassLimits(tokens, 1 << 20)
     run.done = 1  # the first step measures streams, which scores first
-    groups = run.score(run.sample(run.source.take(5), Draw(run.config.training.seed, 1)))
+    groups = score_groups(run, sample(run, run.source.take(5), Draw(run.config.training.seed, 1)))
     run.source.load_state_dict(make_run().source.state_dict())
     kept = run.algorithm.admit(groups).kept
-    report = run.step()
+    report = take_step(run)
     found = report.metrics["answer/information"], report.metrics["answer/entropy"]
     assert found == pytest.approx(by_hand(run, kept), rel=1e-5)
     assert found[0] > 0
@@ -93,17 +97,17 @@ def test_a_step_measures_what_the_model_gives_whatever_its_passes(name: str, tok
 def test_only_the_first_groups_keep_their_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("covrl.training.loop.groups_watched", lambda *_: 2)
     run = make_run()
-    groups = run.score(run.sample(run.source.take(5), Draw(0, 0)))
+    groups = score_groups(run, sample(run, run.source.take(5), Draw(0, 0)))
     has = [any(FIRST in s.values for s in group.scores) for group in groups]
     assert has[2:] == [False] * 3
     assert any(has[:2])
-    assert "answer/information" in run.step().metrics
+    assert "answer/information" in take_step(run).metrics
 
 
 def test_methods_that_score_no_answer_measure_nothing() -> None:
     run = make_run(name="grpo")
     run.reward = lambda problem, text: float(len(text))
-    metrics = run.step().metrics
+    metrics = take_step(run).metrics
     assert not [name for name in metrics if name.startswith(("answer/", "thought/"))]
     assert information_metrics([]) == {}
 
@@ -116,7 +120,7 @@ def test_gain_and_read_are_those_of_the_model_by_hand() -> None:
         Group(p, tuple(world.rollout(run, ids, "prior", False, p, i) for i, ids in enumerate(rows)))
         for p, rows in zip(problems, drawn, strict=True)
     ]
-    scored = run.score(groups)
+    scored = score_groups(run, groups)
     baselines = thought_baselines(run.scores, run.prompts, groups)
     found = thought_metrics(scored, baselines)
 
@@ -146,7 +150,7 @@ def test_of_both_prompts_traces_those_of_the_prior_count() -> None:
 def test_looks_at_thoughts_come_on_their_steps() -> None:
     run = make_run(training={"steps": 7})
     run.config = run.config.model_copy(update={"report": run.config.report.model_copy(update={"thoughts_every": 3})})
-    seen = [r.step for r in run.steps() if "thought/gain" in r.metrics]
+    seen = [r.step for r in loop.steps(run) if "thought/gain" in r.metrics]
     assert seen == [1, 3, 6, 7]
 
 
@@ -209,7 +213,7 @@ def test_a_step_that_is_not_finite_is_not_counted() -> None:
 
 def ablated(name: str, **settings: Any) -> tuple[Run, list[ScoredGroup]]:
     run = make_run(name=name, **settings)
-    return run, run.algorithm.admit(run.score(run.sample(run.source.take(5), Draw(0, 0)))).kept
+    return run, run.algorithm.admit(score_groups(run, sample(run, run.source.take(5), Draw(0, 0)))).kept
 
 
 @pytest.mark.parametrize("name", ["covrl", "jepo"])

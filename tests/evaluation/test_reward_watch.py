@@ -22,6 +22,7 @@ from covrl.evaluation.reward_watch import (
 )
 from covrl.quickstart.run import load_config
 from covrl.records import Problem
+from covrl.training import loop
 
 Curve = Callable[[int], float]
 
@@ -195,7 +196,7 @@ def test_a_run_that_is_paid_for_length_is_warned_about() -> None:
         "training.problems_per_step=12", "training.stream_norms_every=0", "evaluation.every=4",
         "evaluation.problems=128", "algorithm.name=grpo", "generation.max_trace_tokens=16",
     ]  # fmt: skip
-    reports = list(build(load_config(hacked), reward=by_length).steps())
+    reports = list(loop.steps(build(load_config(hacked), reward=by_length)))
     (first, *_) = [r.step for r in reports if any(w.startswith("reward and accuracy part") for w in r.warnings)]
     assert first <= 24
     assert reports[-1].metrics["watch/parted"] == 1.0

@@ -20,7 +20,7 @@ from torch import Tensor
 from covrl.algorithms.base import Setup
 from covrl.algorithms.covrl import ANSWER, CoVRL, CoVRLConfig
 from covrl.records import Credit, Problem, Rollout, ScoredGroup, Scores
-from covrl.training.loop import Run
+from covrl.training.run import Run
 from exact import world
 from exact.world import CLOSE, A, B
 

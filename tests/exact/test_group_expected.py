@@ -26,7 +26,7 @@ from torch import Tensor
 
 from covrl.algorithms.reinforce_pp import ReinforcePP
 from covrl.records import Problem, Rollout, Scores
-from covrl.training.loop import Run
+from covrl.training.run import Run
 from exact import test_family as likelihood
 from exact import world
 from exact.test_group_family import FAMILY, MAX_TOKENS, Plain, detached, make_run, plain, response, stated

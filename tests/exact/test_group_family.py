@@ -17,8 +17,10 @@ from torch import Tensor
 
 from covrl.records import Group, Rollout
 from covrl.scoring.model import LanguageModel
-from covrl.training.loop import Run
-from covrl.training.step import accumulate_gradient
+from covrl.training.gradient import add_gradient
+from covrl.training.reading_plan import reading_plan
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
 from exact import world
 
 MAX_TOKENS = 2
@@ -636,15 +638,23 @@ def test_dash_exact_is_the_loss_over_all_rows(aggregation: str, moved: bool) -> 
         [((0, 0), 0.0), ((0, 1), 0.0), ((2,), 0.0)],
         [((1, 2), 0.0), ((2,), 1.0)],
     ]
-    groups = run.score(
-        [Group(world.PROBLEM, tuple(response(run, ids, r, i) for i, (ids, r) in enumerate(rows))) for rows in batch]
+    groups = score_groups(
+        run,
+        [Group(world.PROBLEM, tuple(response(run, ids, r, i) for i, (ids, r) in enumerate(rows))) for rows in batch],
     )
     old = [[detached(plain(run, ids)) for ids, _ in rows] for rows in batch]
     if moved:
         torch.manual_seed(6)
         before = world.get_weights(run)
         world.set_weights(run, before + 0.1 * torch.randn_like(before))
-    report = accumulate_gradient(run.algorithm, run.models, groups, run.algorithm.credit(groups), run.limits)
+    report = add_gradient(
+        run.algorithm,
+        run.models,
+        groups,
+        run.algorithm.credit(groups),
+        run.limits,
+        reading_plan(run.algorithm, on_policy=False),
+    )
     assert report.dropped == 5
     assert report.rows == 5
     found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])

@@ -20,8 +20,10 @@ from covrl.generation.base import Draw, Sampling
 from covrl.objectives import truncated_importance
 from covrl.records import Group, Request, Rollout
 from covrl.scoring.model import LanguageModel
-from covrl.training.loop import Run
 from covrl.training.mismatch import SAMPLED_FROM
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 from exact import world
 
 NO_CAP = 1e9
@@ -191,7 +193,7 @@ def test_the_metrics_of_a_step_are_those_of_plain_loops() -> None:
             strict=True,
         )
     ]
-    metrics = run.step().metrics
+    metrics = take_step(run).metrics
     assert metrics["sampler/gap_mean"] == pytest.approx(sum(map(abs, gaps)) / 4, rel=1e-9)
     assert metrics["sampler/gap_max"] == pytest.approx(max(map(abs, gaps)), rel=1e-9)
     assert metrics["sampler/kl"] == pytest.approx(sum(math.exp(g) - 1 - g for g in gaps) / 4, rel=1e-9)
@@ -210,7 +212,7 @@ def test_a_sampler_with_the_trainers_own_log_probs_changes_no_bit(name: str, lev
         for i, (z, request) in enumerate(zip(ids, plan, strict=True))
     ]
     run.generator = Scripted(drawn)
-    (scored,) = run.score([Group(world.PROBLEM, tuple(drawn))])
+    (scored,) = score_groups(run, [Group(world.PROBLEM, tuple(drawn))])
     known = [
         s.values.get(SAMPLED_FROM, s.values.get(("trace", r.source))) for r, s in zip(drawn, scored.scores, strict=True)
     ]
@@ -235,13 +237,13 @@ def test_a_method_that_does_not_read_the_prompt_it_samples_from_has_its_traces_r
     run = make_run("rationalise", 2, "token", 2.0)
     drawn = [world.rollout(run, z, "posterior", appended=False, index=i) for i, z in enumerate([(0, 2), (1, 0, 2)])]
     run.generator = Scripted(drawn)
-    (scored,) = run.score([Group(world.PROBLEM, tuple(drawn))])
+    (scored,) = score_groups(run, [Group(world.PROBLEM, tuple(drawn))])
     for rollout, scores in zip(drawn, scored.scores, strict=True):
         plain = world.plain_log_probs(run, rollout.request.prompt_ids, rollout.trace_ids)
         assert torch.allclose(scores.values[SAMPLED_FROM], plain, atol=1e-12)
         assert scores.tokens > len(rollout.request.prompt_ids) + len(rollout.trace_ids)
     run.generator = Scripted(drawn, of_trainer=True)
-    (scored,) = run.score([Group(world.PROBLEM, tuple(drawn))])
+    (scored,) = score_groups(run, [Group(world.PROBLEM, tuple(drawn))])
     assert all(SAMPLED_FROM not in s.values for s in scored.scores)
 
 
@@ -257,4 +259,4 @@ def test_a_sampler_log_prob_that_is_no_number_ends_the_step() -> None:
     drawn = [trace(run, z, "prior", i, sampler().model, float(i)) for i, z in enumerate([(0, 2), (1, 1)])]
     run.generator = Scripted([replace(drawn[0], log_probs=(-0.5, math.nan)), drawn[1]])
     with pytest.raises(Exception, match="the policy weight is nan at"):
-        run.step()
+        take_step(run)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from covrl.training.loop import Run
+from covrl.training.run import Run
 from exact import world
 from exact.world import Reading
 

@@ -23,11 +23,14 @@ from covrl.config import RunConfig
 from covrl.generation.base import Draw
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
-from covrl.records import Group, Problem, Request, Rollout, ScoredGroup, Scores
+from covrl.records import Group, Problem, Request, Rollout
+from covrl.scoring.critic import Critic, HeadOnTrunk
 from covrl.scoring.model import LanguageModel
-from covrl.training.loop import Run
-from covrl.training.merged import merged_gradient
-from covrl.training.step import GradientReport, accumulate_gradient
+from covrl.training.gradient import Gradient, add_gradient
+from covrl.training.reading_plan import reading_plan
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 A, B, CLOSE = 0, 1, 2
 VOCABULARY = {"a": A, "b": B, ".": CLOSE}
@@ -68,9 +71,19 @@ def make_run(seed: int = 0, name: str = "covrl", group: int = 2, **settings: Any
     prompts = Prompts(tokenizer(), config.prompts)
     algorithm = make_algorithm(config.algorithm, Setup(prompts, group))
     models = {"policy": LanguageModel(tiny_model(seed))}
-    beside = {spec.name: tiny_model(seed + 100 + i) for i, spec in enumerate(algorithm.models)}
-    models |= {key: LanguageModel(model.requires_grad_(False)) for key, model in beside.items()}
+    for i, spec in enumerate(algorithm.models):
+        beside = LanguageModel(tiny_model(seed + 100 + i).requires_grad_(False))
+        models[spec.name] = critic(models["policy"], beside, spec.on_trunk) if spec.trainable else beside
     return Run(config, algorithm, models, generator=None, prompts=prompts, source=ProblemSource([PROBLEM], 0))  # ty: ignore
+
+
+def critic(policy: LanguageModel, beside: LanguageModel, on_trunk: bool) -> LanguageModel:
+    """A value head with random weights, on the policy's trunk or on a model of its own."""
+    made = HeadOnTrunk(policy) if on_trunk else Critic(beside)
+    with torch.no_grad():
+        for parameter in made.head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, dtype=parameter.dtype))
+    return made
 
 
 def rollout(
@@ -151,24 +164,26 @@ def plain_log_probs(run: Run, prompt: Sequence[int], ids: Sequence[int], model: 
 
 def production_gradient(
     run: Run, rollouts: Sequence[Rollout], drift: Tensor | None = None, problem: Problem = PROBLEM
-) -> tuple[Tensor, GradientReport]:
+) -> tuple[Tensor, Gradient]:
     """The gradient of one step on one group, through score, admit, credit, pack, loss and backward.
 
     With ``drift`` the weights move after scoring, so that new and old log-probs differ.
     """
     for parameter in run.parameters:
         parameter.grad = None
-    kept = run.algorithm.admit(run.score([Group(problem, tuple(rollouts))])).kept
+    kept = run.algorithm.admit(score_groups(run, [Group(problem, tuple(rollouts))])).kept
     credits = run.algorithm.credit(kept)
     before = get_weights(run)
     if drift is not None:
         set_weights(run, before + drift)
-    report = accumulate_gradient(run.algorithm, run.models, kept, credits, run.limits)
+    report = add_gradient(
+        run.algorithm, run.models, kept, credits, run.limits, reading_plan(run.algorithm, on_policy=False)
+    )
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
     set_weights(run, before)
     flat = torch.cat([g.flatten() for g in grads])
-    if run.algorithm.merged and drift is None and kept:
-        assert torch.allclose(merged_production_gradient(run, [(problem, rollouts)]), flat, atol=1e-12, rtol=1e-10)
+    if drift is None and kept:
+        check_on_policy_gradient(run, [(problem, rollouts)], flat)
     return flat, report
 
 
@@ -176,11 +191,18 @@ def gradient_of_groups(run: Run, batch: Batch) -> Tensor | None:
     """The production gradient of one step on several groups; None if none of them is admitted."""
     for parameter in run.parameters:
         parameter.grad = None
-    kept = run.algorithm.admit(run.score([Group(problem, tuple(rollouts)) for problem, rollouts in batch])).kept
-    accumulate_gradient(run.algorithm, run.models, kept, run.algorithm.credit(kept), run.limits)
+    kept = run.algorithm.admit(score_groups(run, [Group(problem, tuple(rollouts)) for problem, rollouts in batch])).kept
+    add_gradient(
+        run.algorithm,
+        run.models,
+        kept,
+        run.algorithm.credit(kept),
+        run.limits,
+        reading_plan(run.algorithm, on_policy=False),
+    )
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
-    if run.algorithm.merged and kept:
-        assert torch.allclose(merged_production_gradient(run, batch), flat, atol=1e-12, rtol=1e-10)
+    if kept:
+        check_on_policy_gradient(run, batch, flat)
     return flat if kept else None
 
 
@@ -191,20 +213,25 @@ def gradient_of_step(run: Run) -> Tensor:
     def take(*_: object) -> None:
         taken.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters]))
 
-    hook = run.optimizer.register_step_pre_hook(take)
-    run.step()
+    hook = run.optimizers["policy"].register_step_pre_hook(take)
+    take_step(run)
     hook.remove()
     return taken[-1]
 
 
-def merged_production_gradient(run: Run, batch: Batch) -> Tensor:
-    """The same of a step that scores in its training forward, which has to be the same gradient."""
+def check_on_policy_gradient(run: Run, batch: Batch, expected: Tensor) -> None:
+    """A first update that reads old log-probs off its training forward, or credits in it, has the same gradient."""
+    plan = reading_plan(run.algorithm, on_policy=True)
+    if plan == reading_plan(run.algorithm, on_policy=False):
+        return
     for parameter in run.parameters:
         parameter.grad = None
-    unread = [ScoredGroup(problem, tuple(rows), tuple(Scores({}) for _ in rows)) for problem, rows in batch]
-    groups = run.algorithm.admit(unread).kept
-    merged_gradient(run.algorithm, run.models, groups, run.algorithm.credit, run.limits, lambda _: None)
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
+    scored = score_groups(run, [Group(problem, tuple(rows)) for problem, rows in batch], plan.before)
+    groups = run.algorithm.admit(scored).kept
+    credits = run.algorithm.credit if plan.in_pass else run.algorithm.credit(groups)
+    add_gradient(run.algorithm, run.models, groups, credits, run.limits, plan)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in run.parameters])
+    assert torch.allclose(flat, expected, atol=1e-12, rtol=1e-10)
 
 
 def get_weights(run: Run) -> Tensor:

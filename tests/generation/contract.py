@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,9 +17,9 @@ import pytest
 import torch
 from models import byte_tokenizer, character_tokenizer, tiny
 
-from covrl.errors import EngineError
+from covrl.errors import EngineError, UserError
 from covrl.generation.base import Draw, Generator, Sampling
-from covrl.records import Request, Rollout
+from covrl.records import Observe, Observed, Request, Rollout
 
 Make = Callable[[Any, Any], Generator]
 
@@ -49,20 +50,26 @@ def sample(
     found = engine.generate(asked, Sampling(tokens, stop, temp), draw)
     assert [r.request for r in found] == list(asked)
     for r in found:
-        assert len(r.log_probs) == len(r.trace_ids) <= tokens
+        most = r.request.max_tokens or tokens
+        assert len(r.log_probs) == len(r.trace_ids) <= most
         assert r.valid == (r.text.count(stop) == 1 and r.text.endswith(stop))
         assert (r.closing == "none") == (not r.valid) == (stop not in r.text)
-        assert r.finish != "length" or len(r.trace_ids) == tokens
+        assert r.finish != "length" or len(r.trace_ids) == most
     assert getattr(engine, "wasted", 0) - wasted <= len(asked) // 20, "tokens are sampled behind the end of traces"
     return found
 
 
-def own_log_probs(model: Any, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
-    """``[T]`` of a trace by the model's own forward on the bare row."""
+def own_logs(model: Any, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
+    """``[T, V]`` at a trace's tokens by the model's own forward on the bare row."""
     before = rollout.request.prompt_ids + rollout.request.prefix_ids
     with torch.no_grad():
         logits = model(torch.tensor([before + rollout.trace_ids])).logits[0, len(before) - 1 : -1]
-    logs = torch.log_softmax(logits.double() / temperature, -1)
+    return torch.log_softmax(logits.double() / temperature, -1)
+
+
+def own_log_probs(model: Any, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
+    """``[T]`` of a trace's own tokens."""
+    logs = own_logs(model, rollout, temperature)
     return logs.gather(1, torch.tensor(rollout.trace_ids).long()[:, None])[:, 0]
 
 
@@ -182,11 +189,132 @@ def an_end_of_sequence_before_the_stop_text_is_its_own_ending(make: Make) -> Non
     assert not any(ends & set(r.trace_ids) for r in found if r.finish != "eos")
 
 
-def prefix_ids_are_read_but_not_returned(make: Make) -> None:
+def a_prefix_is_read_and_part_of_the_text_and_not_returned_as_sampled(make: Make) -> None:
+    """It is read as a prompt's end is; which random numbers a sample is drawn with differs, and the mode does not."""
     tokenizer = TOKENIZERS["characters"]()
-    engine = make(model_of(tokenizer), tokenizer)
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
     whole, split = Request("p0", 0, (5, 6, 7, 8, 9), "prior"), Request("p0", 0, (5, 6, 7), "prior", prefix_ids=(8, 9))
-    assert sample(engine, [whole])[0].trace_ids == sample(engine, [split])[0].trace_ids
+    (one,), (other,) = (sample(engine, [asked], temp=0.0) for asked in (whole, split))
+    assert one.trace_ids == other.trace_ids
+    assert other.text == str(tokenizer.decode([8, 9])) + one.text
+    asked = [replace(r, prefix_ids=tuple(range(20, 20 + i % 4))) for i, r in enumerate(requests(12))]
+    found = sample(engine, asked)
+    assert_told_truly(model, found)
+    assert all(r.text.startswith(str(tokenizer.decode(list(r.request.prefix_ids)))) for r in found)
+    assert [r.trace_ids for r in sample(engine, asked[::-1])][::-1] == [r.trace_ids for r in found]
+
+
+def an_end_that_begins_in_the_prefix_counts(make: Make) -> None:
+    """The stop text of two tokens, the first given, the second sampled; a prefix that ends with all of it is closed."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    (plain,) = sample(engine, [Request("p0", 0, (5, 6, 7), "prior")], temp=0.0, stop="\x00")
+    pair, asked = plain.text[3:5], Request("p0", 0, (5, 6, 7), "prior", prefix_ids=plain.trace_ids[:4])
+    whole = plain.text[: plain.text.index(pair) + 2]
+    assert len(whole) == 5
+    (seam,) = sample(engine, [asked], temp=0.0, stop=pair)
+    assert (seam.text, seam.trace_ids, seam.closing) == (whole, plain.trace_ids[4:5], "sampled")
+    closed = replace(asked, prefix_ids=plain.trace_ids[:5])
+    (given, more) = sample(engine, [closed, replace(asked, prefix_ids=())], temp=0.0, stop=pair)
+    assert (given.text, given.trace_ids, given.finish, given.closing) == (whole, (), "closed", "sampled")
+    assert (more.text, more.trace_ids) == (whole, plain.trace_ids[:5])
+    late = replace(asked, prefix_ids=plain.trace_ids[:6])
+    with pytest.raises(UserError, match=r"problem p0, rollout 0: Request.prefix_ids go on after .*; cut them there"):
+        engine.generate([asked, late], Sampling(12, pair, 0.0), DRAW)
+
+
+def a_branch_goes_on_from_the_tokens_it_was_given(make: Make) -> None:
+    """As a method asks for it in the plan of a second wave."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    first = sample(engine, requests(6))
+    roots = [r for r in first if len(r.trace_ids) >= 4]
+    assert len(roots) > 2
+    branches = sample(engine, [r.branch(3, index=10 + r.request.index, max_tokens=5) for r in roots])
+    assert_told_truly(model, branches)
+    for root, branch in zip(roots, branches, strict=True):
+        assert branch.request.parent == root.request.index
+        assert branch.whole_ids[:3] == root.trace_ids[:3]
+        assert branch.text[:3] == root.text[:3]
+    assert any(b.trace_ids != r.trace_ids[3:8] for b, r in zip(branches, roots, strict=True))
+
+
+def a_request_has_its_own_budget(make: Make) -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    budgets = [1, 2, 5, 12, None, 3, None, 7, 12]
+    asked = [replace(r, max_tokens=b) for r, b in zip(requests(9), budgets, strict=True)]
+    found, free = sample(engine, asked), sample(engine, requests(9))
+    for r, whole, budget in zip(found, free, budgets, strict=True):
+        assert r.trace_ids == whole.trace_ids[:budget]
+        assert r.finish == ("length" if budget is not None and len(whole.trace_ids) > budget else whole.finish)
+    assert len({len(r.trace_ids) for r in found if r.finish == "length"}) > 3
+    assert_told_truly(model, found)
+    with pytest.raises(UserError, match=r"problem p0, rollout 2: Request.max_tokens is 13, and at most 12 "):
+        engine.generate([*asked, replace(asked[0], index=2, max_tokens=13)], Sampling(12, "Q"), DRAW)
+
+
+def the_likeliest_tokens_come_back_where_they_are_asked_for(make: Make) -> None:
+    """As many as each request wants, at the temperature, and samples stay what they are without."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    wanted = [0, 3, 20, 0, 1, 5, 3, 2, 0]
+    asked = [replace(r, observe=Observe(top_k=k)) for r, k in zip(requests(9), wanted, strict=True)]
+    for temp in (1.0, 0.7):
+        found, plain = sample(engine, asked, temp=temp), sample(engine, requests(9), temp=temp)
+        assert [r.trace_ids for r in found] == [r.trace_ids for r in plain]
+        for r, k in zip(found, wanted, strict=True):
+            assert_likeliest(model, r, k, temp)
+            assert r.observed.entropy is None
+
+
+def assert_likeliest(model: Any, rollout: Rollout, k: int, temperature: float = 1.0) -> None:
+    ids, log_probs = rollout.observed.top_ids, rollout.observed.top_log_probs
+    if k == 0:
+        assert ids is log_probs is None
+        return
+    assert ids is not None
+    assert log_probs is not None
+    assert {len(row) for row in (*ids, *log_probs)} <= {k}
+    best = own_logs(model, rollout, temperature).topk(k)
+    told = torch.tensor(log_probs, dtype=torch.float64).reshape(-1, k)
+    assert not len(told) or float((told - best.values).abs().max()) < TOLERANCE
+    at = own_logs(model, rollout, temperature).gather(1, torch.tensor(ids, dtype=torch.long).reshape(-1, k))
+    assert not len(told) or float((told - at).abs().max()) < TOLERANCE, "the ids are not those of the log-probs"
+
+
+def what_cannot_be_observed_is_refused_before_anything_is_sampled(make: Make) -> None:
+    """An exact entropy is given as the model's own, or refused in one line with engine, field and remedy."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    plain = requests(3)
+    asked = [*plain[:2], replace(plain[2], observe=Observe(entropy=True))]
+    if hasattr(engine, "backend"):
+        drawn: list[Any] = []
+        engine.backend.draw = lambda *given: drawn.append(given)
+        with pytest.raises(
+            UserError, match=r"(?i)generation.engine: .*vllm.* entropy .*generation.engine = torch"
+        ) as e:
+            engine.generate(asked, Sampling(12, "Q"), DRAW)
+        assert "\n" not in str(e.value)
+        many = [*plain[:2], replace(plain[2], observe=Observe(top_k=21))]
+        with pytest.raises(UserError, match=r"at most the 20 likeliest .*top_k is 21; set it to 20 or less"):
+            engine.generate(many, Sampling(12, "Q"), DRAW)
+        assert not drawn
+        del engine.backend.draw
+        return
+    *others, one = sample(engine, asked)
+    assert all(r.observed == Observed() for r in others)
+    logs = own_logs(model, one)
+    assert one.observed.entropy == pytest.approx((-logs.exp() * logs).sum(-1).tolist(), abs=TOLERANCE)
+    with pytest.raises(UserError, match=r"torch gives at most the .* likeliest tokens"):
+        sample(engine, [replace(plain[0], observe=Observe(top_k=10_000))])
 
 
 def a_publish_changes_the_next_sample(make: Make) -> None:
@@ -235,7 +363,12 @@ CONTRACT = {
         an_end_counts_only_behind_the_texts_before_it,
         a_stop_text_inside_a_token_is_left_to_the_template,
         an_end_of_sequence_before_the_stop_text_is_its_own_ending,
-        prefix_ids_are_read_but_not_returned,
+        a_prefix_is_read_and_part_of_the_text_and_not_returned_as_sampled,
+        an_end_that_begins_in_the_prefix_counts,
+        a_branch_goes_on_from_the_tokens_it_was_given,
+        a_request_has_its_own_budget,
+        the_likeliest_tokens_come_back_where_they_are_asked_for,
+        what_cannot_be_observed_is_refused_before_anything_is_sampled,
         a_publish_changes_the_next_sample,
         an_engine_that_dies_is_an_error_with_its_name,
     )

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-MUTANTS = ("stop", "seed", "log-prob", "publish", "publish in part", "stale cache")
+MUTANTS = ("stop", "seed", "log-prob", "top-k", "publish", "publish in part", "stale cache")
 
 
 @dataclass
@@ -119,6 +119,7 @@ class _Row:
         self.llm, self.prompt, self.params = llm, prompt, params
         self.ids: list[int] = []
         self.logs: list[float] = []
+        self.told: list[dict[int, SimpleNamespace]] = []
         self.finish: str | None = None
         own = params.seed is not None and llm.broken != "seed"
         self.noise = torch.Generator().manual_seed(params.seed) if own else llm.noise  # ty: ignore
@@ -132,6 +133,7 @@ class _Row:
         told = processed if llm.settings.get("logprobs_mode") == "processed_logprobs" else raw
         self.ids.append(token)
         self.logs.append(float((raw if llm.broken == "log-prob" else told)[token]))
+        self.told.append(self._told(told, token))
         text = llm.tokenizer.decode(self.ids, skip_special_tokens=p.skip_special_tokens)
         ends = [] if p.ignore_eos else [llm.tokenizer.eos_token_id]
         if llm.broken != "stop" and (any(s in text for s in p.stop) or token in (*p.stop_token_ids, *ends)):
@@ -139,9 +141,18 @@ class _Row:
         elif len(self.ids) >= p.max_tokens:
             self.finish = "length"
 
+    def _told(self, logs: torch.Tensor, token: int) -> dict[int, SimpleNamespace]:
+        """The sampled token first, then the likeliest, as many as were asked for, among which it may be again."""
+        if (most := self.params.logprobs or 0) > 20:
+            raise ValueError(f"Requested sample logprobs of {most}, which is greater than max allowed: 20")
+        if self.llm.broken == "top-k":
+            logs = -logs
+        best = logs.topk(most)
+        found = {token: SimpleNamespace(logprob=self.logs[-1])}
+        return found | {int(i): SimpleNamespace(logprob=float(x)) for x, i in zip(*best, strict=True)}
+
     def output(self) -> SimpleNamespace:
-        logs = [{i: SimpleNamespace(logprob=x)} for i, x in zip(self.ids, self.logs, strict=True)]
-        return SimpleNamespace(token_ids=self.ids, logprobs=logs, finish_reason=self.finish)
+        return SimpleNamespace(token_ids=self.ids, logprobs=self.told, finish_reason=self.finish)
 
 
 @dataclass
@@ -200,8 +211,13 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Se
                 False,
             )[0].outputs[0]
             logs = [by_id[i].logprob for i, by_id in zip(row.token_ids, row.logprobs, strict=True)]
-            choice = {"finish_reason": row.finish_reason, "logprobs": {"token_logprobs": logs}}
+            by_token = [{self._named(i, body): x.logprob for i, x in by_id.items()} for by_id in row.logprobs]
+            told = {"token_logprobs": logs, "top_logprobs": by_token}
+            choice = {"finish_reason": row.finish_reason, "logprobs": told}
             return {"choices": [choice | ({"token_ids": row.token_ids} if body.get("return_token_ids") else {})]}
+
+        def _named(self, token: int, body: Mapping[str, Any]) -> str:
+            return f"token_id:{token}" if body.get("return_tokens_as_token_ids") else llm.tokenizer.decode([token])
 
         def _answer(self, code: int, content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
             said = content if isinstance(content, bytes) else json.dumps(content).encode()

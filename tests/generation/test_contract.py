@@ -7,22 +7,27 @@ import contextlib
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_vllm
 import pytest
 from contract import CONTRACT, Make
+from models import prove
 from real_vllm import need_vllm, start_server
 
+from covrl.generation import decoding
 from covrl.generation.base import Draw, Generator, Sampling
-from covrl.generation.engine import TorchGenerator
+from covrl.generation.engine import DecodingPaths, TorchGenerator
 from covrl.generation.outside import OutsideGenerator
 from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
-from covrl.records import Request, Rollout
+from covrl.records import Observe, Request, Rollout
+from covrl.scoring.model import LanguageModel
 
-ENGINES = ["torch", "fake vllm", "fake vllm that sleeps", "fake server", "vllm", "server"]
+TORCH = ["torch", "torch with shared prompts", "torch in recorded steps", "torch padded", "torch uncached"]
+ENGINES = [*TORCH, "fake vllm", "fake vllm that sleeps", "fake server", "vllm", "server"]
 MORTAL = ["fake server", "server"]
 """Those that can die apart from the trainer."""
 
@@ -42,8 +47,23 @@ def local(source: str, model: Any) -> LocalVllm:
     return LocalVllm(source, model, "float32", 0.1, ROWS)
 
 
-def torch_engine(root: Path, stack: contextlib.ExitStack) -> Make:
-    return lambda model, tokenizer: TorchGenerator(model, tokenizer, ROWS)
+def torch_engine(how: str) -> Callable[[Path, contextlib.ExitStack], Make]:
+    """The torch engine in one way of decoding; "torch": as it is before anything is proved."""
+    paths = {
+        "torch with shared prompts": DecodingPaths(),
+        "torch in recorded steps": DecodingPaths(recorded=True),
+        "torch padded": DecodingPaths(shared=False),
+        "torch uncached": DecodingPaths(shared=False, padded=False, cached=False),
+    }
+
+    def make(model: Any, tokenizer: Any) -> Generator:
+        engine = TorchGenerator(model, tokenizer, ROWS)
+        if how in paths:
+            prove(LanguageModel(model))  # which gives it the attention that shared prompts need
+            engine.paths = paths[how]
+        return engine
+
+    return lambda root, stack: make
 
 
 def fake_local(root: Path, stack: contextlib.ExitStack) -> Make:
@@ -105,7 +125,7 @@ def real_server(root: Path, stack: contextlib.ExitStack) -> Make:
 
 
 MAKERS: dict[str, Callable[[Path, contextlib.ExitStack], Make]] = {
-    "torch": torch_engine,
+    **{how: torch_engine(how) for how in TORCH},
     "fake vllm": fake_local,
     "fake vllm that sleeps": fake_sleeper,
     "fake server": fake_server,
@@ -137,6 +157,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def maker(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     if name in ("vllm", "server"):
         need_vllm()
+    if name == "torch with shared prompts":  # from the first row on, and for prompts of any length
+        monkeypatch.setattr(decoding, "LONG", 1)
+        monkeypatch.setattr(decoding, "MANY", 1)
     if name.startswith("fake"):
         monkeypatch.setitem(sys.modules, "vllm", fake_vllm)  # ty: ignore
     with contextlib.ExitStack() as stack:
@@ -156,6 +179,11 @@ CAUGHT_BY = {
     "stop": "a_trace_ends_at_the_stop_text_or_at_its_limit",
     "seed": "a_sample_depends_on_its_key_alone",
     "log-prob": "log_probs_are_the_models_own",
+    "top-k": "the_likeliest_tokens_come_back_where_they_are_asked_for",
+    "prefix": "a_prefix_is_read_and_part_of_the_text_and_not_returned_as_sampled",
+    "seam": "an_end_that_begins_in_the_prefix_counts",
+    "budget": "a_request_has_its_own_budget",
+    "entropy": "what_cannot_be_observed_is_refused_before_anything_is_sampled",
     "publish": "a_publish_changes_the_next_sample",
     "publish in part": "a_publish_changes_the_next_sample",
     "stale cache": "a_publish_changes_the_next_sample",
@@ -186,20 +214,38 @@ class Broken:
         self.inner.publish(version)
 
     def generate(self, requests: list[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-        from dataclasses import replace
-
         self.calls += 1
         if self.how == "seed":
             draw = Draw(self.calls, draw.step, draw.purpose)
+        own, requests = requests, [self._asked(r) for r in requests]
         if self.how == "stop":
             sampling = Sampling(sampling.max_tokens, "\x00never", sampling.temperature)
         found = self.inner.generate(requests, sampling, draw)
+        found = [replace(self._told(r), request=asked) for r, asked in zip(found, own, strict=True)]
         if self.how == "log-prob":
             found = [replace(r, log_probs=tuple(x - 0.01 for x in r.log_probs)) for r in found]
         return found
 
+    def _asked(self, request: Request) -> Request:
+        """The request without what this engine does not know."""
+        if self.how == "budget":
+            return replace(request, max_tokens=None)
+        if self.how == "seam":
+            return replace(request, prompt_ids=request.prompt_ids + request.prefix_ids, prefix_ids=())
+        return replace(request, observe=Observe()) if self.how == "entropy" else request
 
-@pytest.mark.parametrize("broken", ["stop", "seed", "log-prob", "publish"])
+    def _told(self, rollout: Rollout) -> Rollout:
+        observed = rollout.observed
+        if self.how == "top-k" and observed.top_ids is not None:
+            return replace(rollout, observed=observed._replace(top_ids=tuple(row[::-1] for row in observed.top_ids)))
+        if self.how == "prefix":
+            return replace(rollout, text=rollout.text[len(rollout.request.prefix_ids) :])
+        return rollout
+
+
+@pytest.mark.parametrize(
+    "broken", ["stop", "seed", "log-prob", "publish", "top-k", "prefix", "seam", "budget", "entropy"]
+)
 def test_the_contract_rejects_any_engine_that_breaks_a_promise(broken: str) -> None:
     """And takes the same engine, wrapped alike, where nothing is broken: the wrapper is not what it rejects."""
 

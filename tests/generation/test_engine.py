@@ -262,13 +262,6 @@ def test_a_tag_inside_a_merged_token_leaves_the_trace_and_is_appended_by_the_tem
     assert str(tokenizer.decode(list(row.ids))).endswith("<think>\nso 42</think>\n<answer>42</answer>")
 
 
-def test_prefix_ids_are_read_but_not_returned() -> None:
-    whole = Request("p0", 0, (5, 6, 7, 8, 9), "prior")
-    split = Request("p0", 0, (5, 6, 7), "prior", prefix_ids=(8, 9))
-    (a,), (b,) = generate("gpt2", [whole]), generate("gpt2", [split])
-    assert a.trace_ids == b.trace_ids
-
-
 def test_published_version_is_stamped() -> None:
     engine = TorchGenerator(tiny("gpt2", len(TOKENIZER)), TOKENIZER, 8)
     engine.publish(5)

@@ -661,7 +661,7 @@ def test_mixed_precision_samples_in_bfloat16(project: Path) -> None:
 class Piecewise:
     """Returns up to three tokens of a model's greedy row at a time, as an engine that stops early would."""
 
-    name = "pieces"
+    name, most_top_k = "pieces", 0
 
     def __init__(self, model: Any) -> None:
         self.model, self.asked = model, []

@@ -12,6 +12,7 @@ from models import character_tokenizer, save_tiny
 
 from covrl.api import build
 from covrl.config import PromptConfig
+from covrl.evaluation.accuracy import said_in
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.outside import Ask, Drawn, OutsideGenerator
 from covrl.generation.stop import StopRule
@@ -67,8 +68,31 @@ def test_case_23_the_thought_of_a_response_ends_at_the_words_that_close_it() -> 
 
 def test_case_23_words_in_a_prefix_count_as_said() -> None:
     found = response("nswer is 4. And", prefix="Two and two. The a")
-    assert (found.text, found.finish) == ("nswer is 4.", "closed")
-    assert response("4. And", prefix="It is. The answer is").text == "4."
+    assert (found.text, found.finish) == ("Two and two. The answer is 4.", "closed")
+    assert response("4. And", prefix="It is. The answer is").text == "It is. The answer is4."
+
+
+def test_case_23_a_thought_that_ends_in_the_prefix_is_the_prefix_up_to_there() -> None:
+    """Nothing of it was sampled, and what the response says after it is still read from the whole text."""
+    found = response(" 4. And", prefix="So. The answer is")
+    assert PROMPTS.said(found.text) == " 4"
+    for prefix in ("So. The answer is", "So. The answer is in"):
+        thought = PROMPTS.thought(response(" 4. And", prefix=prefix))
+        assert thought is not None
+        assert (thought.text, thought.trace_ids, thought.valid) == ("So. The answer is", (), True)
+        row = PROMPTS.prior_row(Problem("p", "2+2", "5"), thought)
+        assert str(TOKENIZER.decode(list(row.ids))).endswith("So. The answer is 5.")
+        assert row.spans["trace"].start == row.spans["trace"].stop == len(PROMPTS.prior(Problem("p", "2+2", "5"))) + 17
+
+
+def test_a_response_that_ends_with_its_turn_is_read_from_its_prefix_on() -> None:
+    ids, prefix, end = ids_of(" 4"), ids_of("The answer is"), TOKENIZER.eos_token_id
+    trace = Trace(prefix)
+    for token in (*ids, end):
+        trace.take(token, -1.0, StopRule(TOKENIZER, "."), frozenset({end}))
+    found = trace.rollout(Request("p", 0, (5, 6), "prior", prefix_ids=prefix), StopRule(TOKENIZER, "."), 0)
+    assert (found.finish, found.text) == ("eos", "The answer is 4<eos>")
+    assert said_in(found, PROMPTS) == "The answer is 4"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +131,7 @@ def test_case_23_a_run_samples_responses_so(
 class Scripted:
     """An engine that says what it is told and stops at its stop text as vLLM does, wherever that stands."""
 
-    name = "the script"
+    name, most_top_k = "the script", 0
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts

@@ -9,7 +9,7 @@ import pytest
 from covrl.quickstart import run as quickstart_run
 from covrl.quickstart.run import Measured, load_config, measure, quickstart
 from covrl.reporting.terminal import Progress
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 SMALL = ["training.steps=1", "training.problems_per_step=2", "training.learning_rate=0.01", "evaluation.every=0"]
 

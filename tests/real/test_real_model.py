@@ -25,9 +25,10 @@ from covrl.config import RunConfig, check
 from covrl.generation.engine import DecodingPaths
 from covrl.records import Problem
 from covrl.scoring.model import Paths
+from covrl.training import loop
 from covrl.training.dry_run import dry_run
-from covrl.training.loop import Run
 from covrl.training.models import load_beside
+from covrl.training.run import Run
 
 METHODS = {"float32": ("covrl",), "mixed": ("rlpr",), "bfloat16": ("grpo",)}
 if os.environ.get("COVRL_REAL_EVERY"):
@@ -124,7 +125,7 @@ def raises_no_false_alarm(run: Run) -> None:
     if run.algorithm.samples == "thought":  # a response has to hold an answer in its place, which is taught first
         assert found.complaint() is None
     before = [p.detach().clone() for p in run.parameters[:3]]
-    reports = list(run.steps())
+    reports = list(loop.steps(run))
     warnings = [warning for report in reports for warning in report.warnings]
     if run.algorithm.samples == "response":  # as above: without an answer in its place there is no signal either
         warnings = [warning for warning in warnings if not warning.startswith(("invalid traces", "no signal"))]

@@ -11,6 +11,8 @@ from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
 from covrl.reporting.html import render_report
 from covrl.reporting.sinks import TracesSink, read_traces
 from covrl.reporting.summary import RunSummary
+from covrl.training.rollouts import sample
+from covrl.training.scores import score_groups
 from covrl.training.views import trace_group
 
 TOKENS = (
@@ -43,7 +45,7 @@ def test_tokens_are_tinted_by_the_prompt_that_finds_them_likelier_and_escaped() 
 
 def test_a_runs_traces_carry_the_scores_they_were_trained_with() -> None:
     run = make_run()
-    (group,) = run.score(run.sample(PROBLEMS[:1], Draw(0, 0)))
+    (group,) = score_groups(run, sample(run, PROBLEMS[:1], Draw(0, 0)))
     credits = run.algorithm.credit([group])[0]
     for view, rollout, scores in zip(
         trace_group(group, credits, run.prompts).traces, group.rollouts, group.scores, strict=True

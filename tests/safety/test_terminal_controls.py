@@ -17,7 +17,7 @@ from covrl import api
 from covrl.cli.app import main
 from covrl.errors import UserError
 from covrl.secrets import is_secret, redacted
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\x00\u202e\u2028[bold red]x[/]\r"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029]")

@@ -106,25 +106,24 @@ def install() -> None:
     from covrl.evaluation.accuracy import Evaluator
     from covrl.generation.engine import TorchGenerator
     from covrl.reporting import sinks
-    from covrl.training import checkpoint, keeper, loop, merged, step
+    from covrl.training import checkpoint, collect, gradient, keeper, publish, step
 
     around(TorchGenerator, "generate", before="before sampling", after="after sampling")
-    around(loop.Run, "score", after="after scoring")
-    around(loop.Run, "_update", before="between rollout and update", after="after the update")
-    around(loop.Run, "_merged_update", before="between rollout and update", after="after the update")
-    around(loop, "accumulate_gradient", before="before a gradient", after="after a gradient")
-    around(loop, "merged_gradient", before="before a merged gradient", after="after a merged gradient")
-    around(step, "token_losses", before="inside an accumulation")
-    around(merged, "token_losses", before="inside a merged pass")
+    around(collect, "score_groups", after="after scoring")
+    around(step, "set_rate", before="between rollout and update")
+    around(step, "update_metrics", before="after the update")
+    around(step, "add_gradient", before="before a gradient", after="after a gradient")
+    around(gradient, "token_losses", before="inside an accumulation")
     around(torch.optim.AdamW, "step", after="between two updates")
-    around(loop, "follow", before="before the copies follow", after="after the copies followed")
+    around(publish, "follow", before="before the copies follow", after="after the copies followed")
     around(Evaluator, "__call__", before="before an evaluation", after="inside an evaluation")
     around(keeper.Keeper, "keep", before="step done, nothing written", after="step boundary")
     around(keeper, "boundary_of", before="after the lines and the best model")
     around(files, "seal", before="before a manifest", after="before a rename")
     around(files, "write_file", before="before config.toml", after="after config.toml")
     around(Path, "rename", before="before a move", after="after a move")
-    around(loop.Run, "save", before="before a model is written", after="after a model is written")
+    for room in (checkpoint, keeper):
+        around(room, "save_trained", before="before a model is written", after="after a model is written")
     half_written_line(sinks)
     half_written_optimizer(checkpoint)
     half_deleted(files)

@@ -25,11 +25,15 @@ from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, 
 from covrl.generation.base import Draw
 from covrl.records import Problem
 from covrl.training import fit as fitting
-from covrl.training import models
-from covrl.training.loop import Run
+from covrl.training import loop, models
+from covrl.training.gradient import add_gradient
 from covrl.training.machine import Memory
+from covrl.training.reading_plan import reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
 from covrl.training.sharding import whole
-from covrl.training.step import accumulate_gradient
+from covrl.training.step import take_step
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
 PROMPTS = {
@@ -142,7 +146,7 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 def observe(folder: Path, name: str) -> dict[str, Any]:
     """What a run of three steps does: its samples, first gradient, weights and metrics; and who held how much."""
     run: Run = api.build(config(folder, name), PROBLEMS, PROBLEMS[:5], reward=reward)
-    groups = run.sample(PROBLEMS[:5], Draw(0, 0))
+    groups = sample(run, PROBLEMS[:5], Draw(0, 0))
     gradients: list[torch.Tensor] = []
     passes = [0]
 
@@ -154,8 +158,8 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
     def keep(*_: Any) -> None:
         gradients.append(flat([torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]))
 
-    run.optimizer.register_step_pre_hook(keep)
-    reports = list(run.steps())
+    run.optimizers["policy"].register_step_pre_hook(keep)
+    reports = list(loop.steps(run))
     held = [p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in run.parameters]
     return {
         "samples": [r.trace_ids for g in groups for r in g.rollouts],
@@ -176,15 +180,15 @@ def one_step(folder: Path, method: str) -> dict[str, Any]:
     def keep(*_: Any) -> None:
         found.append(flat([torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]))
 
-    run.optimizer.register_step_pre_hook(keep)
-    metrics = run.step().metrics
+    run.optimizers["policy"].register_step_pre_hook(keep)
+    metrics = take_step(run).metrics
     return {"gradient": torch.cat(found), "metrics": {k: v for k, v in metrics.items() if not k.startswith("time/")}}
 
 
 def batch(folder: Path) -> None:
     """Leave scored groups and their credits for :func:`mixed`."""
     run: Run = api.build(config(folder, "mixed"), PROBLEMS, reward=reward)
-    groups = run.algorithm.admit(run.score(run.sample(PROBLEMS, Draw(0, 0)))).kept
+    groups = run.algorithm.admit(score_groups(run, sample(run, PROBLEMS, Draw(0, 0)))).kept
     assert groups
     torch.save((groups, run.algorithm.credit(groups)), folder / "batch.pt")
 
@@ -193,11 +197,19 @@ def mixed(folder: Path) -> dict[str, Any]:
     """The gradient of that batch with bfloat16 products, one step, and what everything is held in."""
     run: Run = api.build(config(folder, "mixed"), PROBLEMS, reward=reward)
     groups, credits = torch.load(folder / "batch.pt", weights_only=False)
-    accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits, world=run.world)
+    add_gradient(
+        run.algorithm,
+        run.models,
+        groups,
+        credits,
+        run.limits,
+        reading_plan(run.algorithm, on_policy=False),
+        world=run.world,
+    )
     gradients = [p.grad for p in run.parameters if p.grad is not None]
     found = {"gradient": flat(gradients), "sharded": run.world.sharded}
-    run.optimizer.step()
-    moments = [v for state in run.optimizer.state.values() for k, v in state.items() if k != "step"]
+    run.optimizers["policy"].step()
+    moments = [v for state in run.optimizers["policy"].state.values() for k, v in state.items() if k != "step"]
     kinds = {str(t.dtype) for t in (*run.parameters, *gradients, *moments)}
     return found | {"weights": flat(list(run.parameters)), "kinds": kinds}
 
@@ -265,7 +277,7 @@ def fails(folder: Path, what: str) -> str:
 
 def in_second_step(run: Run, training: bool) -> bool:
     """Whether the second step goes on, in its update or before it."""
-    inside = run._before is not None and run._before.done == 1 and run.done == 1
+    inside = run.in_progress is not None and run.in_progress.before.done == 1 and run.done == 1
     return inside and torch.is_grad_enabled() == training
 
 
@@ -289,7 +301,7 @@ def exhausted(folder: Path, where: str, name: str, times: int) -> dict[str, Any]
 
     setattr(owner, method, full)
     try:
-        warnings = [warning for report in run.steps() for warning in report.warnings]
+        warnings = [warning for report in loop.steps(run) for warning in report.warnings]
     except OutOfMemoryError as error:
         return {"said": [str(error)], "agreed": run.world.agreed(error), "done": run.done}
     said = [w for w in warnings if "out of memory" in w]

@@ -19,6 +19,7 @@ from covrl.config import RunConfig
 from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.records import Problem
+from covrl.training import loop
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
 PROMPTS = {
@@ -76,8 +77,8 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
         gradients.append(torch.cat([g.double().flatten() for g in parts]))
 
-    run.optimizer.register_step_pre_hook(keep)
-    reports = list(run.steps())
+    run.optimizers["policy"].register_step_pre_hook(keep)
+    reports = list(loop.steps(run))
     every = list(run.models["policy"].model.parameters())
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in every)
     adapters = [p.detach().double().flatten() for m in run.models.values() for p in m.own_weights()]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 
 class Pass(NamedTuple):

@@ -20,11 +20,13 @@ from covrl.errors import RunInterruptedError, UserError
 from covrl.quickstart.run import load_config
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
-from covrl.training import loop
+from covrl.training import publish
+from covrl.training import step as page
 from covrl.training.checkpoint import checkpoints, newest_whole, save_checkpoint
 from covrl.training.keeper import CannotSaveError
-from covrl.training.loop import Run
 from covrl.training.resuming import ACCEPTED
+from covrl.training.run import Run
+from covrl.training.step import take_step
 
 SMALL = [
     "training.steps=5",
@@ -324,10 +326,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, at: int) 
 @pytest.mark.parametrize(
     ("owner", "name", "at", "left"),
     [
-        (loop.Run, "_update", 4, ["step-000002", "step-000003"]),  # sampled, and nothing moved: step 3 can be saved
-        (loop, "accumulate_gradient", 8, ["step-000002", "step-000003"]),  # step 4, behind its first update: taken back
-        (loop, "follow", 4, ["step-000002", "step-000003"]),
-        (loop.Run, "_evaluate", 3, ["step-000002", "step-000003"]),
+        (page, "set_rate", 4, ["step-000002", "step-000003"]),  # sampled, and nothing moved: step 3 can be saved
+        (page, "add_gradient", 8, ["step-000002", "step-000003"]),  # step 4, after its first update: taken back
+        (publish, "follow", 4, ["step-000002", "step-000003"]),
+        (page, "held_out_metrics", 3, ["step-000002", "step-000003"]),
     ],
 )
 def test_an_error_inside_a_step_leaves_only_checkpoints_of_whole_steps(
@@ -354,7 +356,7 @@ def test_an_error_inside_a_step_leaves_only_checkpoints_of_whole_steps(
 def test_an_update_in_which_no_trace_has_weight_breaks_no_figure(tmp_path: Path) -> None:
     """GRPO with all answers wrong: the streams' norms of such an update are not there to be averaged."""
     config = load_config([*SMALL, "algorithm.name=grpo", "rewards.verifier=text", "training.mini_batches=3"])
-    report = api.build(config).step()
+    report = take_step(api.build(config))
     assert report.metrics["optim/updates"] == 3
 
 

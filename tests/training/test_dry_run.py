@@ -16,9 +16,9 @@ from covrl.config import RunConfig, check
 from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.scoring.model import LanguageModel
 from covrl.training.dry_run import dry_run, largest_pass
-from covrl.training.loop import Run
 from covrl.training.machine import Memory
 from covrl.training.needs import made_up, measured, pass_bytes
+from covrl.training.run import Run
 
 Make = Callable[..., Run]
 

@@ -20,11 +20,12 @@ from covrl.errors import UserError
 from covrl.generation.engine import TorchGenerator
 from covrl.scoring.pack import read
 from covrl.training import fit as fitting
+from covrl.training import loop
 from covrl.training import needs as needs_module
 from covrl.training.fit import power_of_two, rows_that_fit, tokens_that_fit, trace_too_large
-from covrl.training.loop import Run
 from covrl.training.machine import Memory, main_memory, memory_of
 from covrl.training.needs import Needs, key_value_bytes, measured
+from covrl.training.run import Run
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:    8388608 kB\nHugePages_Total:  0\n"
@@ -228,7 +229,7 @@ def test_the_same_command_gives_the_same_bytes(settings: dict[str, Any], monkeyp
     ends = []
     for _ in range(2):
         run = api.build(check(RunConfig, settings))
-        list(run.steps())
+        list(loop.steps(run))
         ends.append([p.detach().numpy().tobytes() for p in run.parameters])
     assert ends[0] == ends[1]
 

@@ -19,8 +19,8 @@ from covrl import files as durable
 from covrl.errors import UserError
 from covrl.quickstart.run import load_config
 from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
-from covrl.training.loop import Run
 from covrl.training.resuming import check_config, check_inputs
+from covrl.training.run import Run
 
 SMALL = [
     "algorithm.name=nover",

@@ -10,14 +10,14 @@ from training.test_step import make_run
 from training.test_step_methods import METHODS, method_run
 
 from covrl.records import StepReport
-from covrl.training import mismatch
-from covrl.training.loop import Run
+from covrl.training import loop, mismatch
+from covrl.training.run import Run
 
 NAMES = ("sampler/gap_mean", "sampler/gap_max", "sampler/kl", "sampler/truncated_share")
 
 
 def step(run: Run) -> StepReport:
-    report = next(run.steps())
+    report = next(loop.steps(run))
     assert all(name in report.metrics for name in NAMES), report.metrics
     assert 0 <= report.metrics["sampler/gap_max"] < 1e-6
     return report
@@ -54,7 +54,7 @@ def test_measuring_a_few_changes_nothing_that_is_learnt(monkeypatch: pytest.Monk
         if not measured:
             monkeypatch.setattr(Run, "_gap_of_few", lambda *_: {})
         run = method_run("rationalise")
-        list(run.steps())
+        list(loop.steps(run))
         found.append([p.detach().clone() for p in run.parameters])
     assert all(map(torch.equal, *found))
 

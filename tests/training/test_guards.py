@@ -29,14 +29,22 @@ from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, 
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.records import Credit, Problem, Request, Rollout
+from covrl.rewards.named import as_named
 from covrl.scoring.pack import PassLimits
+from covrl.training import loop, step
 from covrl.training.bundle import read_bundle
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.divergence import Divergence
-from covrl.training.loop import Run
+from covrl.training.gradient import add_gradient
+from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import is_out_of_memory
+from covrl.training.publish import both_sides
 from covrl.training.publish_check import Probe, canary, changed_weights, probe, stale_reason
-from covrl.training.step import accumulate_gradient
+from covrl.training.reading_plan import plan_of_step, reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 PROMPTS = {
     "user": "{question}",
@@ -93,8 +101,8 @@ def make_run(
 def state(run: Run) -> list[Any]:
     """Everything that decides the next step, as bytes or plain values."""
     moments = [
-        {k: v.numpy().tobytes() if isinstance(v, Tensor) else v for k, v in run.optimizer.state[p].items()}
-        if p in run.optimizer.state
+        {k: v.numpy().tobytes() if isinstance(v, Tensor) else v for k, v in run.optimizers["policy"].state[p].items()}
+        if p in run.optimizers["policy"].state
         else None
         for p in run.parameters
     ]
@@ -158,31 +166,30 @@ def spoil_loss(run: Run, nth: int, gradient_only: bool = False) -> None:
 )
 def test_a_credit_that_is_not_finite_names_the_trace_and_changes_nothing(what: str, said: str) -> None:
     run = make_run()
-    run.step()
+    take_step(run)
     before = state(run)
     hit = spoil_credit(run, what)
     with pytest.raises(NonFiniteError) as caught:
-        run.step()
+        take_step(run)
     problem, index = hit()
     assert re.search(f"step 2: {said} at problem {problem}, rollout {index} ", str(caught.value))
     assert state(run) == before
 
 
-def test_a_score_that_is_not_finite_is_caught_before_the_method_sees_it() -> None:
+def test_a_score_that_is_not_finite_is_caught_before_the_method_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """RLPR's filter would drop the groups without a word, and its running mean would be NaN for ever."""
     run = make_run("rlpr")
-    run.step()
+    take_step(run)
     before = state(run)
-    scored = run.score
 
-    def spoiled(groups: Any, **named: Any) -> Any:
-        found = scored(groups, **named)
+    def spoiled(*given: Any) -> Any:
+        found = score_groups(*given)
         next(iter(found[2].scores[1].values.values()))[0] = float("nan")
         return found
 
-    run.score = spoiled  # ty: ignore[invalid-assignment]
+    monkeypatch.setattr("covrl.training.collect.score_groups", spoiled)
     with pytest.raises(NonFiniteError, match=r"step 2: the score \w+/\w+ is nan at problem p\d, rollout 1 \(prior\)"):
-        run.step()
+        take_step(run)
     assert state(run) == before
 
 
@@ -194,14 +201,14 @@ def test_a_loss_or_gradient_that_is_not_finite_leaves_weights_and_optimizer_as_b
     """Three updates a step; the fault comes in the first, the second, or the second step's second."""
     run = make_run("grpo", {"mini_batches": 3, "tokens_per_pass": 1 << 20})
     if nth == 5:
-        run.step()
+        take_step(run)
     before = state(run)
     spoil_loss(run, 2 if nth == 5 else nth, gradient_only)
     said = "gradient's norm is (inf|nan), from the policy loss" if gradient_only else "policy loss is nan"
     with pytest.raises(
         NonFiniteError, match=rf"step {run.done + 1}: the {said} at problem p\d, rollout \d \(prior\); no step"
     ):
-        run.step()
+        take_step(run)
     assert state(run) == before
 
 
@@ -212,13 +219,13 @@ def test_what_is_not_finite_where_groups_are_scored_in_their_training_forward_ch
 ) -> None:
     """Of 300 tokens a pass holds some of the groups, of 100 none."""
     run = make_run(training={"stream_norms_every": 0, "tokens_per_pass": tokens, "problems_per_step": 4})
-    run.step()
+    take_step(run)
     before = state(run)
-    assert run.merges
+    assert plan_of_step(run, 2).in_pass
     spoil_loss(run, nth, gradient_only)
     said = "gradient's norm is (inf|nan), from the policy loss" if gradient_only else "policy loss is nan"
     with pytest.raises(NonFiniteError, match=rf"step 2: the {said} at problem p\d, rollout \d \(\w+\); no step"):
-        run.step()
+        take_step(run)
     assert state(run) == before
 
 
@@ -226,7 +233,7 @@ def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path
     run = make_run(training={"seed": 7, "problems_per_step": 5}, kl="sampled")
     hit = spoil_credit(run, "constant")
     with pytest.raises(NonFiniteError) as caught:
-        run.step()
+        take_step(run)
     problem, index = hit()
     (where,) = (folder / "run/non-finite").iterdir()
     assert str(caught.value).endswith(f"no step was taken; what it was made of is in run/non-finite/{where.name}")
@@ -238,11 +245,20 @@ def test_the_bundle_holds_all_that_the_loss_of_the_trace_is_made_of(folder: Path
     assert not [v for k, v in os.environ.items() if len(v) > 12 and k not in ("PWD", "OLDPWD") and v in text]
     assert culprit.credit is not None
     again = make_run(training={"seed": 7}, kl="sampled")
-    (group,) = again.score([type(run.sample(PROBLEMS[:1], Draw(0, 0))[0])(culprit.problem, (culprit.rollout,))])
+    (group,) = score_groups(
+        again, [type(sample(run, PROBLEMS[:1], Draw(0, 0))[0])(culprit.problem, (culprit.rollout,))]
+    )
     for output, kept in culprit.scores.values.items():  # alone it is laid out otherwise, which rounds otherwise
         assert torch.allclose(group.scores[0].values[output], kept, rtol=0, atol=1e-4)
     with pytest.raises(NonFiniteError, match=f"kl loss is nan at problem {problem}, rollout {index}"):
-        accumulate_gradient(again.algorithm, again.models, [group], [[culprit.credit]], PassLimits(1 << 20, 1 << 20))
+        add_gradient(
+            again.algorithm,
+            again.models,
+            [group],
+            [[culprit.credit]],
+            PassLimits(1 << 20, 1 << 20),
+            reading_plan(again.algorithm, on_policy=False),
+        )
 
 
 @pytest.mark.parametrize(("name", "value"), [("covrl", "nan"), ("rlpr", "inf"), ("grpo", "-inf")])
@@ -251,10 +267,10 @@ def test_a_users_reward_that_is_not_finite_obeys_the_policy(folder: Path, name: 
     stopped, skipping = make_run(name), make_run(name, guards={"non_finite": "skip"})
     for run in (stopped, skipping):
         run.reward = lambda problem, text, run=run: float(value) if run.done == 1 else by_length(problem, text)
-        run.step()
+        take_step(run)
     before = state(stopped)
     with pytest.raises(NonFiniteError) as caught:
-        stopped.step()
+        take_step(stopped)
     assert state(stopped) == before
     said = str(caught.value)
     assert re.match(
@@ -264,21 +280,28 @@ def test_a_users_reward_that_is_not_finite_obeys_the_policy(folder: Path, name: 
     assert said.endswith(f"what it was made of is in run/non-finite/{where.name}")
     _, (culprit,) = read_bundle(where)
     assert str(culprit.rollout.reward) == value
-    report = skipping.step()
+    report = take_step(skipping)
     assert report.metrics["guard/skipped"] == 1
     assert "step left out (1 of at most" in report.warnings[0]
     assert state(skipping)[2:] == before[2:]  # weights, optimizer and the method's memory
-    assert "guard/skipped" not in skipping.step().metrics
+    assert "guard/skipped" not in take_step(skipping).metrics
+
+
+def test_of_several_functions_the_one_that_is_not_finite_is_named(folder: Path) -> None:
+    run = make_run("rlpr")
+    run.reward = as_named({"fine": by_length, "bad": (lambda problem, text: float("nan"), 0.0)})
+    with pytest.raises(NonFiniteError, match=r"the reward of bad \(test_guards:\S+\) is nan at problem p\d, rollout 0"):
+        run.step()
 
 
 def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:
     run = make_run("rlpr", guards={"non_finite": "skip", "skip_at_most": 2})
     reference = make_run("rlpr")
     spoil_credit(run, "weight", calls=(2, 3, 4))
-    run.step(), reference.step()
+    take_step(run), take_step(reference)
     before = state(run)
     for skipped in (1, 2):
-        report = run.step()
+        report = take_step(run)
         assert report.metrics["guard/skipped"] == skipped
         assert report.metrics["optim/updates"] == 0
         assert f"step left out ({skipped} of at most 2): step {1 + skipped}: the policy weight" in report.warnings[0]
@@ -286,7 +309,7 @@ def test_steps_that_are_skipped_are_counted_and_one_too_many_stops() -> None:
         assert (run.done, run.source.position) == (1 + skipped, 3 * (1 + skipped))
     kept = state(run)
     with pytest.raises(NonFiniteError, match=r"2 steps were left out before, as many as guards.skip_at_most allows"):
-        run.step()
+        take_step(run)
     assert state(run) == kept
     assert run.guard.state_dict()["skipped"] == 2
 
@@ -298,7 +321,7 @@ def test_weights_that_cannot_be_sampled_from_are_named() -> None:
     with pytest.raises(
         NonFiniteError, match=r"step 1: model \w+.*: its logits are not finite at problem p\d.*earlier checkpoint"
     ):
-        run.step()
+        take_step(run)
 
 
 # --- divergence ---------------------------------------------------------------------------------------------------
@@ -336,7 +359,7 @@ def test_a_condition_on_a_metric_that_is_not_there_is_refused() -> None:
     with pytest.raises(
         UserError, match="no metric entropy/pior; of its family there is entropy/posterior, entropy/prior"
     ):
-        list(run.steps())
+        list(loop.steps(run))
 
 
 @pytest.mark.parametrize("name", ["eval/log_prob", "grad_norm/policy", "guard/publish_gap"])
@@ -347,12 +370,12 @@ def test_a_condition_on_a_metric_that_is_not_due_yet_waits_for_it(folder: Path, 
     watching = guards | {"stop_when": [f"{name} < 1e9"], "window": 1}
     run = make_run(training={"stream_norms_every": 4}, guards=guards if resumed else watching, every=4)
     if resumed:
-        run.step()
+        take_step(run)
         run.guard.divergence = Divergence([parse_condition(f"{name} < 1e9")], 1)
     else:
         spoil_credit(run, "weight", calls=(1,))
     with pytest.raises(TrainingStoppedError, match=f"stopped after step 4: diverged: the mean of {name}"):
-        list(run.steps())
+        list(loop.steps(run))
 
 
 def test_a_condition_waits_for_a_step_of_which_something_was_admitted() -> None:
@@ -360,7 +383,7 @@ def test_a_condition_waits_for_a_step_of_which_something_was_admitted() -> None:
     run = make_run("dapo", guards={"stop_when": ["reward/group_std < 1e9"], "window": 1})
     run.reward = lambda problem, text: 1.0 if run.done == 0 else by_length(problem, text)
     with pytest.raises(TrainingStoppedError, match="stopped after step 2: diverged: the mean of reward/group_std"):
-        list(run.steps())
+        list(loop.steps(run))
 
 
 @pytest.mark.parametrize(
@@ -380,7 +403,7 @@ def test_a_condition_that_can_never_hold_in_this_run_is_refused(method: str, nam
     guards = {"stop_when": [f"{name} > 1"], "publish_check_every": 0}
     run = make_run(method, guards=guards, every=every)
     with pytest.raises(UserError, match=f"guards.stop_when: this run reports no metric {name};"):
-        list(run.steps())
+        list(loop.steps(run))
 
 
 @pytest.mark.parametrize(
@@ -443,10 +466,10 @@ def test_a_pass_that_runs_out_of_memory_is_made_again_with_half_and_counts_once(
     method, training = "covrl" if merged else "grpo", {"tokens_per_pass": 200, "stream_norms_every": 0}
     small, run = make_run(method, training), make_run(method, training)
     small.limits = PassLimits(100, 32 << 20)
-    expected = small.step()
+    expected = take_step(small)
     seen = fail_backwards(monkeypatch, [nth], error, text)
     with passes(run) as made:
-        report = run.step()
+        report = take_step(run)
     assert seen[0] > nth
     tokens = [p.tokens for p in made if p.learns]
     assert max(tokens[:nth]) > 100
@@ -458,8 +481,8 @@ def test_a_pass_that_runs_out_of_memory_is_made_again_with_half_and_counts_once(
         "kept from here on"
     )
     assert run.limits == PassLimits(100, 32 << 20)
-    assert not any("memory" in said for said in run.step().warnings), "the next step begins with what fitted"
-    small.step()
+    assert not any("memory" in said for said in take_step(run).warnings), "the next step begins with what fitted"
+    take_step(small)
     assert state(run) == state(small)
 
 
@@ -478,15 +501,16 @@ def test_half_the_tokens_fit_where_the_memory_depends_on_the_size_of_a_pass(case
     """Of 1000 tokens a pass holds whole groups; of 240 and of half as many none."""
     method, training, merges = MEMORY[case]
     plain, run = (make_run(method, {"tokens_per_pass": tokens} | training) for _ in range(2))
-    assert run.merges == merges
+    assert bool(plan_of_step(run, 1).in_pass) == merges
     with passes(plain) as made:
-        plain.step()
+        take_step(plain)
     assert tokens // 2 < max(p.tokens for p in made) <= tokens
     with passes(run, most=tokens // 2) as made:
-        report = run.step()
+        report = take_step(run)
     assert made[-1].tokens <= tokens // 2 < max(p.tokens for p in made)
     assert f"training.tokens_per_pass = {tokens // 2} instead of {tokens}" in report.warnings[0]
-    first = [torch.cat([r.optimizer.state[p]["exp_avg"].flatten() for p in r.parameters]) for r in (run, plain)]
+    states = [[r.optimizers["policy"].state[p] for p in r.parameters] for r in (run, plain)]
+    first = [torch.cat([state["exp_avg"].flatten() for state in each]) for each in states]
     assert float((first[0] - first[1]).norm() / first[1].norm()) < 1e-10
 
 
@@ -495,7 +519,7 @@ def test_what_half_does_not_fit_is_halved_again_and_said_once() -> None:
     training = {"tokens_per_pass": 4096, "stream_norms_every": 0, "problems_per_step": 4}
     run = make_run("grpo", training)
     with passes(run, most=200) as made:
-        report = run.step()
+        report = take_step(run)
     tried = [p.tokens for p in made if p.tokens > 200]
     assert len(tried) > 1
     assert made[-1].tokens <= 200
@@ -510,17 +534,17 @@ def test_what_half_does_not_fit_is_halved_again_and_said_once() -> None:
     changed = make_run("grpo", training | {"tokens_per_pass": 2048})
     load_checkpoint(changed, folder)
     assert changed.limits.tokens == 2048, "who sets it anew is obeyed"
-    assert [r.step().warnings for r in (run, again)] == [(), ()]
+    assert [take_step(r).warnings for r in (run, again)] == [(), ()]
     assert state(run) == state(again)
 
 
 def test_when_no_part_of_it_fits_the_message_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(training={"tokens_per_pass": 200, "stream_norms_every": 0})
-    run.step()
+    take_step(run)
     before = state(run)
     fail_backwards(monkeypatch, range(1, 99), RuntimeError, CPU_MESSAGE)
     with pytest.raises(OutOfMemoryError) as caught:
-        run.step()
+        take_step(run)
     said = str(caught.value)
     size = sum(p.numel() for p in run.parameters) * 8 / 2**20
     assert said.startswith(CPU_MESSAGE)
@@ -537,7 +561,7 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
     run = make_run(training={"stream_norms_every": 0})
     fail_backwards(monkeypatch, [1], RuntimeError, "shapes do not match")
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        run.step()
+        take_step(run)
 
 
 def test_torchs_own_allocator_is_understood() -> None:
@@ -551,8 +575,8 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
         make_run(training={"tokens_per_pass": 200}),
         make_run(training={"tokens_per_pass": 100, "logits_mb_per_chunk": 32}),
     )
-    groups = plain.sample(PROBLEMS, Draw(0, 0))
-    expected = plain.score(groups)
+    groups = sample(plain, PROBLEMS, Draw(0, 0))
+    expected = score_groups(plain, groups)
     states, seen = run.models["policy"].states, [0]
 
     def failing(rows: Any) -> Any:
@@ -562,7 +586,7 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
         return states(rows)
 
     run.models["policy"].states = failing  # ty: ignore[invalid-assignment]
-    for a, b in zip(run.score(groups), expected, strict=True):
+    for a, b in zip(score_groups(run, groups), expected, strict=True):
         assert all(torch.equal(x[o], y[o]) for x, y in zip(a.scores, b.scores, strict=True) for o in y.values)
 
     def full(*_: Any) -> Any:
@@ -570,7 +594,7 @@ def test_scoring_is_retried_and_sampling_says_what_it_takes(monkeypatch: pytest.
 
     run.generator.generate = full  # ty: ignore[invalid-assignment]
     with pytest.raises(OutOfMemoryError, match=r"while sampling: up to generation.rows_per_pass = 1 rows x \d+ tokens"):
-        run.sample(PROBLEMS, Draw(0, 0))
+        sample(run, PROBLEMS, Draw(0, 0))
 
 
 class Room:
@@ -593,7 +617,7 @@ def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_rows_and_keeps_to_t
     """The samples are those of the whole batch; an evaluation's too."""
     plain, run = (make_run("grpo", {"problems_per_step": 4}, every=1 if evaluates else 0) for _ in range(2))
     room = Room(run, 3)
-    reports = [[r.step(), r.step()] for r in (plain, run)]
+    reports = [[take_step(r), take_step(r)] for r in (plain, run)]
     assert isinstance(run.generator, TorchGenerator)
     assert run.generator.rows_per_pass == 2
     assert max(room.asked[-3:]) <= 2
@@ -620,34 +644,33 @@ def test_an_engine_of_its_own_rows_is_not_asked_again(monkeypatch: pytest.Monkey
 
     run.generator = SimpleNamespace(generate=full)  # ty: ignore[invalid-assignment]
     with pytest.raises(OutOfMemoryError, match="while sampling"):
-        run.sample(PROBLEMS, Draw(0, 0))
+        sample(run, PROBLEMS, Draw(0, 0))
     assert asked == [1]
 
 
-def test_scoring_in_an_evaluation_is_retried_with_less_too() -> None:
+def test_scoring_in_an_evaluation_is_retried_with_less_too(monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"tokens_per_pass": 200, "stream_norms_every": 0}
     plain, run = make_run(training=training, every=1), make_run(training=training, every=1)
     for one in (plain, run):  # another problem's trace makes rows of more than 40 tokens
         report = one.config.report.model_copy(update={"thoughts_every": 0})
         one.config = one.config.model_copy(update={"report": report})
-    expected = plain.step()
-    evaluate = run._evaluate
+    expected = take_step(plain)
 
-    def in_less_memory() -> dict[str, float]:
+    def in_less_memory(run: Run) -> tuple[dict[str, float], str]:
         with passes(run, most=40) as made:
-            metrics = evaluate()
+            found = held_out_metrics(run)
         assert made[-1].tokens <= 40 < made[0].tokens
-        return metrics
+        return found
 
-    run._evaluate = in_less_memory  # ty: ignore[invalid-assignment]
+    monkeypatch.setattr(step, "held_out_metrics", in_less_memory)
     run.limits = PassLimits(80, run.limits.logits_bytes)
-    step = run.step()
-    assert step.metrics["eval/log_prob"] == pytest.approx(expected.metrics["eval/log_prob"], abs=1e-9)
-    assert "training.tokens_per_pass = 40 instead of 80" in step.warnings[0]
+    report = take_step(run)
+    assert report.metrics["eval/log_prob"] == pytest.approx(expected.metrics["eval/log_prob"], abs=1e-9)
+    assert "training.tokens_per_pass = 40 instead of 80" in report.warnings[0]
 
 
 @pytest.mark.parametrize("where", ["scoring", "traces", "answers"])
-def test_an_evaluation_without_memory_ends_with_the_arithmetic(where: str) -> None:
+def test_an_evaluation_without_memory_ends_with_the_arithmetic(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(training={"stream_norms_every": 0}, every=1)
     assert run.evaluator is not None
     run.evaluator = replace(run.evaluator, grade=lambda asked: ["right"] * len(asked))
@@ -656,7 +679,7 @@ def test_an_evaluation_without_memory_ends_with_the_arithmetic(where: str) -> No
     def full(*given: Any, **named: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    def evaluate(own: Callable[[], dict[str, float]] = run._evaluate) -> dict[str, float]:
+    def evaluate(run: Run) -> tuple[dict[str, float], str]:
         if where == "scoring":
             run.models["policy"].states = full  # ty: ignore[invalid-assignment]
         elif where == "traces":
@@ -664,12 +687,12 @@ def test_an_evaluation_without_memory_ends_with_the_arithmetic(where: str) -> No
         elif run.evaluator is not None:
             run.evaluator = replace(run.evaluator, generator=SimpleNamespace(generate=full))  # ty: ignore[invalid-argument-type]
         calls.append(1)
-        return own()
+        return held_out_metrics(run)
 
-    run._evaluate = evaluate  # ty: ignore[invalid-assignment]
+    monkeypatch.setattr(step, "held_out_metrics", evaluate)
     said = {"scoring": "CUDA out of memory: with training.tokens_per_pass"}
     with pytest.raises(OutOfMemoryError, match=said.get(where, "out of memory while sampling: up to generation.rows")):
-        run.step()
+        take_step(run)
     assert calls
 
 
@@ -707,7 +730,7 @@ def forwards(run: Run, step: int) -> int:
     """How often it is asked (before each forward and backward pass) until ``step`` is whole."""
     run.stopping = lambda: bool(count.append(1))  # ty: ignore[invalid-assignment]
     count: list[int] = []
-    for report in run.steps():
+    for report in loop.steps(run):
         if report.step == step:
             return len(count)
     raise AssertionError
@@ -737,14 +760,14 @@ def test_a_step_that_is_interrupted_anywhere_never_happened(
     for at in sorted({*range(first + 1, both, max(1, (both - first) // 2)), both - 1}):
         run = fresh()
         run.stopping = StopAfter(at)
-        steps = run.steps()
+        steps = loop.steps(run)
         next(steps)
         before = state(run)
         with pytest.raises(RunInterruptedError, match="interrupted inside step 2, of which nothing was kept"):
             next(steps)
         assert state(run) == before
         run.stopping = None
-        run.step()
+        take_step(run)
         assert state(run) == end
 
 
@@ -754,7 +777,7 @@ def test_it_is_asked_before_each_backward_pass_of_each_stream(monkeypatch: pytes
     grad, events = torch.autograd.grad, [""]
     run.stopping = lambda: bool(events.append("asked"))
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (events.append("backward"), grad(*a, **k))[1])
-    report = next(run.steps())
+    report = next(loop.steps(run))
     streams = sum(norm > 0 for name, norm in report.metrics.items() if name in ("grad_norm/policy", "grad_norm/kl"))
     before = [a for a, b in pairwise(events) if b == "backward"]
     assert before.count("asked") >= streams == 2
@@ -765,10 +788,10 @@ def test_without_a_copy_of_the_weights_an_update_that_was_made_is_kept() -> None
     run = make_run(training={"steps": 1})
     total = forwards(make_run(training={"steps": 1}), 1)
     made: list[int] = []
-    update = run.optimizer.step
-    run.optimizer.step = lambda *a, **k: (made.append(1), update(*a, **k))[1]  # ty: ignore[invalid-assignment]
+    update = run.optimizers["policy"].step
+    run.optimizers["policy"].step = lambda *a, **k: (made.append(1), update(*a, **k))[1]  # ty: ignore[invalid-assignment]
     run.stopping = lambda: bool(made)
-    assert [report.step for report in run.steps()] == [1]
+    assert [report.step for report in loop.steps(run)] == [1]
     assert total > 8
 
 
@@ -784,13 +807,13 @@ def test_sigterm_inside_a_step_leaves_a_checkpoint_that_resumes_bit_for_bit(
         calls.append(1)
         if len(calls) == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate_gradient(*args, **named)
+        return add_gradient(*args, **named)
 
     whole, parts = make_run("rlpr", settings, every=2), make_run("rlpr", settings, every=2)
     for name in ("whole", "parts"):
         api.new_run_folder(folder / name)
     api.train_run(whole, folder / "whole")
-    monkeypatch.setattr("covrl.training.loop.accumulate_gradient", accumulate)
+    monkeypatch.setattr("covrl.training.step.add_gradient", accumulate)
     done = (at - 1) // 2
     with pytest.raises(RunInterruptedError, match=f"interrupted inside step {done + 1}, of which nothing was kept"):
         api.train_run(parts, folder / "parts")
@@ -859,9 +882,9 @@ def test_the_loop_arms_it_for_each_step_and_disarms_it_at_the_end(monkeypatch: p
         def disarm(self) -> None:
             told.append("end")
 
-    monkeypatch.setattr("covrl.training.guard.Watchdog", Dog)
+    monkeypatch.setattr("covrl.training.loop.Watchdog", Dog)
     run = make_run(training={"steps": 2}, guards={"step_deadline_s": 60.0})
-    list(run.steps())
+    list(loop.steps(run))
     assert told == [(60.0, Path("run")), 1, 2, "end"]
 
 
@@ -903,7 +926,7 @@ def test_a_generator_that_keeps_old_weights_from_some_step_on_is_caught(dtype: s
     run = make_run(training={"learning_rate": rate, "steps": 6}, guards={"publish_check_every": 2}, dtype=dtype)
     run.generator = Engine(run, takes=CANARY)
     with pytest.raises(TrainingStoppedError, match=r"stopped after step \d: after publish the generator's log-probs"):
-        list(run.steps())
+        list(loop.steps(run))
 
 
 @pytest.mark.parametrize("broken", [{"takes": 0}, {"part": True}, {"takes": 1}])
@@ -913,21 +936,21 @@ def test_a_generator_that_takes_no_weights_is_caught_before_the_first_step(broke
     before = state(run)
     run.generator = Engine(run, **broken)
     with pytest.raises(TrainingStoppedError, match=r"stopped before step 1: (its weights were changed|after publish)"):
-        next(run.steps())
+        next(loop.steps(run))
     assert state(run) == before
 
 
 def test_a_publish_that_was_missed_once_is_made_again() -> None:
     run = make_run(training={"learning_rate": 1e-2, "steps": 3}, guards={"publish_check_every": 1})
     run.generator = Engine(run, deaf=(CANARY + 1,))
-    assert len(list(run.steps())) == 3
+    assert len(list(loop.steps(run))) == 3
     assert run.generator.count == CANARY + 3 + 1
 
 
 def test_a_generator_that_takes_its_weights_is_left_alone() -> None:
     run = make_run(training={"learning_rate": 1e-2}, guards={"publish_check_every": 1})
     run.generator = Engine(run)
-    reports = list(run.steps())
+    reports = list(loop.steps(run))
     assert all(0 <= r.metrics["guard/publish_gap"] < 1e-9 for r in reports)
     assert not any("publish" in warning for r in reports for warning in r.warnings)
 
@@ -940,7 +963,7 @@ def test_a_generator_of_another_model_is_caught_before_the_first_step() -> None:
     with pytest.raises(
         TrainingStoppedError, match=r"stopped before step 1: after publish .* differ from the trainer's by"
     ):
-        next(run.steps())
+        next(loop.steps(run))
 
 
 def test_weights_changed_on_purpose_come_back_to_the_bit_and_change_much() -> None:
@@ -949,20 +972,20 @@ def test_weights_changed_on_purpose_come_back_to_the_bit_and_change_much() -> No
     with changed_weights(run.models["policy"]):
         assert state(run) != before
     assert state(run) == before
-    assert canary(run) == (None, None)
+    assert canary(both_sides(run)) == (None, None)
 
 
 def test_a_model_whose_known_rows_say_nothing_of_its_weights_is_noted() -> None:
     run = make_run()
     with torch.no_grad():
         run.models["policy"].model.get_output_embeddings().weight.zero_()  # all tokens are as likely, whatever it reads
-    stale, note = canary(run)
+    stale, note = canary(both_sides(run))
     assert stale is None
     assert "cannot see old weights" in (note or "")
 
 
 def test_enough_tokens_are_looked_at() -> None:
-    found = probe(make_run())
+    found = probe(both_sides(make_run()))
     assert sum(map(len, found.ids)) == len(found.generator) == len(found.trainer) >= 64
 
 
@@ -970,7 +993,7 @@ def test_the_check_is_made_as_often_as_asked_and_changes_nothing() -> None:
     ends = []
     for every, steps in ((0, []), (3, [1, 3, 4])):
         run = make_run(guards={"publish_check_every": every})
-        reports = list(run.steps())
+        reports = list(loop.steps(run))
         assert [r.step for r in reports if "guard/publish_gap" in r.metrics] == steps
         ends.append(state(run))
     assert ends[0] == ends[1]

@@ -17,7 +17,9 @@ from covrl.problems.tasks import find_task
 from covrl.quickstart.run import load_config
 from covrl.records import Problem
 from covrl.rewards import likelihood
-from covrl.training.loop import Run
+from covrl.training import loop
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
 
 SHORT = [
     "training.steps=14",
@@ -40,7 +42,7 @@ def test_a_short_run_improves_the_base_and_its_control_does_not() -> None:
     for shuffled in ("false", "true"):
         run = build(load_config([*SHORT, f"problems.shuffle_hints={shuffled}"]))
         before = dev_accuracy(run)
-        reports = list(run.steps())
+        reports = list(loop.steps(run))
         ends[shuffled] = (before, dev_accuracy(run), reports[0].metrics, reports[-1].metrics)
     before, after, first, last = ends["false"]
     assert before <= 0.1
@@ -77,7 +79,7 @@ def long_answer_run(**algorithm: Any) -> Run:
 
 def test_answers_of_60_tokens_train_without_flooring_everything() -> None:
     run = long_answer_run()
-    for report in run.steps():
+    for report in loop.steps(run):
         assert report.metrics["reward/floored_share"] < 0.05
         assert report.metrics["nll/selected_share"] > 0
         assert all(report.metrics[f"grad_norm/{stream}"] > 0 for stream in ("policy", "kl", "nll"))
@@ -87,13 +89,13 @@ def test_a_step_whose_answers_are_all_floored_stops_with_advice(monkeypatch: pyt
     """What the growing floor is for: under a fixed one the same run would see no difference between traces."""
     monkeypatch.setattr(likelihood, "FLOOR_TOKENS", 10**9)
     with pytest.raises(TrainingStoppedError, match=r"at the reward's floor.*algorithm\.reward = 'mean'"):
-        list(long_answer_run().steps())
+        list(loop.steps(long_answer_run()))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_one_source_alone_is_a_mode_of_its_own(alpha: float) -> None:
     run = make_run(training={"steps": 1}, alpha=alpha)
-    (report,) = run.steps()
+    (report,) = loop.steps(run)
     present = "prior" if alpha else "posterior"
     assert {n for n in report.metrics if n in ("reward/prior", "reward/posterior", "reward/gap")} == {
         f"reward/{present}"
@@ -105,7 +107,7 @@ def test_no_valid_trace_means_no_update() -> None:
     run = make_run(training={"steps": 1})
     run.config = run.config.model_copy(update={"prompts": run.config.prompts.model_copy(update={"close": "☃"})})
     before = [p.detach().clone() for p in run.parameters]
-    (report,) = run.steps()
+    (report,) = loop.steps(run)
     assert report.metrics["groups/kept"] == 0
     assert report.metrics["trace/invalid_share"] == 1
     assert any("invalid traces" in w for w in report.warnings)
@@ -121,7 +123,7 @@ def test_a_method_may_ask_for_more_groups(monkeypatch: pytest.MonkeyPatch) -> No
         return admit(groups)._replace(want_more=len(rounds) < 2)
 
     monkeypatch.setattr(run.algorithm, "admit", twice)
-    (report,) = run.steps()
+    (report,) = loop.steps(run)
     assert rounds == [5, 10]
     assert report.metrics["groups/kept"] > 5
 
@@ -139,6 +141,6 @@ def test_a_group_is_planned_until_the_method_asks_for_nothing(monkeypatch: pytes
         return [replace(r.request, index=4 + i) for i, r in enumerate(history) if not r.valid]
 
     monkeypatch.setattr(run.algorithm, "plan", retry)
-    groups = run.sample(run.source.take(5), Draw(0, 0))
+    groups = sample(run, run.source.take(5), Draw(0, 0))
     for group in groups:
         assert len(group.rollouts) == 4 + sum(not r.valid for r in group.rollouts[:4])

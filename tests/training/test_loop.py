@@ -21,9 +21,11 @@ from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Problem, Verdict
 from covrl.training.checkpoint import load_checkpoint, save_checkpoint
-from covrl.training.loop import Run
 from covrl.training.models import follow, frozen_copy
-from covrl.training.rollouts import judged
+from covrl.training.rollouts import judged, sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 PROMPTS = {
     "user": "{question}",
@@ -86,7 +88,7 @@ def test_a_response_is_read_between_the_tags_and_one_without_answer_is_wrong(fol
         return parity(rows)
 
     run.verify = note
-    (group,) = run.sample(PROBLEMS[:1], Draw(0, 0))
+    (group,) = sample(run, PROBLEMS[:1], Draw(0, 0))
     texts = {"abe12t": "12", "abe 345t": " 345", "abe12": None, "ab12t": None, "abe12345t": "12345"}
     rollouts = [replace(group.rollouts[0], text=text, correct=None) for text in texts]
     asked.clear()
@@ -98,7 +100,7 @@ def test_a_response_is_read_between_the_tags_and_one_without_answer_is_wrong(fol
 def test_unknown_responses_are_in_no_statistics_and_have_no_weight(folder: Path) -> None:
     run = make_run("dr_grpo")
     run.verify = parity
-    kept = run.score(run.sample(PROBLEMS, Draw(0, 0)))
+    kept = score_groups(run, sample(run, PROBLEMS, Draw(0, 0)))
     for group, credits in zip(kept, run.algorithm.credit(kept), strict=True):
         outcomes = [{"right": 1.0, "wrong": 0.0}[r.correct] for r in group.rollouts if r.correct in ("right", "wrong")]
         mean = sum(outcomes) / max(len(outcomes), 1)
@@ -110,18 +112,18 @@ def test_unknown_responses_are_in_no_statistics_and_have_no_weight(folder: Path)
 def test_the_posterior_control_verifies_answers_of_the_prior_prompt(folder: Path) -> None:
     run = make_run("grpo", posterior_share=0.5)
     run.verify = parity
-    groups = run.sample(PROBLEMS, Draw(0, 0))
+    groups = sample(run, PROBLEMS, Draw(0, 0))
     assert [r.source for r in groups[0].rollouts] == ["prior", "prior", "posterior", "posterior"]
     assert all(r.text.endswith("e") for g in groups for r in g.rollouts if r.valid)
     assert {r.correct for g in groups for r in g.rollouts if not r.valid} <= {"wrong"}
-    kept = run.score(groups)
+    kept = score_groups(run, groups)
     for group, credits in zip(kept, run.algorithm.credit(kept), strict=True):
         for rollout, scores, credit in zip(group.rollouts, group.scores, credits, strict=True):
             if rollout.source == "posterior" and credit.advantage:
                 capped = (scores["trace", "prior"] - scores["trace", "posterior"]).exp().clamp_max(2.0)
                 expected = capped * credit.advantage / len(capped)
                 assert torch.allclose(credit.weights["policy"], expected)
-    run.step()
+    take_step(run)
 
 
 def test_dapo_keeps_groups_with_both_outcomes_and_samples_others(folder: Path) -> None:
@@ -130,7 +132,7 @@ def test_dapo_keeps_groups_with_both_outcomes_and_samples_others(folder: Path) -
     rounds: list[int] = []
     sample = run.sample
     run.sample = lambda problems, draw: rounds.append(len(problems)) or sample(problems, draw)  # ty: ignore
-    report = run.step()
+    report = take_step(run)
     assert report.metrics["groups/kept"] == 2
     assert len(rounds) > 1
     assert report.metrics["groups/sampled"] == sum(rounds)
@@ -140,7 +142,7 @@ def test_dapo_gives_up_after_its_rounds_and_takes_no_step(folder: Path) -> None:
     run = make_run("dapo")
     run.reward = lambda problem, text: 1.0
     before = weights(run)
-    report = run.step()
+    report = take_step(run)
     assert report.metrics["groups/kept"] == 0
     assert report.metrics["optim/updates"] == 0
     assert torch.equal(before, weights(run))
@@ -151,18 +153,18 @@ def test_how_often_the_generator_is_called_changes_nothing(folder: Path, calls: 
     one, many = make_run("dr_grpo"), make_run("dr_grpo", {"sampling_batches": calls})
     for run in (one, many):
         run.reward = lambda problem, text: float(len(text) % 2)
-        run.step()
+        take_step(run)
     assert torch.allclose(weights(one), weights(many), rtol=0, atol=1e-12)
 
 
 def test_epochs_and_mini_batches_are_updates_on_the_same_rollouts(folder: Path) -> None:
     run = make_run("grpo", {"mini_batches": 3, "epochs": 2})
     run.reward = lambda problem, text: float(len(text) % 3)
-    report = run.step()
+    report = take_step(run)
     assert report.metrics["optim/updates"] == 6
     once = make_run("grpo", {"mini_batches": 3})
     once.reward = run.reward
-    first = once.step()
+    first = take_step(once)
     assert report.metrics["tokens/trained"] == 2 * first.metrics["tokens/trained"]
     assert report.metrics["tokens/generated"] == first.metrics["tokens/generated"]
 
@@ -174,7 +176,7 @@ def test_a_method_that_wants_two_updates_takes_them_however_few_groups_are_admit
     run = make_run("rover", {"mini_batches": 3})
     run.reward = lambda problem, text: float(len(text) % 3)
     monkeypatch.setattr(run.algorithm, "admit", lambda groups: Admission(list(groups)[:admitted]))
-    assert run.step().metrics["optim/updates"] == updates
+    assert take_step(run).metrics["optim/updates"] == updates
 
 
 @pytest.mark.parametrize(
@@ -217,16 +219,16 @@ def test_a_shaped_reward_is_no_verdict(folder: Path, name: str) -> None:
     run = make_run(name)
     run.reward = lambda problem, text: 0.4
     with pytest.raises(UserError, match=r"problem \w+: gave 0.4; it must be 1 for right or 0 for wrong, because"):
-        run.step()
+        take_step(run)
     run = make_run(name)
     run.reward = lambda problem, text: float(len(text) % 2)
-    assert run.step().metrics["tokens/trained"] > 0
+    assert take_step(run).metrics["tokens/trained"] > 0
 
 
 def test_rapo_takes_any_reward_where_wrong_responses_are_as_right_ones(folder: Path) -> None:
     run = make_run("rapo", phi0=1.0)
     run.reward = lambda problem, text: 0.3 * (len(text) % 3)
-    assert run.step().metrics["tokens/trained"] > 0
+    assert take_step(run).metrics["tokens/trained"] > 0
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, settings: dict[str, 
 def test_a_users_reward_shapes_the_likelihood_reward(folder: Path) -> None:
     plain, shaped = make_run("covrl"), make_run("covrl")
     shaped.reward = lambda problem, text: 0.25 * len(text)
-    groups, marked = (run.score(run.sample(PROBLEMS, Draw(0, 0))) for run in (plain, shaped))
+    groups, marked = (score_groups(run, sample(run, PROBLEMS, Draw(0, 0))) for run in (plain, shaped))
     kept = [i for i, g in enumerate(groups) if any(r.valid for r in g.rollouts)]
     assert kept
     for i in kept:
@@ -319,16 +321,16 @@ def test_a_resumed_run_reads_the_base_and_goes_on_bit_for_bit(folder: Path, name
     for run in (whole, parts):
         run.reward = lambda problem, text: float(len(text) % 2)
     for _ in range(4):
-        whole.step()
+        take_step(whole)
     for _ in range(2):
-        parts.step()
+        take_step(parts)
     saved = save_checkpoint(parts, folder / "checkpoints", keep=1)
     config = RunConfig.model_validate(table(name))
     resumed = build(config, PROBLEMS, policy_path=saved / "model")
     load_checkpoint(resumed, saved)
     resumed.reward = whole.reward
     for _ in range(2):
-        resumed.step()
+        take_step(resumed)
     assert torch.equal(weights(whole), weights(resumed))
 
 
@@ -336,7 +338,7 @@ def test_followers_are_in_the_checkpoint(folder: Path) -> None:
     run = make_run("rapo")
     run.algorithm.models = (replace_spec(run.algorithm.models[0]),)
     run.reward = lambda problem, text: float(len(text) % 2)
-    run.step()
+    take_step(run)
     saved = save_checkpoint(run, folder / "checkpoints", keep=1)
     other = make_run("rapo")
     other.algorithm.models = run.algorithm.models
@@ -353,14 +355,14 @@ def replace_spec(spec: ModelSpec) -> ModelSpec:
 
 def test_tokens_are_counted(folder: Path) -> None:
     run = make_run("covrl")
-    groups = run.sample(PROBLEMS[:3], Draw(0, 0))
-    scored = run.score(groups)
+    groups = sample(run, PROBLEMS[:3], Draw(0, 0))
+    scored = score_groups(run, groups)
     prompts = run.prompts
     for group, back in zip(groups, scored, strict=True):
         for rollout, scores in zip(group.rollouts, back.scores, strict=True):
             rows = (prompts.prior_row(group.problem, rollout), prompts.posterior_row(group.problem, rollout))
             assert scores.tokens == sum(len(row.ids) for row in rows)
-    metrics = run.step().metrics
+    metrics = take_step(run).metrics
     assert metrics["tokens/generated"] > 0
     assert metrics["tokens/scored"] > metrics["tokens/generated"]
     assert 0 < metrics["tokens/trained"] <= metrics["tokens/scored"]
@@ -377,7 +379,7 @@ def test_seconds_are_those_of_the_runs_timer(folder: Path) -> None:
     run = make_run("covrl")
     ticks = iter(range(10**6))
     run.timer = lambda: float(next(ticks))
-    found = {name: value for name, value in run.step().metrics.items() if name.startswith("time/")}
+    found = {name: value for name, value in take_step(run).metrics.items() if name.startswith("time/")}
     assert {"time/generate", "time/train", "time/step", "time/other"} <= found.keys()
     assert all(seconds == int(seconds) > 0 for seconds in found.values()), "every reading of the timer is one later"
     assert found["time/step"] == next(ticks) - 1, "nothing else was read, first reading to last"

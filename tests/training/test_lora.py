@@ -28,10 +28,15 @@ from covrl.records import Credit, Output, Problem, ScoredGroup, StepReport
 from covrl.scoring import adapters
 from covrl.scoring.model import LanguageModel, load_model
 from covrl.scoring.pack import make_unit, read
-from covrl.training.loop import Run
+from covrl.training import loop
+from covrl.training.gradient import add_gradient
 from covrl.training.memory import model_bytes
-from covrl.training.models import Adapted, Offloaded, follow, frozen_copy
-from covrl.training.step import accumulate_gradient
+from covrl.training.models import Adapted, Offloaded, follow, frozen_copy, save_trained
+from covrl.training.reading_plan import reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 pytest.importorskip("peft")
 
@@ -80,7 +85,7 @@ def make_run(folder: Path, name: str = "grpo", lora: dict[str, Any] | None = Non
 
 
 def admitted(run: Run) -> tuple[list[ScoredGroup], list[list[Credit]]]:
-    groups = run.algorithm.admit(run.score(run.sample(PROBLEMS, Draw(0, 0)))).kept
+    groups = run.algorithm.admit(score_groups(run, sample(run, PROBLEMS, Draw(0, 0)))).kept
     assert groups
     return groups, run.algorithm.credit(groups)
 
@@ -150,10 +155,10 @@ def test_the_gradient_is_that_of_the_merged_weights_by_differences(folder: Path,
 
     def loss(weights: dict[str, Tensor]) -> float:
         models = run.models | {"policy": plain_with(run, weights)}
-        made_of = (run.algorithm, models, groups, credits, run.limits)
-        return sum(accumulate_gradient(*made_of).losses.values())
+        made_of = (run.algorithm, models, groups, credits, run.limits, reading_plan(run.algorithm, on_policy=False))
+        return sum(add_gradient(*made_of).losses.values())
 
-    accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits)
+    add_gradient(run.algorithm, run.models, groups, credits, run.limits, reading_plan(run.algorithm, on_policy=False))
     weights = adapters.adapter_weights(run.models["policy"].model)
     now = {key: w.detach().clone() for key, w in weights.items()}
     generator = torch.Generator().manual_seed(0)
@@ -172,7 +177,7 @@ def test_the_gradient_is_that_of_the_merged_weights_by_differences(folder: Path,
 def test_on_policy_the_log_probs_of_the_update_are_those_of_the_scoring(folder: Path, recompute: bool) -> None:
     run = make_run(folder, training={"recompute": recompute})
     shake(run)
-    (group, *_) = run.score(run.sample(PROBLEMS, Draw(0, 0)))
+    (group, *_) = score_groups(run, sample(run, PROBLEMS, Draw(0, 0)))
     algorithm, output = run.algorithm, Output("trace", "prior")
     for i, (rollout, scores) in enumerate(zip(group.rollouts, group.scores, strict=True)):
         unit = make_unit(i, algorithm.contexts, algorithm.training, group.problem, rollout)
@@ -187,7 +192,9 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
         run = make_run(folder, training={"recompute": recompute})
         shake(run)
         groups, credits = admitted(run)
-        accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits)
+        add_gradient(
+            run.algorithm, run.models, groups, credits, run.limits, reading_plan(run.algorithm, on_policy=False)
+        )
         found.append(torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]))
     assert len(found[0]) == sum(p.numel() for p in run.parameters)
     assert found[0].norm() > 0
@@ -205,7 +212,8 @@ def test_every_method_that_has_a_reference_of_itself_is_among_the_cases() -> Non
     nothing: Any = None
     for name in ALGORITHMS:
         cls = find_algorithm(name)
-        assert name in WITH_REFERENCE or not cls(cls.Config(), Setup(Prompts(nothing, PromptConfig()), 8)).models
+        models = cls(cls.Config(), Setup(Prompts(nothing, PromptConfig()), 8)).models
+        assert name in WITH_REFERENCE or all(spec.trainable for spec in models)
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)
@@ -216,15 +224,15 @@ def test_references_share_the_base_and_read_what_a_copy_would(folder: Path, name
     reference = run.models["reference"]
     assert isinstance(reference, Adapted)
     assert reference.model is run.models["policy"].model
-    run.step()
+    take_step(run)
     shake(run)
-    groups = run.score(run.sample(PROBLEMS, Draw(0, 5)))
+    groups = score_groups(run, sample(run, PROBLEMS, Draw(0, 5)))
     plain, _ = load_model(run.config.model)
     plain.paths = reference.paths
     alone = make_run(folder, name, {}, algorithm=WITH_REFERENCE[name])
     alone.models["reference"] = plain
     alone.models["policy"] = run.models["policy"]
-    again = alone.score([*groups])
+    again = score_groups(alone, [*groups])
     outputs = {o for g in groups for s in g.scores for o in s.values}
     read_by_reference = {
         Output(r.span, n)
@@ -344,13 +352,15 @@ def test_an_engine_with_other_weights_is_found_out(folder: Path) -> None:
     stale, tokenizer = load_model(run.config.model)
     run.generator = TorchGenerator(stale.model, tokenizer, 64)
     with pytest.raises(TrainingStoppedError, match="other weights than are trained"):
-        list(run.steps())
-    assert [r.metrics["guard/publish_gap"] < 1e-9 for r in make_run(folder, guards={"publish_check_every": 1}).steps()]
+        list(loop.steps(run))
+    assert [
+        r.metrics["guard/publish_gap"] < 1e-9 for r in loop.steps(make_run(folder, guards={"publish_check_every": 1}))
+    ]
 
 
 def test_an_adapter_is_not_trained_as_if_it_were_a_model(folder: Path, tmp_path: Path) -> None:
     run = make_run(folder)
-    run.save(tmp_path / "adapter")
+    save_trained(run, tmp_path / "adapter")
     for lora in ({}, {"rank": 2}):
         with pytest.raises(
             UserError, match=r"^model.path: .* is a LoRA adapter: make a model of it with `covrl merge "
@@ -391,7 +401,7 @@ def test_an_offloaded_reference_changes_nothing(folder: Path, tmp_path: Path, na
     assert isinstance(away, Offloaded)
     own = away.rest
     away.rest = lambda: (seen.append(bool(away._home)), own())[-1]  # ty: ignore
-    reports = [list(run.steps()) for run in runs]
+    reports = [list(loop.steps(run)) for run in runs]
     assert any(seen)
     assert not away._home
     assert torch.equal(*(bits(run) for run in runs))

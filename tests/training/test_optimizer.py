@@ -7,6 +7,7 @@ from training.test_step import credited, make_run
 
 from covrl.config import TrainingConfig
 from covrl.training.optimizer import learning_rate, make_optimizer, warm_up_note
+from covrl.training.step import take_step
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,10 @@ def test_only_matrices_decay() -> None:
 def test_the_whole_gradient_is_clipped_before_the_step() -> None:
     run = make_run(training={"gradient_clip": 1e-3, "steps": 1})
     taken: list[torch.Tensor] = []
-    run.optimizer.register_step_pre_hook(
+    run.optimizers["policy"].register_step_pre_hook(
         lambda *_: taken.append(torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]))
     )
-    report = run.step()
+    report = take_step(run)
     assert report.metrics["grad_norm/total"] > 0.01
     (norm,) = (gradient.norm() for gradient in taken)
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)

@@ -21,8 +21,13 @@ from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, ScoredGroup
 from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import PassLimits
-from covrl.training.loop import Run
-from covrl.training.step import accumulate_gradient
+from covrl.training import loop
+from covrl.training.gradient import add_gradient
+from covrl.training.reading_plan import reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
 PROMPTS = {
@@ -68,7 +73,7 @@ def make_run(
 
 
 def credited(run: Run) -> tuple[list[ScoredGroup], list[list[Credit]]]:
-    kept = run.algorithm.admit(run.score(run.sample(PROBLEMS, Draw(0, 0)))).kept
+    kept = run.algorithm.admit(score_groups(run, sample(run, PROBLEMS, Draw(0, 0)))).kept
     assert {r.finish for g in kept for r in g.rollouts} >= {"closed", "length"}
     return kept, run.algorithm.credit(kept)
 
@@ -78,7 +83,9 @@ def gradient(
 ) -> Tensor:
     for p in run.parameters:
         p.grad = None
-    accumulate_gradient(run.algorithm, run.models, groups, credits, limits, **options)
+    add_gradient(
+        run.algorithm, run.models, groups, credits, limits, reading_plan(run.algorithm, on_policy=False), **options
+    )
     return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
 
 
@@ -117,7 +124,15 @@ def test_measuring_streams_does_not_change_the_gradient_and_the_parts_add_up() -
     plain = gradient(run, limits, groups, credits)
     measured = gradient(run, limits, groups, credits, measure_streams=True)
     assert float((plain - measured).norm() / plain.norm()) < 1e-10
-    report = accumulate_gradient(run.algorithm, run.models, groups, credits, limits, measure_streams=True)
+    report = add_gradient(
+        run.algorithm,
+        run.models,
+        groups,
+        credits,
+        limits,
+        reading_plan(run.algorithm, on_policy=False),
+        measure_streams=True,
+    )
     assert set(report.norms) == {"policy", "kl", "nll"}
     assert all(norm > 0 for norm in report.norms.values())
     assert sum(report.norms.values()) >= float(plain.norm())
@@ -135,7 +150,7 @@ def test_traces_without_weight_are_dropped_before_the_forward_and_still_counted_
         for row in credits
     ]
     limits = PassLimits(1 << 20, 1 << 30)
-    report = accumulate_gradient(run.algorithm, run.models, groups, idle, limits)
+    report = add_gradient(run.algorithm, run.models, groups, idle, limits, reading_plan(run.algorithm, on_policy=False))
     assert report.dropped >= sum(len(row) // 2 for row in credits)
     assert torch.equal(gradient(run, limits, groups, idle), gradient(run, limits, groups, zeros))
     kept_only = [ScoredGroup(g.problem, g.rollouts[::2], g.scores[::2]) for g in groups]
@@ -157,9 +172,9 @@ def test_denominators_come_from_the_batch_of_all_ranks() -> None:
     run = make_run()
     groups, credits = credited(run)
     limits = PassLimits(1 << 20, 1 << 30)
-    made_of = (run.algorithm, run.models, groups, credits, limits)
-    one = accumulate_gradient(*made_of)
-    shares = [accumulate_gradient(*made_of, world=OneOfTwo(rank)) for rank in (0, 1)]
+    made_of = (run.algorithm, run.models, groups, credits, limits, reading_plan(run.algorithm, on_policy=False))
+    one = add_gradient(*made_of)
+    shares = [add_gradient(*made_of, world=OneOfTwo(rank)) for rank in (0, 1)]
     for name, loss in one.losses.items():
         assert sum(share.losses[name] for share in shares) == pytest.approx(loss)
     whole = gradient(run, limits, groups, credits)
@@ -191,10 +206,10 @@ def test_a_loss_that_is_not_finite_names_stream_and_problem_and_takes_no_step() 
 
 def test_scores_do_not_depend_on_packing() -> None:
     run = make_run()
-    sampled = run.sample(PROBLEMS, Draw(0, 0))
-    wide = run.score(sampled)
+    sampled = sample(run, PROBLEMS, Draw(0, 0))
+    wide = score_groups(run, sampled)
     run.limits = PassLimits(1, 1)
-    for a, b in zip(wide, run.score(sampled), strict=True):
+    for a, b in zip(wide, score_groups(run, sampled), strict=True):
         for x, y in zip(a.scores, b.scores, strict=True):
             assert x.values.keys() == y.values.keys()
             assert all(torch.allclose(x.values[k], y.values[k], rtol=1e-10, atol=1e-12) for k in x.values)
@@ -202,7 +217,7 @@ def test_scores_do_not_depend_on_packing() -> None:
 
 def test_on_policy_scores_agree_with_the_sampler() -> None:
     run = make_run()
-    for group in run.score(run.sample(PROBLEMS, Draw(0, 0))):
+    for group in score_groups(run, sample(run, PROBLEMS, Draw(0, 0))):
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
             own = scores["trace", rollout.source]
             assert torch.allclose(own, torch.tensor(rollout.log_probs, dtype=torch.float64), atol=1e-10)
@@ -216,7 +231,7 @@ def test_training_is_the_same_with_and_without_marks() -> None:
         if marked:
             run.verify = lambda problem, rollout: "right" if rollout.request.index % 2 else "wrong"
             run.label = lambda problem, rollout: "sound" if rollout.request.index % 2 else "odd"
-        for _ in run.steps():
+        for _ in loop.steps(run):
             pass
         ends.append(torch.cat([p.detach().flatten() for p in run.parameters]))
     assert torch.equal(ends[0], ends[1])
@@ -224,15 +239,15 @@ def test_training_is_the_same_with_and_without_marks() -> None:
 
 def test_mini_batches_take_several_optimizer_steps_and_cover_all_groups() -> None:
     run = make_run(training={"mini_batches": 2, "steps": 1})
-    report = run.step()
-    assert {float(s["step"]) for s in run.optimizer.state.values()} == {2.0}
+    report = take_step(run)
+    assert {float(s["step"]) for s in run.optimizers["policy"].state.values()} == {2.0}
     assert report.metrics["groups/kept"] >= 2
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not() -> None:
     def end(seed: int) -> Tensor:
         run = make_run("qwen2", "float32", training={"seed": seed})
-        for _ in run.steps():
+        for _ in loop.steps(run):
             pass
         return torch.cat([p.detach().flatten() for p in run.parameters])
 

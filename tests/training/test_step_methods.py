@@ -18,12 +18,18 @@ from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
 from covrl.records import Credit, Group, Rollout, ScoredGroup
+from covrl.scoring.critic import Critic, HeadOnTrunk
 from covrl.scoring.pack import PassLimits, make_unit, padded_tokens
 from covrl.scoring.shared import lay_out
-from covrl.training.loop import Run
-from covrl.training.merged import merged_gradient
+from covrl.training import loop
+from covrl.training.gradient import add_gradient
+from covrl.training.losses import outputs
 from covrl.training.models import frozen_copy
-from covrl.training.step import accumulate_gradient
+from covrl.training.reading_plan import ReadingPlan, plan_of_step, reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "verifree": ("verifree", {}),
@@ -52,6 +58,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dash": ("dash", {}),
     "dash, paper": ("dash", {"filter": "paper"}),
     "rover": ("rover", {}),
+    "ppo": ("ppo", {}),
+    "ppo, on the trunk, kl in the reward": (
+        "ppo",
+        {"critic": "trunk", "kl": "k1", "kl_in": "reward", "kl_weight": 0.1, "whiten": False},
+    ),
 }
 
 
@@ -68,11 +79,14 @@ def method_run(case: str, dtype: str = "float64") -> Run:
     run = make_run(dtype=dtype, name=name, **settings)
     run.reward = (lambda problem, text: float(len(text) % 2)) if run.algorithm.verified else None
     for i, spec in enumerate(run.algorithm.models):
-        beside = frozen_copy(run.models["policy"])
+        beside = HeadOnTrunk(run.models["policy"]) if spec.on_trunk else frozen_copy(run.models["policy"])
+        beside = Critic(beside) if spec.trainable and not spec.on_trunk else beside
         generator = torch.Generator().manual_seed(i)
-        for p in beside.model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+        with torch.no_grad():
+            for p in beside.own_weights():
+                p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         run.models[spec.name] = beside
+    run.take_parameters()
     return run
 
 
@@ -88,7 +102,7 @@ def sampled(run: Run) -> list[Group]:
 
 
 def _sampled(run: Run) -> list[Group]:
-    groups = run.sample(PROBLEMS, Draw(0, 0))
+    groups = sample(run, PROBLEMS, Draw(0, 0))
     if run.algorithm.samples == "response":
         return [replace(g, rollouts=tuple(_answered(run, r) for r in g.rollouts)) for g in groups]
     return groups
@@ -106,7 +120,7 @@ def _answered(run: Run, rollout: Rollout) -> Rollout:
 
 
 def credited(run: Run) -> tuple[list[ScoredGroup], list[list[Credit]]]:
-    kept = run.algorithm.admit(run.score(sampled(run))).kept
+    kept = run.algorithm.admit(score_groups(run, sampled(run))).kept
     assert len(kept) >= 2
     finishes = {r.finish for g in kept for r in g.rollouts}
     assert "closed" in finishes
@@ -131,7 +145,7 @@ def test_packs_chunks_and_order_do_not_change_the_gradient(case: str, dtype: str
 @pytest.mark.parametrize("case", [*METHODS, *COVRL])
 def test_the_order_of_a_groups_traces_does_not_change_the_gradient(case: str) -> None:
     run = method_run(case)
-    limits, groups = PassLimits(1 << 20, 1 << 30), run.score(sampled(run))
+    limits, groups = PassLimits(1 << 20, 1 << 30), score_groups(run, sampled(run))
     turned = [ScoredGroup(g.problem, g.rollouts[::-1], g.scores[::-1]) for g in groups]
     found = []
     for scored in (groups, turned):
@@ -177,20 +191,18 @@ def test_prompts_that_are_read_once_do_not_change_the_gradient(case: str, monkey
         assert len(spared) > len(run.models)  # several passes of each
         assert max(spared) > 0
         found = [gradient(run, limits, groups, credits) for limits in (narrow, wide)]
-        if run.algorithm.late:
-            bare = run.score(groups, without=run.late)  # ty: ignore[invalid-argument-type]
-            found.append(gradient(run, wide, bare, run.algorithm.credit(bare), late=run.late))
-        if run.algorithm.merged:
-            found.append(gradient_of_merged(run, wide))
+        found.append(on_policy_gradient(run, wide))
     assert all(float((shared - plain).norm() / plain.norm()) < 1e-10 for shared in found)
 
 
-def gradient_of_merged(run: Run, limits: PassLimits) -> Tensor:
-    """The gradient of a step that reads each group once, in its training forward."""
+def on_policy_gradient(run: Run, limits: PassLimits) -> Tensor:
+    """The gradient of a first update, which reads and credits as much as it may in its training forward."""
     for p in run.parameters:
         p.grad = None
-    kept = run.algorithm.admit(run.score(sampled(run), without=run.algorithm.scoring)).kept
-    merged_gradient(run.algorithm, run.models, kept, run.algorithm.credit, limits, lambda _: None)
+    plan = reading_plan(run.algorithm, on_policy=True)
+    kept = run.algorithm.admit(score_groups(run, sampled(run), plan.before)).kept
+    credits = run.algorithm.credit if plan.in_pass else run.algorithm.credit(kept)
+    add_gradient(run.algorithm, run.models, kept, credits, limits, plan)
     return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
 
 
@@ -198,9 +210,9 @@ def gradient_of_merged(run: Run, limits: PassLimits) -> Tensor:
 def test_scores_do_not_depend_on_packing(case: str) -> None:
     run = method_run(case)
     groups = sampled(run)
-    wide = run.score(groups)
+    wide = score_groups(run, groups)
     run.limits = PassLimits(1, 1)
-    for a, b in zip(wide, run.score(groups), strict=True):
+    for a, b in zip(wide, score_groups(run, groups), strict=True):
         for x, y in zip(a.scores, b.scores, strict=True):
             assert x.values.keys() == y.values.keys()
             assert all(torch.allclose(x.values[k], y.values[k], rtol=1e-10, atol=1e-12) for k in x.values)
@@ -222,86 +234,96 @@ def test_rows_without_weight_change_nothing_but_the_denominators(case: str) -> N
 @pytest.mark.parametrize("case", METHODS)
 def test_a_step_reports_finite_metrics(case: str) -> None:
     run = method_run(case)
-    report = run.step()
+    report = take_step(run)
     assert report.metrics["groups/sampled"] % len(PROBLEMS) == 0
     assert report.metrics["grad_norm/total"] >= 0
     shares = {k: v for k, v in report.metrics.items() if k.endswith("_share") and v == v}
     assert all(0 <= v <= 1 for v in shares.values())
 
 
-LATE = [case for case in METHODS if method_run(case).algorithm.late]
+def plan_of(case: str) -> ReadingPlan:
+    """How a step of the method reads its traces, where it is the first update since they were sampled."""
+    return reading_plan(method_run(case).algorithm, on_policy=True)
 
 
-def test_the_group_family_reads_late_what_its_credit_does_not_need() -> None:
-    assert set(METHODS) - set(LATE) >= {"verifree", "rlpr", "grpo, posterior control", "reinforce_pp", "rover"}
-    assert {"grpo", "grpo, exact kl and entropy", "dapo", "rloo", "gspo", "cispo", "nsr", "rapo", "dash"} <= set(LATE)
+READ_OFF = [case for case in METHODS if plan_of(case).read_off]
 
 
-@pytest.mark.parametrize("case", LATE)
-def test_what_is_read_late_is_what_scoring_reads_and_the_gradient_is_the_same(case: str) -> None:
-    """On the first update behind the rollouts; traces without weight are not read."""
+def test_the_group_family_reads_off_what_its_credit_does_not_need() -> None:
+    others = {"verifree", "rlpr", "grpo, posterior control", "reinforce_pp, kl", "rover"}
+    assert set(METHODS) - set(READ_OFF) >= others & set(METHODS)
+    family = {"grpo", "grpo, exact kl and entropy", "dapo", "rloo", "gspo", "cispo", "nsr", "rapo", "dash"}
+    assert family <= set(READ_OFF)
+
+
+@pytest.mark.parametrize("case", READ_OFF)
+def test_what_is_read_off_is_what_scoring_reads_and_the_gradient_is_the_same(case: str) -> None:
+    """On the first update since the rollouts; traces without weight are not read."""
     run = method_run(case)
     groups, credits = credited(run)
     expected = gradient(run, run.limits, groups, credits)
+    plan = reading_plan(run.algorithm, on_policy=True)
     bare = [
         replace(g, scores=short.scores)
-        for g, short in zip(groups, run.score(groups, without=run.late), strict=True)  # ty: ignore[invalid-argument-type]
+        for g, short in zip(groups, score_groups(run, groups, plan.before), strict=True)  # ty: ignore[invalid-argument-type]
     ]
-    assert run.late == run.algorithm.late
     again = run.algorithm.credit(bare)
     for p in run.parameters:
         p.grad = None
-    report = accumulate_gradient(run.algorithm, run.models, bare, again, run.limits, late=run.late)
+    made = add_gradient(run.algorithm, run.models, bare, again, run.limits, plan)
     found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
     assert float((found - expected).norm() / expected.norm()) < 1e-12
-    scores = [s for g in groups for s in g.scores]
-    weighed = [any(bool(w.any()) for w in c.weights.values()) for row in again for c in row]
-    assert sorted(report.late) == [i for i, has in enumerate(weighed) if has]
-    for i, values in report.late.items():
-        for output, value in values.items():
-            assert torch.allclose(value, scores[i].values[output], atol=1e-10)
+    off = set(outputs(plan.read_off))
+    for group, full, row in zip(made.groups, groups, again, strict=True):
+        for scores, known, own in zip(group.scores, full.scores, row, strict=True):
+            weighs = any(bool(w.any()) for w in own.weights.values())
+            assert (off <= scores.values.keys()) == weighs
+            for output, value in scores.values.items():
+                assert torch.allclose(value, known.values[output], atol=1e-10)
 
 
 def test_a_second_update_on_the_same_rollouts_needs_old_log_probs() -> None:
     run = make_run(name="grpo")
     run.config = run.config.model_copy(update={"training": run.config.training.model_copy(update={"epochs": 2})})
-    assert run.algorithm.late
-    assert run.late == ()
+    assert reading_plan(run.algorithm, on_policy=True).read_off
+    assert plan_of_step(run, 1) == ReadingPlan(run.algorithm.scoring, (), run.algorithm.training)
 
 
 def test_a_run_reports_what_it_read_late() -> None:
     """Entropy and the sampler's gap are those of the traces that trained; nothing was scored before."""
     run = method_run("grpo")
-    report = next(run.steps())
+    report = next(loop.steps(run))
     assert report.metrics["tokens/scored"] == 0
     assert report.metrics["tokens/trained"] > 0
     assert 0 < report.metrics["entropy/prior"] < 10
     assert report.metrics["sampler/gap_max"] < 1e-6
 
 
-MERGED = [case for case in METHODS if method_run(case).algorithm.merged]
+IN_PASS = [case for case in METHODS if plan_of(case).in_pass]
 
 
 def test_methods_whose_credit_needs_one_groups_scores_alone_read_each_group_once() -> None:
-    assert {"verifree", "jepo", "jepo, multi, kl", "latro", "latro, sft", "rationalise"} == set(MERGED)
-    assert make_run().algorithm.merged  # covrl
+    assert {"verifree", "jepo", "jepo, multi, kl", "latro", "latro, sft", "rationalise", "nover"} <= set(IN_PASS)
+    assert not {"rlpr", "ravr", "grpo", "reinforce_pp"} & set(IN_PASS)
+    assert reading_plan(make_run().algorithm, on_policy=True).in_pass  # covrl
 
 
 def sizes(run: Run, groups: Sequence[ScoredGroup]) -> tuple[list[int], int]:
     """Padded tokens of each group as a pass of its own, smallest first, and of the largest trace."""
-    made = (run.algorithm.contexts, run.algorithm.merged)
+    made = (run.algorithm.contexts, reading_plan(run.algorithm, on_policy=True).in_pass)
     units = [[make_unit(i, *made, g.problem, r) for i, r in enumerate(g.rollouts)] for g in groups]
     return sorted(map(padded_tokens, units)), max(padded_tokens([u]) for row in units for u in row)
 
 
-@pytest.mark.parametrize("case", [*MERGED, "covrl, exact nll and kl in return"])
+@pytest.mark.parametrize("case", [*IN_PASS, "covrl, exact nll and kl in return"])
 @pytest.mark.parametrize("fit", ["all", "each", "some", "none"])
 def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case: str, fit: str) -> None:
     """Groups that a pass does not hold are scored first and trained then, so that no pass is larger than it may be."""
     run = method_run(case)
     groups, credits = credited(run)
     expected = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
-    bare = run.score(sampled(run), without=run.algorithm.scoring)
+    plan = reading_plan(run.algorithm, on_policy=True)
+    bare = score_groups(run, sampled(run), plan.before)
     assert not any(s.values for g in bare for s in g.scores)
     kept = run.algorithm.admit(bare).kept
     by_group, trace = sizes(run, kept)
@@ -311,22 +333,24 @@ def test_a_merged_forward_has_the_gradient_and_the_credit_of_scoring_first(case:
         p.grad = None
     with passes(run) as seen:
         made_of = (run.algorithm, run.models, kept, run.algorithm.credit)
-        found = merged_gradient(*made_of, PassLimits(tokens, 4 * 97 * 3), lambda _: None, watched=len(kept))
+        found = add_gradient(*made_of, PassLimits(tokens, 4 * 97 * 3), plan, watched=len(kept))
     merged = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
     assert float((merged - expected).norm() / expected.norm()) < 1e-10
     assert max(p.tokens for p in seen) <= tokens
-    assert found.report.passes == sum(p.learns for p in seen)
+    assert found.passes == sum(p.learns for p in seen)
     scored_first = [any(s.tokens for s in g.scores) for g in found.groups]
     assert sum(scored_first) == sum(size > tokens for size in by_group)
     assert all(p.learns for p in seen) != any(scored_first)
-    assert (found.report.passes == 1) == (fit == "all")
+    assert (found.passes == 1) == (fit == "all")
     for p in run.parameters:
         p.grad = None
-    apart = accumulate_gradient(run.algorithm, run.models, groups, credits, run.limits)
-    assert found.report.losses == pytest.approx(apart.losses, abs=1e-9)
-    assert found.report.dropped == apart.dropped
+    apart = add_gradient(
+        run.algorithm, run.models, groups, credits, run.limits, reading_plan(run.algorithm, on_policy=False)
+    )
+    assert found.losses == pytest.approx(apart.losses, abs=1e-9)
+    assert found.dropped == apart.dropped
     if fit == "none":  # then it is that, and what has no weight is not read twice
-        assert (found.report.rows, found.report.tokens) == (apart.rows, apart.tokens)
+        assert (found.rows, found.tokens) == (apart.rows, apart.tokens)
     for one, other in zip(found.credits, credits, strict=True):
         for a, b in zip(one, other, strict=True):
             assert a.advantage == pytest.approx(b.advantage, abs=1e-9)
@@ -343,7 +367,7 @@ def test_a_step_is_merged_only_where_its_batch_serves_once_and_streams_are_not_m
     def merges(**training: Any) -> bool:
         run = make_run()
         run.config = run.config.model_copy(update={"training": run.config.training.model_copy(update=training)})
-        return run.merges
+        return bool(plan_of_step(run, 1).in_pass)
 
     assert merges(stream_norms_every=0)
     assert not merges(stream_norms_every=1)

@@ -15,7 +15,9 @@ from covrl.generation.base import Draw
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Role
 from covrl.records import Problem, ScoredGroup, Scores
-from covrl.training.step import accumulate_gradient
+from covrl.training.gradient import add_gradient
+from covrl.training.reading_plan import reading_plan
+from covrl.training.rollouts import sample
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig, given_trace, roles_named, warm_format
 
 SOLVED = [Problem(f"p{i}", f"{i}+{i}=?", str(2 * i), solution=f"add {i}") for i in range(5)]
@@ -27,7 +29,9 @@ def test_the_loss_is_the_plain_likelihood_of_solution_and_answer() -> None:
     model, prompts = run.models["policy"].model, run.prompts
     lessons = WarmFormat(WarmFormatConfig(), Setup(prompts, 1))
     groups = [ScoredGroup(p, (given_trace(prompts, p, p.solution or ""),), (Scores({}),)) for p in SOLVED[:2]]
-    report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits)
+    report = add_gradient(
+        lessons, run.models, groups, lessons.credit(groups), run.limits, reading_plan(lessons, on_policy=False)
+    )
     sums = {"prior": 0.0, "posterior": 0.0, "answer": 0.0}
     tokens = 0
     for group in groups:
@@ -56,7 +60,7 @@ def test_the_model_learns_to_close_its_traces_and_the_lessons_end_there() -> Non
     assert lessons[0].valid < 0.9 <= lessons[-1].valid
     assert lessons[-1].loss < lessons[0].loss
     assert lessons[-1].step < 400
-    groups = run.sample(SOLVED, Draw(1, 1))
+    groups = sample(run, SOLVED, Draw(1, 1))
     texts = [r.text for g in groups for r in g.rollouts]
     assert sum(text.startswith("a") for text in texts) / len(texts) > 0.8
 
@@ -67,7 +71,9 @@ def test_prior_and_posterior_are_taught_unless_one_is_named() -> None:
     losses = {}
     for roles in (("prior", "posterior"), ("prior",), ("posterior",)):
         lessons = WarmFormat(WarmFormatConfig(roles=roles), Setup(run.prompts, 1))
-        report = accumulate_gradient(lessons, run.models, groups, lessons.credit(groups), run.limits)
+        report = add_gradient(
+            lessons, run.models, groups, lessons.credit(groups), run.limits, reading_plan(lessons, on_policy=False)
+        )
         losses[roles] = report.losses
     both = losses["prior", "posterior"]
     assert both.keys() == {"prior", "posterior", "answer"}

@@ -15,7 +15,13 @@ from training.test_step import make_run
 from covrl.generation import engine
 from covrl.generation.base import Draw
 from covrl.scoring.pack import PassLimits
-from covrl.training.loop import Run
+from covrl.training import loop
+from covrl.training.gradient import add_gradient
+from covrl.training.reading_plan import reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
+from covrl.training.step import take_step
 
 
 class Forward(NamedTuple):
@@ -57,11 +63,11 @@ def test_a_step_reads_each_prompt_and_each_token_once_beside_sampling(method: st
     run = ready_run(method)
     problems = run.source.take(5)
     run.source.load_state_dict(make_run(name=method).source.state_dict())
-    groups = run.sample(problems, Draw(run.config.training.seed, 0))
+    groups = sample(run, problems, Draw(run.config.training.seed, 0))
     with forwards(run) as sampling:
-        run.sample(problems, Draw(run.config.training.seed, 0))
+        sample(run, problems, Draw(run.config.training.seed, 0))
     with forwards(run) as found:
-        next(run.steps())
+        next(loop.steps(run))
     learning = [f for f in found if f.learns]
     assert len(learning) == 1
     assert len(found) == len(sampling) + 1
@@ -82,7 +88,7 @@ def test_sampling_reads_each_prompt_once_and_few_tokens_of_rows_that_ended() -> 
     run = ready_run("covrl")
     problems = run.source.take(5)
     with forwards(run) as found:
-        groups = run.sample(problems, Draw(0, 0))
+        groups = sample(run, problems, Draw(0, 0))
     rollouts = [r for g in groups for r in g.rollouts]
     prompts = {r.request.prompt_ids for r in rollouts}
     assert found[0].tokens == sum(map(len, prompts))
@@ -120,12 +126,12 @@ class LargestOver(TorchDispatchMode):
 def test_logits_of_a_training_pass_stay_below_the_bound(method: str) -> None:
     run = ready_run(method)
     vocabulary = int(run.models["policy"].model.config.vocab_size)
-    groups = run.algorithm.admit(run.score(run.sample(run.source.take(5), Draw(0, 0)))).kept
+    groups = run.algorithm.admit(score_groups(run, sample(run, run.source.take(5), Draw(0, 0)))).kept
     credits = run.algorithm.credit(groups)
     bound = 4 * vocabulary * 11
     run.limits = PassLimits(run.limits.tokens, bound)
     with LargestOver(vocabulary, int(run.models["policy"].model.config.hidden_size)) as seen:
-        run._gradient(groups, credits)
+        add_gradient(run.algorithm, run.models, groups, credits, run.limits, reading_plan(run.algorithm, False))
     assert 0 < seen.bytes <= bound
 
 
@@ -136,7 +142,7 @@ def test_what_tokens_are_drawn_from_stays_below_its_bound(monkeypatch: pytest.Mo
     bound = 8 * config.vocab_size * 3
     monkeypatch.setattr(engine, "DRAWN_BYTES", bound)
     with LargestOver(config.vocab_size, config.hidden_size, torch.float64) as seen:
-        rows = len(run.sample(run.source.take(5), Draw(0, 0))) * run.config.training.rollouts_per_problem
+        rows = len(sample(run, run.source.take(5), Draw(0, 0))) * run.config.training.rollouts_per_problem
     assert 0 < seen.bytes <= bound < 8 * config.vocab_size * rows
 
 
@@ -152,7 +158,7 @@ def test_what_is_read_for_the_report_alone_is_little_work() -> None:
         run.done = 1  # the first step has a look of its own
         with forwards(run) as found:
             for _ in range(5):
-                run.step()
+                take_step(run)
         spent.append(sum(f.tokens * (3 if f.learns else 1) for f in found))
     without, with_looks = spent
     assert without < with_looks < 1.03 * without

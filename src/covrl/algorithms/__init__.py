@@ -35,6 +35,7 @@ ALGORITHMS = {
     "rapo": "covrl.algorithms.rapo:RAPO",
     "dash": "covrl.algorithms.dash:DASH",
     "rover": "covrl.algorithms.rover:ROVER",
+    "ppo": "covrl.algorithms.ppo:PPO",
 }
 
 

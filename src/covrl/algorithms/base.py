@@ -71,42 +71,49 @@ class Setup:
 
 
 class ModelSpec(NamedTuple):
-    """A model beside the policy: a copy of the base that is not trained.
+    """A model beside the policy, which begins as a copy of the base.
+
+    ``follows`` says how one that is not ``trainable`` changes. A trainable one has an optimizer of its own, at ``rate``
+    times the policy's learning rate. ``head = "value"`` gives one number a position, 0 before the first step, in the
+    place of logits; ``on_trunk`` such a head reads the policy's own hidden states and trains its trunk too.
 
     Example:
         >>> ModelSpec("reference")                              # the base, frozen
         >>> ModelSpec("reference", "copy", every=50)            # becomes the policy every 50 steps
         >>> ModelSpec("reference", "average", keep=0.99)        # 0.99 of itself + 0.01 of the policy, every step
+        >>> ModelSpec("critic", trainable=True, head="value", rate=10.0)
     """
 
     name: str
     follows: Literal["frozen", "copy", "average"] = "frozen"
     every: int = 1
     keep: float = 0.0
+    trainable: bool = False
+    head: Literal["lm", "value"] = "lm"
+    on_trunk: bool = False
+    rate: float = 1.0
 
 
 class Algorithm(ABC):
     """Base class of all methods.
 
-    ``paper`` and ``evidence`` say where the method comes from and how sure we are of it. ``unit`` is what the loss
-    couples and packing keeps together; ``scope`` is "group" if a group's credit needs only that group. ``samples`` is
-    what generation stops at: the end of the thought (its answer is scored, not sampled) or of the whole response.
+    ``paper`` and ``evidence`` say where the method comes from and how sure we are of it. ``samples`` is what generation
+    stops at: the end of the thought (its answer is scored, not sampled) or of the whole response.
     ``verified`` methods take their reward from a verifier or the user's reward function. ``one_update`` says why a
     batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
     sense, ``rollouts_wanted`` the fewest traces of a problem, where they are compared with each other. ``by_verdict``
-    says why a user's reward has to be 0 or 1, where a method tells right from wrong. ``late`` are those of ``scoring``
-    that neither ``admit`` nor ``credit`` looks at: where a batch of rollouts serves for one update, they are read off
-    its training forward, in which old and new log-probs are the same, and for traces with weight alone. ``merged`` are
-    the readings of one forward that gives all that ``scoring`` and ``training`` do, for methods of scope "group" whose
-    ``admit`` and denominators look at rollouts alone: where a batch serves for one update, each group is then read
-    once, with gradients, and credited in between.
+    says why a user's reward has to be 0 or 1, where a method tells right from wrong.
+
+    ``scoring`` are the readings whose values at the old weights credit and loss use, ``training`` those that carry
+    gradient. ``credit_reads`` names the models whose scores ``credit`` looks at, ``admission_reads`` those that
+    ``admit`` and the denominators look at; () where rollouts alone decide. ``credit_scope`` is "group" if a group's
+    credit needs only that group. The defaults are always right. What is declared lets the library save forwards
+    (:mod:`covrl.training.reading_plan`); a test holds each method to it.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     evidence: ClassVar[str]
-    unit: ClassVar[Literal["row", "trace", "group"]] = "trace"
-    scope: ClassVar[Literal["group", "batch"]] = "group"
     verified: ClassVar[bool] = False
     updates_wanted: ClassVar[int] = 1
     Config: ClassVar[type[Settings]]
@@ -119,9 +126,10 @@ class Algorithm(ABC):
     contexts: tuple[Context, ...]
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
-    late: tuple[Reading, ...] = ()
-    merged: tuple[Reading, ...] = ()
     streams: tuple[Stream, ...]
+    credit_reads: tuple[str, ...] | Literal["all"] = "all"
+    admission_reads: tuple[str, ...] | Literal["all"] = "all"
+    credit_scope: Literal["group", "batch"] = "batch"
 
     @abstractmethod
     def __init__(self, config: Any, setup: Setup) -> None: ...

@@ -130,6 +130,8 @@ class CoVRL(Algorithm):
     evidence: ClassVar[str] = "reconstructed from secondary sources; see the labels of the settings"
     Config: ClassVar[type[Settings]] = CoVRLConfig
     rollouts_wanted: int = 2
+    admission_reads: tuple[str, ...] | Literal["all"] = ()
+    credit_scope: Literal["group", "batch"] = "group"
 
     def __init__(self, config: CoVRLConfig, setup: Setup) -> None:
         self.config = config
@@ -142,19 +144,14 @@ class CoVRL(Algorithm):
             Context("prior", self.prompts.prior_row),
             Context("posterior", self.prompts.posterior_row),
         )
-        self.scoring = (
-            Reading("trace", both, composite_entropy, (*names, "prior_entropy", "posterior_entropy")),
-            answer,
-        )
         self.detach_reference = config.kl_reference == "detached"
         head = partial(composite, detach_reference=self.detach_reference)
-        self.training = (Reading("trace", both, head, names), answer)
         whole = partial(composite_entropy, detach_reference=self.detach_reference)
-        self.merged = (self.scoring[0]._replace(head=whole), answer)
+        self.training = (Reading("trace", both, head, names), answer)
+        self.scoring = (Reading("trace", both, whole, (*names, "prior_entropy", "posterior_entropy")), answer)
         if config.nll == "read" or config.reward == "gain":
             self.contexts += (empty_thought(self.prompts),)
             self.scoring += (EMPTY_READING,)
-            self.merged += (EMPTY_READING,)
         nll_per = prior_traces if config.nll in ("selective", "read") else trace_tokens
         self.streams = (
             Stream("policy", "trace", 1.0, trace_tokens),

@@ -70,6 +70,7 @@ class DASH(GroupMethod):
         self.own: DASHConfig = config
         if config.filter == "paper":
             self.streams = tuple(s._replace(denominator=self._kept) for s in self.streams)
+            self.admission_reads = self.credit_reads  # the denominator is made of advantages
 
     def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
         if self.config.advantage != "std":

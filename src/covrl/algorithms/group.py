@@ -131,9 +131,9 @@ class GroupMethod(Algorithm):
     """See the module's docstring; a member overrides ``Config``, and sometimes ``advantages`` or ``loss``."""
 
     Config: ClassVar[type[Settings]] = GroupConfig
-    unit: ClassVar[Literal["row", "trace", "group"]] = "row"
     verified: ClassVar[bool] = True
     rollouts_wanted: int = 2
+    credit_scope: Literal["group", "batch"] = "group"
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.config: GroupConfig = config
@@ -143,6 +143,9 @@ class GroupMethod(Algorithm):
         self.samples = "thought" if config.posterior_share else "response"
         if config.surrogate == "plain":
             self.one_update = "its loss has no importance ratio (surrogate = 'plain')"
+        in_reward = config.kl != "none" and config.kl_in == "reward"
+        self.credit_reads: tuple[str, ...] | Literal["all"] = "all" if in_reward or config.posterior_share else ()
+        self.admission_reads: tuple[str, ...] | Literal["all"] = "all" if in_reward and config.resample else ()
         self._contexts()
         denominator = {
             "token_mean": trace_tokens,
@@ -173,8 +176,6 @@ class GroupMethod(Algorithm):
             contexts.append(Context("posterior", self.prompts.posterior_row))
             scoring.append(Reading("trace", ("posterior",), log_prob, ("posterior",)))
         self.contexts, self.scoring = tuple(contexts), tuple(scoring)
-        if not config.posterior_share and (config.kl == "none" or config.kl_in == "loss"):
-            self.late = self.scoring[:1]  # advantages are made of outcomes alone
         if config.kl == "exact":
             both = ("prior", "reference")
             self.training = (Reading("trace", both, log_prob_reverse_kl, ("prior", "entropy", "kl")),)
@@ -286,9 +287,9 @@ class GroupMethod(Algorithm):
         metrics = {"entropy/prior": float(entropies.double().mean()) if len(entropies) else float("nan")}
         if flat:
             metrics["groups/without_signal_share"] = sum(flat) / len(flat)
-        if self.models and read:
-            kl = torch.cat([s[P] - s[REFERENCE] for s in read])
-            metrics["kl/nats_per_token"] = float(kl.double().mean())
+        moved = [s[P] - s[REFERENCE] for s in read if REFERENCE in s]
+        if moved:
+            metrics["kl/nats_per_token"] = float(torch.cat(moved).double().mean())
         return metrics
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:

@@ -85,7 +85,6 @@ class JEPO(OnePrompt):
     evidence: ClassVar[str] = "equations at second hand, no public code; gradients verified by enumeration"
     Config: ClassVar[type[Settings]] = JEPOConfig
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "log"
-    merges: ClassVar[bool] = True
     one_update: str | None = ON_POLICY
 
     def __init__(self, config: JEPOConfig, setup: Setup) -> None:

@@ -68,7 +68,6 @@ class LaTRO(OnePrompt):
     evidence: ClassVar[str] = "confirmed in the authors' code; gradient verified by enumeration"
     Config: ClassVar[type[Settings]] = LaTROConfig
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "log"
-    merges: ClassVar[bool] = True
     one_update: str | None = ON_POLICY
 
     def __init__(self, config: LaTROConfig, setup: Setup) -> None:

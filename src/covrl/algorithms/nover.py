@@ -61,7 +61,6 @@ class NOVER(OnePrompt):
     paper: ClassVar[str] = "arXiv 2505.16022"
     evidence: ClassVar[str] = "reward confirmed in the authors' code, the loss a plain form of it"
     Config: ClassVar[type[Settings]] = NOVERConfig
-    unit: ClassVar[Literal["row", "trace", "group"]] = "row"
     samples: Literal["thought", "response"] = "response"
 
     def __init__(self, config: NOVERConfig, setup: Setup) -> None:

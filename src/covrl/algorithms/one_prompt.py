@@ -55,13 +55,13 @@ class OnePrompt(Algorithm):
 
     Scored are the trace (with its entropy) and the answer behind it, both from the prior prompt. ``reward_in`` says
     what rewards are made of, which decides when traces cannot be told apart: probabilities vanish, floored
-    log-likelihoods meet at the floor, an order within the group stays. A member that ``merges`` is scored in its
-    training forward (:attr:`Algorithm.merged`).
+    log-likelihoods meet at the floor, an order within the group stays.
     """
 
     rollouts_wanted: int = 2
+    admission_reads: tuple[str, ...] | Literal["all"] = ()
+    credit_scope: Literal["group", "batch"] = "group"
     source: ClassVar[Literal["prior", "posterior"]] = "prior"
-    merges: ClassVar[bool] = False
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "order"
 
     def __init__(self, config: Any, setup: Setup) -> None:
@@ -71,20 +71,17 @@ class OnePrompt(Algorithm):
         self.contexts = (Context("prior", self.prompts.prior_row),)
         self.scoring = (TRACE_SCORING, ANSWER_READING)
         self.training = (TRACE_READING, ANSWER_READING)
-        self.merged = self.scoring if self.merges else ()
 
     def read_reference(self, spec: ModelSpec = FROZEN) -> None:
         """Also score the sampled tokens under a model beside the policy, from the prior prompt."""
         self.models = (spec,)
         self.contexts += (Context("reference", self.prompts.response_row, model="reference"),)
         self.scoring += (REFERENCE_READING,)
-        self.merged = self.scoring if self.merges else ()
 
     def read_empty_thought(self) -> None:
         """Also score the answer after an empty thought."""
         self.contexts += (empty_thought(self.prompts),)
         self.scoring += (EMPTY_READING,)
-        self.merged = self.scoring if self.merges else ()
 
     def read_responses(self, model: str = "policy") -> None:
         """Train whole responses; ``model`` scores the reference answer in the place of the response's own.

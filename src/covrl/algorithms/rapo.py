@@ -98,6 +98,7 @@ class RAPO(GroupMethod):
             self.by_verdict = "the reference is tempered on wrong responses alone (phi0; 1 tempers none)"
         if config.penalty.startswith("fkl"):
             self.streams += (Stream("kl", "trace", config.alpha, self.streams[0].denominator),)
+            self.credit_reads = "all" if self.credit_reads else ("reference",)
 
     def _contexts(self) -> None:
         super()._contexts()

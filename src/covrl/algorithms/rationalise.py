@@ -62,7 +62,6 @@ class Rationalise(OnePrompt):
     paper: ClassVar[str] = "a control; kin of arXiv 2203.14465 and 2312.02179"
     evidence: ClassVar[str] = "ours; gradient verified by enumeration"
     Config: ClassVar[type[Settings]] = RationaliseConfig
-    merges: ClassVar[bool] = True
     rollouts_wanted: int = 1
     source: ClassVar[Literal["prior", "posterior"]] = "posterior"
 

@@ -99,6 +99,7 @@ class RAVR(OnePrompt):
     evidence: ClassVar[str] = "second-hand: reviews and a summary of the paper; see the labels of the settings"
     Config: ClassVar[type[Settings]] = RAVRConfig
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "probability"
+    admission_reads: tuple[str, ...] | Literal["all"] = "all"
 
     def __init__(self, config: RAVRConfig, setup: Setup) -> None:
         super().__init__(config, setup)

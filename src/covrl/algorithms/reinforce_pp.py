@@ -56,7 +56,7 @@ class ReinforcePP(GroupMethod):
     name: ClassVar[str] = "reinforce_pp"
     paper: ClassVar[str] = "arXiv 2501.03262"
     evidence: ClassVar[str] = "general knowledge, not re-checked"
-    scope: ClassVar[Literal["group", "batch"]] = "batch"
+    credit_scope: Literal["group", "batch"] = "batch"
     Config: ClassVar[type[Settings]] = ReinforcePPConfig
 
     def __init__(self, config: Any, setup: Setup) -> None:

@@ -73,8 +73,8 @@ class RLPR(OnePrompt):
     evidence: ClassVar[str] = "confirmed in the authors' code; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = RLPRConfig
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "probability"
-    unit: ClassVar[Literal["row", "trace", "group"]] = "row"
     samples: Literal["thought", "response"] = "response"
+    admission_reads: tuple[str, ...] | Literal["all"] = "all"
 
     def __init__(self, config: RLPRConfig, setup: Setup) -> None:
         super().__init__(config, setup)

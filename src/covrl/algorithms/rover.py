@@ -65,10 +65,11 @@ class ROVER(Algorithm):
     name: ClassVar[str] = "rover"
     paper: ClassVar[str] = "arXiv 2509.24981"
     evidence: ClassVar[str] = "confirmed in paper and code"
-    unit: ClassVar[Literal["row", "trace", "group"]] = "row"
     verified: ClassVar[bool] = True
     updates_wanted: ClassVar[int] = 2
     rollouts_wanted: int = 2
+    admission_reads: tuple[str, ...] | Literal["all"] = ()
+    credit_scope: Literal["group", "batch"] = "group"
     Config: ClassVar[type[Settings]] = ROVERConfig
 
     def __init__(self, config: Any, setup: Setup) -> None:

@@ -53,7 +53,6 @@ class VeriFree(OnePrompt):
     evidence: ClassVar[str] = "confirmed in the authors' code; gradient verified by enumeration"
     Config: ClassVar[type[Settings]] = VeriFreeConfig
     reward_in: ClassVar[Literal["probability", "log", "order"]] = "probability"
-    merges: ClassVar[bool] = True
     one_update: str | None = ON_POLICY
 
     def __init__(self, config: VeriFreeConfig, setup: Setup) -> None:

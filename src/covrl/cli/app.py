@@ -124,7 +124,12 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Method: a name of `covrl algorithms`, or module:class.")
     ] = None,
     reward: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Reward function: an entry point, or module:function.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Reward function: an entry point, or module:function; as NAME=module:function one of several, and may "
+            "be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Train a model on problems, with the settings of a TOML file."""
@@ -136,9 +141,9 @@ def train(
     if dry_run and several():
         raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
-    from covrl.config import config_from
+    from covrl.config import config_from, reward_assignments
 
-    named = [f"algorithm.name={algorithm}"] * bool(algorithm) + [f"rewards.function={reward}"] * bool(reward)
+    named = [f"algorithm.name={algorithm}"] * bool(algorithm) + reward_assignments(reward or [])
     checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     from covrl.cli.train import TrainRequest, run_train

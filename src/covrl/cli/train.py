@@ -22,7 +22,8 @@ from covrl.reporting.trackers import check_trackers, make_trackers
 from covrl.scoring.compute import cannot_compile, is_compile_error
 from covrl.training.checkpoint import leftovers
 from covrl.training.dry_run import dry_run
-from covrl.training.loop import Run
+from covrl.training.models import save_trained
+from covrl.training.run import Run
 from covrl.training.warm_format import roles_named, solved_problems, warm_format
 
 
@@ -34,7 +35,7 @@ class TrainRequest:
     folder: Path
     dry_run: bool
     algorithm: str | None
-    reward: str | None
+    reward: Sequence[str] | None
     engine: str | None = None
     """Of a resumed run, in the place of the one that its file names."""
 
@@ -156,7 +157,7 @@ def run_warm_format(
             file=sys.stderr,
             flush=True,
         )
-    run.save(out)
+    save_trained(run, out)
     show_model_path(Console(), out)
     if valid < until:
         raise TrainingStoppedError(f"only {valid:.0%} of the traces are valid after {steps} steps; go on with more")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import covrl
-from covrl.comparison.methods import BASE, default_rate
+from covrl.comparison.methods import BASE, default_rate, recipe_config, settings_of
+from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.files import write_file
 
@@ -222,3 +223,18 @@ def _git(folder: Path, *arguments: str) -> str:
     except OSError:  # no git on this machine
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def cell_config(cell: Cell) -> RunConfig:
+    """The settings of a cell's run on one of our tasks: its file, the method's settings, then what the cell says."""
+    own = training_settings(cell)
+    if cell.method == BASE:
+        return recipe_config(own, cell.setting)
+    return recipe_config((*settings_of(cell.method), *own), cell.setting)
+
+
+def training_settings(cell: Cell) -> tuple[str, ...]:
+    """What a cell says of its run, whatever is trained."""
+    first = cell.budget.amount if cell.budget.kind == "steps" else 1  # a budget of tokens is planned anew each step
+    seeded = (f"training.seed={cell.seed}", f"training.steps={max(first, 1)}")
+    return seeded if cell.method == BASE else (*seeded, f"training.learning_rate={cell.rate!r}")

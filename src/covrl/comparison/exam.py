@@ -16,9 +16,9 @@ from covrl.prompt_checks import check_lengths, check_rows, check_tokens
 from covrl.records import Problem, Request
 from covrl.statistics import bootstrap_intervals
 from covrl.training.held_out import answer_log_probs
-from covrl.training.loop import Run
 from covrl.training.memory import with_fewer_rows
 from covrl.training.rollouts import response_tokens
+from covrl.training.run import Run
 
 GRADED = ("greedy", "avg@n", "pass@", "unknown")
 """Prefixes of the figures that need a verdict."""

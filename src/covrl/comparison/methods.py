@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from covrl.config import RunConfig, check, override, read_toml
 from covrl.errors import UserError
-
-if TYPE_CHECKING:
-    from covrl.comparison.cells import Cell
 
 CONFIGS = Path(__file__).with_name("configs")
 """Our own tasks, each a file of settings."""
@@ -104,21 +101,6 @@ def updates_a_step(method: str) -> int:
 def recipe_config(settings: tuple[str, ...], setting: str = "rare") -> RunConfig:
     """The file of one of our tasks with settings applied; raises UserError like every config."""
     return check(RunConfig, override(read_toml(SETTINGS[setting].file), settings))
-
-
-def cell_config(cell: Cell) -> RunConfig:
-    """The settings of a cell's run on one of our tasks: its file, the method's settings, then the cell's."""
-    own = training_settings(cell)
-    if cell.method == BASE:
-        return recipe_config(own, cell.setting)
-    return recipe_config((*settings_of(cell.method), *own), cell.setting)
-
-
-def training_settings(cell: Cell) -> tuple[str, ...]:
-    """The settings that a cell determines, whatever is trained."""
-    first = cell.budget.amount if cell.budget.kind == "steps" else 1  # a budget of tokens is planned again at each step
-    seeded = (f"training.seed={cell.seed}", f"training.steps={max(first, 1)}")
-    return seeded if cell.method == BASE else (*seeded, f"training.learning_rate={cell.rate!r}")
 
 
 def check_names(methods: tuple[str, ...], settings: tuple[str, ...]) -> None:

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.assembly import build_algorithm, problem_fields
-from covrl.comparison.cells import Cell, Exam
-from covrl.comparison.methods import BASE, VARIANTS, check_variant, training_settings
+from covrl.comparison.cells import Cell, Exam, training_settings
+from covrl.comparison.methods import BASE, VARIANTS, check_variant
 from covrl.config import RunConfig, check, config_from, override, read_settings
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest
@@ -107,7 +107,7 @@ class Own:
         for cell in {cell.method: cell for cell in cells if cell.method != BASE}.values():
             try:
                 config = self.cell_config(cell)
-                build_algorithm(config, prompts, None, rewarded=bool(config.rewards.function))
+                build_algorithm(config, prompts, None, rewarded=config.rewarded)
             except UserError as error:
                 raise UserError(f"--algorithms {cell.method}: {error}") from None
             if left := self._algorithm(cell.method)[1]:

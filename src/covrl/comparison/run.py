@@ -17,8 +17,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from covrl.comparison.cells import Cell
-from covrl.comparison.methods import BASE, cell_config
+from covrl.comparison.cells import Cell, cell_config
+from covrl.comparison.methods import BASE
 from covrl.comparison.own import Own
 from covrl.comparison.worker import Order
 from covrl.files import alone_in, made

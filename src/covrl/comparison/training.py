@@ -19,14 +19,14 @@ import torch
 
 from covrl.api import build, new_run_folder, resume, train_run
 from covrl.comparison.cells import COUNTING, Budget
-from covrl.config import RunConfig
+from covrl.config import RunConfig, typed_rewards
 from covrl.errors import EngineError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError
 from covrl.files import write_file
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training.held_out import held_out_metrics
 from covrl.training.keeper import CannotSaveError
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 RECENT = 10
 """Steps whose mean length is used to estimate how long a budget of tokens lasts."""
@@ -59,10 +59,10 @@ def open_run(config: RunConfig, folder: Path, threads: int) -> Run:
         run = build(config)
         new_run_folder(folder)
     else:  # what a file may not name was typed on the command line of the comparison
-        function, name, engine = config.rewards.function, config.algorithm.name, config.generation.engine
+        name, engine = config.algorithm.name, config.generation.engine
         run = resume(
             folder,
-            reward=function if ":" in function else None,
+            reward=typed_rewards(config),
             algorithm=name if ":" in name else None,
             engine=engine if "://" in engine else None,
         )

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from covrl.comparison.cells import Cell, Exam, present_commit, write_result
+from covrl.comparison.cells import Cell, Exam, cell_config, present_commit, write_result
 from covrl.comparison.exam import chance_of, examine, problems_of, source_of
-from covrl.comparison.methods import BASE, cell_config, settings_of
+from covrl.comparison.methods import BASE, settings_of
 from covrl.comparison.training import Trained, open_run, started, train_cell
 from covrl.config import RunConfig, check
 from covrl.errors import TrainingStoppedError, UserError

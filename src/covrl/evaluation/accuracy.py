@@ -18,7 +18,7 @@ def said_in(reply: Rollout, prompts: Prompts) -> str:
     """
     if reply.finish != "eos":
         return reply.text.removesuffix(prompts.config.answer_suffix)
-    ids = list(reply.trace_ids[:-1])
+    ids = list(reply.whole_ids[:-1])
     return str(prompts.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
@@ -95,9 +95,7 @@ class Evaluator:
         """One answer after each of these traces of the prior prompt, one a problem, and its verdict."""
         suffix = self.prompts.config.answer_suffix
         closed = [i for i, trace in enumerate(traces) if trace.valid]
-        reply = [
-            replace(traces[i].request, prompt_ids=self.prompts.answer_prompt(problems[i], traces[i])) for i in closed
-        ]
+        reply = [traces[i].request.answer_after(self.prompts.answer_prompt(problems[i], traces[i])) for i in closed]
         heat = temperature if self.answer_temperature is None or temperature == 0 else self.answer_temperature
         answering = Sampling(self.max_answer_tokens, suffix, heat, self.top_p)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -13,14 +13,16 @@ from torch import Tensor
 from covrl.distributed.world import World
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
+from covrl.generation.observe import Look, look, refuse_what_cannot_be_observed
 from covrl.generation.random import trace_key, uniforms
 from covrl.generation.recorded import fixed
 from covrl.generation.stop import StopRule, StopRules
-from covrl.generation.trace import Trace, end_tokens
-from covrl.records import Request, Rollout
+from covrl.generation.trace import NOTHING, Seen, Trace, begin, end_tokens
+from covrl.records import NOT_OBSERVED, Observe, Request, Rollout
 from covrl.scoring.attention import NAME
 from covrl.scoring.compute import weights_ready
 from covrl.scoring.finite import broken
+from covrl.scoring.text import vocabulary
 
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
@@ -81,43 +83,55 @@ class TorchGenerator:
         self.version = version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-        """One rollout per request, in the same order. Rows of similar length are decoded together."""
+        """One rollout per request, in the same order. Rows of similar length are decoded together.
+
+        Raises:
+            UserError: a request cannot be honoured; nothing was sampled then.
+        """
+        rule = self._rules[sampling.stop, sampling.after]
+        begin(requests, sampling, rule, self._eos)  # on every rank, so that all refuse what any would
+        refuse_what_cannot_be_observed(requests, "torch", entropy=True, most=vocabulary(self.model))
         with self.world.whole_weights(), weights_ready(self.model):
             return self.world.shared(lambda share: self._sample(share, sampling, draw), requests)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         rule = self._rules[sampling.stop, sampling.after]
-        rollouts: dict[int, Rollout] = {}
-        for wave in self._waves([len(r.prompt_ids) + len(r.prefix_ids) for r in requests]):
-            traces = self._decode([requests[i] for i in wave], sampling, rule, draw)
-            rollouts |= {i: t.rollout(requests[i], rule, self.version) for i, t in zip(wave, traces, strict=True)}
-        return [rollouts[i] for i in range(len(requests))]
+        traces = begin(requests, sampling, rule, self._eos)
+        lengths = {i: len(r.prompt_ids) + len(r.prefix_ids) for i, r in enumerate(requests) if traces[i].open}
+        for wave in self._waves(lengths):
+            self._decode([requests[i] for i in wave], [traces[i] for i in wave], sampling, rule, draw)
+        return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
 
-    def _waves(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of the rows of each batch: of similar length, or of equal length without padding."""
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    def _waves(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+        """The rows of each batch: of similar length, or of equal length without padding."""
+        order = sorted(lengths, key=lengths.__getitem__)
         for _, alike in groupby(order, key=(lambda _: 0) if self.paths.padded else lengths.__getitem__):
             rows = list(alike)
             yield from (rows[i : i + self.rows_per_pass] for i in range(0, len(rows), self.rows_per_pass))
 
     @torch.no_grad()
-    def _decode(self, requests: Sequence[Request], sampling: Sampling, rule: StopRule, draw: Draw) -> list[Trace]:
+    def _decode(
+        self, requests: Sequence[Request], traces: Sequence[Trace], sampling: Sampling, rule: StopRule, draw: Draw
+    ) -> None:
+        """Sample these ``traces`` side by side to their ends."""
         keys = np.array([trace_key(draw, r.problem_id, r.index) for r in requests], dtype=np.uint64)
-        traces = [Trace(r.prefix_ids) for r in requests]
+        given = np.array([len(r.prefix_ids) for r in requests])
+        most = max(trace.left for trace in traces)
         was_training = self.model.training
         self.model.eval()
-        logits, state = self.prefill([r.prompt_ids + r.prefix_ids for r in requests], sampling.max_tokens)
+        logits, state = self.prefill([r.prompt_ids + r.prefix_ids for r in requests], most)
         active = np.arange(len(requests))
-        for position in range(sampling.max_tokens):
-            draws = None if sampling.temperature == 0 else uniforms(keys[active], position)
+        for taken in range(most):
+            draws = None if sampling.temperature == 0 else uniforms(keys[active], given[active] + taken)
+            seen, watch = _watch([requests[row].observe if traces[row].open else NOT_OBSERVED for row in active])
             try:
-                tokens, chosen = next_tokens(logits, sampling, draws)
+                tokens, chosen = next_tokens(logits, sampling, draws, watch)
             except FloatingPointError:
-                raise broken(self.model, _where(logits, [requests[row] for row in active], position)) from None
-            for row, token, value in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
-                traces[row].take(token, value, rule, self._eos)
-            running = np.array([traces[row].ended is None for row in active])
-            if not running.any() or position + 1 == sampling.max_tokens:
+                raise broken(self.model, _where(logits, [requests[row] for row in active], taken)) from None
+            for row, token, value, sight in zip(active, tokens.tolist(), chosen.tolist(), seen, strict=True):
+                traces[row].take(token, value, rule, self._eos, sight)
+            running = np.array([traces[row].open for row in active])
+            if not running.any():
                 break
             if running.mean() < state.shrink_below:
                 rows = torch.as_tensor(np.flatnonzero(running), device=tokens.device)
@@ -125,7 +139,6 @@ class TorchGenerator:
                 state.select(rows)
             logits = state.advance(self.model, tokens)
         self.model.train(was_training)
-        return traces
 
     def prefill(self, prompts: Sequence[tuple[int, ...]], most: int) -> tuple[Tensor, Decoding]:
         """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once.
@@ -152,6 +165,19 @@ class TorchGenerator:
         return self.model.config._attn_implementation == NAME
 
 
+def _watch(wanted: Sequence[Observe]) -> tuple[list[Seen], Look | None]:
+    """Where it is noted what is ``wanted`` of each row's next token, and who notes it: nobody if nothing is."""
+    seen = [NOTHING] * len(wanted)
+    if not any(w.anything for w in wanted):
+        return seen, None
+
+    def note(start: int, log_probs: Tensor) -> None:
+        part = slice(start, start + len(log_probs))
+        seen[part] = look(log_probs, wanted[part])
+
+    return seen, note
+
+
 def _where(logits: Tensor, requests: Sequence[Request], taken: int) -> str:
     """Of which of the ``requests`` the logits ``[B, V]`` are not finite, ``taken`` tokens after its prompt."""
     bad = torch.log_softmax(logits.float(), dim=-1).isnan().any(dim=-1)
@@ -161,11 +187,15 @@ def _where(logits: Tensor, requests: Sequence[Request], taken: int) -> str:
 
 
 def next_tokens(
-    logits: Tensor, sampling: Sampling, draws: np.ndarray[Any, np.dtype[np.float64]] | None
+    logits: Tensor,
+    sampling: Sampling,
+    draws: np.ndarray[Any, np.dtype[np.float64]] | None,
+    watch: Look | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token ids ``[B]`` at ``draws`` ``[B]`` (None: the mode), and their log-probs ``[B]`` as they were sampled.
 
-    Logits ``[B, V]`` are processed in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary.
+    Logits ``[B, V]`` are processed in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary; ``watch``
+    gets the log-probs of each such part.
 
     Raises:
         FloatingPointError: a row's probabilities are not finite.
@@ -183,6 +213,8 @@ def next_tokens(
         taken = log_probs.gather(1, tokens[:, None])[:, 0]
         if draws is None and not bool(torch.isfinite(taken).all()):  # the mode of values that are not numbers
             raise FloatingPointError("the model's logits are not finite, so no token can be taken")
+        if watch is not None:
+            watch(start, log_probs)
         found.append((tokens, taken))
     tokens, chosen = zip(*found, strict=True)
     return torch.cat(tokens), torch.cat(chosen)

@@ -7,7 +7,7 @@ useless sampling; where it stopped does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,36 +15,48 @@ from torch import Tensor
 
 from covrl.errors import EngineError
 from covrl.generation.base import Draw, Sampling
+from covrl.generation.observe import refuse_what_cannot_be_observed
 from covrl.generation.random import trace_key
 from covrl.generation.stop import StopRule, StopRules
-from covrl.generation.trace import Trace, end_tokens
+from covrl.generation.trace import NOTHING, Seen, Trace, begin, end_tokens
 from covrl.records import Request, Rollout
+
+MOST_TOP_K = 20
+"""How many likeliest tokens vLLM tells where ``--max-logprobs`` was left alone (CONFIRMED: default in its source)."""
 
 _ODD = 0x9E3779B97F4A7C15  # the increment of the keyed random numbers, so that parts of a trace have seeds apart
 
 
 class Ask(NamedTuple):
-    """One row to sample: the ids before it, a seed below 2**63, and the token limit."""
+    """One row to sample: the ids before it, a seed below 2**63, the token limit, the number of likeliest tokens."""
 
     ids: tuple[int, ...]
     seed: int
     max_tokens: int
+    top_k: int = 0
 
 
 class Drawn(NamedTuple):
-    """What an engine sampled for one row: ids, and their log-probs (nats, at the sampling temperature)."""
+    """What an engine sampled for one row: ids, and their log-probs (nats, at the sampling temperature).
+
+    ``top``: for each token at least the ``top_k`` likeliest ids with their log-probs, in any order; empty where none
+    were asked for.
+    """
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
+    top: tuple[Mapping[int, float], ...] = ()
 
 
 class Backend(Protocol):
     """The interface of an engine.
 
-    ``name`` identifies it in messages.
+    ``name`` identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
+    engine that we know returns exact entropies, so they are not requested.
     """
 
     name: str
+    most_top_k: int
 
     def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
         """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its token limit.
@@ -97,32 +109,37 @@ class OutsideGenerator:
         """One rollout per request, in the same order.
 
         Raises:
+            UserError: a request cannot be honoured; the engine was asked for nothing then.
             EngineError: the engine does not answer, or answers what cannot be used.
         """
-        self._catch_up()
         rule = self._rules[sampling.stop, sampling.after]
+        traces = begin(requests, sampling, rule, self._ends)
+        refuse_what_cannot_be_observed(requests, self.backend.name, entropy=False, most=self.backend.most_top_k)
+        self._catch_up()
         keys = [trace_key(draw, r.problem_id, r.index) for r in requests]
-        traces = [Trace(r.prefix_ids) for r in requests]
-        rows_of = {sampling.stop: list(range(len(requests)))}
+        rows_of = _by_text(traces, lambda trace: rule.rest(trace.prefix))
         while rows_of:
             for stop, rows in rows_of.items():
-                asked = [_ask(requests[i], traces[i], keys[i], sampling.max_tokens) for i in rows]
-                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends)) if asked else []
+                asked = [_ask(requests[i], traces[i], keys[i]) for i in rows]
+                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends))
                 for i, part in zip(rows, drawn, strict=True):
-                    self._take(traces[i], part, rule)
-            rows_of = _open(traces, rule, sampling.max_tokens)
+                    self._take(traces[i], part, rule, requests[i].observe.top_k)
+            rows_of = _by_text(traces, lambda trace: rule.awaited(trace.ids, trace.prefix))
         return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
 
-    def _take(self, trace: Trace, part: Drawn, rule: StopRule) -> None:
+    def _take(self, trace: Trace, part: Drawn, rule: StopRule, top_k: int) -> None:
         """Add what was sampled. An engine that stopped early is called again from there, as long as it returns more."""
         if not part.ids or len(part.ids) != len(part.log_probs):
             raise EngineError(
                 f"{self.backend.name} returned {len(part.ids)} tokens with {len(part.log_probs)} log-probs for a trace "
                 "that is not at its end"
             )
-        for token, log_prob in zip(part.ids, part.log_probs, strict=True):
-            self.wasted += trace.ended is not None
-            trace.take(token, log_prob, rule, self._ends)
+        if top_k and (len(part.top) != len(part.ids) or min(map(len, part.top)) < top_k):
+            raise EngineError(f"{self.backend.name} was asked for the {top_k} likeliest tokens and returned fewer")
+        seen = [_likeliest(told, top_k) for told in part.top] if top_k else [NOTHING] * len(part.ids)
+        for token, log_prob, sight in zip(part.ids, part.log_probs, seen, strict=True):
+            self.wasted += not trace.open
+            trace.take(token, log_prob, rule, self._ends, sight)
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
@@ -143,20 +160,28 @@ def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
                 yield name, weight.detach()
 
 
-def _open(traces: Sequence[Trace], rule: StopRule, max_tokens: int) -> dict[str, list[int]]:
-    """The unfinished rows, by the text that each has to be sampled up to.
+def _by_text(traces: Sequence[Trace], upto: Callable[[Trace], str]) -> dict[str, list[int]]:
+    """The unfinished rows, by the text that each has to be sampled ``upto``.
 
     An engine stops at its stop text wherever it occurs. A row that it stopped too early, as at a full stop of the
-    reasoning, is continued up to the text that has to come before its end, and not up to every full stop.
+    reasoning, is continued up to the text that has to come before its end, and not up to every full stop. An engine
+    searches only what it samples: of a text that begins in the row's given tokens it gets the rest.
     """
     found: dict[str, list[int]] = {}
     for i, trace in enumerate(traces):
-        if not trace.ended and len(trace.ids) < max_tokens:
-            found.setdefault(rule.awaited(trace.ids, trace.prefix), []).append(i)
+        if trace.open:
+            found.setdefault(upto(trace), []).append(i)
     return found
 
 
-def _ask(request: Request, trace: Trace, key: int, max_tokens: int) -> Ask:
-    sampled = tuple(trace.ids)
-    seed = ((key + _ODD * len(sampled)) % 2**64) >> 1
-    return Ask(request.prompt_ids + request.prefix_ids + sampled, seed, max_tokens - len(sampled))
+def _ask(request: Request, trace: Trace, key: int) -> Ask:
+    """The row from where it is; its seed is the key at the position in the trace that is sampled next."""
+    own = request.prefix_ids + tuple(trace.ids)
+    seed = ((key + _ODD * len(own)) % 2**64) >> 1
+    return Ask(request.prompt_ids + own, seed, trace.left, request.observe.top_k)
+
+
+def _likeliest(told: Mapping[int, float], top_k: int) -> Seen:
+    """The ``top_k`` likeliest tokens of those that an engine told, likeliest first."""
+    ids, log_probs = zip(*sorted(told.items(), key=lambda pair: -pair[1])[:top_k], strict=True)
+    return Seen(top_ids=ids, top_log_probs=log_probs)

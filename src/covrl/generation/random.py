@@ -1,6 +1,8 @@
 """Counter-based random numbers: no state, so nothing to save and nothing that depends on batching.
 
-The number of a token is a function of (run seed, step, purpose, problem id, rollout index, position).
+The number of a token is a function of (run seed, step, purpose, problem id, rollout index, position). A position
+counts the tokens of the trace, including those of a given prefix: continuing from the first k tokens of a trace under
+the trace's own key draws the same rest again.
 A 64-bit key is hashed from the first five, and position ``t`` selects the ``t``-th output of the SplitMix64
 sequence started at that key (Steele, Lea and Flood, 2014).
 """
@@ -25,10 +27,10 @@ def trace_key(draw: Draw, problem_id: str, index: int) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def uniforms(keys: NDArray[np.uint64], position: int) -> NDArray[np.float64]:
-    """One number in [0, 1) per key, ``[B]``, for token ``position`` (0, 1, …)."""
+def uniforms(keys: NDArray[np.uint64], position: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """One number in [0, 1) per key, ``[B]``, for token ``position`` (0, 1, …): one for all, or one a key ``[B]``."""
     with np.errstate(over="ignore"):  # arithmetic is modulo 2**64 by design
-        z = keys + _GAMMA * np.uint64(position + 1)
+        z = keys + _GAMMA * (np.asarray(position, dtype=np.uint64) + np.uint64(1))
         z = (z ^ (z >> np.uint64(30))) * _MIX_1
         z = (z ^ (z >> np.uint64(27))) * _MIX_2
         z = z ^ (z >> np.uint64(31))

@@ -62,6 +62,10 @@ class StopRule:
             return Stop(len(ids), "sampled")
         return Stop(kept, "appended")
 
+    def complete(self, prefix: Sequence[int]) -> bool:
+        """Whether a given prefix holds the whole end of a trace, so that nothing is left to be sampled."""
+        return bool(prefix) and self._start(self.text(prefix), 0) >= 0
+
     def _start(self, text: str, given: int) -> int:
         """Where the tag begins that ends after the first ``given`` characters, which were not sampled; or -1."""
         position = 0
@@ -73,14 +77,26 @@ class StopRule:
         return text.find(self.tag, max(position, given - len(self.tag) + 1))
 
     def awaited(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> str:
-        """The text that has to come next for the trace to end: the first of ``after`` that is missing, or the tag."""
+        """The text that has to come next for the trace to end: the first of ``after`` that is missing, or the tag.
+
+        Where the trace ends with the beginning of that text, the rest of it, which ends wherever the whole does.
+        """
         text, position = self.text([*prefix, *ids]), 0
         for part in self.after:
             found = text.find(part, position)
             if found < 0:
-                return part
+                return _rest(part, text)
             position = found + len(part)
-        return self.tag
+        return _rest(self.tag, text)
+
+    def rest(self, ids: Sequence[int]) -> str:
+        """The tag without what of it stands at the end of ``ids`` already."""
+        return _rest(self.tag, self.text(ids)) if ids else self.tag
+
+
+def _rest(part: str, text: str) -> str:
+    """``part`` without its longest beginning, short of all of it, that ``text`` ends with."""
+    return next((part[n:] for n in range(len(part) - 1, 0, -1) if text.endswith(part[:n])), part)
 
 
 class StopRules(dict[tuple[str, tuple[str, ...]], StopRule]):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from covrl.errors import EngineError, UserError
-from covrl.generation.outside import Ask, Drawn, weights_of
+from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
 
 
 def import_vllm() -> Any:
@@ -47,6 +47,7 @@ class LocalVllm:
     """
 
     name = "vllm"
+    most_top_k = MOST_TOP_K
 
     def __init__(self, source: str, model: Any, dtype: str, memory: float, rows: int) -> None:
         self._vllm = import_vllm()
@@ -89,7 +90,7 @@ class LocalVllm:
                 raise EngineError(f"vllm cannot sample: {_short(error)}") from error
             raise  # the caller reports out of memory with its calculation
         self._sleep()
-        return [_drawn(output.outputs[0]) for output in outputs]
+        return [_drawn(output.outputs[0], row.top_k) for output, row in zip(outputs, rows, strict=True)]
 
     def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int]) -> Any:
         return self._vllm.SamplingParams(
@@ -99,7 +100,7 @@ class LocalVllm:
             min_p=0.0,
             seed=row.seed,
             max_tokens=row.max_tokens,
-            logprobs=0,  # of the sampled token alone
+            logprobs=row.top_k,  # of the sampled token, and of so many likeliest ones
             stop=[stop],
             stop_token_ids=list(ends),
             include_stop_str_in_output=True,
@@ -146,9 +147,11 @@ class LocalVllm:
             raise EngineError(f"vllm cannot {what}: {_short(error)}") from error
 
 
-def _drawn(output: Any) -> Drawn:
+def _drawn(output: Any, top_k: int) -> Drawn:
     ids = tuple(output.token_ids)
-    return Drawn(ids, tuple(by_id[i].logprob for i, by_id in zip(ids, output.logprobs, strict=True)))
+    told = [{i: float(one.logprob) for i, one in by_id.items()} for by_id in output.logprobs]
+    log_probs = tuple(by_id[i] for i, by_id in zip(ids, told, strict=True))
+    return Drawn(ids, log_probs, tuple(told) if top_k else ())
 
 
 def _short(error: Exception) -> str:

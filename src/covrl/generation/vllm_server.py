@@ -28,7 +28,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Re
 from safetensors import SafetensorError
 
 from covrl.errors import EngineError, UserError
-from covrl.generation.outside import Ask, Drawn, weights_of
+from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
 from covrl.plugins import is_loopback
 
 ANSWER_WITHIN_S = 1800.0
@@ -40,6 +40,8 @@ class ServerVllm:
 
     ``model`` is the trained model, whose weights are published; ``rows`` how many requests run at the same time.
     """
+
+    most_top_k = MOST_TOP_K
 
     def __init__(self, address: str, model: Any, rows: int) -> None:
         self.name = f"the vLLM server at {address}"
@@ -71,7 +73,6 @@ class ServerVllm:
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "logprobs": 0,
             "stop": [stop],
             "stop_token_ids": list(ends),
             "include_stop_str_in_output": True,
@@ -80,16 +81,19 @@ class ServerVllm:
             "spaces_between_special_tokens": False,
             "add_special_tokens": False,
             "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # the likeliest tokens too are told by id: several may look alike
         }
         with ThreadPoolExecutor(min(self._rows, max(len(rows), 1))) as pool:
             return list(pool.map(lambda row: self._draw(row, common), rows))
 
     def _draw(self, row: Ask, common: Mapping[str, Any]) -> Drawn:
-        own = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens}
+        own = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens, "logprobs": row.top_k}
         answer = self._ask("/v1/completions", {**common, **own})
         try:
             choice = answer["choices"][0]
-            return Drawn(tuple(choice["token_ids"]), tuple(map(float, choice["logprobs"]["token_logprobs"])))
+            told = choice["logprobs"]
+            top = tuple(map(_by_id, told["top_logprobs"])) if row.top_k else ()
+            return Drawn(tuple(choice["token_ids"]), tuple(map(float, told["token_logprobs"])), top)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise EngineError(
                 f"{self.name} answers without token ids and log-probs; vLLM 0.32 or newer is needed"
@@ -137,6 +141,11 @@ class ServerVllm:
             raise EngineError(f"{self.name} does not answer ({why or type(error).__name__}); {ADVICE}") from error
         except ValueError as error:
             raise EngineError(f"{self.name} does not answer in JSON at {path}") from error
+
+
+def _by_id(told: Mapping[str, float]) -> dict[int, float]:
+    """Log-probs by token id, from those by the names ``token_id:ID``."""
+    return {int(name.removeprefix("token_id:")): float(value) for name, value in told.items()}
 
 
 class _NoRedirects(HTTPRedirectHandler):

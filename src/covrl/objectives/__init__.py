@@ -12,6 +12,7 @@ from covrl.objectives.ratio import (
     truncated_importance,
 )
 from covrl.objectives.sequences import next_in_sequence, sequence_mean
+from covrl.objectives.written import written_only
 
 __all__ = [
     "capped",
@@ -35,4 +36,5 @@ __all__ = [
     "trace_tokens",
     "traces",
     "truncated_importance",
+    "written_only",
 ]

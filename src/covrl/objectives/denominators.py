@@ -8,8 +8,11 @@ from covrl.records import ScoredGroup
 
 
 def trace_tokens(groups: Sequence[ScoredGroup]) -> float:
-    """All trace tokens of the batch, those without weight included (auxiliary traces, which never train, are not)."""
-    return float(sum(len(r.trace_ids) for group in groups for r in group.rollouts if r.request.trains))
+    """All trace tokens of the batch that can carry loss, those without weight included.
+
+    Auxiliary traces, which never train, are not counted, nor are tokens that the policy did not write.
+    """
+    return float(sum(r.loss_tokens for group in groups for r in group.rollouts if r.request.trains))
 
 
 def prior_traces(groups: Sequence[ScoredGroup]) -> float:

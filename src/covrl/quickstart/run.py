@@ -18,7 +18,7 @@ from covrl.reporting.html import write_report
 from covrl.reporting.sinks import read_steps
 from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary
 from covrl.reporting.terminal import Progress
-from covrl.training.loop import Run
+from covrl.training.run import Run
 
 EXAMPLES = 6
 

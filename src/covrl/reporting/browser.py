@@ -29,15 +29,24 @@ def chosen(steps: Sequence[StepReport]) -> tuple[list[StepReport], int]:
 
 
 def group_rows(step: int, group: TraceGroup) -> dict[str, Any]:
-    """A group's traces by falling advantage, those without one last."""
+    """A group's traces by falling advantage, those without one last; each with its place where some have branched."""
     scale = max((abs(value) for trace in group.traces if (value := _advantage(trace)) is not None), default=0.0)
-    rows = [_row(trace, scale) for trace in sorted(group.traces, key=_worth)]
+    branched = any(trace.parent is not None for trace in group.traces)
+    rows = [_row(trace, scale, branched) for trace in sorted(group.traces, key=_worth)]
     return {"step": step, "problem": group.problem, "traces": rows}
 
 
-def _row(trace: TraceView, scale: float) -> dict[str, Any]:
-    tokens = list(map(_token, trace.tokens[:MOST_TOKENS]))
-    return {"trace": trace, "bar": _bar(trace, scale), "tokens": tokens, "more": len(trace.tokens) - MOST_TOKENS}
+def _row(trace: TraceView, scale: float, branched: bool) -> dict[str, Any]:
+    tokens, place = list(map(_token, trace.tokens[:MOST_TOKENS])), _place(trace) if branched else ""
+    more = len(trace.tokens) - MOST_TOKENS
+    return {"trace": trace, "bar": _bar(trace, scale), "tokens": tokens, "more": more, "place": place}
+
+
+def _place(trace: TraceView) -> str:
+    """Which rollout of its group a trace is, and from which it branched."""
+    own = "" if trace.index is None else f"rollout {trace.index}"
+    parent = "" if trace.parent is None else f"branched from rollout {trace.parent}"
+    return ", ".join(filter(None, (own, parent)))
 
 
 def _advantage(trace: TraceView) -> float | None:

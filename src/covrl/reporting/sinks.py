@@ -219,6 +219,7 @@ def _group_record(group: TraceGroup) -> dict[str, object]:
     traces = [
         asdict(trace)
         | {"reward": _finite(trace.reward), "advantage": _finite(trace.advantage), "kl": _finite(trace.kl)}
+        | {"rewards": {name: _finite(value) for name, value in trace.rewards.items()}}
         | {"tokens": [[t.text, _finite(t.prior), _finite(t.posterior)] for t in trace.tokens]}
         for trace in group.traces
     ]

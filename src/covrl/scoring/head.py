@@ -70,6 +70,13 @@ def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
     return (_at(torch.log_softmax(single, dim=-1), targets),)
 
 
+def value(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
+    """The value of the state before each target, ``[n]``, under a model whose output layer is one number a position."""
+    del targets
+    (single,) = logits
+    return (single[:, 0],)
+
+
 def distribution(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:
     """The probabilities of all tokens, ``[n, V]``, under the one context that is read: for spans of one token a row.
 

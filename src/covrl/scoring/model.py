@@ -99,9 +99,22 @@ class LanguageModel:
         """Most tokens that a row may have, where the model's config says."""
         return context_length(self.model.config)
 
+    @property
+    def trunk_of(self) -> LanguageModel:
+        """The model whose hidden states this one reads: itself, unless it is a head on another's trunk."""
+        return self
+
+    def named_trained(self) -> dict[str, nn.Parameter]:
+        """What this model's optimizer moves, by name; tied parameters once."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters, each once (tied ones included once)."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return list(self.named_trained().values())
+
+    def place(self, device: torch.device) -> None:
+        """Bring what is not in the Hugging Face model to a device; nothing here."""
+        del device
 
     def own_weights(self) -> list[nn.Parameter]:
         """The weights that are this model's alone, trainable or not; models that share a base have their adapters."""

@@ -101,7 +101,9 @@ class PassLimits:
 def make_unit(
     index: int, contexts: Sequence[Context], readings: Sequence[Reading], problem: Problem, rollout: Rollout
 ) -> Unit:
-    """The rows of one trace in the contexts that ``readings`` use."""
+    """The rows of one trace in the contexts that ``readings`` use; none of a rollout that is not scored."""
+    if not rollout.request.scored:
+        return Unit(index, {})
     used = {name for reading in readings for name in reading.contexts}
     rows = {c.name: c.render(problem, rollout) for c in contexts if c.name in used}
     return Unit(index, {name: row for name, row in rows.items() if row is not None})
@@ -144,23 +146,33 @@ class Tokens:
 
 
 class _Trunk:
-    """Hidden states of a pack's rows, each model run once over the rows of its contexts."""
+    """Hidden states of a pack's rows, each model's trunk run once over the rows of its contexts.
+
+    A trace that two contexts of one trunk (a policy and a value head on it) show in the same row goes through once.
+    """
 
     def __init__(self, models: Mapping[str, LanguageModel], contexts: Sequence[Context], pack: Sequence[Unit]) -> None:
         self.model_of = {context.name: context.model for context in contexts}
-        self.flat: dict[str, Tensor] = {}
+        self.trunk_of = {name: id(models[model].trunk_of) for name, model in self.model_of.items()}
+        self.flat: dict[int, Tensor] = {}
         self.places: dict[tuple[int, str], Place] = {}
-        for name in dict.fromkeys(self.model_of.values()):
-            mine = [(unit, c.name) for unit in pack for c in contexts if c.model == name and c.name in unit.rows]
-            if not mine:
+        for model in {id(m.trunk_of): m.trunk_of for m in (models[name] for name in self.model_of.values())}.values():
+            mine = [
+                (unit, c.name)
+                for unit in pack
+                for c in contexts
+                if self.trunk_of[c.name] == id(model) and c.name in unit.rows
+            ]
+            rows = {(u.index, u.rows[c].ids, u.rows[c].prompt): None for u, c in mine}
+            if not rows:
                 continue
-            rows = [(unit.rows[context].ids, unit.rows[context].prompt) for unit, context in mine]
-            self.flat[name], places = models[name].states(rows)
-            self.places |= {(unit.index, c): place for (unit, c), place in zip(mine, places, strict=True)}
+            self.flat[id(model)], places = model.states([(ids, prompt) for _, ids, prompt in rows])
+            at = dict(zip(rows, places, strict=True))
+            self.places |= {(u.index, c): at[u.index, u.rows[c].ids, u.rows[c].prompt] for u, c in mine}
 
     def before(self, units: Sequence[Unit], context: str, span: str) -> Tensor:
         """Hidden states ``[N, D]`` that predict the span's tokens: those one position before each."""
-        flat = self.flat[self.model_of[context]]
+        flat = self.flat[self.trunk_of[context]]
         places = [self.places[u.index, context](i - 1) for u in units for i in range(*u.rows[context].spans[span])]
         return flat[torch.tensor(places, dtype=torch.long, device=flat.device)]
 
@@ -174,7 +186,8 @@ def read(
 ) -> Tokens:
     """Run each model once over the pack's rows and apply every reading's head in chunks."""
     trunk = _Trunk(models, contexts, pack)
-    projections = {name: models[name].projection() for name in trunk.flat}
+    read_by = {trunk.model_of[context] for reading in readings for context in reading.contexts}
+    projections = {name: models[name].projection() for name in read_by}
     values: dict[Output, Tensor] = {}
     owner: dict[str, Tensor] = {}
     lengths: dict[str, list[tuple[int, int]]] = {}

@@ -2,9 +2,10 @@
 
     checkpoints/step-000050/
         model/                 the policy as a Hugging Face folder (with LoRA: the adapter alone)
-        NAME/                  each model that follows the policy (a frozen one is the base, and is not saved)
+        NAME/                  each model that follows the policy or is trained (a frozen one is the base)
         optimizer.safetensors  AdamW's two moments and step count of each parameter, by name; of several processes
                                that hold parts of the weights a folder, optimizer/, with a file of each
+        optimizer-NAME/        the same of each other model that is trained
         state.json             steps done, the problems' position, the method's memory, the settings, what was read
         manifest.json          format version, and the size and sha256 of every other file
 
@@ -19,10 +20,9 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,11 +32,12 @@ from torch.distributed.checkpoint import CheckpointException
 
 from covrl import files
 from covrl.errors import UserError, first_fault
-from covrl.training.memory import portions, take_portions
+from covrl.training.boundary import Boundary
+from covrl.training.memory import take_portions
+from covrl.training.models import save_trained
 from covrl.training.parts import load_parts, names_in, save_parts
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
+from covrl.training.undo import boundary_of
 
 FORMAT = 3
 READABLE = (1, 2, 3)
@@ -55,23 +56,6 @@ FINGERPRINTED = 16
 """Problems whose prompts' tokens are part of a run's fingerprint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """What a run is between two steps, apart from its tensors; small, so that it is kept at every boundary.
-
-    ``updates`` is the optimizer's step count: while it is the same, the tensors are still those of the boundary.
-    ``portions`` is how much is done at once, which memory that ran out may have lowered.
-    """
-
-    done: int
-    problems: dict[str, Any]
-    algorithm: dict[str, Any]
-    guards: dict[str, Any]
-    best: tuple[float, float] | None
-    updates: int
-    portions: dict[str, int]
-
-
 class _State(BaseModel):
     """What ``state.json`` must be to be used; somebody else may have written it."""
 
@@ -86,18 +70,6 @@ class _State(BaseModel):
     paths: dict[str, list[bool]] = {}
     fingerprint: dict[str, str] | None = None
     config: dict[str, dict[str, Any]] | None = None
-
-
-def boundary_of(run: Run) -> Boundary:
-    """The run as it is now, which must be between two steps."""
-    memory = json.loads(json.dumps(run.algorithm.state_dict()))  # a copy that does not move with the method
-    guards = json.loads(json.dumps(run.guard.state_dict()))
-    return Boundary(run.done, dict(run.source.state_dict()), memory, guards, run.best, updates_of(run), portions(run))
-
-
-def updates_of(run: Run) -> int:
-    """Optimizer steps that the parameters have taken."""
-    return max((int(state["step"]) for state in run.optimizer.state.values() if "step" in state), default=0)
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -125,18 +97,21 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
         files.begin(final)
 
     def finish() -> None:
-        for name in _followers(run):
+        for name in _moving(run):
             run.models[name].save(written / name)
-        if not world.sharded:
-            save_file(_optimizer_tensors(run), written / "optimizer.safetensors")
+        for name in run.optimizers:  # all but a sharded policy's are whole on every rank
+            if name != "policy" or not world.sharded:
+                into = _optimizer_folder(written, name)
+                into.mkdir(exist_ok=True)
+                save_file(_optimizer_tensors(run, name), into / "optimizer.safetensors")
         (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
         files.finish(written, final, {"format": FORMAT, "made_with": made_with()})
 
     with files.discarded_if_not_done(written) if world.first else nullcontext():
         world.on_rank0(begin)
-        run.save(written / "model")
+        save_trained(run, written / "model")
         if world.sharded:
-            save_parts(_optimizer_tensors(run), written / "optimizer")
+            save_parts(_optimizer_tensors(run, "policy"), written / "optimizer")
         world.on_rank0(finish)
     world.on_rank0(lambda: [files.remove(old) for old in checkpoints(root)[:-keep]])
     return final
@@ -232,8 +207,9 @@ def _what(error: BaseException) -> str:
 
 
 def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-    _load_optimizer(run, folder)
-    for name in _followers(run):
+    for name in run.optimizers:
+        _load_optimizer(run, folder, name)
+    for name in _moving(run):
         run.models[name].load(folder / name)
     run.source.load_state_dict(state["problems"])
     run.algorithm.load_state_dict(state.get("algorithm", {}))
@@ -244,13 +220,13 @@ def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
     run.generator.publish(run.done)
 
 
-def _load_optimizer(run: Run, folder: Path) -> None:
-    """AdamW's state of each parameter, or of this rank's part of it; none before the first step."""
-    source = folder / "optimizer" if (folder / "optimizer").is_dir() else folder
+def _load_optimizer(run: Run, folder: Path, model: str) -> None:
+    """AdamW's state of each parameter of a model, or of this rank's part of it; none before the first step."""
+    source = _optimizer_folder(folder, model)
     known = names_in(source)
     if not known:
         return
-    names = {name: p for name, p in run.models["policy"].model.named_parameters() if p.requires_grad}
+    names = run.models[model].named_trained()
     missing = [n for n in names if f"{n}.exp_avg" not in known]
     if missing:
         raise UserError(f"{folder}: the checkpoint has no optimizer state for {missing[0]}; it is of another model")
@@ -261,7 +237,7 @@ def _load_optimizer(run: Run, folder: Path) -> None:
         }
     load_parts({f"{name}.{part}": v for name, parts in state.items() for part, v in parts.items()}, source)
     for name, parameter in names.items():
-        run.optimizer.state[parameter] = state[name]
+        run.optimizers[model].state[parameter] = state[name]
         taken = float(state[name]["step"])
         if not (math.isfinite(taken) and taken >= 0):
             raise UserError(f"{folder}: the optimizer state of {name} has step {taken}")
@@ -357,14 +333,22 @@ def _take_paths(run: Run, state: Mapping[str, Any]) -> None:
             )
 
 
-def _followers(run: Run) -> list[str]:
-    return [spec.name for spec in run.algorithm.models if spec.follows != "frozen"]
+def _moving(run: Run) -> list[str]:
+    """Models beside the policy that are not what they were at the beginning."""
+    return [spec.name for spec in run.algorithm.models if spec.follows != "frozen" or spec.trainable]
 
 
-def _optimizer_tensors(run: Run) -> dict[str, torch.Tensor]:
+def _optimizer_folder(folder: Path, model: str) -> Path:
+    """Where a model's optimizer is in a checkpoint; the policy's is one file in ``folder`` itself."""
+    if model != "policy":
+        return folder / f"optimizer-{model}"
+    return folder / "optimizer" if (folder / "optimizer").is_dir() else folder
+
+
+def _optimizer_tensors(run: Run, model: str) -> dict[str, torch.Tensor]:
     """AdamW's state as flat names; empty before the first step."""
     return {
         f"{name}.{part}": value.detach().contiguous()
-        for name, parameter in run.models["policy"].model.named_parameters()
-        for part, value in run.optimizer.state.get(parameter, {}).items()
+        for name, parameter in run.models[model].named_trained().items()
+        for part, value in run.optimizers[model].state.get(parameter, {}).items()
     }

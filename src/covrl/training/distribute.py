@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from covrl.distributed.processes import Processes
 from covrl.scoring.model import resolve_device
 from covrl.training.models import Offloaded
-from covrl.training.optimizer import make_optimizer
+from covrl.training.run import Run
 from covrl.training.sharding import ShardedPolicy, all_tensors, fill, shard, why_not
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
 
 
 def distribute(run: Run) -> None:
@@ -31,14 +26,15 @@ def distribute(run: Run) -> None:
     if run.config.training.weights == "sharded" and not reason:
         memory = shard(policy.model, init_device_mesh(device.type, (world.size,)))
         world.shard(ShardedPolicy(policy.model), memory)
+    trained = {"policy", *(spec.name for spec in run.algorithm.models if spec.trainable)}
     for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
         if model is not policy and model.model is policy.model:
             continue  # it shares all weights with the policy: its adapter came with them
         fill(model.model, torch.device("cpu") if isinstance(model, Offloaded) else device, given.pop(name, None))
-        if name != "policy":
+        model.place(device)
+        if name not in trained:
             model.model.requires_grad_(False)
-    run.parameters = policy.parameters()
-    run.optimizer = make_optimizer(run.parameters, run.config.training)
+    run.take_parameters()
 
 
 def check_alike(run: Run) -> None:

@@ -10,11 +10,13 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.engines import rows_of
 from covrl.records import Group, Problem, Rollout, Row
 from covrl.training.fit import least_memory, trace_too_large, what_does_not_fit
-from covrl.training.loop import Run
 from covrl.training.machine import Memory
 from covrl.training.memory import rows_at_once
 from covrl.training.needs import Needs, measured
 from covrl.training.optimizer import warm_up_note
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
+from covrl.training.scores import score_groups
 
 ANSWERS_LOOKED_AT = 1000
 """How many problems' answers are measured against ``generation.max_answer_tokens``."""
@@ -102,9 +104,9 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     size = run.config.training.rollouts_per_problem
     problems = run.source.take(max(1, -(-traces // size)))
     start = time.perf_counter()
-    groups = run.sample(problems, Draw(run.config.training.seed, 0))
+    groups = sample(run, problems, Draw(run.config.training.seed, 0))
     sampled = time.perf_counter()
-    run.score(groups)
+    score_groups(run, groups)
     scored = time.perf_counter()
     share = run.config.training.problems_per_step / len(problems)
     seconds = share * ((sampled - start) + 4 * (scored - sampled)) * run.config.training.steps

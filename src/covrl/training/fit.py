@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
@@ -21,9 +21,7 @@ from covrl.scoring.model import resolve_device
 from covrl.training.machine import SHARED, Memory, local_processes, memory_of, share_of
 from covrl.training.memory import readable
 from covrl.training.needs import Needs, measured
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
 
 FAST_TOKENS = {"cpu": 2048}
 """Fewest padded tokens with which a training pass is within 5 % of the fastest, by kind of device. CONFIRMED for a CPU

@@ -5,11 +5,9 @@ The loop calls; nothing here takes a step. See docs/guards.md for what each guar
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +19,10 @@ from covrl.errors import NonFiniteError
 from covrl.evaluation.reading_watch import ReadingWatch
 from covrl.evaluation.reward_watch import RewardWatch
 from covrl.records import Credit, OffendingRollout, ScoredGroup
-from covrl.rewards.functions import RewardFunction, name_of
-from covrl.scoring.text import trunk
+from covrl.rewards.named import Reward, not_finite
 from covrl.training.bundle import write_bundle
 from covrl.training.divergence import Divergence
-from covrl.training.publish_check import PublishCheck, canary
-from covrl.training.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.publish_check import BothSides, PublishCheck, canary
 
 
 class Guard:
@@ -45,7 +38,6 @@ class Guard:
         self.reading = ReadingWatch()
         self.stale: str | None = None
         self.publish = PublishCheck()
-        self.remarks: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
         recent, watch = self.divergence.state_dict(), self.watch.state_dict()
@@ -85,39 +77,18 @@ class Guard:
         self.skipped += 1
         return f"step left out ({self.skipped} of at most {guards.skip_at_most}): {text}"
 
-    def look_at_generator(self, run: Run, first: bool = False) -> float:
+    def look_at_generator(self, sides: BothSides, first: bool = False) -> tuple[float, str | None]:
         """Compare trainer and generator on known rows; sets ``stale`` if they do not have the same weights.
 
-        ``first``: change weights on purpose too, to see whether that is noticed; if not, the next step remarks it.
-        Returns the mean difference of their log-probs (nats a token; nan where the rows have no token).
+        ``first``: change weights on purpose too, to see whether that is noticed. Returns the mean difference of their
+        log-probs (nats a token; nan where the rows have no token), and a note where it would not be noticed.
         """
-        gap, self.stale = self.publish.look(run)
+        note = None
+        gap, self.stale = self.publish.look(sides)
         if first and not self.stale:
-            self.stale, note = canary(run)
-            self.remarks += [note] if note else []
-            gap, self.stale = (gap, self.stale) if self.stale else self.publish.look(run)
-        return gap
-
-
-@contextmanager
-def watched(run: Run) -> Generator[Callable[[int], None]]:
-    """With the watchdog, whose ``arm`` is yielded, and with a look at ``run.stopping`` before each forward."""
-    seconds = run.config.guards.step_deadline_s
-    dog = Watchdog(seconds, run.folder) if seconds else None
-
-    def look(module: object, given: object) -> None:
-        del module, given
-        run.leave_if_asked()
-
-    trunks = [trunk(model.model) for model in run.models.values()] if run.stopping else []
-    hooks = [trunk.register_forward_pre_hook(look) for trunk in trunks]
-    try:
-        yield dog.arm if dog else lambda _: None
-    finally:
-        for hook in hooks:
-            hook.remove()
-        if dog:
-            dog.disarm()
+            self.stale, note = canary(sides)
+            gap, self.stale = (gap, self.stale) if self.stale else self.publish.look(sides)
+        return gap, note
 
 
 def check_scores(groups: Sequence[ScoredGroup]) -> None:
@@ -131,14 +102,16 @@ def check_scores(groups: Sequence[ScoredGroup]) -> None:
             raise NonFiniteError(f"the score {output.span}/{output.name} is {said} at {bad.name}", [bad])
 
 
-def check_rewards(groups: Sequence[ScoredGroup], function: RewardFunction | None) -> None:
-    """Raises NonFiniteError if a user's reward ``function`` gave NaN or an infinity."""
+def check_rewards(groups: Sequence[ScoredGroup], reward: Reward | None) -> None:
+    """Raises NonFiniteError if one of the user's reward functions gave NaN or an infinity, or their sum is."""
+    if reward is None:
+        return
     for group in groups:
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
-            if rollout.reward is not None and not math.isfinite(rollout.reward):
+            wrong = not_finite(reward, rollout)
+            if wrong:
                 trace = OffendingRollout(group.problem, rollout, scores)
-                said = f"the reward of {name_of(function)} is {rollout.reward} at {trace.name}"
-                raise NonFiniteError(said, [trace])
+                raise NonFiniteError(f"{wrong} at {trace.name}", [trace])
 
 
 def check_credits(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> None:

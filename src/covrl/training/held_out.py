@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 from covrl.evaluation.information import first_reading, information_metrics
 from covrl.evaluation.thoughts import thought_baselines, thought_metrics
@@ -15,9 +15,8 @@ from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
 from covrl.training.memory import with_fewer_rows
 from covrl.training.rollouts import response_tokens, sampling_of
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
+from covrl.training.scores import scores_of
 
 READ_PROBLEMS, READ_TRACES = 12, 3
 """Held-out problems, and traces of each, on which it is measured what the answer takes from its trace."""
@@ -59,14 +58,16 @@ def _reading(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
     traces = _sampled_traces(run, asked, [i % READ_TRACES for i in range(len(asked))])
     context, reading = (Context("prior", run.prompts.prior_row),), Reading("answer", ("prior",), log_prob, ("prior",))
     readings = (reading, *first_reading(context, (reading,)))
-    scores = run.scores(context, readings, list(zip(asked, traces, strict=True)))
+    scores = scores_of(run, context, readings, list(zip(asked, traces, strict=True)))
     groups = [
         ScoredGroup(asked[i], tuple(traces[i : i + READ_TRACES]), tuple(scores[i : i + READ_TRACES]))
         for i in range(0, len(asked), READ_TRACES)
     ]
     found = information_metrics(groups, "eval/answer_")
     if run.config.report.thoughts_every:
-        found |= thought_metrics(groups, thought_baselines(run.scores, run.prompts, groups), "eval/thought_")
+        found |= thought_metrics(
+            groups, thought_baselines(partial(scores_of, run), run.prompts, groups), "eval/thought_"
+        )
     return found
 
 
@@ -103,7 +104,7 @@ def answer_log_probs(run: Run, pairs: Sequence[tuple[Problem, Rollout]]) -> list
     """log p(y|x,z), nats, of each problem's answer after a trace; one that was not closed has the reward's floor."""
     prompts = run.prompts
     context, reading = Context("prior", prompts.prior_row), Reading("answer", ("prior",), log_prob, ("prior",))
-    scores = run.scores((context,), (reading,), pairs)
+    scores = scores_of(run, (context,), (reading,), pairs)
     return [
         float(s["answer", "prior"].sum()) if r.valid else reward_floor(len(prompts.answer(p)))
         for (p, r), s in zip(pairs, scores, strict=True)

@@ -18,8 +18,10 @@ from covrl.config import to_toml
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.records import StepReport
 from covrl.reporting.sinks import JsonlSink, TracesSink, cut_behind
-from covrl.training.checkpoint import boundary_of, checkpoints, damage_of, save_checkpoint, step_of, updates_of
-from covrl.training.loop import Run
+from covrl.training.checkpoint import checkpoints, damage_of, save_checkpoint, step_of
+from covrl.training.models import save_trained
+from covrl.training.run import Run
+from covrl.training.undo import boundary_of, updates_of
 
 WRITTEN = ("metrics.jsonl", "traces.jsonl", "checkpoints", "best", "non-finite")
 """What a run writes in its folder in place; everything else is replaced as a whole."""
@@ -104,7 +106,7 @@ class Keeper:
         best, world = self._folder / "best", run.world
         with files.discarded_if_not_done(files.beside(best)) if world.first else nullcontext():
             world.on_rank0(lambda: files.begin(best))
-            run.save(files.beside(best))
+            save_trained(run, files.beside(best))
             world.on_rank0(lambda: files.finish(files.beside(best), best, {"step": report.step, "value": value}))
         run.best = value
 

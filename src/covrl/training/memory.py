@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from covrl.generation.engines import rows_of
 from covrl.records import Problem, Request, Rollout
 from covrl.scoring.pack import PassLimits, Unit, make_unit, padded_tokens
 from covrl.scoring.text import cache_numbers, vocabulary
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
 
 T = TypeVar("T")
 
@@ -59,6 +57,23 @@ def with_less(
         tried = _halved(tried, all_of_them)
 
 
+def with_smaller_passes(run: Run, attempt: Callable[[PassLimits], T], pairs: Sequence[tuple[Problem, Rollout]]) -> T:
+    """``attempt`` with the run's limits, or, where all ranks can do so together, with less, which is then kept.
+
+    Raises:
+        OutOfMemoryError: not even passes of one trace each fit, with the arithmetic.
+    """
+    found, run.limits, warning = with_less(
+        attempt,
+        run.limits,
+        run.world.agreed,
+        sizes=lambda: pass_sizes(run, pairs),
+        explain=lambda limits: pass_arithmetic(run, pairs, limits),
+    )
+    run.remarks += [warning] if warning else []
+    return found
+
+
 def _halved(limits: PassLimits, all_of_them: int) -> PassLimits:
     """Half of both, and of the tokens again as long as one pass would still hold them all."""
     tokens = max(1, limits.tokens // 2)
@@ -95,7 +110,7 @@ def with_fewer_rows(run: Run, requests: Sequence[Request], max_tokens: int, atte
             failed = error.with_traceback(None)  # which holds keys and values
         else:
             if rows_at_once(run) != before:
-                run.remark(
+                run.remarks.append(
                     f"out of memory while sampling: done again with generation.rows_per_pass = {rows_at_once(run)} "
                     f"instead of {before}, which is kept from here on; set it so, and no row is sampled twice"
                 )
@@ -209,7 +224,8 @@ def generation_arithmetic(run: Run, max_tokens: int, longest_prompt: int) -> str
 def model_bytes(run: Run) -> Mapping[str, int]:
     """Bytes on this rank of weights (of all models, each once), of a full gradient, and of the optimizer's state."""
     weights = list({id(p): p for model in run.models.values() for p in model.model.parameters()}.values())
-    moments = [v for state in run.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    states = [state for optimizer in run.optimizers.values() for state in optimizer.state.values()]
+    moments = [v for state in states for v in state.values() if isinstance(v, Tensor)]
     return {"weights": _bytes(weights), "gradients": _bytes(run.parameters), "optimizer": _bytes(moments)}
 
 

@@ -17,8 +17,10 @@ from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.scoring import adapters
 from covrl.scoring.compute import compile_trunk, compute_in_bfloat16, recompute_activations
+from covrl.scoring.critic import Critic, HeadOnTrunk
 from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
 from covrl.training.parts import save_model
+from covrl.training.run import Run
 from covrl.training.sharding import ModelShape, empty_like
 
 
@@ -39,8 +41,8 @@ class Adapted(LanguageModel):
             return []
         return list(adapters.adapter_weights(self.model, self.adapter).values())
 
-    def parameters(self) -> list[nn.Parameter]:
-        return self.own_weights() if self.adapter == adapters.POLICY else []
+    def named_trained(self) -> dict[str, nn.Parameter]:
+        return super().named_trained() if self.adapter == adapters.POLICY else {}
 
     def save(self, folder: Path) -> None:
         """Write the adapter, as PEFT reads it."""
@@ -133,6 +135,12 @@ def save_policy(policy: LanguageModel, folder: Path, world: World) -> None:
         save_model(policy.model, folder, world)
 
 
+def save_trained(run: Run, folder: Path) -> None:
+    """Write the policy as a Hugging Face folder, with LoRA the adapter, and the tokenizer. All ranks call it."""
+    save_policy(run.models["policy"], folder, run.world)
+    run.world.on_rank0(lambda: run.prompts.tokenizer.save_pretrained(folder))
+
+
 def load_beside(
     policy: LanguageModel, specs: Sequence[ModelSpec], config: RunConfig, resumed: bool, world: World | None = None
 ) -> dict[str, LanguageModel]:
@@ -141,11 +149,14 @@ def load_beside(
     Those of a policy with an adapter share its weights: a frozen one is the base, a following one an adapter more.
     Else they are copies of the base, all frozen ones the same; the base is the policy itself unless it is ``resumed``.
     """
+    check_value_heads(policy, specs)
+    heads: dict[str, LanguageModel] = {spec.name: HeadOnTrunk(policy) for spec in specs if spec.on_trunk}
+    specs = [spec for spec in specs if not spec.on_trunk]
     if isinstance(policy, Adapted):
-        return {spec.name: _sharing(policy, spec) for spec in specs}
+        return {spec.name: _sharing(policy, spec) for spec in specs} | heads
     found: dict[str, LanguageModel] = {}
     if not specs:
-        return found
+        return heads
     base = policy
     if resumed:
         base, _ = loaded(world or World(), config.model, config.generation.temperature)
@@ -154,10 +165,32 @@ def load_beside(
             compile_trunk(base.model)
     shared: LanguageModel | None = None
     for spec in specs:
+        if spec.trainable:
+            found[spec.name] = Critic(frozen_copy(base))
+            continue
         copied = shared if shared and spec.follows == "frozen" else _copied(base, config.model)
         shared = copied if spec.follows == "frozen" else shared
         found[spec.name] = copied
-    return found
+    return found | heads
+
+
+def check_value_heads(policy: LanguageModel, specs: Sequence[ModelSpec]) -> None:
+    """That a method's critics can be made of this policy.
+
+    Raises:
+        UserError: they cannot, with what can.
+    """
+    for spec in specs:
+        if spec.head == "value" and not policy.paths.split_head:
+            raise UserError(
+                f"model.path: its output layer cannot be used apart from its trunk, so it can have no {spec.name} with "
+                "a value head; take a method without a critic, such as grpo"
+            )
+        if spec.trainable and not spec.on_trunk and isinstance(policy, Adapted):
+            raise UserError(
+                f"lora.rank: the {spec.name} would be a whole model beside an adapter; set algorithm.critic = 'trunk' "
+                "for a value head on the policy, or lora.rank = 0"
+            )
 
 
 def _sharing(policy: Adapted, spec: ModelSpec) -> Adapted:

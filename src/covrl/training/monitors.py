@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from covrl.records import SOUND, Credit, Group, Rollout, ScoredGroup, TraceLabel
+from covrl.rewards.named import reward_metrics_by_name
+from covrl.rewards.steps import step_metrics
 
 FEWEST_SELECTED = 8
 """Traces whose answer is trained in a step; of fewer, a share says nothing."""
 
 
 def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str, float]:
-    """Over all sampled traces: length by source (tokens), shares that were truncated or have no closing tag."""
+    """Over all sampled traces: length by source (tokens), shares that were truncated or have no closing tag, and the
+    mean of each of the user's reward functions, and what the steps' scores say.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = {
         "trace/truncated_share": _mean([r.finish == "length" for r in rollouts]),
@@ -22,7 +26,7 @@ def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str
     for source, mine in _by_source(rollouts).items():
         metrics[f"length/{source}"] = _mean([len(r.trace_ids) for r in mine])
         metrics[f"trace/invalid_{source}_share"] = _mean([not r.valid for r in mine])
-    return metrics
+    return metrics | reward_metrics_by_name(rollouts) | step_metrics(rollouts)
 
 
 def verdict_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from covrl.records import Problem, Rollout
 from covrl.scoring.compute import blocks
 from covrl.scoring.pack import Unit, make_unit, padded_tokens, read
 from covrl.training.memory import model_bytes
+from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sampling_of
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
 
 MEASURED_TOKENS = 256
 """Of a trace, at most, when what a token takes is measured. Attention that keeps its matrix takes more where traces are
@@ -77,7 +76,7 @@ def measured(run: Run, trains: bool = True) -> Needs:
     limit = sampling_of(run).max_tokens
     trace = padded_tokens([made_up(run, limit)])
     fixed, token = pass_bytes(run) if trains and trace else (0, 0.0)
-    once = bool(run.algorithm.merged) and training.mini_batches * training.epochs == 1
+    once = bool(reading_plan(run.algorithm, training.mini_batches * training.epochs == 1).in_pass)
     return Needs(
         weights=held["weights"] // parts,
         optimizer=2 * held["gradients"] // parts,

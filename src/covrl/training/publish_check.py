@@ -12,21 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from covrl.generation.base import Draw, Sampling, samples_with_trainer
-from covrl.records import Request
+from covrl.generation.base import Generator as TraceGenerator
+from covrl.records import Problem, Request
 from covrl.scoring.compute import blocks
 from covrl.scoring.finite import broken
 from covrl.scoring.head import log_prob
 from covrl.scoring.model import Ids, LanguageModel
 from covrl.scoring.proof import TRUSTED
 from covrl.scoring.text import trunk
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
 
 ROWS = 16
 """Traces of the first problem that are looked at; with ``TOKENS`` each they have 64 tokens and more."""
@@ -40,6 +39,23 @@ have kernels of their own (INFERRED; vLLM agrees to 1e-6 in float32 on a CPU).""
 MOVED = {torch.float64: 1e-11, torch.float32: 1e-6}
 """Mean change of the trainer's log-probs, nats a token, that an engine with the new weights cannot miss to the last
 bit. For shorter dtypes it is the model's noise: their weights may round to what they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class BothSides:
+    """What the check compares, and on what: traces of ``problem`` after ``prompt``, drawn as ``sampling`` says.
+
+    ``tokens`` is how many padded tokens the trainer reads at once, and ``version`` what the weights are published as.
+    """
+
+    policy: LanguageModel
+    generator: TraceGenerator
+    problem: Problem
+    prompt: Ids
+    sampling: Sampling
+    seed: int
+    tokens: int
+    version: int
 
 
 class Probe(NamedTuple):
@@ -56,28 +72,27 @@ class Probe(NamedTuple):
 
 
 class PublishCheck:
-    """Looks at a run's generator, and remembers since when its log-probs are the same to the last bit."""
+    """Looks at a generator, and remembers since when its log-probs are the same to the last bit."""
 
     def __init__(self) -> None:
         self._since: Probe | None = None
 
-    def look(self, run: Run) -> tuple[float, str | None]:
+    def look(self, sides: BothSides) -> tuple[float, str | None]:
         """The mean difference (nats a token), and why the generator cannot have the trainer's weights, or None.
 
         Before it is said of an engine, the weights are published once more.
         """
-        now = probe(run)
-        reason = self._reason(run, now)
+        now = probe(sides)
+        reason = self._reason(sides.policy, now)
         if reason:
-            run.generator.publish(run.done)
-            now = probe(run)
-            reason = self._reason(run, now)
+            sides.generator.publish(sides.version)
+            now = probe(sides)
+            reason = self._reason(sides.policy, now)
         if self._since is None or (self._since.ids, self._since.generator) != (now.ids, now.generator):
             self._since = now
         return now.gap, reason
 
-    def _reason(self, run: Run, now: Probe) -> str | None:
-        policy = run.models["policy"]
+    def _reason(self, policy: LanguageModel, now: Probe) -> str | None:
         return stale_reason(self._since, now, allowed_gap(policy), least_move(policy)) if any(now.ids) else None
 
 
@@ -95,32 +110,28 @@ def _compute_dtype(model: LanguageModel) -> torch.dtype:
     return model.compute_dtype or next(model.model.parameters()).dtype
 
 
-def probe(run: Run) -> Probe:
+def probe(sides: BothSides) -> Probe:
     """Sample known rows, and read them with the trainer's weights.
 
     Raises:
         BrokenModelError: they cannot be sampled or read, as the model's numbers are not finite.
     """
-    problem, config = run.source.problems[0], run.config
-    prompt = run.prompts.prior(problem)
-    sampling = Sampling(TOKENS, config.prompts.close, config.generation.temperature)
-    requests = [Request(problem.id, i, prompt, "prior") for i in range(ROWS)]
-    rollouts = run.generator.generate(requests, sampling, Draw(config.training.seed, 0, "publish"))
+    requests = [Request(sides.problem.id, i, sides.prompt, "prior") for i in range(ROWS)]
+    rollouts = sides.generator.generate(requests, sides.sampling, Draw(sides.seed, 0, "publish"))
     ids = tuple(rollout.trace_ids for rollout in rollouts)
     told = tuple(value for rollout in rollouts for value in rollout.log_probs)
-    return Probe(ids, told, read(run, ids))
+    return Probe(ids, told, read(sides, ids))
 
 
-def read(run: Run, traces: Sequence[Ids]) -> tuple[float, ...]:
-    """The trainer's log-probs of the first problem's traces, one after the other.
+def read(sides: BothSides, traces: Sequence[Ids]) -> tuple[float, ...]:
+    """The trainer's log-probs of the problem's traces, one after the other.
 
     Raises:
         BrokenModelError: one is not finite.
     """
-    model, problem = run.models["policy"], run.source.problems[0]
-    prompt = run.prompts.prior(problem)
+    model, prompt = sides.policy, sides.prompt
     rows = [prompt + trace for trace in traces if trace]
-    together = max(1, run.limits.tokens // (len(prompt) + TOKENS))
+    together = max(1, sides.tokens // (len(prompt) + TOKENS))
     found: list[float] = []
     for part in (rows[i : i + together] for i in range(0, len(rows), together)):
         with torch.no_grad():
@@ -130,7 +141,8 @@ def read(run: Run, traces: Sequence[Ids]) -> tuple[float, ...]:
             (values,) = log_prob([model.projection()(flat[torch.tensor(at, device=flat.device)])], targets)
         found += values.tolist()
     if any(math.isnan(value) or value == math.inf for value in found):
-        raise broken(model.model, f"the log-probs of a trace of problem {problem.id} are not finite when it is read")
+        said = f"the log-probs of a trace of problem {sides.problem.id} are not finite when it is read"
+        raise broken(model.model, said)
     return tuple(found)
 
 
@@ -157,23 +169,23 @@ def stale_reason(since: Probe | None, now: Probe, allowed: float, moved: float) 
     )
 
 
-def canary(run: Run) -> tuple[str | None, str | None]:
+def canary(sides: BothSides) -> tuple[str | None, str | None]:
     """Change weights on purpose, and see whether that is noticed: why not to start, and what to note; or None each.
 
     Where samples come from the trained model itself, the rows are only read again: there is nothing to publish.
     """
-    policy, before = run.models["policy"], probe(run)
+    policy, before = sides.policy, probe(sides)
     allowed = allowed_gap(policy)
     if not any(before.ids):
         return None, None
-    own = samples_with_trainer(run.generator)
+    own = samples_with_trainer(sides.generator)
     with changed_weights(policy):
-        unseen = not _apart(before.generator, read(run, before.ids)) > allowed
+        unseen = not _apart(before.generator, read(sides, before.ids)) > allowed
         if not own:
-            run.generator.publish(run.done)
-            after = probe(run)
+            sides.generator.publish(sides.version)
+            after = probe(sides)
     if not own:
-        run.generator.publish(run.done)
+        sides.generator.publish(sides.version)
         if not after.gap <= allowed:
             return (
                 f"its weights were changed on purpose and published, and the generator's log-probs of known rows then "

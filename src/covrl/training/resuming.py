@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.files import manifest
 from covrl.training.checkpoint import fingerprint, made_with
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
 
 ACCEPTED = {
     "training.steps": "the run ends there, and a falling learning rate falls towards it, from here on",

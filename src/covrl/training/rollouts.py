@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
 
 from covrl.config import GenerationConfig
 from covrl.evaluation.accuracy import said_in
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
-from covrl.rewards.functions import reward_of, verdict_of
+from covrl.rewards.named import rewarded
 from covrl.training.memory import with_fewer_rows
-
-if TYPE_CHECKING:
-    from covrl.training.loop import Run
+from covrl.training.run import Run
 
 
 def sample(run: Run, problems: Sequence[Problem], draw: Draw) -> list[Group]:
@@ -68,10 +64,7 @@ def judged(run: Run, groups: Sequence[Group], draw: Draw) -> list[Group]:
             for (p, r), text in zip(pairs, said, strict=True)
         ]
     if run.reward is not None:
-        function, because = run.reward, run.algorithm.by_verdict
-        value = reward_of if because is None else partial(verdict_of, because=because)
-        rewards = iter(run.world.shared(lambda mine: [value(function, p, r.text) for p, r in mine], pairs))
-        pairs = [(p, replace(r, reward=next(rewards))) for p, r in pairs]
+        pairs = rewarded(run.reward, pairs, run.algorithm.by_verdict, run.world.shared)
     found = iter(rollout for _, rollout in pairs)
     return [Group(g.problem, tuple(next(found) for _ in g.rollouts)) for g in groups]
 

@@ -42,6 +42,7 @@ def _view(
         kl=kl,
         correct=_mark(problem, thought_only(rollout, prompts.config.close), label),
         tokens=_tokens(rollout, scores, prompts),
+        rewards=rollout.rewards,
     )
 
 

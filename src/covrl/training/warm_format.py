@@ -23,9 +23,11 @@ from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
-from covrl.training.loop import Run
+from covrl.training.gradient import add_gradient
 from covrl.training.optimizer import make_optimizer
-from covrl.training.step import accumulate_gradient
+from covrl.training.reading_plan import reading_plan
+from covrl.training.rollouts import sample
+from covrl.training.run import Run
 
 PROBED = 32
 """Problems whose traces are sampled to see how many are valid."""
@@ -131,6 +133,7 @@ def warm_format(
     solved = solved_problems(run)
     source = ProblemSource(solved, training.seed)
     optimizer = make_optimizer(run.parameters, training.model_copy(update={"learning_rate": rate}))
+    plan = reading_plan(lessons, on_policy=False)  # nothing is scored: the traces are given
     for step in range(1, steps + 1):
         groups = [
             ScoredGroup(p, (given_trace(run.prompts, p, p.solution or ""),), (Scores({}),))
@@ -138,7 +141,7 @@ def warm_format(
         ]
         optimizer.zero_grad(set_to_none=True)
         credits = lessons.credit(groups)
-        report = accumulate_gradient(lessons, run.models, groups, credits, run.limits)
+        report = add_gradient(lessons, run.models, groups, credits, run.limits, plan)
         norm = torch.nn.utils.clip_grad_norm_(run.parameters, training.gradient_clip)
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"warm-up step {step}: the gradient's norm is {float(norm)}; no step was taken")
@@ -153,7 +156,7 @@ def warm_format(
 def valid_shares(run: Run, problems: Sequence[Problem], step: int) -> tuple[float, dict[str, float]]:
     """Share of traces, sampled as in training, that end with the closing tag: of all, and by the prompt they are of."""
     run.generator.publish(step)
-    groups = run.sample(problems, Draw(run.config.training.seed, step, "warm-up"))
+    groups = sample(run, problems, Draw(run.config.training.seed, step, "warm-up"))
     rollouts = [r for g in groups for r in g.rollouts]
     valid: dict[str, list[bool]] = {}
     for rollout in rollouts:

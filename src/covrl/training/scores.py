@@ -1,0 +1,59 @@
+"""Reading traces without gradients: each rank its share, in smaller passes where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from covrl.evaluation.information import first_reading, groups_watched
+from covrl.records import Group, Problem, Rollout, ScoredGroup, Scores
+from covrl.scoring.pack import Context, PassLimits, Reading, score
+from covrl.scoring.text import vocabulary
+from covrl.training.memory import with_smaller_passes
+from covrl.training.models import rest
+from covrl.training.run import Run
+
+
+def scores_of(
+    run: Run, contexts: Sequence[Context], readings: Sequence[Reading], pairs: Sequence[tuple[Problem, Rollout]]
+) -> list[Scores]:
+    """Each rollout's scores under ``contexts``.
+
+    Raises:
+        OutOfMemoryError: not even passes of one trace each fit.
+    """
+
+    def attempt(limits: PassLimits) -> list[Scores]:
+        def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
+            return score(run.models, contexts, readings, mine, limits.tokens, limits.logits_bytes)
+
+        with run.world.whole_weights():
+            return run.world.shared(share, pairs)
+
+    return with_smaller_passes(run, attempt, pairs)
+
+
+def score_groups(run: Run, groups: Sequence[Group], readings: Sequence[Reading] | None = None) -> list[ScoredGroup]:
+    """Every trace under the method's contexts, with ``readings`` or all that the method scores.
+
+    The first groups also get the distribution of their answers' first token, where they are read at all.
+    """
+    wanted = run.algorithm.scoring if readings is None else readings
+    pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+    first = first_reading(run.algorithm.contexts, wanted)
+    seen = sum(len(group.rollouts) for group in groups[: groups_with_first(run, groups)]) if first else 0
+
+    def read(contexts: Sequence[Context], readings: Sequence[Reading], some: Sequence[tuple[Problem, Rollout]]):
+        return scores_of(run, contexts, readings, some) if readings and some else [Scores({}) for _ in some]
+
+    contexts = run.algorithm.contexts
+    found = read(contexts, (*wanted, *first), pairs[:seen]) + read(contexts, wanted, pairs[seen:])
+    each = iter(run.mismatch.complete(pairs, found, read))
+    rest(run.models.values())
+    return [ScoredGroup(g.problem, g.rollouts, tuple(next(each) for _ in g.rollouts)) for g in groups]
+
+
+def groups_with_first(run: Run, groups: Sequence[Group] | Sequence[ScoredGroup]) -> int:
+    """How many of the first groups of a part of a step keep the distributions of their answers' first token."""
+    rollouts = max((len(group.rollouts) for group in groups), default=1)
+    every = groups_watched(vocabulary(run.models["policy"].model), rollouts)
+    return max(every // run.config.training.sampling_batches, 1)
