@@ -1,7 +1,8 @@
 # make quickstart   the environment, then `covrl quickstart`
 # make test         the environment, then the tests
 # make check        the tests, the linter and the type checker: what CI runs
-# make check-slow   the tests on a real pretrained model, which is downloaded once: CI runs them after `check`
+# make check-slow   the tests on a real pretrained model, which is downloaded once, and of the site: CI runs them after `check`
+# make docs         the documentation as a site with search, in site/
 # make real         a real pretrained model learns without a verifier; `make real ARGS='--method jepo --seed 1'`
 # make fuzz         the property tests with new random draws
 # make test-compile adds the tests that compile whole models, about a minute
@@ -14,8 +15,9 @@ VENV ?= .venv
 # Python's files are compiled afterwards, on all cores: pip does it on one, which took as long as everything else.
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY = $(VENV)/.ready
+DOCS = $(VENV)/.docs
 
-.PHONY: quickstart real test test-compile test-gym fuzz check check-slow base base-common probe clean
+.PHONY: quickstart real test test-compile test-gym fuzz check check-slow docs base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
@@ -45,8 +47,12 @@ check: test
 
 # A few minutes on one core. COVRL_REAL_MODEL=FOLDER: the model is there already. Skipped, and said, where it is not and
 # no package index can be reached.
-check-slow: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/real -rs --durations=5 $(ARGS)
+check-slow: $(READY) $(DOCS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/real tests/slow -rs --durations=5 $(ARGS)
+
+# To read it: python3 -m http.server --directory site
+docs: $(READY) $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 # A real model learns without a verifier: downloads it once, then takes about an hour of two cores (ARGS: see the file).
 real: $(READY)
@@ -71,5 +77,10 @@ $(READY): pyproject.toml
 	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib src || true  # some files are for newer versions of Python only
 	@touch $@
 
+# Not in `dev`: only the site and its test want it.
+$(DOCS): $(READY)
+	$(INSTALL) --editable ".[dev,docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

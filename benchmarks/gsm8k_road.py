@@ -123,7 +123,7 @@ def main() -> None:
     print("gradient norms at least: " + ", ".join(f"{name} {min(values):.2g}" for name, values in norms.items()))
     for name, text in (
         ("eval/log_prob", "held-out log p(y|x,z), nats, traces without an end at the floor"),
-        ("eval/log_prob_closed", "the same behind traces with an end alone"),
+        ("eval/log_prob_closed", "the same, only after traces with an end"),
         ("eval/closed_share", "share of held-out traces with an end"),
     ):
         print(f"{text}: " + " ".join(f"{row[name]:.2f}" for row in looked))

@@ -155,7 +155,7 @@ def test_a_model_whose_answers_do_not_hang_on_its_traces_cannot_be_trusted(
 @pytest.mark.parametrize(
     ("good", "questions", "said"),
     [
-        (1.0, 19, "Cannot be told: only 19 of 19 questions"),
+        (1.0, 19, "Undecided: only 19 of 19 questions"),
         (1.0, 20, "can be trusted here"),
         (0.0, 20, "cannot be trusted here"),
         (0.72, 200, "are a weak guide here"),
@@ -174,7 +174,7 @@ def test_sentences(good: float, questions: int, said: str) -> None:
 def test_nothing_to_measure() -> None:
     record = calibration([], 10)
     assert (record["closed"], record["auc"], record["right"], record["reliability"]) == (0.0, None, None, [])
-    assert record["sentence"].startswith("Cannot be told")
+    assert record["sentence"].startswith("Undecided")
 
 
 def test_the_command(tmp_path: Path, covrl: Covrl) -> None:

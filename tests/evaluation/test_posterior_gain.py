@@ -117,7 +117,7 @@ def test_what_is_not_decided_is_said_to_be_so() -> None:
     assert "(closed: prior 100%, posterior 50%)" in gain_sentence(wide)
     none = posterior_gain([row for p in range(9) for row in rows(p, [None], [-1.0])])
     assert (none.nats, none.interval, none.problems) == (None, None, 0)
-    said = f"cannot be told: 0 of 9 problems have closed traces of both prompts, and fewer than {FEWEST_PROBLEMS} say"
+    said = f"undecided: 0 of 9 problems have closed traces of both prompts, and at least {FEWEST_PROBLEMS} are needed"
     assert said in gain_sentence(none)
 
 

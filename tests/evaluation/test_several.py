@@ -534,7 +534,7 @@ def test_each_model_is_sampled_as_its_own_settings_say(runs: Path, covrl: Covrl)
     assert [lines[m]["exam"]["trace_tokens"] for m in ("a", "b")] == [12, 20]
     assert [lines[m]["seed"] for m in ("a", "b")] == [0, 0]
     for note in (
-        "model has no settings of its own and is asked as a is",
+        "model has no settings of its own and is evaluated with the settings of a",
         "samples of all models are drawn with seed 0; training.seed is a 0, b 3, model 0",
         "p.jsonl: trace tokens as in each model's settings: a 12, b 20, model 12; what was kept, gained and lost does "
         "not compare at an equal budget, --max-tokens makes it the same",
@@ -568,6 +568,6 @@ def test_models_that_read_the_problems_differently_are_refused(runs: Path, covrl
     found = covrl(*asked)
     assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
     assert "a has problems.answer_field = 'answer' and c has 'solution'" in found.err
-    assert "say which with --set problems.answer_field=…" in found.err
+    assert "choose with --set problems.answer_field=…" in found.err
     assert not (runs / "o").exists()
     assert covrl(*asked, "--set", "problems.answer_field=answer").code == 0

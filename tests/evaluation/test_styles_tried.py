@@ -176,7 +176,7 @@ def test_the_settings_limit_and_the_command_lines(project: Path, covrl: Covrl) -
     assert json.loads(covrl(*asked, "--max-tokens", "7").out)["max_tokens"] == 7
     alone = json.loads(covrl(*asked, "--max-tokens", "7").out)
     assert [s["style"] for s in alone["styles"]] == ["tags", "thinking", "plain"]
-    assert "cannot be told" in alone["styles"][0]["posterior_gain"]["sentence"]
+    assert "is undecided" in alone["styles"][0]["posterior_gain"]["sentence"]
 
 
 def test_a_style_that_the_tokenizer_cannot_write_is_left_out_and_said(covrl: Covrl) -> None:

@@ -286,9 +286,9 @@ def test_ids_that_cannot_be_used(write: Write, value: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("extract", "answer", "said"),
     [
-        ("hash", "It is 18.", "there is no #### with an answer behind it in 'It is 18.'"),
-        ("hash", "so\n####  ", "there is no #### with an answer behind it"),
-        ("hash", 18, "there is no #### with an answer behind it in '18'"),
+        ("hash", "It is 18.", "there is no #### with an answer after it in 'It is 18.'"),
+        ("hash", "so\n####  ", "there is no #### with an answer after it"),
+        ("hash", 18, "there is no #### with an answer after it in '18'"),
         ("boxed", r"\boxed{4", r"there is no \boxed{} with an answer in it in '\\boxed{4'"),
         ("boxed", "x" * 500, f"in it in '…{'x' * 60}'; correct the row, or set extract = \"none\""),
     ],

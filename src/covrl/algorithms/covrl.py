@@ -16,10 +16,10 @@ is maximised; at test time only the prior is used. Per step and question:
     nll      − mean_j log p(y_j|x,z) on valid traces drawn from the prior with A > 0
              (nll = "read", ours: and with log p(y|x,z) > log p(y|x,∅), the answer after an empty thought)
 
-Evidence (docs: spec ``covrl.md``). The authors' code is not public and the paper was read through secondary
-sources. CONFIRMED by them: the bound, ½/½ per-token mixing, KL(m‖p) as a loss of its own against the current prior,
-α = 0.5, 8 rollouts, clip 0.3, answer log-prob as reward, no division by a deviation, the NLL's choice of traces, the
-two KL estimators. INFERRED, ours: everything that a switch below marks so.
+Evidence (docs: spec ``covrl.md``). The authors' code is announced; not read by us, and the paper was read through
+secondary sources. CONFIRMED by them: the bound, ½/½ per-token mixing, KL(m‖p) as a loss of its own against the current
+prior, α = 0.5, 8 rollouts, clip 0.3, answer log-prob as reward, no division by a deviation, the NLL's choice of traces,
+the two KL estimators. INFERRED, ours: everything that a switch below marks so.
 """
 
 from __future__ import annotations

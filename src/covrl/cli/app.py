@@ -70,7 +70,7 @@ def quickstart(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/quickstart-DATE-TIME]")] = None,
 ) -> None:
-    """Train a tiny shipped base with CoVRL on the spot, and show what it learnt."""
+    """Train a tiny shipped base with CoVRL, and show what it learnt."""
     assignments = [f"training.seed={seed}", *([f"training.steps={steps}"] if steps else [])]
     assignments += ["problems.shuffle_hints=true"] if shuffle_answers else []
     folder = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
@@ -132,7 +132,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a model on problems, as a TOML file says."""
+    """Train a model on problems, with the settings of a TOML file."""
     if (config is None) == (resume is None):
         raise UserError("give either --config FILE or --resume RUN")
     engine = _only_engine(settings or []) if resume is not None else None
@@ -152,7 +152,7 @@ def train(
 
 
 def _only_engine(settings: list[str]) -> str | None:
-    """The one setting that is typed on a resume: an engine's address on another machine counts from nowhere else."""
+    """The one setting that a resume accepts: an engine's address on another machine has to be typed."""
     from covrl.config import override
 
     typed = override({}, settings)
@@ -167,16 +167,16 @@ def _only_engine(settings: list[str]) -> str | None:
 
 @app.command("warm-format")
 def warm_format(
-    config: Annotated[Path, typer.Option(help="TOML file of the run that is to follow.")],
+    config: Annotated[Path, typer.Option(help="TOML file of the training run that follows.")],
     out: Annotated[Path, typer.Option(help="Folder for the model that knows the format.")],
     settings: Settings = None,
     steps: Annotated[int, typer.Option(min=1, help="Most steps.")] = 200,
     rate: Annotated[float, typer.Option("--learning-rate", help="Of AdamW, constant.")] = 1e-5,
     until: Annotated[float, typer.Option(min=0, max=1, help="Stop at this share of valid traces.")] = 0.5,
-    every: Annotated[int, typer.Option(min=1, help="Steps between looks at sampled traces.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="Steps between checks with sampled traces.")] = 20,
     roles: Annotated[str, typer.Option(help="Prompts that are taught: prior, posterior, or both.")] = "prior,posterior",
 ) -> None:
-    """Teach a base the format on worked solutions (supervised), where too few of its traces are valid."""
+    """Teach a base the format on worked solutions (supervised), if too few of its traces are valid."""
     _cpu_defaults()
     from covrl.cli.train import run_warm_format
 
@@ -215,7 +215,7 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a trace. [the benchmark's]")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for traces and results; goes on where it was left. [runs/eval-DATE-TIME]"),
+        typer.Option(help="Folder for traces and results; an interrupted evaluation continues. [runs/eval-DATE-TIME]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
     traces: Annotated[
@@ -257,7 +257,7 @@ def leak(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     traces: Annotated[Path | None, typer.Option(help="Write every trace and what was found to this JSONL.")] = None,
 ) -> None:
-    """Say how often posterior traces give away the answer that they were shown, against shuffled answers."""
+    """Measure how often posterior traces give away the answer that they were shown, against shuffled answers."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest, run_leak
 
@@ -275,7 +275,7 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for calibration.json and calibration.html.")] = None,
 ) -> None:
-    """Say before training whether log p(answer) knows right traces from wrong ones on these problems."""
+    """Measure before training whether log p(answer) distinguishes right from wrong traces of these problems."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest, run_calibrate
 
@@ -297,7 +297,7 @@ def prompts(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
 ) -> None:
-    """Show each style of prompts with sampled traces, say what they are worth, and recommend one."""
+    """Show each style of prompts with sampled traces and their rewards, and recommend one."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest, run_prompts
 
@@ -370,7 +370,7 @@ def grade(
 def algorithms(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the methods: paper, evidence, what they read, whether they need a verifier."""
+    """List the methods: paper, evidence, the prompts and models that score a trace, whether they need a verifier."""
     _cpu_defaults()
     from covrl.algorithms.listing import list_algorithms
 
@@ -390,7 +390,7 @@ def algorithms(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, which device is used, and what is missing."""
+    """Show what is installed, which device is used, and what is missing."""
     _cpu_defaults()
     from rich.console import Console
 
@@ -443,9 +443,7 @@ def compare(
         int | None, typer.Option(min=1, help="Trainings at a time. [one a core; on an accelerator 1]")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each training. [cores divided by jobs]")] = None,
-    only_list: Annotated[
-        bool, typer.Option("--list", help="Say what is there and what is missing; run nothing.")
-    ] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="List finished and missing results; run nothing.")] = False,
 ) -> None:
     """Train methods from the same base, a few at a time, and compare them; only what is missing is run."""
     if config and at:
@@ -471,11 +469,11 @@ def compare(
 def _cpu_defaults() -> None:
     """Settings that must be in the environment before torch is imported; what the user set is kept.
 
-    Idle OpenMP threads that spin take the processor from whatever else runs, and slow small models down.
+    Idle OpenMP threads that spin take processor time from other work, and slow small models down.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Without a network it reports every retry, before the one line that says what is wrong.
+    # Without a network it reports every retry before our one line of error.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -498,7 +496,7 @@ def main() -> None:
     except Exception as error:
         from covrl.distributed.deferred_oom import is_out_of_memory
 
-        if not is_out_of_memory(error):  # not expected: Python would print it as it is, whatever it quotes
+        if not is_out_of_memory(error):  # unexpected: Python would print it unfiltered, with whatever it quotes
             crash(error)
         said = (str(error).splitlines() or [type(error).__name__])[0]
         end(f"{said}: lower generation.rows_per_pass, or take a smaller model or a larger device", 1)

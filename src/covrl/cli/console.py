@@ -1,4 +1,4 @@
-"""Last words of a process that may be one of several under torchrun: what all of them have to say is said once."""
+"""The last message of a process that may be one of several under torchrun: a common message is printed once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def several() -> bool:
 
 
 def end(text: str, code: int) -> NoReturn:
-    """Print one line on standard error, unless another process of this torchrun has said the same, and exit.
+    """Print one line on standard error, unless another process of this torchrun has printed it, and exit.
 
-    The text may quote a file, a model or another package: it is shown without controls and secrets.
+    The text may quote a file, a model or another package: it is printed without control characters and secrets.
     """
     text = message(text)
     rank = int(os.environ.get("RANK", "0")) if several() else 0
@@ -36,14 +36,14 @@ def end(text: str, code: int) -> NoReturn:
 
 
 def crash(error: BaseException) -> NoReturn:
-    """Print the traceback of an error that nobody expected, without controls and secrets, and exit with 1."""
+    """Print the traceback of an unexpected error, without control characters and secrets, and exit with 1."""
     text = "".join(traceback.format_exception(error))
     print(visible(redacted(text)), end="", file=sys.stderr, flush=True)
     sys.exit(1)
 
 
 def _first_to_say(text: str) -> bool:
-    """The processes count together in torchrun's own store; where it cannot be reached each speaks."""
+    """The processes count in torchrun's own store; if it cannot be reached, each prints its message."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     from datetime import timedelta

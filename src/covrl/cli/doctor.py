@@ -1,4 +1,4 @@
-"""`covrl doctor`: what is installed, what runs where, what is missing and how to get it."""
+"""`covrl doctor`: what is installed, which device is used, what is missing and how to get it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what was found, whether all is well, and what to do if not."""
+    """One line: what was checked, the result, whether it is fine, and what to do if not."""
 
     what: str
     found: str
@@ -68,7 +68,7 @@ def _device() -> list[Finding]:
 
 
 def _threads(threads: int, cores: int, policy: str | None) -> list[Finding]:
-    """How many threads torch takes, and what they do while they wait."""
+    """How many threads torch uses, and whether they spin while they wait."""
     few, passive = threads <= cores, (policy or "").lower() == "passive"
     return [
         Finding(

@@ -1,4 +1,4 @@
-"""Whose settings count where `covrl eval` asks several models: each its own, and one set of problems for all."""
+"""Which settings `covrl eval` uses with several models: each model's own, and one set of problems for all."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from covrl.problems.tasks import task_of
 
 FIELDS = ("question_field", "answer_field", "accepted_field", "id_field", "extract")
 SAMPLING = ("temperature", "answer_temperature", "trace_tokens", "answer_tokens")
-"""What a model's own settings say of an exam that is no benchmark."""
+"""Settings of a model that apply to an exam that is no benchmark."""
 
 TRACES_OWN = "as the trace"
-"""An answer's temperature that is not set, in words."""
+"""Text for an answer's temperature that is not set."""
 
 OPTIONS = {"temperature": "--temperature", "answer_temperature": "--answer-temperature", "trace_tokens": "--max-tokens"}
-"""What makes them the same for all models."""
+"""The options that make them the same for all models."""
 
 
 class Asked(NamedTuple):
-    """The settings of each model, by name, and what a reader of the results must know of them."""
+    """The settings of each model, by name, and the notes on them for the reader of the results."""
 
     configs: dict[str, RunConfig]
     notes: list[str]
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 def settings_of(
     models: Sequence[str], sources: Sequence[str], file: Path | None = None, settings: Sequence[str] = ()
 ) -> Asked:
-    """Each model's settings: those of ``file``, else its own; one that has none is asked as the first that has some.
+    """Each model's settings: those of ``file``, else its own; one that has none gets those of the first that has some.
 
     Raises:
         UserError: two models with settings of their own read the same problems differently, or grade differently.
@@ -50,7 +50,7 @@ def settings_of(
             configs[name] = api.config_for(name, None, settings)
             continue
         configs[name] = first.model_copy(update={"model": first.model.model_copy(update={"path": name})})
-        notes.append(f"{name} has no settings of its own and is asked as {own[0]} is")
+        notes.append(f"{name} has no settings of its own and is evaluated with the settings of {own[0]}")
     for other in own[1:]:
         _agree(own[0], other, configs, sources)
     first_seed = configs[models[0]].training.seed
@@ -62,7 +62,7 @@ def settings_of(
 
 
 def _agree(one: str, other: str, configs: Mapping[str, RunConfig], sources: Sequence[str]) -> None:
-    """All models have to be asked the same, and graded alike; benchmarks settle both themselves."""
+    """All models need the same problems and the same grading; benchmarks determine both themselves."""
     files = [source for source in sources if task_of(source) is None]
     pairs = [("problems", key) for key in FIELDS] if files else []
     pairs += [("evaluation", "verifier")] if sources else []
@@ -70,17 +70,17 @@ def _agree(one: str, other: str, configs: Mapping[str, RunConfig], sources: Sequ
         a, b = (getattr(getattr(configs[name], section), key) for name in (one, other))
         if a != b:
             raise UserError(
-                f"--problems: {one} has {section}.{key} = {a!r} and {other} has {b!r}, and both must be asked and "
-                f"graded alike: say which with --set {section}.{key}=…"
+                f"--problems: {one} has {section}.{key} = {a!r} and {other} has {b!r}, but both need the "
+                f"same problems and grading: choose with --set {section}.{key}=…"
             )
 
 
 def exam_for(
     exam: Exam, config: RunConfig, temperature: float | None, answer_temperature: float | None, max_tokens: int | None
 ) -> Exam:
-    """The exam as one model sits it: a benchmark as it is, else with the model's own temperatures and limits.
+    """The exam for one model: a benchmark as it is, else with the model's own temperatures and limits.
 
-    What is not None was asked for on the command line, and holds for all models.
+    Values that are not None come from the command line, and hold for all models.
     """
     if exam.protocol is not None:
         return exam
@@ -95,7 +95,7 @@ def exam_for(
 
 
 def sampling_of(exams: Mapping[str, Exam]) -> dict[str, dict[str, Any]]:
-    """How each model was sampled in one exam, for the record; what was not set is not in it."""
+    """The sampling settings of each model in one exam, for the record; unset values are omitted."""
     return {
         name: {key: value for key in SAMPLING if (value := getattr(exam, key)) is not None}
         for name, exam in exams.items()
@@ -103,7 +103,7 @@ def sampling_of(exams: Mapping[str, Exam]) -> dict[str, dict[str, Any]]:
 
 
 def differences(name: str, sampling: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is not the same for all models of an exam, in words."""
+    """The settings that differ between the models of an exam, as text."""
     said = []
     for key in SAMPLING:
         values = {model: found.get(key) for model, found in sampling.items()}

@@ -35,7 +35,7 @@ NOT_SHOWN = ("problems", "n", "pass_curve", "intervals", "chance")
 
 
 def tables(record: Mapping[str, Any]) -> Iterator[TitledTable]:
-    """The figures of each exam with its models side by side, what was gained and lost, and the suites."""
+    """The figures of each exam with its models side by side, gained and lost problems, and the suites."""
     for exam in record["exams"]:
         yield _figures(exam, record["figures"][exam["name"]])
         yield from (_support(row) for row in record["support"] if row["exam"] == exam["name"])
@@ -64,7 +64,7 @@ def _figures(exam: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _each(exam: Mapping[str, Any], key: str) -> str:
-    """A setting's value, or each model's where they differ."""
+    """A setting's value, or each model's value if they differ."""
     values = {
         model: TRACES_OWN if found.get(key) is None else f"{found[key]:,.12g}"
         for model, found in exam["sampling"].items()

@@ -37,11 +37,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is asked for; None leaves it to the benchmark's protocol or the first model's settings.
+    """The options of an evaluation; None means the benchmark's protocol or the first model's settings.
 
     ``problems`` are sources as ``covrl train`` takes them, ``benchmarks`` names, ``data`` where their files are.
     Each model has its own prompts and, for ``problems``, its own temperature and token limits; the fields, the grader
-    and the seed are one for all (:mod:`covrl.cli.eval_config`).
+    and the seed are the same for all (:mod:`covrl.cli.eval_config`).
     """
 
     models: Sequence[str]
@@ -80,19 +80,19 @@ class _Candidate:
     stores: dict[str, Store] = field(default_factory=dict)
 
     def prompts(self, exam: Exam) -> Prompts:
-        """The model's own prompts; what they leave at the package's default is the benchmark's to set."""
+        """The model's own prompts; the benchmark sets those that have the package's default."""
         default, own = PromptConfig(), self.config.prompts
         changed = {k: v for k, v in exam.prompts.items() if getattr(own, k) == getattr(default, k)}
         return Prompts(self.tokenizer, own.model_copy(update=changed))
 
 
 def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outcome:
-    """Examine every model with every set of problems; finished problems in ``out`` are not asked again.
+    """Examine every model with every set of problems; finished problems in ``out`` are not sampled again.
 
     Writes ``out/samples/EXAM/MODEL.jsonl`` while it goes.
 
     Raises:
-        UserError: anything that cannot be used; all of it is checked before the first trace.
+        UserError: any input that cannot be used; all is checked before the first trace.
     """
     if not order.models:
         raise UserError("--model is missing: name at least one model")
@@ -229,13 +229,13 @@ def _candidate(
 
 
 def _header(candidate: _Candidate, exam: Exam, seed: int) -> dict[str, Any]:
-    prompts = candidate.prompts(exam).config.model_dump(mode="json", exclude={"style"})  # all its wording is there
+    prompts = candidate.prompts(exam).config.model_dump(mode="json", exclude={"style"})  # it has its whole wording
     made = {"model": candidate.name, "weights": candidate.weights, "dtype": candidate.config.model.dtype}
     return {"covrl_eval": 1} | made | {"seed": seed, "exam": exam.settings(), "prompts": prompts}
 
 
 def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) -> None:
-    """Ask what is left of every exam; the weights are loaded only if there is anything."""
+    """Sample the unfinished problems of every exam; the weights are loaded only if there are any."""
     left = {exam.name: candidate.stores[exam.name].left(exam.problems) for exam in exams}
     if not any(left.values()):
         say(f"{candidate.name}: all problems were answered before")

@@ -38,10 +38,10 @@ from covrl.rewards.likelihood import Form
 from covrl.scoring.model import load_model
 
 TRIED_TOKENS = 96
-"""Most tokens of a trace of `covrl prompts`, where the settings allow more: a minute's work of a small model."""
+"""Token limit of a trace of `covrl prompts` if the settings allow more: about a minute with a small model."""
 
 FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
-"""What methods pay that have no setting for it."""
+"""The form of the reward for methods without a setting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class EvalRequest:
 
     @property
     def single(self) -> bool:
-        """Whether one model is asked one set of problems: ``--json`` prints its figures, and ``--traces`` is there."""
+        """Whether there is one model and one set of problems: ``--json`` prints its figures, and ``--traces`` is
+        allowed."""
         return len(self.models) == len(self.problems) == 1 and not self.benchmarks
 
 
@@ -118,7 +119,7 @@ def _numbers(text: str) -> list[int]:
     """``1,4,8`` as numbers.
 
     Raises:
-        UserError: one of them is none.
+        UserError: one of them is not a number.
     """
     parts = [part.strip() for part in text.split(",")] if text else []
     for part in parts:
@@ -147,7 +148,7 @@ class TraceRequest:
 
 
 def run_leak(asked: TraceRequest, traces: Path | None) -> None:
-    """Sample and read traces, print the rates, the sentence and examples.
+    """Sample and read traces, print the rates, the finding and examples.
 
     Raises:
         UserError: the model or the problems cannot be used.
@@ -228,7 +229,7 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
 
 
 def reward_form(config: RunConfig) -> Form:
-    """The form of log p(y|x,z) that the run's method pays; CoVRL's default for methods that pay none."""
+    """The form of log p(y|x,z) in the reward of the run's method; CoVRL's default for methods without one."""
     own = config.algorithm.settings.get("reward")
     return next((form for form in get_args(Form) if form == own), FORMS.get(config.algorithm.name, "sum"))
 

@@ -18,11 +18,11 @@ from covrl.scoring.trust import quoted
 def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:
     """Write the model of an adapter's folder, of a LoRA run's or of a GGUF file as a plain folder ``out``; returns it.
 
-    The sum is made in float32, or in float64, and written in ``model.dtype``, which is the run's or float32 if
-    ``settings`` do not say otherwise.
+    The sum is made in float32, or in float64, and written in ``model.dtype``, by default the run's or
+    float32.
 
     Raises:
-        UserError: it is neither, PEFT cannot merge it, its base is not there, or ``out`` holds something already.
+        UserError: it is none of these, PEFT cannot merge it, its base is missing, or ``out`` is not empty.
     """
     config = api.config_for(model, settings=settings).model
     folder = Path(resolve_path(config.path))

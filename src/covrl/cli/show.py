@@ -31,7 +31,7 @@ SPAN_STYLES = {"trace": "bold green", "answer": "bold magenta"}
 
 
 def show_model_path(console: Console, path: Path) -> None:
-    """The last lines of a training: where the model is and the lines that load it, or make it of an adapter."""
+    """The last lines of a training: where the model is, and the code that loads it or merges its adapter."""
     place = str(path.resolve())
     lines = [
         f"adapter  {place}",
@@ -49,7 +49,7 @@ def show_model_path(console: Console, path: Path) -> None:
 
 
 def _reader(path: Path) -> str:
-    """What of transformers loads the model of a folder that we wrote, with its vision part if it has one."""
+    """The class of transformers that loads a model that we saved, with its vision part if it has one."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     return "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM"
 
@@ -116,7 +116,7 @@ def mebibytes(size: float) -> str:
 
 
 def show_replies(console: Console, replies: Sequence[Reply]) -> None:
-    """One row per trace: model, prompt, how likely the answer is behind it, the trace."""
+    """One row per trace: model, prompt, log p of the answer after it, the trace."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model")
     table.add_column("prompt")
@@ -131,7 +131,7 @@ def show_replies(console: Console, replies: Sequence[Reply]) -> None:
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The doctor's findings, with advice where something is missing, and in the last line what it comes to."""
+    """The doctor's findings, with advice if something is missing, and a summary in the last line."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for what, found, well, advice in findings:
         table.add_row(Text(what), Text(visible(found), "" if well else "bold red"), Text(visible(advice), "dim"))
@@ -169,7 +169,7 @@ def show_style(console: Console, record: Mapping[str, Any]) -> None:
         console.print(Text(f"note: {visible(note)}", "dark_orange"))
     prior, posterior = record["prompts"]["prior"], record["prompts"]["posterior"]
     parted = next((i for i, (a, b) in enumerate(zip(prior, posterior, strict=False)) if a != b), len(prior))
-    same = prior[:parted].rfind("\n") + 1  # up to the line in which they part
+    same = prior[:parted].rfind("\n") + 1  # up to the line in which they differ
     for role, text in {"prior": prior, "posterior": posterior[same:]}.items():
         example = record["examples"][role]
         parts = ", from where they part" if role == "posterior" and same else ""
@@ -215,7 +215,7 @@ def _nats(found: Mapping[str, Any]) -> str:
 
 
 def show_algorithms(console: Console, methods: Sequence[Listed]) -> None:
-    """What each method is; below it its paper, how sure we are of it, what it reads, and a recipe to start from."""
+    """Each method with its paper, its evidence, the prompts and models that score a trace, and a recipe."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for method in methods:
         needs = "needs a verifier" if method.needs_verifier else "no verifier"

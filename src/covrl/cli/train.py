@@ -41,7 +41,7 @@ class TrainRequest:
 
 
 def run_train(asked: TrainRequest) -> None:
-    """Begin or resume a run, or rehearse it; of several processes the first alone prints and reports."""
+    """Begin or resume a run, or make a dry run; of several processes only the first prints and reports."""
     if asked.config is not None:
         run = api.build(asked.config)
     else:
@@ -59,8 +59,8 @@ def run_train(asked: TrainRequest) -> None:
         run.world.close()
         return
     else:
-        run.world.on_rank0(lambda: _check_free(folder))  # before a word of progress is printed
-    if not run.world.first:  # it works as the first does, and neither prints nor writes
+        run.world.on_rank0(lambda: _check_free(folder))  # before any progress is printed
+    if not run.world.first:  # another rank works in the same way, but neither prints nor writes
         with _continuing(folder):
             api.train_run(run, folder)
         run.world.close()
@@ -98,7 +98,7 @@ def _shown(run: Run, folder: Path) -> api.Trained:
 
 @contextmanager
 def _continuing(folder: Path) -> Generator[None]:
-    """What ends a run early says how it goes on; the same on all ranks, as it is then said once."""
+    """Add to an error that ends a run early how to continue; the same on all ranks, so that it is printed once."""
     try:
         yield
     except TrainingStoppedError as error:
@@ -129,7 +129,7 @@ def _nothing_left(run: Run, folder: Path) -> None:
 
 
 def _report(folder: Path) -> bool:
-    """Write the run's report; where the disk does not take it, say so: the run itself is not worse for it."""
+    """Write the run's report; if the disk does not take it, print a note: the run itself is not affected."""
     try:
         write_report(folder / "report.html", summary_of(folder))
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Methods trained from the same base under the same conditions, and what came of it: ``covrl compare``."""
+"""Methods trained from the same base under the same conditions, and their results: ``covrl compare``."""

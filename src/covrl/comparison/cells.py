@@ -24,11 +24,11 @@ from covrl.files import write_file
 SAMPLES = 8
 
 COUNTING = 3
-"""Which way of doing and counting a training's work a result's tokens and seconds come from; it stands in every result.
+"""The version of how a training works and how its tokens and seconds are counted; every result records it.
 
-1, or none: scored before training, whether needed or not. 2: group methods score late or in the training pass itself.
-3: as 2, in CPU seconds where they were on the wall.
-A change of what a method costs raises it, since costs before and after must not stand in one comparison."""
+1, or none: every trace was scored before training. 2: methods of the GRPO family score in the training pass.
+3: as 2, with CPU seconds instead of wall seconds.
+Raise it with each change of what a method costs, so that costs before and after are not compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What a trained model is measured on: a split, ``samples`` traces a problem beside the greedy one.
+    """What a trained model is measured on: a split, with one greedy and ``samples`` sampled traces per problem.
 
     ``test`` is the settings' ``problems.test``, and ``dev`` (of our tasks) or ``held_out`` their ``problems.held_out``.
     ``problems`` keeps only the first so many, ``None`` all.
@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def training(self) -> str:
-        """The training alone, whatever its model is measured on: the name of its folder."""
+        """The training, independent of what its model is measured on: the name of its folder."""
         return f"{self._method}__{self.setting}__lr{self.rate!r}__{self.budget}__seed{self.seed}"
 
     @property
@@ -88,7 +88,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell as a person reads it."""
+        """The cell as text for people."""
         if self.method == BASE:
             return f"{BASE}, {self.setting}"
         return f"{self.method}, {self.setting}, rate {self.rate:g}, seed {self.seed}"
@@ -98,19 +98,19 @@ class Cell:
         return f"{self}__{commit}.json"
 
     def record(self) -> dict[str, Any]:
-        """The cell as it stands in its JSON."""
+        """The cell as its JSON has it."""
         return asdict(self)
 
     @staticmethod
     def read(record: Mapping[str, Any]) -> Cell:
-        """The cell of a record; raises KeyError or TypeError where it is none."""
+        """The cell of a record; raises KeyError or TypeError if the record is no cell."""
         plain = {name: record[name] for name in ("method", "setting", "rate", "seed")}
         return Cell(**plain, budget=Budget(**record["budget"]), exam=Exam(**record["exam"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a cell: its figures, and the commit of the code that made them."""
+    """The result of a cell: its figures, and the commit of the code that made them."""
 
     cell: Cell
     commit: str
@@ -125,7 +125,7 @@ class Result:
     def outdated(self) -> bool:
         """Whether it is to be run again: a reported training whose costs are not those of the present code.
 
-        What was measured on dev stays, as rates are chosen by accuracy alone; so does the base, which costs nothing.
+        Results on dev stay valid, because rates are chosen only by accuracy; so does the base, which costs nothing.
         A training on somebody's own problems stays too: its folder has what it cost then.
         """
         kept = self.cell.exam.split != "test" or self.cell.method == BASE or self.figures.get("own", False)
@@ -140,7 +140,8 @@ def grid(
     exam: Exam,
     rates: Sequence[float] = (),
 ) -> list[Cell]:
-    """All cells of a comparison: the base once a setting, then seed by seed, so that every method has its first soon.
+    """All cells of a comparison: the base once per setting, then seed by seed, so that every method has its first seed
+    soon.
 
     Without ``rates`` each method has its own.
     """
@@ -173,7 +174,7 @@ def _read(path: Path) -> Result:
 
 
 def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, Any]) -> Path:
-    """Write a result's file; it is there whole or not at all."""
+    """Write a result's file; it is complete or not there at all."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / cell.file(commit)
     text = json.dumps(
@@ -184,7 +185,7 @@ def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, An
 
 
 def found(cells: Iterable[Cell], results: Iterable[Result], commit: str | None = None) -> dict[Cell, Result]:
-    """The result of each cell that has one; of several the newest, and none that is outdated.
+    """The result of each cell that has one; of several the newest; outdated ones do not count.
 
     With a ``commit`` only its results count, outdated or not.
     """

@@ -1,8 +1,8 @@
-"""Whether a weak divergence weight made a method collapse in training, by a rule that was fixed beforehand.
+"""Whether a small weight of the KL made a method collapse in training, by a rule that was fixed beforehand.
 
 A method reproduces the collapse that was published only if it ends below its own peak *and* below the other one, at
-every rate of the grid. Peak and end are those of the held-out (dev) accuracy over training, mean over seeds: where one
-rate says otherwise, the rate was the trouble and not the weight.
+every rate of the grid. Peak and end are those of the held-out (dev) accuracy over training, mean over seeds: if it
+does not collapse at one rate, the cause was the rate and not the weight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from covrl.reporting.format import ABSENT
 
 
 class Ending(NamedTuple):
-    """How a method ended at one rate, beside its own peak and the other's end; None where a result is missing."""
+    """How a method ended at one rate, with its own peak and the other's end; None where a result is missing."""
 
     rate: float
     peak: float | None

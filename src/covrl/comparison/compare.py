@@ -1,4 +1,4 @@
-"""`covrl compare`: what is asked for, run what is missing of it, write table and page."""
+"""`covrl compare`: read the command, run the missing cells, write table and page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Comparison:
     """What is compared; ``folder`` gets the table and the page, ``folder/raw`` the results.
 
     With ``commit`` only results of that commit count, otherwise the newest of each cell. ``own`` is a file of settings
-    in the place of our tasks; it may name two sources of problems to be measured on, and ``also`` is the second.
+    instead of our tasks; it may name two sources of problems to be measured on, and ``also`` is the second.
     """
 
     methods: tuple[str, ...]
@@ -52,12 +52,12 @@ class Comparison:
         return self.folder / "raw"
 
     def cells(self) -> list[Cell]:
-        """Every cell that is asked for."""
+        """Every cell of the comparison."""
         cells = grid(self.methods, self.settings, self.seeds, self.budget, self.exam, self.rates)
         return [replace(cell, exam=exam) for cell in cells for exam in (self.exam, *self.also)]
 
     def results(self) -> dict[Cell, Result]:
-        """The results that are there.
+        """The existing results.
 
         Raises:
             UserError: a file among them is no result.
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader has to know of how somebody's own file was taken."""
+        """Notes for the reader on how the user's own file was used."""
         return tuple(self.own.notes) if self.own else ()
 
 
@@ -88,7 +88,8 @@ def ask_for(
     folder: Path,
     commit: str | None = None,
 ) -> Comparison:
-    """The comparison of what was typed; lists are separated by commas, the commit ``HEAD`` is the present one.
+    """The comparison that the command line describes; lists are separated by commas, the commit ``HEAD`` is the present
+    one.
 
     Raises:
         UserError: an unknown name, an empty list, or something that is no number.
@@ -123,7 +124,7 @@ def ask_for_own(
     folder: Path,
     commit: str | None = None,
 ) -> Comparison:
-    """The comparison of what was typed, on the model and the problems of a settings file.
+    """The comparison that the command line describes, on the model and the problems of a settings file.
 
     Raises:
         UserError: as :func:`ask_for` and :func:`load_own`.
@@ -247,7 +248,7 @@ def _share(asked: Comparison, jobs: int | None, threads: int | None, most: int) 
 
 
 def states(asked: Comparison) -> list[tuple[str, str]]:
-    """What is there of every cell, and its title: done, partly, or missing."""
+    """The state (done, partly done, or missing) and the title of every cell."""
     results, found_states = asked.results(), {}
     for cell in asked.cells():
         commit = results[cell].commit if cell in results else None
@@ -263,7 +264,7 @@ def states(asked: Comparison) -> list[tuple[str, str]]:
 
 
 def _progress(asked: Comparison, cell: Cell) -> str:
-    """How far a cell without all of its results is."""
+    """The progress of a cell that is not finished."""
     folder = run_folder(asked.raw, cell)
     if asked.own is None or not (folder / "config.toml").exists():
         return "missing"

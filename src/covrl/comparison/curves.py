@@ -1,4 +1,4 @@
-"""A method's courses as one SVG file of its own, for its page in the docs: a row a setting, a column an axis."""
+"""A method's learning curves as an SVG file for its page in the docs: one row per setting, one column per axis."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def curves(method: str, every: Sequence[Line]) -> str:
 
 
 def up_to(points: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    """The part of a course (x rising) that is not beyond ``end``: one that spends far more would squeeze all others."""
+    """The part of a curve (x rising) up to ``end``: a method that spends far more would squeeze all others."""
     last = value_at(points, end)
     return [(x, y) for x, y in points if x < end] + ([(end, last)] if last is not None else [])
 

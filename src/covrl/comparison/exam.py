@@ -1,4 +1,4 @@
-"""What a cell's model is worth: greedy and sampled answers, and log p(y|x,z) behind the sampled traces."""
+"""The evaluation of a cell's model: greedy and sampled answers, and log p(y|x,z) after the sampled traces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from covrl.training.rollouts import response_tokens
 from covrl.training.run import Run
 
 GRADED = ("greedy", "avg@n", "pass@", "unknown")
-"""How the figures begin that a verdict is needed for."""
+"""Prefixes of the figures that need a verdict."""
 
 
 def source_of(problems: ProblemsConfig, cell: Cell) -> str:
@@ -32,7 +32,7 @@ def source_of(problems: ProblemsConfig, cell: Cell) -> str:
 def examine(run: Run, cell: Cell, problems: Sequence[Problem]) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The figures of the run's model as it is, and those whose mean is reported problem by problem.
 
-    The draws are those of ``covrl eval`` with the seed of the cell. Without a grader there is no accuracy.
+    The random numbers are those of ``covrl eval`` with the seed of the cell. Without a grader there is no accuracy.
 
     Raises:
         OutOfMemoryError: not even one row that is sampled fits.
@@ -55,7 +55,7 @@ def examine(run: Run, cell: Cell, problems: Sequence[Problem]) -> tuple[dict[str
 
 
 def _likelihood(run: Run, found: EvaluationReport, problems: Sequence[Problem]) -> dict[str, list[float]]:
-    """Mean log p(y|x,z), nats, of each problem behind its sampled traces (the greedy one where none was sampled).
+    """Mean log p(y|x,z), nats, of each problem after its sampled traces (the greedy one if none was sampled).
 
     And the mean length of all its traces, in tokens.
     """
@@ -72,7 +72,7 @@ def _likelihood(run: Run, found: EvaluationReport, problems: Sequence[Problem]) 
 def problems_of(run: Run, cell: Cell, problems: ProblemsConfig) -> list[Problem]:
     """The problems that a cell is measured on, checked as those of a training are.
 
-    ``problems`` are settings of today, whose ``test`` may be younger than the run.
+    ``problems`` are the present settings, whose ``test`` may have been set after the run began.
 
     Raises:
         UserError: the source cannot be read, or a problem of it does not suit the model.
@@ -88,6 +88,6 @@ def problems_of(run: Run, cell: Cell, problems: ProblemsConfig) -> list[Problem]
 
 
 def chance_of(source: str) -> float | None:
-    """What is reached without the right procedure, where the source is of an embedded task."""
+    """The accuracy without the right procedure, if the source is an embedded task."""
     task = task_of(source)
     return task.chance() if task else None

@@ -10,10 +10,10 @@ from covrl.config import RunConfig, check, override, read_toml
 from covrl.errors import UserError
 
 CONFIGS = Path(__file__).with_name("configs")
-"""Our own tasks, a file of settings each."""
+"""Our own tasks, each a file of settings."""
 
 BASE = "base"
-"""The untrained model: a row of every table, evaluated once a setting."""
+"""The untrained model: a row of every table, evaluated once per setting."""
 
 
 class Setting(NamedTuple):
@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # controls of the claim that the answer guides the posterior
     "covrl-shuffled": ("algorithm.name=covrl", "problems.shuffle_hints=true"),
     "grpo-posterior": ("algorithm.name=grpo", "algorithm.posterior_share=0.5"),
-    # its default of 1 lets q fall onto p here
+    # with its default of 1, q collapses to p here
     "ravr-beta-0.1": ("algorithm.name=ravr", "algorithm.beta=0.1"),
     "ravr-beta-0.3": ("algorithm.name=ravr", "algorithm.beta=0.3"),
     # several updates a batch of rollouts, without which gspo is grpo and no clip ever binds
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "gspo-reuse": ("algorithm.name=gspo", "training.mini_batches=4"),
     "cispo-reuse": ("algorithm.name=cispo", "training.mini_batches=4"),
     "rlpr-reuse": ("algorithm.name=rlpr", "training.mini_batches=4"),
-    # with a KL every row has weight, and the exact filter drops none
+    # with a KL every row has weight, so the exact filter drops none
     "dash-no-kl": ("algorithm.name=dash", "algorithm.kl=none", "algorithm.kl_weight=0.0"),
     # ablations
     "covrl-beta-0": ("algorithm.name=covrl", "algorithm.beta=0.0"),
@@ -59,18 +59,18 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "covrl-nll-0": ("algorithm.name=covrl", "algorithm.nll_weight=0.0"),
     "covrl-nll-0.1": ("algorithm.name=covrl", "algorithm.nll_weight=0.1"),
     "covrl-reward-mean": ("algorithm.name=covrl", "algorithm.reward=mean"),
-    # β divided as the reward is: by the four tokens of an answer, its closing tag included
+    # β is divided like the reward: by the four tokens of an answer, its closing tag included
     "covrl-reward-mean-scaled": ("algorithm.name=covrl", "algorithm.reward=mean", "algorithm.beta=0.25"),
     "covrl-reward-prob": ("algorithm.name=covrl", "algorithm.reward=prob"),
     "covrl-reward-mean_prob": ("algorithm.name=covrl", "algorithm.reward=mean_prob"),
     "covrl-mixture": ("algorithm.name=covrl", "algorithm.ratio=mixture"),
     "covrl-detached": ("algorithm.name=covrl", "algorithm.kl_reference=detached"),
 }
-"""Settings behind a name: variants of methods, and methods that the recipe alone does not suit. Any other name is the
+"""Settings by name: variants of methods, and methods that need other settings than the recipe's. Any other name is the
 method of that name with its own defaults."""
 
 TUNED = Path(__file__).with_name("rates.toml")
-"""The file of tuned learning rates: a table a setting, a rate a method."""
+"""The file of tuned learning rates: one table per setting, one rate per method."""
 
 
 def read_rates(path: Path = TUNED) -> dict[tuple[str, str], float]:
@@ -87,13 +87,13 @@ def settings_of(method: str) -> tuple[str, ...]:
 
 
 def default_rate(method: str, setting: str) -> float:
-    """The learning rate that a method is run with where none is given: the tuned one, else the recipe's."""
+    """The default learning rate of a method: the tuned one, else the recipe's."""
     recipe = read_toml(SETTINGS[setting].file)["training"]["learning_rate"]
     return RATES.get((method, setting), recipe)
 
 
 def updates_a_step(method: str) -> int:
-    """Optimizer steps that a method takes on each batch of rollouts; a name alone changes nothing in the recipe's."""
+    """Optimizer steps that a method takes on each batch of rollouts; by default that of the recipe."""
     training = recipe_config(VARIANTS.get(method, ())).training
     return min(training.mini_batches, training.problems_per_step) * training.epochs
 

@@ -1,7 +1,7 @@
-"""A comparison on somebody's own model and problems: what its settings file says, and whether it still says so.
+"""A comparison on the user's own model and problems: its settings file, and whether that has changed.
 
 ``compare.json`` beside the table holds the settings and what they name (weights, problems), so that results of two
-different files never stand in one table.
+different files are never in one table.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from covrl.training.resuming import ACCEPTED
 FILE = "compare.json"
 
 FREE = ("training.seed", "training.learning_rate", "algorithm.name", "problems.test")
-"""Settings that a cell says itself, or that no training reads, so that the file may change them."""
+"""Settings that a cell determines, or that no training uses, so that the file may change them."""
 
 WATCHED = ("evaluation.every",)
-"""Settings that a resumed run may change, but curves of one table may not."""
+"""Settings that a resumed run may change, but that must be equal for all curves of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class Own:
 
     @property
     def about(self) -> str:
-        """What a table says of it."""
+        """Its description in a table."""
         problems = self.config.problems
         return f"From {self.config.model.path}, trained on {problems.train}"
 
     def exams(self, split: str | None, samples: int, problems: int | None) -> tuple[Exam, ...]:
-        """What models are measured on: the file's test problems, where it has some, and its held-out ones.
+        """What models are measured on: the file's test problems, if it has any, and its held-out ones.
 
         Raises:
             UserError: a split that the file does not have.
@@ -77,7 +77,7 @@ class Own:
         return chosen
 
     def cell_config(self, cell: Cell) -> RunConfig:
-        """The settings of a cell's run: the file's, then the method's name and what the cell says.
+        """The settings of a cell's run: the file's, then the method's name and the settings of the cell.
 
         Raises:
             UserError: a setting of [algorithm] is wrong for the method.
@@ -87,7 +87,7 @@ class Own:
         return check(RunConfig, override(table, [*variant, *training_settings(cell)]))
 
     def _algorithm(self, method: str) -> tuple[dict[str, Any], list[str]]:
-        """``[algorithm]`` of a method, and the file's settings there that it does not know."""
+        """``[algorithm]`` for a method, and the file's settings there that the method does not have."""
         given = self.config.algorithm
         name = _method_of(method, given.name)
         if name == given.name:
@@ -99,7 +99,7 @@ class Own:
         return {"name": name, **kept}, [key for key in given.settings if key not in kept]
 
     def check_methods(self, cells: Sequence[Cell], prompts: Prompts) -> None:
-        """Every method must be able to train with these settings; what is left out for it goes to the notes.
+        """Check that every method can train with these settings; settings left out for it go to the notes.
 
         Raises:
             UserError: names the first method that cannot, and why.
@@ -116,19 +116,19 @@ class Own:
 
 
 def _is_variant(method: str) -> bool:
-    """Whether a name stands for settings: a method's own name means the file's settings, whatever suits our tasks."""
+    """Whether a name means a variant with settings of its own; a method's name means the settings of the file."""
     return method in VARIANTS and method not in ALGORITHMS
 
 
 def _method_of(method: str, given: str) -> str:
-    """The method behind a name, which may be that of a variant."""
+    """The method of a name, which may be that of a variant."""
     if method == BASE or not _is_variant(method):
         return given if method == BASE else method
     return override({}, VARIANTS[method])["algorithm"]["name"]
 
 
 def _refused(known: Any, table: Mapping[str, Any]) -> set[str]:
-    """The settings whose values a method does not know."""
+    """The settings whose values a method does not accept."""
     try:
         known.model_validate(dict(table))
     except ValidationError as error:
@@ -163,7 +163,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
         )
     weights, tokenizer = _model(config)
     begun = date.fromisoformat(before["date"]) if before else date.today()
-    prompts = dated(config.prompts, tokenizer, begun)  # cells of another day read the same date
+    prompts = dated(config.prompts, tokenizer, begun)  # cells that start on another day use the same date
     table = override(read_settings(file), assignments)
     if prompts.date:
         table = override(table, [f'prompts.date="{prompts.date}"'])
@@ -186,7 +186,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
 
 
 def keep(own: Own, folder: Path) -> None:
-    """Write :data:`FILE`, by which the next call knows that it compares the same.
+    """Write :data:`FILE`, by which the next call checks that it compares the same.
 
     Raises:
         UserError: the folder cannot be written.
@@ -199,7 +199,7 @@ def keep(own: Own, folder: Path) -> None:
 
 
 def _model(config: RunConfig) -> tuple[str, Any]:
-    """What tells the model's weights from others, and its tokenizer."""
+    """Hashes that identify the model's weights and tokenizer."""
     source = str(resolve_path(config.model.path))
     base = base_source(source)
     checked = safe_config(base, config.model.allow_pickle)
@@ -223,7 +223,7 @@ def _known(path: Path) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to mix what two files say in one table.
+    """Refuse to mix results of two different files in one table.
 
     Raises:
         UserError: names the first setting that differs.

@@ -49,19 +49,19 @@ def render(every: Sequence[Line], failures: Mapping[Cell, str], notes: Sequence[
 
 
 def _courses(setting: str, here: Sequence[Line]) -> list[tuple[str, str, list[Markup]]]:
-    """How training went: title, what it is of, and charts; likelihood, and accuracy of others, where there is any."""
+    """The curves of training: title, subject and charts, for likelihood and, if there is any, accuracy."""
     ours = setting in SETTINGS
     accuracy, likelihood = _charts(here, "accuracy"), _charts(here, "log_prob")
     found = []
     if ours or any(accuracy):
         found.append((f"{setting}: accuracy", f"Held-out{' (dev)' if ours else ''} accuracy, greedy", accuracy))
     if any(likelihood):
-        found.append((f"{setting}: likelihood", "Held-out log p(y|x,z) behind one sampled trace", likelihood))
+        found.append((f"{setting}: likelihood", "Held-out log p(y|x,z) after one sampled trace", likelihood))
     return found
 
 
 def _seeds(here: Sequence[Line]) -> list[Markup]:
-    """A drawing for each measure: a row a method, every seed a point, mean and interval behind them."""
+    """A drawing for each measure: one row per method, every seed a point, mean and interval in the background."""
     shown = measures([r for line in here for r in line.results])
     return [_points(here, measure, title) for measure, title in shown.items()]
 
@@ -85,14 +85,14 @@ def _points(here: Sequence[Line], measure: str, title: str) -> Markup:
 
 
 def _scale(figures: Sequence[Figure | None], unit: str) -> Scale:
-    """All shares stand between 0 and 100 %; another measure between what was seen of it."""
+    """The axis: 0 to 100 % for shares; the range of the values for other measures."""
     if unit == "share":
         return Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
     return axis([value for figure in figures if figure for value in figure.points] or [0.0], zero=unit == "tokens")
 
 
 def _place(scale: Scale, value: float) -> float:
-    """Where a value lies from left to right among the points."""
+    """The horizontal place of a value among the points."""
     return NAMES + (WIDTH - RIGHT - NAMES) * scale.place(value)
 
 
@@ -116,7 +116,7 @@ def _row(here: Sequence[Line], number: int, measure: str, scale: Scale) -> Marku
 
 
 def _charts(here: Sequence[Line], measure: Measure) -> list[Markup]:
-    """One chart an axis where the colours suffice; else one a method and axis, with the others in grey."""
+    """One chart per axis if the colours suffice; else one per method and axis, with the others in grey."""
     trained = [line for line in here if line.method != BASE]
     colours = {line.key: colour for line, colour in zip(here, _colours(here), strict=True)}
     together = [trained] if len(trained) <= COLOURS else [[line] for line in trained]
@@ -134,7 +134,7 @@ def _chart(
         return NOTHING
     seeds = {line.key: [p for result in line.results if (p := course(result, axis_name, measure))] for line in trained}
     chance = _chance(trained) if unit == "share" else None
-    # The frame holds all lines, so that charts that stand beside each other have the same axes.
+    # The frame fits all lines, so that neighbouring charts have the same axes.
     drawn = [point for courses in seeds.values() for points in courses for point in points]
     heights = [y for _, y in drawn]
     upright = axis([*heights, chance or 0.0], zero=True, most=1.0) if unit == "share" else axis(heights)
@@ -168,12 +168,12 @@ def _chance(here: Sequence[Line]) -> float | None:
 
 
 def _colours(here: Sequence[Line]) -> list[str]:
-    """A colour class a method; the base, which is none, is grey."""
+    """A colour class for each method; the base, which is no method, is grey."""
     count = iter(range(len(here)))
     return ["s-chance" if line.method == BASE else f"s-{next(count) % COLOURS}" for line in here]
 
 
 def _name(line: Line, here: Sequence[Line]) -> str:
-    """The method, with its rate where it has several here."""
+    """The method, with its rate if it has several here."""
     several = sum(other.method == line.method for other in here) > 1
     return f"{line.method} {line.rate_text}" if several else line.method

@@ -1,4 +1,4 @@
-"""Runs the missing cells of a comparison, a few processes at a time that share the machine."""
+"""Runs the missing cells of a comparison, a few processes at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from covrl.training.machine import SHARED, main_memory
 JOBS = 2
 POLL_S = 0.1
 STATUS_S = 30.0
-"""Seconds between two lines about a training that goes on."""
+"""Seconds between two progress lines about a training."""
 
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -46,10 +46,10 @@ TWO = Share(JOBS, 1)
 
 
 def divide(jobs: int | None, threads: int | None, cores: int, most: int, accelerator: bool = False) -> Share:
-    """The machine's cores for ``most`` trainings at most; what is None follows from the rest.
+    """Divide the machine's cores between at most ``most`` trainings; a value of None is derived from the others.
 
-    As many jobs as there are cores for their threads (one each, unless said); on an accelerator one job, as its memory
-    is one. Then the threads of a job are the cores divided by the jobs.
+    As many jobs as there are cores for their threads (one each by default); on an accelerator one job, because its
+    memory is shared. The threads of a job are the cores divided by the jobs.
 
     Example:
         >>> divide(None, None, cores=8, most=3)
@@ -68,7 +68,7 @@ def cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A cell that gave no result, and the last line that its process wrote to standard error."""
+    """A cell without a result, and the last line that its process wrote to standard error."""
 
     cell: Cell
     reason: str
@@ -109,12 +109,13 @@ def run_cells(
     share: Share = TWO,
     own: Own | None = None,
 ) -> list[Failure]:
-    """Run every cell in a fresh process, a few at a time; returns those that failed, which stop no other.
+    """Run every cell in a fresh process, a few at a time; returns those that failed. A failed cell does not stop the
+    others.
 
-    Each writes its result into ``out`` as it ends, so whoever interrupts this loses the cells in progress alone and
-    the next call runs what is missing. On somebody's ``own`` problems a cell is a run in ``out/../cells``, which goes
-    on from its checkpoint, and cells that differ in what is measured alone are one. ``say`` is told of every cell that
-    ends, and now and then how far the others are.
+    Each writes its result into ``out`` when it ends, so an interruption loses only the cells in progress, and the next
+    call runs what is missing. On the user's ``own`` problems a cell is a run in ``out/../cells`` that continues from
+    its checkpoint, and cells that differ only in what is measured share one run. ``say`` gets a line for every cell
+    that ends, and now and then the progress of the others.
 
     Raises:
         UserError: ``out`` cannot be written, or another comparison is running in it.
@@ -163,7 +164,7 @@ def _orders(cells: Sequence[Cell], out: Path, share: Share, own: Own | None) -> 
 
 
 def _environment(share: Share) -> dict[str, str]:
-    """That of the processes; what is free now is divided, as later ones find what the earlier ones left."""
+    """The environment of the processes. The memory that is free now is divided, because later ones would find less."""
     shared = {SHARED: f"{share.jobs}:{main_memory().free}"} if share.jobs > 1 else {}
     return os.environ | dict.fromkeys(LIBRARIES, str(share.threads)) | QUIET | shared
 
@@ -184,13 +185,13 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            start_new_session=True,  # Ctrl-C is for this process, which asks each once to end with a checkpoint
+            start_new_session=True,  # only this process gets Ctrl-C; it signals each once to end with a checkpoint
         )
     return _Job(order.cells, process, log, before, time.monotonic())
 
 
 def _failed(job: _Job) -> str:
-    """Why it gave no result; empty where it did."""
+    """Why there is no result; empty if there is one."""
     code = job.process.returncode
     if code == 0:
         return ""
@@ -199,7 +200,7 @@ def _failed(job: _Job) -> str:
 
 
 def _tell(job: _Job, say: Callable[[str], None]) -> None:
-    """Say now and then which step a training is at."""
+    """Report now and then which step a training is at."""
     if time.monotonic() - job.told < STATUS_S:
         return
     job.told = time.monotonic()
@@ -220,7 +221,7 @@ def _stop(running: Sequence[_Job], say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _interrupted_by_sigterm() -> Generator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that no other is left behind."""
+    """SIGTERM ends this process as Ctrl-C does, so that no process is left running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

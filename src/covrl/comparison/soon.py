@@ -1,7 +1,7 @@
-"""How soon one method learns and how soon another: tokens until held-out accuracy first was at a level.
+"""Which of two methods learns sooner: tokens until held-out accuracy first reached a level.
 
-Accuracy is known at evaluations only. Where the tokens of the two between which they came there overlap, nothing tells
-which one was sooner, however the straight lines between evaluations run.
+Accuracy is known at evaluations only, so each reached the level somewhere between the tokens of two evaluations. If
+these ranges overlap, the order is not known, whatever the straight lines between evaluations suggest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from covrl.statistics import Interval, t_interval
 
 
 class Pair(NamedTuple):
-    """Two trainings of one seed, the rate of the first, and when each came there: None where it never did."""
+    """Two trainings of one seed, the rate of the first, and when each reached the level: None if it never did."""
 
     rate: float | None
     first: Reach | None
@@ -24,24 +24,24 @@ class Pair(NamedTuple):
 
     @property
     def told_apart(self) -> bool:
-        """Whether both came there in training, and one certainly sooner than the other."""
+        """Whether both reached the level in training, and one certainly sooner than the other."""
         if not (self.first and self.other and self.first.at and self.other.at):
             return False
         return self.first.by <= self.other.after or self.other.by <= self.first.after
 
     @property
     def times(self) -> float | None:
-        """How many times the tokens of the first the other needed; 1 where they cannot be told apart."""
+        """How many times the tokens of the first the other needed; 1 if their order is not known."""
         if not (self.first and self.other):
             return None
         return self.other.at / self.first.at if self.told_apart else 1.0
 
 
 def times_as_long(first: Line, other: Line, axis: Axis, level: float) -> Figure | None:
-    """How many times the tokens of ``first`` the other one needed until its held-out accuracy first was ``level``.
+    """How many times the tokens of ``first`` the other one needed until its held-out accuracy first reached ``level``.
 
-    Seed by seed: the geometric mean, and Student's interval of the logs. None where a seed of either never came there,
-    and where the two cannot be told apart in one.
+    Seed by seed: the geometric mean, and Student's interval of the logs. None if a seed of either never reached it,
+    or if the order is not known in one.
     """
     mine, theirs = ({r.cell.seed: course(r, axis) for r in line.results} for line in (first, other))
     seeds = sorted(mine.keys() & theirs.keys())
@@ -66,9 +66,9 @@ def pairs_at_equal_rates(first: Sequence[Line], other: Sequence[Line], axis: Axi
 
 
 def times_at_equal_rates(pairs: Sequence[Pair]) -> Figure | None:
-    """How many times the tokens of the first the other needed, of the pairs in which both came there.
+    """How many times the tokens of the first the other needed, of the pairs in which both reached the level.
 
-    One point a rate, the geometric mean over its seeds; their geometric mean, and Student's interval of the logs.
+    One point per rate, the geometric mean over its seeds; their geometric mean, and Student's interval of the logs.
     """
     ratios: dict[float | None, list[float]] = {}
     for pair in pairs:
@@ -78,15 +78,16 @@ def times_at_equal_rates(pairs: Sequence[Pair]) -> Figure | None:
 
 
 def came(pairs: Sequence[Pair]) -> tuple[int, int, int]:
-    """In how many pairs both came there, the first alone, and the other alone."""
+    """In how many pairs both reached the level, only the first, and only the other."""
     there = [(pair.first is not None, pair.other is not None) for pair in pairs]
     return there.count((True, True)), there.count((True, False)), there.count((False, True))
 
 
 def sooner_at_equal_rates(pairs: Sequence[Sequence[Pair]]) -> str:
-    """``sooner`` or ``later`` where all axes' intervals say so and no pair in which one alone came there denies it.
+    """``sooner`` or ``later`` if the intervals of all axes agree and no pair in which only one reached the level
+    contradicts it.
 
-    ``pairs``: those of :func:`pairs_at_equal_rates`, an axis each.
+    ``pairs``: those of :func:`pairs_at_equal_rates`, one list per axis.
     """
     said = sooner([times_at_equal_rates(found) for found in pairs])
     _, first_alone, other_alone = came(pairs[0])
@@ -95,7 +96,7 @@ def sooner_at_equal_rates(pairs: Sequence[Sequence[Pair]]) -> str:
 
 
 def _geometric(ratios: Sequence[float], over: Literal["seeds", "rates"]) -> Figure | None:
-    """Geometric mean of ratios with Student's interval of their logs; none where all are alike."""
+    """Geometric mean of ratios with Student's interval of their logs; none if all are equal."""
     if not ratios:
         return None
     logs = [math.log(ratio) for ratio in ratios]

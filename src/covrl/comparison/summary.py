@@ -18,17 +18,17 @@ from covrl.statistics import Interval, bootstrap_interval, t_interval
 Axis = Literal["generated", "passed"]
 
 Measure = Literal["accuracy", "log_prob"]
-"""What courses are of: held-out accuracy, or held-out log p(y|x,z), nats."""
+"""What curves show: held-out accuracy, or held-out log p(y|x,z), nats."""
 
 UNITS = {"log_prob": "nats", "trace_tokens": "tokens"}
 """Measures of an evaluation that are no shares."""
 
 RANGES = {"log_prob": (-math.inf, 0.0), "trace_tokens": (0.0, math.inf)}
-"""Between what these can be."""
+"""The range of these."""
 
 AXES: dict[Axis, str] = {"generated": "generated tokens", "passed": "forward + backward tokens"}
-"""Two measures of what a training cost. ``passed`` counts a token once for each forward and each backward pass that it
-goes through: scored tokens once, trained ones twice. Sampling is not in it."""
+"""Two measures of what a training cost. ``passed`` counts a token once for each forward and each backward pass: scored
+tokens once, trained ones twice. It does not include sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Figure:
     """A measure of one method: its mean, its 95 % interval and the value of every seed.
 
     The interval is Student's over seeds; that of a single run is the bootstrap over problems (``over``), and where
-    methods are compared at equal learning rates every rate is a point. There is none where all points or all problems
-    are alike, which tells nothing of others.
+    methods are compared at equal learning rates every rate is a point. There is none if all points or all problems
+    are equal, which tells nothing about others.
     """
 
     mean: float
@@ -62,7 +62,7 @@ class Line:
 
     @property
     def key(self) -> tuple[str, str, float | None]:
-        """What tells it from other lines."""
+        """What identifies the line."""
         return self.method, self.setting, self.rate
 
     @property
@@ -93,20 +93,20 @@ class Line:
         return [found.at if found else None for found in every]
 
     def cost(self, part: str, name: str) -> float | None:
-        """Mean over seeds of ``figures[part][name]``, None where no result that may be compared in it counts it."""
+        """Mean over seeds of ``figures[part][name]``; None if no comparable result has it."""
         values = [r.figures[part].get(name) for r in self.results if r.counted]
         counted = [value for value in values if value is not None]
         return fmean(counted) if counted else None
 
 
 def _over_seeds(values: Sequence[float], within: tuple[float, float] = (0.0, 1.0)) -> Figure:
-    """Student's interval, cut to what is possible."""
+    """Student's interval, cut to the possible range."""
     ends = t_interval(values, within=within) if len(set(values)) > 1 else None
     return Figure(fmean(values), tuple(values), ends, "seeds")
 
 
 def _bounds(measure: str, gap: bool = False) -> tuple[float, float]:
-    """Between what a measure, or the gap between two, can be."""
+    """The possible range of a measure, or of the difference of two."""
     low, high = RANGES.get(measure, (0.0, 1.0))
     return (low - high, high - low) if gap else (low, high)
 
@@ -156,17 +156,17 @@ def lead_at(first: Line, other: Line, axis: Axis) -> Figure | None:
 
 
 def sooner(times: Sequence[Figure | None]) -> str:
-    """``sooner`` or ``later`` where every interval of how many times as long says so, else ``undecided``."""
+    """``sooner`` or ``later`` if the intervals of all ratios agree, else ``undecided``."""
     return _said(times, 1.0, "sooner", "later")
 
 
 def verdict(leads: Sequence[Figure | None]) -> str:
-    """``ahead`` or ``behind`` where every interval says so, else ``undecided``."""
+    """``ahead`` or ``behind`` if all intervals agree, else ``undecided``."""
     return _said(leads, 0.0, "ahead", "behind")
 
 
 def _said(figures: Sequence[Figure | None], even: float, above: str, below: str) -> str:
-    """What all intervals say of ``even``; nothing is decided where one figure or its interval is missing."""
+    """On which side of ``even`` all intervals are; undecided if a figure or its interval is missing."""
     ends = [figure.interval for figure in figures if figure and figure.interval]
     if not figures or len(ends) < len(figures):
         return "undecided"
@@ -198,7 +198,7 @@ def lines(cells: Sequence[Cell], results: Mapping[Cell, Result]) -> list[Line]:
 
 
 def places(every: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines that stand in one table: those of a setting, or of each exam where it has several."""
+    """The lines of one table: those of a setting, or of each exam if it has several."""
     exams: dict[str, dict[Exam | None, None]] = {}
     for line in every:
         exams.setdefault(line.setting, {})[line.exam if line.rate is not None else None] = None
@@ -213,7 +213,7 @@ def places(every: Sequence[Line]) -> dict[str, list[Line]]:
 def measures(results: Sequence[Result]) -> dict[str, str]:
     """The measures of a table and how they are headed: pass@k for the largest k that every result has.
 
-    Accuracies, where somebody graded the answers; whether traces are sound, where a task can tell.
+    Accuracies if answers were graded; the share of sound traces if the task has a check.
     """
     exams = [r.figures["exam"] for r in results]
     samples = min((exam.get("n", 0) for exam in exams), default=0)
@@ -231,7 +231,7 @@ def measures(results: Sequence[Result]) -> dict[str, str]:
 def course(result: Result, axis: Axis, measure: Measure = "accuracy") -> list[tuple[float, float]]:
     """Held-out accuracy (or log p) over the tokens of ``axis``, as it went in training.
 
-    Empty where tokens were not counted, or as another code counted them.
+    Empty if tokens were not counted, or were counted by another version.
     """
     if not result.counted:
         return []
@@ -267,7 +267,7 @@ class Reach(NamedTuple):
 
 
 def reach(points: Sequence[tuple[float, float]], level: float) -> Reach | None:
-    """When a course (x rising) first reaches ``level``; None where it never does."""
+    """When a curve (x rising) first reaches ``level``; None if it never does."""
     if points and points[0][1] >= level:
         return Reach(points[0][0], points[0][0], points[0][0])
     for (a, before), (b, after) in pairwise(points):
@@ -283,7 +283,7 @@ def common_tokens(every: Sequence[Line], axis: Axis) -> float | None:
 
 
 def alike(every: Sequence[Line]) -> list[str]:
-    """The methods of one setting whose trainings are the same in all that was measured, in the seeds that both have."""
+    """The methods of one setting whose trainings have the same figures everywhere, in the seeds that both have."""
     groups: list[tuple[tuple[str, Exam | None], dict[int, Any], list[str]]] = []
     for line in every:
         told = {r.cell.seed: (r.figures["exam"], [p["accuracy"] for p in r.figures["curve"]]) for r in line.results}
@@ -298,7 +298,7 @@ def alike(every: Sequence[Line]) -> list[str]:
 
 
 def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
-    """What a reader has to know beside the figures: what is missing, failed or was stopped, and of which code."""
+    """Remarks on the figures: what is missing, failed or was stopped, and which code made them."""
     said = []
     for line in every:
         if line.missing:
@@ -317,4 +317,4 @@ def remarks(every: Sequence[Line], failures: Mapping[Cell, str]) -> list[str]:
         said.append("Commits (results): " + ", ".join(f"{commit} ({count})" for commit, count in commits.items()) + ".")
     if any(commit.endswith("-dirty") for commit in commits):
         said.append("Results marked -dirty come from code that was not committed, and cannot be made again.")
-    return list(dict.fromkeys(said))  # two exams of one training say the same
+    return list(dict.fromkeys(said))  # two exams of one training have the same curves

@@ -40,13 +40,13 @@ from covrl.comparison.summary import (
 from covrl.reporting.format import ABSENT, duration
 from covrl.reporting.text import visible
 
-WIDE = 150  # columns from which a terminal gets the whole table
+WIDE = 150  # width from which a terminal shows the whole table
 PHASES = ("generate", "score", "train")
 LEAST_MISSED = ("trace", "pass@", "sound", "log p")
-"""How the columns begin that a narrow terminal does without where they do not fit, first to last."""
+"""Prefixes of the columns that a narrow terminal omits if they do not fit, in this order."""
 
 PAIRED = ("greedy", "avg@n", "log_prob", "trace_tokens")
-"""Measures that each problem has a figure in."""
+"""Measures that are known for each problem."""
 
 LEVEL = 0.9
 """Held-out accuracy at which a method counts as having learnt the task, to say how soon."""
@@ -58,7 +58,7 @@ ABOUT = (
 
 
 class Grid(NamedTuple):
-    """A table as text: its heading, what stands above it, its head and its rows."""
+    """A table as text: its heading, an introduction, its head and its rows."""
 
     title: str
     about: str
@@ -71,7 +71,7 @@ def grids(every: Sequence[Line]) -> dict[str, list[Grid]]:
     found: dict[str, list[Grid]] = {}
     told: set[str] = set()
     for name, here in places(every).items():
-        first = here[0].setting not in told  # what training cost is the same whatever was measured
+        first = here[0].setting not in told  # the cost of training does not depend on what was measured
         told.add(here[0].setting)
         found[name] = [_reached(name, here), *_against(name, here, first), *([_cost(name, here)] if first else [])]
     return found
@@ -82,12 +82,12 @@ def _ours(here: Sequence[Line]) -> bool:
 
 
 def _held_out(here: Sequence[Line]) -> str:
-    """How the problems are called that accuracy in training is of."""
+    """The name of the problems on which accuracy in training is measured."""
     return "held-out (dev)" if _ours(here) else "held-out"
 
 
 def _learnt(here: Sequence[Line]) -> bool:
-    """Whether it can be said when a method had learnt the task: our own tasks are learnt, others may be as hard."""
+    """Whether "learnt" can be defined by a level: our own tasks can be learnt fully, others may be too hard."""
     return _ours(here) or any(at is not None for line in here for axis in AXES for at in line.reached(axis, LEVEL))
 
 
@@ -120,7 +120,8 @@ def _against(setting: str, here: Sequence[Line], soon: bool = True) -> list[Grid
 
 
 def _paired(setting: str, here: Sequence[Line], trained: Sequence[Line]) -> list[Grid]:
-    """The first method's lead over each other one at the same rate, problem by problem; none where none were kept."""
+    """The first method's lead over each other one at the same rate, problem by problem; none if per-problem results
+    were not kept."""
     first = [line for line in trained if line.method == trained[0].method]
     at = {line.rate: line for line in first}
     shown = {k: v for k, v in measures([r for line in here for r in line.results]).items() if k in PAIRED}
@@ -201,7 +202,7 @@ def _reached(setting: str, here: Sequence[Line]) -> Grid:
         after = " and ".join(f"{count_text(tokens)} {AXES[axis]}" for axis, tokens in equal.items())
         about += f" The last columns: {_held_out(here)} accuracy after {after}, which all trainings reached."
     head = ["method", "rate", "seeds", *shown.values(), *(f"at {count_text(t)} {AXES[a]}" for a, t in equal.items())]
-    # A guess has no chance of its own at pass@k, and no trace that could be sound.
+    # Chance is not defined for pass@k, and a guess has no trace that could be sound.
     guess = [_chance(results) if name in ("greedy", "avg@n") else "" for name in shown]
     chance = ["chance", "", "", *guess, *([_chance(results)] * len(equal))]
     rows = [chance] if _ours(here) or _chance(results) != ABSENT else []
@@ -221,7 +222,7 @@ def _about(here: Sequence[Line], results: Sequence[Result]) -> str:
 
 
 def _named(result: Result) -> str:
-    """Where the problems are from, and that the last model was measured, which no evaluation chose."""
+    """The source of the problems, and that the model of the last step was measured, not the best by evaluation."""
     source = result.figures.get("source")
     return f" of {source}, measured after the last step" if source else ""
 
@@ -291,7 +292,7 @@ def value_text(value: float, unit: str) -> str:
 
 
 def reach_text(line: Line, axis: Axis) -> str:
-    """Mean and range over seeds of the tokens to ``LEVEL``: ``24.1 k (20 k–31 k)``, and how many seeds came there."""
+    """Mean and range over seeds of the tokens to ``LEVEL``: ``24.1 k (20 k–31 k)``, and how many seeds reached it."""
     every = line.reached(axis, LEVEL)
     there = [tokens for tokens in every if tokens is not None]
     if not there:
@@ -311,7 +312,7 @@ def times_text(figure: Figure | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent with one digit behind the point, without the sign."""
+    """A share in per cent with one decimal, without the sign."""
     return f"{100 * share:.1f}"
 
 
@@ -335,7 +336,7 @@ def markdown(
 ) -> str:
     """The whole comparison as Markdown; ``command`` is what made it.
 
-    ``more`` tables follow those of the settings, ``notes`` stand before the other remarks.
+    ``more`` tables follow those of the settings, ``notes`` come before the other remarks.
     """
     parts = [f"Made by `{command}`.", ABOUT]
     for grid in (*(grid for tables in grids(every).values() for grid in tables), *more):
@@ -352,7 +353,7 @@ def _cell(text: str) -> str:
 
 
 def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str], notes: Sequence[str] = ()) -> None:
-    """The same for a terminal; a narrow one gets less, since figures torn apart cannot be read."""
+    """The same for a terminal; a narrow one shows fewer columns, because broken figures are hard to read."""
     wide = console.width >= WIDE
     for grid in (grid for tables in grids(every).values() for grid in tables):
         whole = wide and _width(grid.head, grid.rows) <= console.width
@@ -406,7 +407,7 @@ def _short(text: str) -> str:
 
 
 def _beside(column: str) -> bool:
-    """Whether a narrow terminal can do without the column; the files have it."""
+    """Whether a narrow terminal may omit the column; the files have it."""
     return (
         column in ("rate", "rates", "scored", "updates")
         or column.startswith("at ")

@@ -1,8 +1,8 @@
-"""A cell's training as an ordinary run in a folder: begun, gone on with from its checkpoint, or there already.
+"""A cell's training as an ordinary run in a folder: started, continued from its checkpoint, or already finished.
 
 cells/NAME/start.json   the model before its first step, on the held-out problems, and with how many threads
-cells/NAME/end.json     written when nothing is left to train: why it stopped early, or null
-cells/NAME/…            what every run has: config.toml, metrics.jsonl, checkpoints/, best/
+cells/NAME/end.json     written after training: why it stopped early, or null
+cells/NAME/…            the files of every run: config.toml, metrics.jsonl, checkpoints/, best/
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from covrl.training.keeper import CannotSaveError
 from covrl.training.run import Run
 
 RECENT = 10
-"""Steps whose mean length says how many more a budget of tokens lasts."""
+"""Steps whose mean length is used to estimate how long a budget of tokens lasts."""
 
 START, END = "start.json", "end.json"
 
 UNFINISHED = (RunInterruptedError, CannotSaveError, OutOfMemoryError, EngineError)
-"""What ends a training that can go on as it is, once its cause is gone: no result."""
+"""Errors that end a training without a result; it can continue once the cause is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ def open_run(config: RunConfig, folder: Path, threads: int) -> Run:
     """The run of the folder, where its newest checkpoint was cut, or a new one; with the threads that it began with.
 
     Raises:
-        UserError: the method, a setting or the model cannot be used, or the folder is not what it was.
+        UserError: the method, a setting or the model cannot be used, or the folder has changed.
     """
     start = _read(folder / START)
     torch.set_num_threads(start["threads"] if start else threads)  # another number would round differently
     if not (folder / "config.toml").exists():
         run = build(config)
         new_run_folder(folder)
-    else:  # what its file may not name was typed for the comparison
+    else:  # what a file may not name was typed on the command line of the comparison
         name, engine = config.algorithm.name, config.generation.engine
         run = resume(
             folder,
@@ -67,15 +67,15 @@ def open_run(config: RunConfig, folder: Path, threads: int) -> Run:
             engine=engine if "://" in engine else None,
         )
     if run.models["policy"].device.type == "cpu":
-        run.timer = time.process_time  # what else the machine does changes it little
+        run.timer = time.process_time  # other work on the machine changes it little
     return run
 
 
 def train_cell(run: Run, budget: Budget, folder: Path) -> Trained:
-    """Take the steps that are left of a cell's training in its folder; none where it is done.
+    """Take the remaining steps of a cell's training in its folder; none if it is finished.
 
     Raises:
-        RunInterruptedError, CannotSaveError, OutOfMemoryError, EngineError: it can go on from its checkpoint.
+        RunInterruptedError, CannotSaveError, OutOfMemoryError, EngineError: it can continue from its checkpoint.
     """
     start = _read(folder / START)
     if start is None:
@@ -89,7 +89,7 @@ def train_cell(run: Run, budget: Budget, folder: Path) -> Trained:
 
 
 def started(run: Run) -> dict[str, Any]:
-    """How work is counted, and the held-out figures of a run before its first step: where its curves begin."""
+    """The version of counting, and the held-out figures of a run before its first step, where its curves begin."""
     return {"counting": COUNTING, "metrics": held_out_metrics(run)[0] if run.config.evaluation.every else {}}
 
 
@@ -100,7 +100,7 @@ def reports_of(folder: Path, done: int) -> list[StepReport]:
 
 
 def _train(run: Run, budget: Budget, folder: Path) -> str | None:
-    """All remaining steps; why the method or a guard ended them early, which is a result too."""
+    """All remaining steps; if the method or a guard ended them early, the reason, which is a result too."""
     sinks: list[Planner | Said] = [Said(folder)]
     if budget.kind == "tokens":
         sinks.insert(0, Planner(run, budget.amount, reports_of(folder, run.done)))
@@ -114,10 +114,10 @@ def _train(run: Run, budget: Budget, folder: Path) -> str | None:
 
 
 class Planner:
-    """Ends a run where its budget of generated tokens does, whatever a method's steps cost.
+    """Ends a run when its budget of generated tokens is spent, whatever a method's steps cost.
 
-    The number of steps is estimated anew after each, from the tokens of the last ones, so that the learning rate's
-    schedule ends there, too.
+    The number of steps is estimated again after each step, from the tokens of the last ones, so that the learning
+    rate's schedule ends there, too.
     """
 
     def __init__(self, run: Run, amount: int, before: Sequence[StepReport] = ()) -> None:
@@ -127,7 +127,7 @@ class Planner:
             self._plan()
 
     def write(self, report: StepReport) -> None:
-        """Count a step in."""
+        """Add the tokens of a step."""
         self._used.append(report.metrics["tokens/generated"])
         self._plan()
 
@@ -149,13 +149,13 @@ def planned_steps(used: Sequence[float], amount: float) -> int:
 
 
 class Said:
-    """A line a step on standard error, and what warns."""
+    """One line per step on standard error, and the warnings."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._begun = folder, time.perf_counter()
 
     def write(self, report: StepReport) -> None:
-        """Say what is known of a step."""
+        """Print the line of a step."""
         names = {"eval/accuracy": "held-out accuracy", "eval/log_prob": "held-out log p"}
         figures = [f"{name} {report.metrics[key]:.4g}" for key, name in names.items() if key in report.metrics]
         _say(", ".join([f"step {report.step}", *figures, f"{time.perf_counter() - self._begun:.0f} s"]))

@@ -1,4 +1,4 @@
-"""Learning rates from results on dev: a small grid for every method, that grows where the best is at its edge."""
+"""Learning rates from results on dev: a small grid for every method, which grows while the best rate is at its edge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from covrl.comparison.cells import Budget, Cell, Exam, Result, found
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How rates are chosen: by the mean of avg@n over ``seeds``, among ``rates`` and those that the grid grows by.
+    """How rates are chosen: by the mean of avg@n over ``seeds``, among ``rates`` and those that are added to the grid.
 
     The grid grows by a factor of two while the best is at an edge, between ``least`` and ``most``.
     """
@@ -24,13 +24,13 @@ class Tuning:
     most: float
 
     def score(self, method: str, setting: str, rate: float, known: Sequence[Result]) -> float | None:
-        """Mean avg@n over the seeds; None before all are there."""
+        """Mean avg@n over the seeds; None until all seeds have a result."""
         cells = [Cell(method, setting, rate, seed, self.budget, self.exam) for seed in self.seeds]
         have = found(cells, known)
         return fmean(have[cell].figures["exam"]["avg@n"] for cell in cells) if len(have) == len(cells) else None
 
     def tried(self, method: str, setting: str, known: Sequence[Result]) -> list[float]:
-        """The rates to run as far as results say: the grid, then one beyond the edge that the best so far is at."""
+        """The rates to run, given the results: the grid, then one beyond the edge if the best so far is there."""
         rates = sorted(self.rates)
         while True:
             scores = {rate: self.score(method, setting, rate, known) for rate in rates}

@@ -1,8 +1,8 @@
 """Trains and evaluates one cell: ``python -m covrl.comparison.worker ORDER.json``, in a process of its own.
 
-``ORDER.json`` is an :class:`Order`. One JSON a cell is written into ``out`` when everything of it is done, and nothing
-before. Exit code 0: written; 1: it can go on from its checkpoint; 2: the cell cannot be run. Why is the last line of
-standard error.
+``ORDER.json`` is an :class:`Order`. One JSON file per cell is written into ``out`` when the cell is finished, and
+nothing before. Exit code 0: written; 1: it can continue from its checkpoint; 2: the cell cannot be run. The last line
+of standard error gives the reason.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ PHASES = ("generate", "score", "train")
 COUNTS = ("generated", "scored", "trained")
 """Tokens by what was done with them: sampled; gone forward without gradient; gone forward and backward.
 
-Whoever changes what a method spends, or how it is counted, raises ``cells.COUNTING``."""
+A change of what a method spends, or of how it is counted, must raise ``cells.COUNTING``."""
 
 WATCH_S = 2.0
-"""Seconds between looks at whether the process that ordered the work is still there."""
+"""Seconds between checks that the parent process still runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a worker is told: a training, what its model is measured on, and where things go.
+    """A worker's task: a training, what its model is measured on, and where the results are written.
 
-    ``cells`` differ in their exams alone. ``folder`` is that of the run, which stays; None for one that nobody keeps.
-    ``about`` is what a table says of somebody's own problems; None: they are ours.
+    ``cells`` differ only in their exams. ``folder`` is that of the run, which is kept; None for a temporary one.
+    ``about`` describes the user's own problems in tables; None: the problems are ours.
     """
 
     cells: tuple[Cell, ...]
@@ -56,7 +56,7 @@ class Order:
     about: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """The order as JSON holds it."""
+        """The order as plain data for JSON."""
         first, *rest = self.cells
         return {
             "cell": first.record(),
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and evaluate a cell of one of our tasks; returns what stands in its JSON.
+    """Train and evaluate a cell of one of our tasks; returns the content of its JSON.
 
     Raises:
         UserError: the method, a setting or the base cannot be used.
@@ -112,14 +112,14 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def run_order(order: Order) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Train, and evaluate each cell; yields what stands in its JSON.
+    """Train, and evaluate each cell; yields the content of its JSON.
 
     A training that a guard or the method itself stops is a result too: ``stopped`` says why, and the model is
     evaluated as it is.
 
     Raises:
         UserError: the method, a setting, the base or a problem cannot be used.
-        TrainingStoppedError: the training is to go on from its checkpoint.
+        TrainingStoppedError: the training can continue from its checkpoint.
     """
     cell = order.cells[0]
     with _folder_of(order) as folder:
@@ -132,7 +132,7 @@ def run_order(order: Order) -> Iterator[tuple[Cell, dict[str, Any]]]:
 
 @contextmanager
 def _folder_of(order: Order) -> Generator[Path]:
-    """The run's folder, or one that is gone afterwards."""
+    """The run's folder, or a temporary one."""
     if order.folder and order.cells[0].method != BASE:
         yield order.folder
         return
@@ -164,7 +164,7 @@ class Course:
     """What is kept of a training: held-out points against tokens, seconds by phase, and its optimizer steps.
 
     ``points`` begin with the base itself. Token counts are sums up to and with the step, ``None`` where the loop does
-    not count them. Seconds are those of the processor, on an accelerator those on the wall.
+    not count them. Seconds are CPU seconds, on an accelerator wall seconds.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -182,7 +182,7 @@ class Course:
         return dict(self._sums)
 
     def _add(self, report: StepReport) -> None:
-        """Count a step in, and keep its held-out figures where it has some."""
+        """Add a step, and keep its held-out figures if it has any."""
         metrics = report.metrics
         self.updates += int(metrics.get("optim/updates", 0))
         for phase in PHASES:
@@ -200,12 +200,12 @@ class Course:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN: what is not a number is left out."""
+    """JSON has no NaN: values that are not numbers are omitted."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def _end_with(parent: int) -> None:
-    """End as Ctrl-C would, with a checkpoint, where the process that ordered the work is gone."""
+    """End as after Ctrl-C, with a checkpoint, if the parent process has ended."""
     while os.getppid() == parent:
         time.sleep(WATCH_S)
     os.kill(os.getpid(), signal.SIGTERM)

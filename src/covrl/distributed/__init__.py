@@ -1,1 +1,1 @@
-"""The processes that share a run's work: torchrun's, or the one process there is. Knows no run and no model."""
+"""The processes that share a run's work: torchrun's, or a single process. Independent of runs and models."""

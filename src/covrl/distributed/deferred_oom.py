@@ -1,7 +1,7 @@
-"""Memory that runs out in a forward pass in which other ranks take part.
+"""Out-of-memory errors in a forward pass in which other ranks take part.
 
-With sharded weights every block begins with a message between all ranks. A rank that left in the middle would keep the
-others waiting for it, so it goes on to the pass's end with nothing to compute, and says there what happened.
+With sharded weights every block begins with a message between all ranks. If a rank left in the middle, the others
+would wait for it. So it continues to the end of the pass without computing, and reports the error there.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-"""What allocators say: CUDA and MPS; torch's CPU allocator; the system's own word for it."""
+"""Messages of allocators: CUDA and MPS; torch's CPU allocator; the system's own message."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator said that there is no memory left; torch's CPU allocator raises a bare RuntimeError."""
+    """Whether an allocator reported that there is no memory left; torch's CPU allocator raises a bare RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
 
 
 class DeferredOOM:
-    """What a sharded model's forward passes with gradients say of memory.
+    """Out-of-memory errors of a sharded model's forward passes with gradients.
 
-    ``error`` is what a block ran into, until :meth:`taken`; the pass's result is then worth nothing. ``inside`` is
-    true while a forward pass goes on, or where one broke off: other ranks may wait there.
+    ``error`` is the error of a block, until :meth:`taken`; the pass's result is then invalid. ``inside`` is true
+    during a forward pass, or if one was aborted: other ranks may wait there.
     """
 
     def __init__(self) -> None:
@@ -35,21 +35,21 @@ class DeferredOOM:
         self._tuples = False
 
     def taken(self) -> MemoryError | None:
-        """The error, once."""
+        """Return the error and forget it."""
         error, self.error = self.error, None
         return error
 
     def watch(self, trunk: nn.Module) -> None:
-        """Know when a forward pass of ``trunk`` begins and ends."""
+        """Track when a forward pass of ``trunk`` begins and ends."""
         trunk.register_forward_pre_hook(lambda *_: setattr(self, "inside", True), prepend=True)
         trunk.register_forward_hook(lambda *_: setattr(self, "inside", False))
 
     def hold(self, block: Any) -> None:
-        """Let a block that runs out of memory hand on what it was given. Its ``forward`` is inside of FSDP's hooks."""
+        """Make a block that runs out of memory return its input. Its ``forward`` is inside of FSDP's hooks."""
         inner = block.forward
 
         def forward(*given: Any, **named: Any) -> Any:
-            if not torch.is_grad_enabled():  # made on whole weights: no other rank waits
+            if not torch.is_grad_enabled():  # a pass on whole weights: no other rank waits
                 found = inner(*given, **named)
                 self._tuples = isinstance(found, tuple)
                 return found

@@ -29,10 +29,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(hours=2)
-"""How long a rank waits for another. Ranks sample for different times; one that died is noticed at once."""
+"""How long a rank waits for another. Sampling takes different times on different ranks; a dead rank is noticed at
+once."""
 
 BUCKET = 16 << 20
-"""Elements of gradients that are added up in one message."""
+"""Elements of gradients that are summed in one message."""
 
 
 def join_world(device: str) -> World:
@@ -72,7 +73,7 @@ class Shards(Protocol):
         """While entered, every rank has whole weights."""
 
     def leave_pass(self) -> None:
-        """Forget a forward pass whose backward will not come."""
+        """Reset after a forward pass that has no backward pass."""
 
 
 class Processes(World):
@@ -104,7 +105,7 @@ class Processes(World):
         try:
             with self.independent():
                 own = _portable(work(mine) if mine else [])
-        except Exception as caught:  # raised below, on every rank: a rank that left alone would keep the others waiting
+        except Exception as caught:  # raised below, on every rank: if one rank left alone, the others would wait for it
             error = caught
         self.raise_together(error)
         return [result for part in self._gathered(own) for result in _restored(part)]
@@ -136,8 +137,8 @@ class Processes(World):
         return dict(zip(values, sums.tolist(), strict=True))
 
     def summed(self, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        """In buckets of one dtype, each a single message; a rank that has no gradient where another has one adds 0."""
-        shards = [isinstance(p, DTensor) for p in parameters]  # FSDP has added up these
+        """In buckets of one dtype, each a single message; a rank without a gradient that another rank has adds 0."""
+        shards = [isinstance(p, DTensor) for p in parameters]  # FSDP has summed these
         present = torch.tensor([g is not None for g in gradients], dtype=torch.int32)
         dist.all_reduce(present, dist.ReduceOp.MAX)
         result = [g if sharded else None for g, sharded in zip(gradients, shards, strict=True)]
@@ -156,7 +157,7 @@ class Processes(World):
         return result
 
     def raise_together(self, error: Exception | None) -> None:
-        """The first rank that has one raises its own, the others a copy of that."""
+        """The first rank with an error raises it, the others a copy of it."""
         found = self._gathered(None if error is None else _sendable(error))
         owner = next((rank for rank, one in enumerate(found) if one is not None), None)
         if owner is not None:
@@ -176,10 +177,10 @@ class Processes(World):
             self._independent = before
 
     def agree(self, error: Exception | None, asked: bool) -> bool:
-        """With sharded weights one small message a pass; if it says to leave, all leave before the backward."""
+        """With sharded weights one small message per pass; if it asks to stop, all ranks stop before the backward."""
         if self.can_raise_alone:
             return super().agree(error, asked)
-        held = self._memory.taken()  # taken in any case: it must not come up in the next pass
+        held = self._memory.taken()  # cleared in any case, so that it does not appear in the next pass
         error = error or held
         flag = torch.tensor(2 if error is not None else int(asked))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
@@ -226,7 +227,7 @@ class Processes(World):
                 self._whole = False
 
     def norm(self, gradient: Sequence[Tensor | None]) -> float:
-        """Shards' squares are added up over ranks, those of whole gradients are the same on all."""
+        """The squares of shards are summed over ranks; those of whole gradients are the same on all."""
         squares = {True: 0.0, False: 0.0}
         for g in gradient:
             if g is not None:
@@ -251,27 +252,28 @@ class Processes(World):
 
 
 _ENDED = ("by peer", "Broken pipe", "remote process exited")
-"""What gloo (closed or reset "by peer", or a broken pipe) and NCCL say of a connection whose other end has gone."""
+"""Messages of gloo (closed or reset "by peer", or a broken pipe) and NCCL about a connection whose other end has
+ended."""
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a message between ranks failed because another rank has ended, as far as the backends' words tell."""
+    """Whether a message between ranks failed because another rank has ended, judged by the backends' messages."""
     if isinstance(error, dist.checkpoint.CheckpointException):
         return any(is_lost_peer(cause) for cause, _ in error.failures.values())
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _ENDED)
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or its text where it cannot be pickled."""
+    """The error, or its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a class of the user's own does when it is pickled
+    except Exception:  # a class of the user may do anything when it is pickled
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 def _buckets(indices: Sequence[int], parameters: Sequence[nn.Parameter]) -> Generator[list[int]]:
-    """Runs of parameters of one dtype with at most ``BUCKET`` elements; a larger parameter comes alone."""
+    """Runs of parameters of one dtype with at most ``BUCKET`` elements; a larger parameter is a run of its own."""
     bucket: list[int] = []
     held = 0
     for i in indices:
@@ -287,7 +289,8 @@ def _buckets(indices: Sequence[int], parameters: Sequence[nn.Parameter]) -> Gene
 
 @dataclass(frozen=True, slots=True)
 class _FlatScores:
-    """Scores as they travel: one tensor, and where each value is in it. Views would be sent with all they view."""
+    """Scores for sending: one tensor, and the place of each value in it. A view would be sent with its whole
+    storage."""
 
     layout: list[tuple[int, list[tuple[Output, torch.Size]]]]  # (tokens, values) of each rollout
     flat: Tensor

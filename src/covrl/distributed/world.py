@@ -2,9 +2,9 @@
 
 Work is split, records are gathered: each rank samples, grades and scores a share of the step's traces, and then every
 rank holds all of them, in the order in which one process would have them. Admission, credit, denominators, batch
-statistics and metrics are therefore computed from the whole batch on every rank by the same code, whatever they are
-made of (a maximum or a shuffle is as right as a sum). The update splits the batch again, trace by trace, and the
-ranks' gradients are added up.
+statistics and metrics are therefore computed from the whole batch on every rank by the same code, so any function
+of the batch is right (a maximum or a shuffle as well as a sum). The update splits the batch again, trace by trace, and
+the ranks' gradients are summed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class World:
 
     @property
     def can_raise_alone(self) -> bool:
-        """Whether this rank may raise inside a pass: no other rank takes part in it, and all are told after it."""
+        """Whether this rank may raise inside a pass: no other rank takes part in it, and all are informed after it."""
         return True
 
     @contextmanager
@@ -52,7 +52,7 @@ class World:
         return list(work(items))
 
     def gathered(self, own: Sequence[Item]) -> list[Item]:
-        """What every rank has, one rank's after the other's, on every rank."""
+        """The values of all ranks in the order of ranks, on every rank."""
         return list(own)
 
     def broadcast(self, value: Result) -> Result:
@@ -64,7 +64,7 @@ class World:
         return flag
 
     def union(self, names: list[str]) -> list[str]:
-        """The names that any rank has, in the same order on all."""
+        """The union of the ranks' names, in the same order on all."""
         return names
 
     def total(self, values: dict[str, float]) -> dict[str, float]:
@@ -87,24 +87,24 @@ class World:
     def agree(self, error: Exception | None, asked: bool) -> bool:
         """Between the forward and the backward of a pass: whether any rank was asked to stop.
 
-        Raises what the forward of any rank ran into. Where ranks' passes are independent, each looks at its own alone.
+        Raises the error that the forward of any rank had. If ranks' passes are independent, each checks only its own.
         """
         if error is not None:
             raise error
         return asked
 
     def broke_off(self, error: Exception) -> bool:
-        """Whether an error came where other ranks may wait for this one, so that it can only end the process."""
+        """Whether an error occurred where other ranks may wait for this one, so that it can only end the process."""
         del error
         return False
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise on every rank what was found on any; all ranks call it."""
+        """Raise on every rank an error of any rank; all ranks call it."""
         if error is not None:
             raise error
 
     def agreed(self, error: Exception) -> bool:
-        """Whether all ranks raise this error, so that they can still do something together."""
+        """Whether all ranks raise this error, so that they can still communicate."""
         del error
         return True
 
@@ -121,7 +121,7 @@ class World:
         yield
 
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Leave the process group."""
 
 
 def local_part(tensor: Any) -> Tensor:

@@ -11,9 +11,10 @@ from covrl.records import SOUND, Grader, Problem, Request, Rollout, TraceLabel, 
 
 
 def said_in(reply: Rollout, prompts: Prompts) -> str:
-    """What a sampled answer says: without the suffix that ends it, or the end of the text where a model wrote that.
+    """The text of a sampled answer, without the suffix that ends it or the end-of-text token that a model wrote
+    instead.
 
-    The name of the token that ends a text ("<|im_end|>") is none of the answer.
+    The name of the token that ends a text ("<|im_end|>") is no part of the answer.
     """
     if reply.finish != "eos":
         return reply.text.removesuffix(prompts.config.answer_suffix)
@@ -23,7 +24,7 @@ def said_in(reply: Rollout, prompts: Prompts) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One held-out problem: the trace, the answer that followed it, and what the grader said.
+    """One held-out problem: the trace, the answer that followed it, and the verdict.
 
     ``reply`` is the answer as it was sampled; None where no answer could follow the trace.
     """
@@ -44,7 +45,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share graded right; unknown counts as not right and is shown apart."""
+        """Share graded right; unknown counts as not right and is shown separately."""
         return sum(g.verdict == "right" for g in self.graded) / len(self.graded)
 
     @property
@@ -53,7 +54,7 @@ class Evaluation:
 
     @property
     def sound(self) -> float | None:
-        """Share of sound traces; None where the task cannot tell."""
+        """Share of sound traces; None where the task has no check of traces."""
         labels = [g.label for g in self.graded if g.label is not None]
         return labels.count(SOUND) / len(labels) if labels else None
 
@@ -81,7 +82,8 @@ class Evaluator:
         return Evaluation(tuple(self.examine([(problem, 0) for problem in problems], temperature, draw)))
 
     def examine(self, asked: Sequence[tuple[Problem, int]], temperature: float, draw: Draw) -> list[Graded]:
-        """One trace and one answer for each (problem, index of the sample), in order; a problem may come often."""
+        """One trace and one answer for each (problem, index of the sample), in order; a problem may occur several
+        times."""
         ask = [Request(p.id, index, self.prompts.prior(p), "prior") for p, index in asked]
         thinking = Sampling(self.max_trace_tokens, self.prompts.config.close, temperature, self.top_p)
         traces = self.generator.generate(ask, thinking, replace(draw, purpose="evaluation"))

@@ -13,7 +13,7 @@ from covrl.scoring.model import LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One trace: who wrote it under which prompt, and how likely the given answer is behind it (nats, or None)."""
+    """One trace: the model and prompt that wrote it, and log p of the given answer after it (nats, or None)."""
 
     model: str
     source: str

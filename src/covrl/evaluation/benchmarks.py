@@ -1,9 +1,9 @@
 """Benchmarks by name, each with its protocol as data.
 
-What is known of each number is said beside it: n is that of the published CoVRL evaluation where it has the benchmark
+The source of each number is stated beside it. n is that of the published CoVRL evaluation if it has the benchmark
 (CONFIRMED-2nd, spec section 7); temperatures and token limits were not published and are INFERRED (temperature 1
 and 2,048 tokens are CoVRL's sampling in training). Field names of the sets that no test here has read
-(``exercised=False``) are from their public descriptions: a wrong one is an error that lists the row's fields.
+(``exercised=False``) are from their public descriptions; a wrong one is an error that lists the row's fields.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A benchmark's problems, where they came from, and what blind guessing reaches (None: not known)."""
+    """A benchmark's problems, where they came from, and the accuracy of guessing (None: not known)."""
 
     problems: tuple[Problem, ...]
     source: str
@@ -96,7 +96,7 @@ MATH_PROMPTS = {
     "user": "{question}\n\nReason inside <think></think>, then give the short final answer inside <answer></answer>.\n",
     "prior_open": "<think>\n",
 }
-"""What mathematics is asked with: the package's defaults, spelled out so that a changed default changes no protocol."""
+"""Prompts for mathematics: the package's defaults, written out so that a changed default changes no protocol."""
 
 _CHOICE: dict[str, Any] = {
     "verifier": "choice", "extraction": ("boxed", "answer_is", "none"), "prompts": MATH_PROMPTS | {"user": CHOICE_USER},
@@ -167,7 +167,7 @@ def find_benchmarks(names: Iterable[str]) -> tuple[list[Protocol], list[Suite]]:
     """The protocols of these names, suites spelled out, each once; and the suites among the names.
 
     Raises:
-        UserError: a name that is none; names the nearest.
+        UserError: an unknown name; the message has the nearest known one.
     """
     known = {name.casefold(): name for name in (*PROTOCOLS, *SUITES)}
     protocols: dict[str, Protocol] = {}

@@ -1,19 +1,19 @@
-"""`covrl calibrate`: before training, does the likelihood reward know a right trace from a wrong one?
+"""`covrl calibrate`: before training, does the likelihood reward distinguish right traces from wrong ones?
 
-Likelihood methods pay a trace what log p(y|x,z) says of it. So traces are sampled under the prior prompt, each gets the
-reward that the method would pay (its own form, its floor), and each is marked right or wrong by what it *says*: by the
-task's own check of the derivation where the task has one, else by its stated conclusion (:func:`conclusion`), which the
-verifier grades. The model's answer behind the trace has no part in that mark, and neither has p(y|x,z): the two sides
-share the trace and nothing else.
+Likelihood methods reward a trace by log p(y|x,z). So traces are sampled under the prior prompt, each gets the reward
+that the method would give it (its own form, its floor), and each is marked right or wrong by its own text: by the
+task's check of the derivation if the task has one, else by its stated conclusion (:func:`conclusion`), which the
+verifier grades. The mark uses neither the model's answer after the trace nor p(y|x,z): reward and mark have only the
+trace in common.
 
-What decides is the AUC *within* questions: of two traces of one question, one right and one wrong, how often the right
-one earns more. That is the comparison that a group's advantages make. The AUC over all traces also counts that some
-questions are easier, which no advantage sees.
+The decision uses the AUC *within* questions: of two traces of one question, one right and one wrong, how often the
+right one has the larger reward. That is the comparison that a group's advantages make. The AUC over all traces also
+depends on some questions being easier, which does not affect advantages.
 
-Beside it stands what the model answers behind the same trace, sampled and graded. **That comparison is circular**: the
+For comparison the model's answer after the same trace is sampled and graded. **That comparison is circular**: the
 answer is drawn from the same p(.|x,z) that is scored, so for references with one spelling its calibration error is near
-0 and its AUC high whatever the traces are worth. It finds one thing only: references in a wording that the model would
-not choose while a verifier takes its own.
+0 and its AUC high, however good the traces are. It detects only references in a wording that the model would not
+choose, while the verifier accepts the model's own wording.
 
 For methods that sample posterior traces too, their gain over the prior's is measured (:mod:`.posterior_gain`).
 """
@@ -46,15 +46,15 @@ FEWEST_QUESTIONS = 20
 """Questions with both outcomes below which nothing is concluded."""
 
 TRUSTED, DOUBTED = 0.75, 0.6
-"""Our choice, not a published one: the likelihood is to be trusted where the AUC within questions is above the first
-with 95 %, and not where it is below the second with 95 %. 0.5 is a coin."""
+"""Our choice, not a published one: the likelihood can be trusted if the AUC within questions is above the first
+with 95 % confidence, and cannot if it is below the second with 95 % confidence. 0.5 is chance."""
 
 
 POSTERIOR_TRACES = 2
 """Posterior traces a problem, for the posterior gain alone: a quarter of the 8 prior ones that are the default."""
 
 CONCLUSION_CHARS = 200
-"""A longer conclusion is none: it is a sentence, which no verifier of answers reads."""
+"""A longer text does not count as a conclusion: it is a sentence, which verifiers of answers cannot grade."""
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 
@@ -63,8 +63,8 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 class Marked:
     """One closed trace.
 
-    ``log_prob`` are the nats of the reference answer, ``tokens`` its tokens, ``reward`` what a method would pay for it;
-    ``verdict`` is on the sampled answer, ``own`` on what the trace itself says.
+    ``log_prob`` are the nats of the reference answer, ``tokens`` its tokens, ``reward`` what a method would give it;
+    ``verdict`` is on the sampled answer, ``own`` on the trace's own text.
     """
 
     problem: str
@@ -80,8 +80,8 @@ class Marked:
 
 
 def conclusion(trace: str) -> str | None:
-    r"""What a trace says that the answer is: its last ``\boxed{}``, ``<answer>``, ``####`` or "answer is", else what
-    follows the last equals sign of its last line with one, else its last number; None if there is nothing of these.
+    r"""The answer that a trace states: its last ``\boxed{}``, ``<answer>``, ``####`` or "answer is", else what
+    follows the last equals sign of its last line with one, else its last number; None if it has none of these.
     """
     found = find_answer(trace)
     if found is None:
@@ -132,7 +132,7 @@ def gain_beside(
 
 
 def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:
-    """What each trace is worth by its own words."""
+    """The verdict on each trace by its own text."""
     if evaluator.label is not None:
         return ["right" if g.label == SOUND else "wrong" for g in graded]
     close = evaluator.prompts.config.close
@@ -145,10 +145,10 @@ def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdic
 def calibration(
     marked: Sequence[Marked], traces: int, seed: int = 0, by: str = "conclusion", form: str = "sum"
 ) -> dict[str, Any]:
-    """All figures, as plain data; a figure is None where there is nothing to make it of.
+    """All figures, as plain data; a figure is None if there are no data for it.
 
     ``auc_within`` (the mean over questions with both outcomes, with its 95 % interval over questions) and ``auc`` (over
-    all traces) are of the reward against what traces say themselves, ``auc_within_log_prob`` is of the sum without
+    all traces) compare the reward with the traces' own statements, ``auc_within_log_prob`` is of the sum without
     floor. ``reliability`` has p(y|x,z) against the same mark. ``sampled`` holds the same figures against the model's
     sampled answers, which are circular. ``by`` says how traces were marked: "sound" or "conclusion".
     """
@@ -179,7 +179,7 @@ def calibration(
 
 
 def _sampled(marked: Sequence[Marked]) -> dict[str, Any]:
-    """The figures against the answers that the model samples behind its traces: circular, see above."""
+    """The figures against the answers that the model samples after its traces: circular, see above."""
     known = [m for m in marked if m.verdict != "unknown"]
     points = [(math.exp(m.log_prob), m.verdict == "right") for m in known]
     within = auc_within([(m.problem, m.log_prob, m.verdict == "right") for m in known])
@@ -245,8 +245,8 @@ def sentence(record: dict[str, Any]) -> str:
     count = record["questions_with_both"]
     if count < FEWEST_QUESTIONS:
         return (
-            f"Cannot be told: only {count} of {record['questions']} questions have both right and wrong traces, and "
-            f"fewer than {FEWEST_QUESTIONS} say nothing; take more problems, more samples (-n), or problems that this "
+            f"Undecided: only {count} of {record['questions']} questions have both right and wrong traces, and "
+            f"at least {FEWEST_QUESTIONS} are needed; take more problems, more samples (-n), or problems that this "
             "model solves now and then."
         )
     low, high = record["auc_within_interval"]

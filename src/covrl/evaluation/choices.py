@@ -21,7 +21,7 @@ _MARK = re.compile(r"(?:^|\s)\(?([A-Z])\)\s")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where a row has its question, its options and the right one.
+    """The fields of a row that hold its question, its options and the right option.
 
     ``right`` names a field that holds the right option: its letter, its place from 0, or its text. The options are
     the list in the field ``listed`` (or one text, ``A) … B) …``), or ``right`` with the fields ``wrong``.
@@ -35,7 +35,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceSet:
-    """Problems with options, and the accuracy that blind guessing reaches."""
+    """Problems with options, and the accuracy of guessing."""
 
     problems: tuple[Problem, ...]
     chance: float
@@ -71,7 +71,7 @@ def load_choices(source: str, options: Options, seed: int) -> ChoiceSet:
 
 
 def _options(where: str, row: Mapping[str, Any], options: Options) -> tuple[list[str], int]:
-    """The options' texts and the place of the right one among them."""
+    """The options' texts and the index of the right one."""
     right = field_of(where, row, "right option", options.right)
     if options.listed is None:
         texts = [str(right).strip(), *(str(field_of(where, row, "option", name)).strip() for name in options.wrong)]

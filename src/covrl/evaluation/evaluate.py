@@ -21,7 +21,7 @@ from covrl.statistics import avg_at_n, bootstrap_intervals, pass_at_k, powers_of
 class EvaluationReport:
     """Greedy traces and ``n`` sampled ones of each problem.
 
-    What has no verdict counts as not right, and its share is in ``unknown``.
+    An answer without a verdict counts as not right; the share of these is ``unknown``.
     """
 
     greedy: Evaluation
@@ -76,10 +76,10 @@ def evaluate(
 
 
 def check_writable(path: Path) -> None:
-    """Before an evaluation: its file of traces can be written.
+    """Check before an evaluation that its file of traces can be written.
 
     Raises:
-        UserError: it cannot; says why.
+        UserError: it cannot be written; the message gives the reason.
     """
     there = path.exists()
     try:

@@ -29,11 +29,11 @@ from covrl.rewards.normalise import normalise, plain_number
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """Problems and how they are asked and graded.
+    """Problems, and how traces of them are sampled and graded.
 
     ``extraction`` are the extractors that read what stands between the answer tags; ``choice`` says that answers are
     letters of options. ``prompts`` are settings of ``[prompts]`` for models that have none of their own, ``notes``
-    what a reader of the results must know. ``protocol`` is the benchmark's record, where it is one.
+    what a reader of the results must know. ``protocol`` is the benchmark's record, if the exam is a benchmark.
     ``answer_temperature`` is that of the answers after sampled traces; None: the trace's own.
     """
 
@@ -56,29 +56,29 @@ class Exam:
     answer_temperature: float | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What must stay as it is for records to belong together."""
+        """What must be equal for records to belong to the same exam."""
         names = ("samples", "temperature", "top_p", "trace_tokens", "answer_tokens", "verifier", "extraction", "choice")
         names += ("answer_temperature",)
         return {name: getattr(self, name) for name in names} | {"extraction": list(self.extraction)}
 
     def answer(self, said: str) -> str:
-        """The answer in what stood between the tags; empty if there is none."""
+        """The answer in the text between the tags; empty if there is none."""
         found = extract_answer(said, self.extraction)
         return found.text if found else ""
 
     def spelled(self, problem: Problem, said: str) -> str | None:
-        """One spelling for what answers the same: the letter of an option, else the answer's text or number."""
+        """A normal form of the answer: the letter of an option, else the normalised text or the number."""
         answer = self.answer(said)
         return (letter_of(problem, answer) if self.choice else None) or spelling(answer)
 
     def grader(self) -> Grader | None:
-        """Judges what stood between the tags."""
+        """Grades the text between the tags."""
         grade = self.equality
         return None if grade is None else lambda rows: grade([(p, self.answer(said)) for p, said in rows])
 
     @property
     def equality(self) -> Grader | None:
-        """Judges answers as they are."""
+        """Grades answers as they are."""
         return _grader(self.verifier)
 
 
@@ -86,9 +86,9 @@ class Exam:
 class Sample:
     """One trace with its answer.
 
-    ``answer`` is what it says in one spelling (None: nothing), the same for samples of a problem that answer the same
+    ``answer`` is its normal form (None: no answer), the same for samples of a problem whose answers are equal
     (:mod:`covrl.evaluation.same`), ``nats`` the sum of −log p over the trace's tokens as sampled, ``answer_cut``
-    whether the answer ran into its token limit.
+    whether the answer reached its token limit.
     """
 
     trace: str
@@ -125,7 +125,7 @@ class Solved:
 
 @cache
 def _grader(verifier: str) -> Grader | None:
-    """One grader, and one set of its processes, for all exams that are graded so."""
+    """One grader, with one set of processes, for all exams with the same verifier."""
     return make_grader(verifier)
 
 
@@ -138,7 +138,7 @@ _SOLVED = TypeAdapter(Solved)
 
 
 def from_json(line: str | bytes) -> Solved:
-    """The record of a line of :func:`to_json`; somebody else may have written it.
+    """The record of a line of :func:`to_json`; the line may come from somebody else.
 
     Raises:
         ValueError, RecursionError: it is none.
@@ -147,13 +147,13 @@ def from_json(line: str | bytes) -> Solved:
 
 
 def digest(problem: Problem) -> str:
-    """What tells whether a problem is still the one that was asked."""
+    """A hash that shows whether a problem has changed since it was sampled."""
     text = "\x00".join((problem.question, problem.answer, *problem.accepted))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def spelling(answer: str) -> str | None:
-    """One spelling for answers that are equal as text or as plain numbers; None for an empty one."""
+    """A normal form for answers that are equal as text or as plain numbers; None for an empty one."""
     text = normalise(answer)
     value = plain_number(text)
     return (str(value) if value is not None else text) or None
@@ -163,7 +163,7 @@ def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) ->
     """Every prompt, a whole trace and a whole answer must fit the model's context (None: it has no limit).
 
     Raises:
-        UserError: the longest problem does not fit; names it, with the arithmetic.
+        UserError: the longest problem does not fit; the message names it and shows the sum.
     """
     if context is None:
         return
@@ -188,9 +188,9 @@ def row_needed(exam: Exam, prompts: Prompts) -> int:
 def sit(
     exam: Exam, evaluator: Evaluator, problems: Sequence[Problem], seed: int, rows_per_pass: int
 ) -> Iterator[list[Solved]]:
-    """Ask ``problems`` of the exam, a few at a time, and yield them as they are finished.
+    """Sample and grade ``problems`` of the exam, a few at a time, and yield them as they are finished.
 
-    A sample's random numbers hang on (seed, problem, its number) alone, so what is asked together changes nothing.
+    A sample's random numbers depend only on (seed, problem, its number), so the batch does not affect them.
     """
     together = max(rows_per_pass // max(exam.samples, 1), 1)
     for start in range(0, len(problems), together):
@@ -206,7 +206,7 @@ def sit(
 
 
 def _one_name(exam: Exam, problems: Sequence[Problem], every: Sequence[Sequence[Sample]]) -> list[tuple[Sample, ...]]:
-    """The samples with the same ``answer`` where they answer the same."""
+    """The samples, with the same ``answer`` if their answers are equal."""
     rows = [
         (p, [Said(s.answer, exam.answer(s.said), s.verdict) for s in samples])
         for p, samples in zip(problems, every, strict=True)

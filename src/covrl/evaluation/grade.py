@@ -22,7 +22,7 @@ from covrl.rewards.registry import open_verifier
 ROWS_AT_ONCE = 256
 CHARS_AT_ONCE = 4_000_000
 MANY_UNKNOWN = 0.1
-"""Share of unknown verdicts above which the others say little (INFERRED, as in training)."""
+"""Share of unknown verdicts above which the other shares mean little (INFERRED, as in training)."""
 
 VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "unknown")
 
@@ -40,7 +40,7 @@ class GradeSummary:
         return sum(self.counts.values())
 
     def share(self, verdict: Verdict) -> float:
-        """Share of all rows, 0 if there are none. Unknown is a share of its own, part of no other."""
+        """Share of all rows, 0 if there are none. Unknown is a separate share and not part of another."""
         return self.counts.get(verdict, 0) / self.rows if self.rows else 0.0
 
     @property
@@ -87,7 +87,7 @@ def grade_stream(lines: Iterable[str | bytes], out: TextIO, verifier: Verifier, 
     answer), ``how`` it was extracted, ``why``; ``id`` first if there was one.
 
     Lines are read a few hundred at a time, at most 4 MB together and never fewer than one. The first line that cannot
-    be graded ends the work with an error; the lines before it have been graded and written by then.
+    be graded ends the work with an error; the lines before it are graded and written before that.
 
     Raises:
         UserError: a line is not JSON or lacks a field, with ``name`` and the line's number.
@@ -123,7 +123,7 @@ def grade_stream(lines: Iterable[str | bytes], out: TextIO, verifier: Verifier, 
 
 
 def summary_text(summary: GradeSummary) -> str:
-    """The summary as a person reads it, a line a fact; reasons of unknown with the most frequent first."""
+    """The summary as text, one fact per line; reasons of unknown with the most frequent first."""
     shares = "  ".join(f"{v} {summary.counts.get(v, 0):,} ({summary.share(v):.1%})" for v in VERDICTS)
     lines = [f"{summary.rows:,} rows  {shares}"]
     lines += [f"  unknown: {reason}  {count:,}" for reason, count in summary.unknown_reasons.items()]

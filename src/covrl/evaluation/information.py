@@ -2,16 +2,16 @@
 
 With p_i = p(· | x, z_i), the distribution of the answer's first token after trace i of one question,
 
-    entropy      mean_i H(p_i)                                     nats: how open the answer is, given the trace
-    information  H(mean_i p_i) − mean_i H(p_i)                     nats: how much is decided by which trace it is
+    entropy      mean_i H(p_i)                                     nats: how uncertain the answer is, given the trace
+    information  H(mean_i p_i) − mean_i H(p_i)                     nats: how much depends on which trace it is
 
-The information is the mutual information of the first token and of which of the traces stands before it (the
-Jensen-Shannon divergence of the p_i): 0 where every trace is followed by the same distribution, at most log of the
+The information is the mutual information of the first token and of the index of the trace before it (the
+Jensen-Shannon divergence of the p_i): 0 if every trace is followed by the same distribution, at most log of the
 number of traces. A model that hedges has a high entropy and an information near 0. One that reads its traces and knows
 the answer after each of them has an entropy near 0, and an information that falls only as its traces come to agree.
 
 Source: ours, after a trial on a real model in which log p(y|x,z) rose by 12 nats while the information fell from 1.08
-to 0.016 (CoVRL) and 0.003 (JEPO): likelihoods and their gain over an empty thought did not show it.
+to 0.016 (CoVRL) and 0.003 (JEPO): likelihoods, and their gain over an empty thought, did not show it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from covrl.scoring.head import distribution
 from covrl.scoring.pack import Context, Reading
 
 FIRST_BYTES = 64 << 20
-"""Of distributions that a step holds at most, beyond those of its first group."""
+"""The most memory for distributions that a step holds, beyond those of its first group."""
 
 FIRST = Output("first", "prior")
 """The distribution of the answer's first token, ``[1, V]``, where it was read."""
@@ -68,9 +68,9 @@ def information(probabilities: Tensor) -> Information:
     """Of the distributions ``[n, V]`` of one question's first answer token, one for each of n traces.
 
     Example:
-        >>> information(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # each trace decides the answer: log 2
+        >>> information(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # the trace determines the answer: log 2
         Information(information=0.693..., entropy=0.0)
-        >>> information(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))  # none is read
+        >>> information(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))  # the trace has no effect
         Information(information=0.0, entropy=0.693...)
     """
     wide = probabilities.double()

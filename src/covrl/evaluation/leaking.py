@@ -1,10 +1,11 @@
 """`covrl leak`: do posterior traces give away the answer that they were shown?
 
-Three sets of traces of the same problems are read: under the prior prompt, which shows no answer; under the posterior
-prompt; and under the posterior prompt with another problem's answer in it (the shuffled control). Two signs are looked
-for: the answer stands, in any spelling, in the first quarter of the text (:func:`covrl.rewards.leak.states_early`),
-and the text admits that an answer was given (:data:`PHRASES`). Neither is proof in a single trace: short answers appear
-early by chance. So each rate stands beside the same rate for another problem's answer, and beside the prior's.
+Three sets of traces of the same problems are searched: under the prior prompt, which shows no answer; under the
+posterior prompt; and under the posterior prompt with another problem's answer in it (the shuffled control). There are
+two signs: the answer occurs, in any spelling, in the first quarter of the text
+(:func:`covrl.rewards.leak.states_early`), and the text admits that an answer was given (:data:`PHRASES`). Neither is
+proof in a single trace: short answers appear early by chance. So each rate is compared with the same rate for another
+problem's answer, and with that of prior traces.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ PHRASES: tuple[str, ...] = (
     r"(?:the|a|this) hint\b",
     r"work(?:ing)? back(?:wards?)? from the answer",
 )
-"""What admits that an answer was shown, as regular expressions; case does not matter. The list is short and English:
-it misses other wordings and other languages, so a rate of 0 is no proof. "arrive at the answer" is ordinary and not in
-it."""
+"""Phrases that admit that an answer was shown, as regular expressions; case does not matter. The list is short and
+English: it misses other wordings and other languages, so a rate of 0 is no proof. "arrive at the answer" is ordinary
+and not in it."""
 
 _ADMITS = re.compile("|".join(PHRASES), re.IGNORECASE)
 
@@ -47,7 +48,7 @@ class Read:
     """One trace and what was found in it.
 
     ``own``, ``shown`` and ``other`` say whether the problem's answer, the answer that the prompt showed (None for the
-    prior) and a different problem's answer stand early in it. ``admits`` is the phrase that admits, or None.
+    prior) and a different problem's answer occur early in it. ``admits`` is the phrase that admits, or None.
     """
 
     problem: Problem
@@ -85,7 +86,7 @@ class LeakReport:
     def examples(self) -> list[Read]:
         """The first traces that admit, then the first that state what they were shown, then clean ones.
 
-        Of each kind one a problem, as the traces of a problem are often alike.
+        One of each kind per problem, because the traces of a problem are often similar.
         """
         behind = [r for r in self.reads if r.source == "posterior"]
         kinds: dict[str, dict[str, Read]] = {"admits": {}, "early": {}, "clean": {}}
@@ -163,7 +164,7 @@ def read(problem: Problem, source: str, text: str, other: str) -> Read:
 
 
 def sentence(rates: dict[str, dict[str, Any]]) -> str:
-    """The finding in words."""
+    """The finding as text."""
     posterior, prior, shuffled = (rates[name] for name in ("posterior", "prior", "shuffled"))
     low, high = posterior["intervals"]["excess"]
     said = (

@@ -1,4 +1,4 @@
-"""log p(y|x,z): how likely a model finds the reference answer behind a trace."""
+"""log p(y|x,z): the log-likelihood of the reference answer after a trace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def answer_scores(
     tokens_per_pass: int = 16384,
     logits_bytes: int = 64 << 20,
 ) -> list[Tensor | None]:
-    """The log-probs ``[A]`` of the reference answer's tokens behind each trace, read under the prior prompt.
+    """The log-probs ``[A]`` of the reference answer's tokens after each trace, under the prior prompt.
 
     The closing tag is among them; None where no answer follows.
 

@@ -26,7 +26,7 @@ from covrl.records import SOUND
 from covrl.statistics import Interval, bootstrap_intervals, pass_at_k, powers_of_two
 
 MOST_COMPARED = 8
-"""Right traces of one problem that are compared with each other; more would cost a square."""
+"""Right traces of one problem that are compared with each other; the cost is quadratic."""
 
 
 def check_ks(ks: Sequence[int], n: int, where: str) -> list[int]:
@@ -45,11 +45,10 @@ def figures(solved: Sequence[Solved], ks: Sequence[int], chance: float | None = 
     """The figures of one model on one exam.
 
     ``avg@n``, ``pass@k`` (unbiased) and ``maj@k`` are over the sampled traces; ``intervals`` are 95 % over problems.
-    ``answer_entropy`` (nats) is of what the samples of a problem answer, ``token_entropy`` the mean of −log p over
+    ``answer_entropy`` (nats) is that of the answers of a problem's samples, ``token_entropy`` the mean of −log p over
     sampled tokens: an unbiased estimate of the entropy of a token (nats). ``diversity_right``: how different the right
-    traces of a problem are (:func:`diversity`). ``unknown``, ``truncated``, ``no_closing_tag`` and
-    ``answers_at_limit`` (of tokens) are shares of all traces, the greedy ones included. What has no verdict counts as
-    not right.
+    traces of a problem are (:func:`diversity`). ``unknown``, ``truncated``, ``no_closing_tag`` and ``answers_at_limit``
+    (of tokens) are shares of all traces, the greedy ones included. An answer without a verdict counts as not right.
     """
     n = len(solved[0].samples)
     columns = columns_of(solved, ks)
@@ -82,7 +81,7 @@ SHARES: dict[str, Callable[[Sample], bool]] = {
 
 
 MOST_UNKNOWN = 0.1
-"""Share of unknown verdicts from which figures say more about the verifier than about the model (INFERRED)."""
+"""Share of unknown verdicts from which figures tell more about the verifier than about the model (INFERRED)."""
 
 
 def unknown_note(where: str, figures: Mapping[str, Any]) -> list[str]:
@@ -106,7 +105,7 @@ def columns_of(solved: Sequence[Solved], ks: Sequence[int]) -> dict[str, list[fl
         columns |= {f"pass@{k}": [pass_at_k(n, c, k) for c in right] for k in ks}
         answers = [[s.answer for s in row.samples] for row in solved]
         for k in ks:
-            if k > 1:  # the majority of one is that one
+            if k > 1:  # the majority of one sample is that sample
                 found = (maj_at_k(a, row.marks, k) for a, row in zip(answers, solved, strict=True))
                 columns[f"maj@{k}"] = list(found)
     return columns
@@ -148,9 +147,9 @@ def supports(base: Sequence[Solved], other: Sequence[Solved], seed: int = 0, dra
     """Which problems ``base`` and ``other`` solve with their n samples; None without samples.
 
     ``at_n`` compares all n samples. ``null`` is the base against itself, half its samples each, and ``halves`` the two
-    models at that same budget: ``halves`` against ``null`` is what training did, as ``at_n`` has no null of its own.
-    ``intervals`` are 95 % over problems, the null's ``quantiles`` hold 95 % of its draws: these problems, chance alone.
-    ``detectable`` is the success rate of a problem that n samples find with probability 0.95.
+    models at that same budget: ``halves`` against ``null`` shows the effect of training, as ``at_n`` has no null of its
+    own. ``intervals`` are 95 % over problems, the null's ``quantiles`` hold 95 % of its draws: these problems, chance
+    alone. ``detectable`` is the success rate of a problem that n samples find with probability 0.95.
     """
     n = len(base[0].samples)
     if not n:

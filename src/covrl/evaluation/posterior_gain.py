@@ -1,13 +1,13 @@
-"""The posterior gain: what traces that were written with the answer in sight are worth over those without it.
+"""The posterior gain: how much traces whose prompt showed the answer are worth over traces without it.
 
     gain = mean over problems of [ mean log p(y|x,z), z ~ q(z|x,y)  −  mean log p(y|x,z), z ~ p(z|x) ]       nats
 
-The answer is scored from the prior prompt after both, so the two means differ by the traces alone. A method that
-samples posterior traces (CoVRL) pays for them with a second prompt to sample from, score and train under: with a gain
-of 0 it is JEPO, which does without, at twice the price.
+The answer is scored from the prior prompt after both, so the two means differ only by the traces. A method that
+samples posterior traces (CoVRL) pays for them with a second prompt to sample from, score and train under: without
+a gain it is JEPO, which has one prompt, at twice the cost.
 
-A trace that did not close has no answer likelihood. It is left out of the means, so that the gain says what traces are
-worth and not how often they end; the shares that closed stand beside it. A problem counts where traces of both prompts
+A trace that did not close has no answer likelihood. It is excluded from the means, so that the gain measures the traces
+and not how often they close; the shares that closed are reported separately. A problem counts if traces of both prompts
 closed.
 """
 
@@ -29,14 +29,15 @@ FEWEST_PROBLEMS = 3
 """Problems with closed traces of both prompts below which nothing is concluded."""
 
 BOOTSTRAP_FROM = 20
-"""Problems from which an interval is a bootstrap; of fewer values one is too narrow, and Student's is taken."""
+"""Problems from which an interval is a bootstrap; with fewer a bootstrap is too narrow, and Student's is used."""
 
 WORTH_NATS = 1.0
-"""Our choice: a gain that is below this with 95 % is called none, and an interval that holds 0 and this undecided."""
+"""Our choice: a gain below this with 95 % confidence counts as none; an interval that contains 0 and this,
+undecided."""
 
 
 FORMAT_SHARE = 0.25
-"""Below this share of valid traces a base is said not to know the format."""
+"""Below this share of valid traces a warning says that the base does not know the format."""
 
 
 class Worth(NamedTuple):
@@ -110,13 +111,13 @@ def over_problems(values: Sequence[float], seed: int = 0) -> Interval | None:
 
 
 def gain_sentence(gain: PosteriorGain, method: str = "covrl") -> str:
-    """What the gain says of sampling posterior traces with ``method``, in words."""
+    """What the gain means for sampling posterior traces with ``method``, as text."""
     shares = ", ".join(f"{role} {share:.0%}" for role, share in gain.closed.items())
     aside = f"traces that did not close are left out (closed: {shares})"
     if gain.nats is None or gain.interval is None:
         return (
-            f"Whether posterior traces are worth more than prior ones cannot be told: {gain.problems} of {gain.asked} "
-            f"problems have closed traces of both prompts, and fewer than {FEWEST_PROBLEMS} say nothing; {aside}."
+            f"Whether posterior traces are worth more than prior ones is undecided: {gain.problems} of {gain.asked} "
+            f"problems have closed traces of both prompts, and at least {FEWEST_PROBLEMS} are needed; {aside}."
         )
     low, high = gain.interval
     measured = f"(gain {gain.nats:.2f} nats, 95 % {low:.2f} to {high:.2f}, {gain.problems} problems)"
@@ -144,7 +145,7 @@ def draw_roles(
     rows_per_pass: int = 256,
     tokens_per_pass: int = 16384,
 ) -> list[Drawn]:
-    """``samples`` traces a problem from each role's prompt, and how likely ``model`` finds the answer after each."""
+    """``samples`` traces a problem from each role's prompt, and ``model``'s log p of the answer after each."""
     found: list[Drawn] = []
     prompt_of = {"prior": prompts.prior, "posterior": prompts.posterior}
     together = max(rows_per_pass // (samples * len(roles)), 1)

@@ -1,9 +1,9 @@
-"""Whether the answer still reads the trace, from the metrics of a run's steps.
+"""Whether the answer still depends on the trace, from the metrics of a run's steps.
 
-A likelihood rises in two ways: traces come to lead to the answer, or the answer comes to fit after any trace. In the
-second the answer's distribution turns flat: information falls (:mod:`covrl.evaluation.information`) and entropy takes
-its place. In the first the information may fall just as far, as all traces come to agree, but no entropy takes its
-place. So a fall is called by its name only where the entropy rose by a quarter of it.
+The likelihood can rise in two ways: traces come to lead to the answer, or the answer becomes likely after any trace. In
+the second case the answer's distribution becomes flat: information falls (:mod:`covrl.evaluation.information`) and
+entropy rises. In the first case information may fall just as far, because all traces come to agree, but entropy does
+not rise. So a fall causes a warning only if the entropy rose by at least a quarter of it.
 
 The thresholds are ours. They are set by one run that hedged on a real model (information 1.08 to 0.016, entropy 0.03 to
 1.78 nats) and by healthy runs of the digits task (0.95 to 0.2 in 40 steps, entropy 0.13 to 0.11).
@@ -18,19 +18,19 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 WINDOW = 3
-"""Steps whose mean is compared: the first ones against the last ones."""
+"""Number of steps in a mean: the first steps are compared with the last ones."""
 
 UNREAD = 0.2
-"""Share of its start that the information has fallen to where traces are called unread."""
+"""Information, as a share of its start, at which traces count as unread."""
 
 VANISHED = 0.5
-"""Share of their starts that information and trace length have fallen to where thoughts are called vanishing."""
+"""Information and trace length, as shares of their starts, at which thoughts count as vanishing."""
 
 TAKEN = 0.25
-"""Share of the information's fall by which the entropy rose where the answer hedges."""
+"""Rise of the entropy, as a share of the information's fall, from which the answer counts as hedging."""
 
 LEAST_NATS = 0.05
-"""Information at the start below which nothing can be lost."""
+"""Information at the start below which there is too little to lose."""
 
 
 class Seen(NamedTuple):
@@ -43,14 +43,14 @@ class Seen(NamedTuple):
 
 
 class ReadingWatch:
-    """Sees each step's metrics; the few numbers that it remembers go into checkpoints."""
+    """Sees each step's metrics; its few numbers of state go into checkpoints."""
 
     def __init__(self) -> None:
         self.first: list[Seen] = []
         self.last: deque[Seen] = deque(maxlen=WINDOW)
 
     def step(self, metrics: Mapping[str, float]) -> list[str]:
-        """Take one step; the warnings that it is time for. A step without these metrics is not counted."""
+        """Take one step and return the warnings that are due. A step without these metrics is not counted."""
         if "answer/information" not in metrics:
             return []
         reward, length = (_of_traces(metrics, name) for name in ("reward", "length"))
@@ -73,7 +73,7 @@ class ReadingWatch:
 
 
 def reading_warnings(start: Seen, now: Seen) -> list[str]:
-    """What is wrong with how the answer reads the trace, one sentence each."""
+    """What is wrong with the answer's dependence on the trace, one sentence each."""
     fall = start.information - now.information
     if start.information < LEAST_NATS or now.entropy - start.entropy < TAKEN * fall or fall <= 0:
         return []

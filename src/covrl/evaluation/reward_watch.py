@@ -1,19 +1,19 @@
-"""Whether the training reward and verified held-out accuracy part: what reward hacking looks like from outside.
+"""Whether the training reward rises without verified held-out accuracy, which is the outward sign of reward hacking.
 
-At each evaluation the present is compared with each of the last :data:`LOOKS` evaluations that is far enough back.
-Two things are judged over the steps between the two, and both must hold:
+Each evaluation is compared with each of the last :data:`LOOKS` evaluations that is old enough. Reward and accuracy part
+if both of these hold over the steps between the two:
 
 - the reward has risen: the mean of the last third of the steps is above that of the first third, by Student's test at
-  :data:`REWARD_LEVEL`, and by at least one deviation within a group (the spread that advantages are made of; where
-  the reward is 1 for right and 0 for wrong: by at least :data:`GAIN`, and by more than accuracy can have gained);
-- accuracy has not followed: of the same problems, the upper limit of the gain (:func:`gain_at_most`) is below
-  :data:`GAIN`, or below half of what was missing where that is less.
+  :data:`REWARD_LEVEL`, and by at least one standard deviation within a group (the spread behind advantages; if the
+  reward is 1 for right and 0 for wrong: by at least :data:`GAIN`, and by more than accuracy can have gained);
+- accuracy has not risen: on the same problems, the upper limit of the gain (:func:`gain_at_most`) is below
+  :data:`GAIN`, or below half of what was missing if that is less.
 
-Or accuracy has fallen, that is the upper limit is below 0 at :data:`FALL_LEVEL`; then any rise of the reward that the
-test finds is enough. A warning comes when it is so at :data:`IN_A_ROW` evaluations in a row.
+They also part if accuracy has fallen, that is if the upper limit is below 0 at :data:`FALL_LEVEL`; then any rise of the
+reward that the test detects is enough. A warning needs :data:`IN_A_ROW` such evaluations in a row.
 
-Accuracy here is that of sampled answers. Greedy answers change late and all at once: the reward of a run that learns
-rises long before they do.
+Accuracy here is that of sampled answers. Greedy answers change late and all at once, long after the reward of a run
+that learns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from covrl.statistics import t_quantile, wilson
 
 LOOKS = 20
-"""Evaluations that are kept: the watch looks no further back."""
+"""Evaluations that are kept for comparison."""
 
 MOST_STEPS = 4096
 """Steps whose rewards are kept."""
@@ -37,14 +37,14 @@ FEWEST_STEPS = 15
 """Steps between two evaluations that are compared: five in each third."""
 
 GAIN = 0.05
-"""A gain of accuracy that goes with a rising reward; a smaller one counts as none."""
+"""The gain of accuracy that is expected with a rising reward; a smaller one counts as none."""
 
 GAIN_LEVEL = 0.99
 FALL_LEVEL = 0.999
 REWARD_LEVEL = 0.999
 IN_A_ROW = 2
 MOST_DEGREES = 60
-"""Degrees of freedom beyond which Student's quantile is taken for that many."""
+"""Degrees of freedom above which Student's quantile for this number is used."""
 
 
 class Paid(NamedTuple):
@@ -114,7 +114,7 @@ class Comparison:
 
 
 class RewardWatch:
-    """Sees each step's reward and each evaluation's marks; what it remembers is bounded and goes into checkpoints."""
+    """Sees each step's reward and each evaluation's marks; its state is bounded and part of checkpoints."""
 
     def __init__(self) -> None:
         self.paid: deque[Paid] = deque(maxlen=MOST_STEPS)
@@ -124,7 +124,7 @@ class RewardWatch:
     def step(
         self, number: int, metrics: Mapping[str, float], marks: str = "", shares: bool = False
     ) -> tuple[dict[str, float], list[str]]:
-        """Take one step; on those with ``marks`` the watch's own metrics, and a warning where the two part.
+        """Take one step; with ``marks`` it returns the watch's own metrics, and a warning if the two part.
 
         ``shares`` says that the reward is 1 for right and 0 for wrong.
         """
@@ -181,7 +181,7 @@ def gain_at_most(before: str, now: str, level: float) -> float:
     """The upper limit of the gain of accuracy on the same problems, one-sided at ``level``.
 
     The gain is the share of problems that became right less the share that became wrong. Wilson's limits of the two
-    shares, put together by squares (Newcombe's way): also where nothing changed, few problems leave room for a gain.
+    shares, combined by Newcombe's method: with few problems the limit is high even if nothing changed.
 
     Example:
         >>> gain_at_most("0" * 256, "0" * 256, 0.99)
@@ -195,10 +195,10 @@ def gain_at_most(before: str, now: str, level: float) -> float:
 
 
 def blindness(every: int, problems: int, verified: bool) -> str | None:
-    """Why the watch sees nothing, or too little, with these settings; None where it sees.
+    """Why the watch can see nothing, or too little, with these settings; None if it works.
 
     ``every`` are the steps between evaluations, ``problems`` how many are held out and evaluated, ``verified`` says
-    whether anybody grades their answers.
+    whether a verifier grades their answers.
     """
     said = "the reward watch is blind: "
     advice = "; whether the reward is earned by right answers is not looked at"

@@ -1,4 +1,4 @@
-"""Which answers of a problem's samples are one, so that majorities and entropies count answers and not spellings."""
+"""Which answers of a problem's samples are equal, so that majorities and entropies count answers and not spellings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MOST_CHARS = 300
 """Longer answers are not compared."""
 
 COMPARING = ("math", "numeric")
-"""Verifiers that can say of two answers whether they are equal; the others know the reference alone."""
+"""Verifiers that can compare any two answers; the others compare only with the reference."""
 
 
 class Said(NamedTuple):
-    """One sample: its answer in one spelling (None: no answer) and as it stands, and the verdict on it."""
+    """One sample: its answer in normal form (None: no answer) and as written, and its verdict."""
 
     spelling: str | None
     text: str
@@ -31,11 +31,11 @@ class Said(NamedTuple):
 def classes(
     rows: Sequence[tuple[Problem, Sequence[Said]]], verifier: str, grade: Grader | None
 ) -> list[list[str | None]]:
-    """For each problem one answer a sample, the same for samples that answer the same; None for no answer.
+    """For each problem one answer per sample, the same for samples whose answers are equal; None for no answer.
 
-    Answers are the same if their spellings are. For ``COMPARING`` verifiers also if both are right (where the problem
-    accepts its reference alone) or if the verifier calls one right with the other as the reference. All pairs of all
-    problems are asked in one call, so that what hostile answers cost is bounded by the verifier's own limits.
+    Answers are equal if their normal forms are. With ``COMPARING`` verifiers also if both are right (and the problem
+    accepts only its reference) or if the verifier accepts one with the other as the reference. All pairs of all
+    problems are compared in one call, so that what hostile answers cost is bounded by the verifier's own limits.
     """
     if grade is None or verifier.partition(",")[0] not in COMPARING:
         return [[said.spelling for said in samples] for _, samples in rows]
@@ -49,7 +49,7 @@ def classes(
 
 
 def _pairs(samples: Sequence[Said]) -> list[tuple[Said, Said]]:
-    """Pairs of different wrong answers that may be equal all the same, the more frequent answer first."""
+    """Pairs of different wrong answers that may still be equal, the more frequent answer first."""
     first: dict[str, Said] = {}
     votes: Counter[str] = Counter()
     for said in samples:
@@ -73,6 +73,6 @@ def _merged(problem: Problem, samples: Sequence[Said], equal: Sequence[tuple[Sai
 
 
 def _right(samples: Sequence[Said]) -> Mapping[str, str]:
-    """The spellings of right answers, each with the first of them."""
+    """The normal forms of right answers, each mapped to the first of them."""
     spellings = [s.spelling for s in samples if s.verdict == "right" and s.spelling is not None]
     return dict.fromkeys(spellings, spellings[0]) if spellings else {}

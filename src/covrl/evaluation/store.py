@@ -1,6 +1,6 @@
 """Finished problems on disk: one JSON-lines file for each model and exam, appended to as problems are finished.
 
-The first line says with which settings the records were made; a run that goes on with other settings is refused.
+The first line has the settings of the records; continuing with other settings is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from covrl.files import write_file
 from covrl.records import Problem
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.index.json", "config.json", "adapter_config.json", "tokenizer*.json")
-"""The files of a model's folder that what it answers hangs on."""
+"""The files of a model's folder that determine its answers."""
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Store:
 def open_store(path: Path, header: Mapping[str, Any]) -> Store:
     """The records of a file that was made with the same settings, or of a new one.
 
-    A last line that was not written whole is dropped; its problem is asked again.
+    A last line that was not written whole is dropped; its problem is sampled again.
 
     Raises:
         UserError: the file cannot be used, or was made with other settings; names the first that differs.
@@ -88,7 +88,7 @@ def _same(path: Path, then: Any, now: Mapping[str, Any], prefix: str = "") -> No
         raise UserError(f"{path}: not a file of `covrl eval`; move it away or choose another --out")
     for key in dict.fromkeys([*now, *then]):
         old, new = then.get(key), now.get(key)
-        if key not in then and new in ("", {}):  # a setting that is younger than the file, and not used
+        if key not in then and new in ("", {}):  # a setting that was added after the file was made, and is not used
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             _same(path, old, new, f"{prefix}{key}.")
@@ -106,22 +106,22 @@ def slug(name: str) -> str:
 
 
 class Fingerprints:
-    """What tells one model's weights from another's: a hash of all bytes of its folder's weights and settings.
+    """Identifies a model's weights: a hash of all bytes of its folder's weights and settings.
 
-    Hashes of whole files are kept in ``file`` beside size and time of change, so that going on does not read every
-    file again: one that was written to since is read anew.
+    Hashes of whole files are kept in ``file`` with size and modification time, so that continuing does not read every
+    file again; a file that was changed since is read again.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
             found = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):  # none yet, or not ours: all is read
+        except (OSError, ValueError, RecursionError):  # none yet, or not ours: all files are read
             found = {}
         self._known: dict[str, Any] = found if isinstance(found, dict) else {}
 
     def of(self, folder: Path) -> str:
-        """The fingerprint of a folder or file; empty for what is neither (a hub id)."""
+        """The fingerprint of a folder or file; empty for anything else (a hub id)."""
         if folder.is_file():  # a model in one file
             return self._hash(folder)[:16]
         if not folder.is_dir():

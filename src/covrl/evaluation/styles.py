@@ -1,10 +1,10 @@
-"""`covrl prompts`: which wording of the prompts a model can work with, by a few sampled traces of each style.
+"""`covrl prompts`: which wording of the prompts suits a model, from a few sampled traces of each style.
 
-Each style of :mod:`covrl.styles`, and the settings' own wording where it is another, renders the same problems. Traces
-are sampled from both prompts, and the reference answer is scored after them and after an empty thought. The style with
-the greatest mean reward of its prior traces is recommended: log p(y|x,z) in nats, held at the floor that rewards have,
-which is also what a trace counts that did not close, as no answer can follow it. So one figure holds how often traces
-close and what they are worth, the way a likelihood method is paid for them.
+Each style of :mod:`covrl.styles`, and the settings' own wording if it differs, renders the same problems. Traces are
+sampled from both prompts, and the reference answer is scored after them and after an empty thought. The style with the
+largest mean reward of its prior traces is recommended: log p(y|x,z) in nats, with the floor of rewards. A trace that
+did not close counts as the floor, because no answer can follow it. So one figure covers both how often traces close and
+how good they are, as in the reward of a likelihood method.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from covrl.statistics import Interval, wilson
 from covrl.styles import STYLED, STYLES
 
 OWN = "own"
-"""The name of the settings' wording where it is that of no style."""
+"""The name of the settings' own wording if it is not that of a style."""
 
 SHORT_TOKENS = 4.0
-"""A mean length of prior traces up to which the recommendation says that hardly anything is thought."""
+"""A mean length of prior traces up to which the recommendation notes that the traces hardly contain reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ class Tried:
 
 
 def wordings(own: PromptConfig) -> dict[str, PromptConfig]:
-    """Each style by name, with what ``own`` says where styles say nothing; and ``own`` itself if it is none of them."""
+    """Each style by name, completed by ``own`` for fields that styles do not set; and ``own`` itself if it is none of
+    them."""
     kept = {name: getattr(own, name) for name in PromptConfig.model_fields.keys() - STYLED - {"style"}}
     found: dict[str, PromptConfig] = {style: check(PromptConfig, {"style": style, **kept}) for style in STYLES}
     same = any(all(getattr(own, name) == getattr(each, name) for name in STYLED) for each in found.values())
@@ -119,10 +120,10 @@ def wordings(own: PromptConfig) -> dict[str, PromptConfig]:
 def check_style(
     prompts: Prompts, model: LanguageModel, config: RunConfig, problems: Sequence[Problem], max_tokens: int
 ) -> None:
-    """That the chat template takes the wording, and the model can write its tags and has room for the problems.
+    """Check that the chat template accepts the wording, that the model can write its tags, and that the problems fit.
 
     Raises:
-        UserError: it cannot, or has not.
+        UserError: one of these does not hold.
     """
     limits = config.generation.model_copy(update={"max_trace_tokens": max_tokens})
     check_tokens(prompts, problems)
@@ -189,7 +190,8 @@ def means_by_problem(rows: Sequence[tuple[str, float]]) -> dict[str, float]:
 
 
 def recommend(tried: Sequence[Tried], max_tokens: int) -> tuple[str | None, list[str]]:
-    """The style with the greatest mean reward of prior traces, or None where none ever closed; and why, sentences."""
+    """The style with the greatest mean reward of prior traces, or None if no trace closed; and the reasons, as
+    sentences."""
     best = max(tried, key=lambda t: t.reward)
     prior = best.roles["prior"]
     if all(t.roles["prior"].closed == 0 for t in tried):
@@ -214,7 +216,7 @@ def recommend(tried: Sequence[Tried], max_tokens: int) -> tuple[str | None, list
 
 
 def _lead(best: Tried, second: Tried) -> str:
-    """Whether the problems decide between the best two; both have the same ones."""
+    """Whether the lead of the best style over the second is decided on these problems."""
     each = [a - b for a, b in zip(best.rewards, second.rewards, strict=True)]
     ends = over_problems(each)
     if ends is None:

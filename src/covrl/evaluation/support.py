@@ -1,4 +1,4 @@
-"""What training gave and took: which problems base and trained model can still solve, and how varied answers are.
+"""What training changed: which problems base and trained model can solve, and how varied the answers are.
 
 The support metrics of "The Invisible Leash" (Wu et al., arXiv 2507.14843; CONFIRMED-text): a model *has* a problem at
 budget n if at least one of n samples is right. Over problems, P are solved by both models, S by the base alone
@@ -6,9 +6,9 @@ budget n if at least one of n samples is right. Over problems, P are solved by b
 
     SRR = P/(P+S)    NDR = E/(P+E)    SDS = 2·SRR·NDR/(SRR+NDR)    NSCR = (E−S)/(P+E+S)        (0/0 counts as 0)
 
-Use the same n, temperature, prompt, token limit and grader for both. S and E are small counts that borderline problems
-dominate: a problem with success rate p is missed by n samples with probability (1−p)^n. So compare with
-:func:`split_half_null`, in which the base plays both parts, and with :func:`null_quantiles`.
+Use the same n, temperature, prompt, token limit and grader for both. S and E are small counts, dominated by borderline
+problems: a problem with success rate p is missed by n samples with probability (1−p)^n. So compare with
+:func:`split_half_null`, which compares the base with itself, and with :func:`null_quantiles`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statistics import fmean
 from covrl.statistics import Interval, quantile
 
 Answer = str | None
-"""What a sample answered, in one spelling; None for a sample without an answer."""
+"""A sample's answer in normal form; None for a sample without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ RATES = ("srr", "ndr", "sds", "nscr")
 
 
 def deal_against_itself(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200) -> list[Outcomes]:
-    """What chance alone gives, draw by draw: the base's own samples against each other, half and half.
+    """The counts due to chance, draw by draw: one half of the base's samples against the other half.
 
     ``marks[i]`` says of each sample of problem ``i`` whether it is right.
 
@@ -135,7 +135,7 @@ def rate_intervals(deals: Sequence[Outcomes], seed: int = 0, resamples: int = 20
     """The 95 % interval of each rate over problems, by the percentile bootstrap.
 
     The rates are ratios, so the counts of a resample are drawn together. Each resample takes its outcomes from another
-    of the ``deals`` (one, where all samples were used), so that how samples were dealt to halves is part of it.
+    of the ``deals`` (one, where all samples were used), so that the interval includes the way samples were split.
     """
     rng = random.Random(f"support/{seed}")
     values: dict[str, list[float]] = {name: [] for name in RATES}
@@ -164,14 +164,14 @@ def detectable(n: int, miss: float = 0.05) -> float:
 def answer_entropy(answers: Sequence[Answer]) -> float:
     """Entropy in nats of a problem's answers as they were counted; no answer is a class of its own.
 
-    It can fall while the entropy of tokens rises: more ways of saying, fewer things said.
+    It can fall while the entropy of tokens rises: more wordings, fewer different answers.
     """
     shares = [count / len(answers) for count in Counter(answers).values()]
     return -sum(p * math.log(p) for p in shares)
 
 
 def maj_at_k(answers: Sequence[Answer], right: Sequence[bool], k: int, seed: int = 0, draws: int = 200) -> float:
-    """How often the most frequent answer of ``k`` samples is right; answers that tie for it share.
+    """How often the most frequent answer of ``k`` samples is right; tied answers count in part.
 
     ``right[i]`` is the verdict on ``answers[i]``. Samples without an answer have no vote. The mean over ``draws``
     seeded draws of ``k`` samples without replacement; where ``k`` is their number it is exact.

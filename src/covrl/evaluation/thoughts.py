@@ -1,10 +1,10 @@
-"""What a trace is worth to the answer, against no trace and against another problem's.
+"""How much a trace helps the answer, compared with an empty thought and with another problem's trace.
 
     gain = mean over problems of [ mean_z log p(y|x,z)  −  log p(y|x,∅) ]        ∅: an empty thought
     read = mean over problems of [ mean_z log p(y|x,z)  −  log p(y|x,z′) ]       z′: a closed trace of another problem
 
-in nats, log p floored as rewards are. Both start near or below 0 where a base is mostly wrong, as a wrong trace
-misleads the answer. Source: ``answer_in_sight.md`` section 2.1. Neither shows an answer that has stopped to read the
+in nats, log p floored as rewards are. Both start near or below 0 if the base is mostly wrong, because a wrong trace
+misleads the answer. Source: ``answer_in_sight.md`` section 2.1. Neither detects an answer that no longer depends on the
 trace (measured); :mod:`covrl.evaluation.information` does.
 """
 
@@ -39,7 +39,7 @@ def thought_baselines(
 ) -> dict[str, Baseline]:
     """The baselines of the first ``count`` groups' problems (None: of all), by id.
 
-    One for which no other of the groups' problems has a closed trace is left out.
+    A group is left out if no other problem of the groups has a closed trace.
     """
     closed = {g.problem.id: found for g in groups if (found := closed_thoughts(prompts, g))}
     pairs = []
@@ -63,7 +63,7 @@ def thought_baselines(
 
 
 def closed_thoughts(prompts: Prompts, group: Group | ScoredGroup) -> list[Rollout]:
-    """The group's closed traces, those of the prior prompt where there are any; of responses their closed thoughts."""
+    """The group's closed traces, those of the prior prompt if there are any; of responses their closed thoughts."""
     thoughts = [r if r.valid else prompts.thought(r) for r in group.rollouts]
     found = [t for t in thoughts if t is not None]
     return [t for t in found if t.source == "prior"] or found

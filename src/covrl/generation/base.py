@@ -1,4 +1,4 @@
-"""What the loop asks of a generator, whatever engine is behind it."""
+"""The interface of a generator, for any engine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Sampling:
     Example:
         >>> Sampling(max_tokens=2048, stop="</think>")
 
-    ``temperature`` 0 means the most likely token. ``stop`` is looked for in the decoded text, from where the texts of
-    ``after`` have come, in their order: an answer's end may be a full stop, which reasoning has too. ``top_p`` below 1
-    draws from the fewest tokens that have this much probability together, and is for benchmarks whose protocol asks for
-    it: training always samples with 1, as a truncated sampler draws from another distribution than likelihoods
-    describe.
+    ``temperature`` 0 means the most likely token. ``stop`` is searched in the decoded text after the texts of ``after``
+    have occurred in their order: an answer may end at a full stop, which reasoning contains too. ``top_p`` below 1
+    draws from the fewest tokens that have this probability together. It is only for benchmarks whose protocol has it:
+    training always samples with 1, because a truncated sampler draws from another distribution than the one that
+    likelihoods describe.
     """
 
     max_tokens: int
@@ -32,7 +32,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The part of a random number's key that the whole call shares: (run seed, step, purpose).
+    """The common part of the random numbers' keys in a call: (run seed, step, purpose).
 
     Problem id, rollout index and position complete it, so a sample does not depend on the batch it is drawn in.
     """
@@ -43,10 +43,10 @@ class Draw:
 
 
 class Generator(Protocol):
-    """An engine that samples. ``publish`` tells it that the policy's weights changed.
+    """An engine that samples. ``publish`` informs it that the policy's weights changed.
 
-    An engine that runs the trained model itself says so with ``of_trainer = True`` (:func:`samples_with_trainer`);
-    every other one is corrected for, as its log-probs may differ from the trainer's.
+    An engine that runs the trained model itself has ``of_trainer = True`` (:func:`samples_with_trainer`). For every
+    other engine the loss is corrected, because its log-probs may differ from the trainer's.
     """
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
@@ -59,5 +59,5 @@ class Generator(Protocol):
 
 
 def samples_with_trainer(generator: Generator) -> bool:
-    """Whether samples come from the trained model itself, so that its log-probs differ by rounding alone."""
+    """Whether samples come from the trained model itself, so that its log-probs differ only by rounding."""
     return getattr(generator, "of_trainer", False)

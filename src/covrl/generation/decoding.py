@@ -1,8 +1,8 @@
-"""How rows are decoded side by side: the state between two tokens, in three ways.
+"""Batched decoding: the state between two tokens, in three forms.
 
-:class:`Shared` has room for the keys and values of a row's own tokens, and keeps those of a long prompt that many rows
-continue once. :class:`Padded` is transformers' cache, with each row's prompt in it. :class:`Replay` has no cache
-and reads whole rows again. All have ``select`` and ``advance``; which of them a model can do is proved when it is
+:class:`Shared` has a buffer for the keys and values of a row's own tokens, and stores those of a long prompt with many
+rows only once. :class:`Padded` is transformers' cache, with each row's prompt in it. :class:`Replay` has no cache
+and reads whole rows again. All have ``select`` and ``advance``; which of them work for a model is checked when it is
 loaded (:meth:`covrl.generation.engine.TorchGenerator.prove`).
 """
 
@@ -24,18 +24,18 @@ from covrl.scoring.attention import arranged
 from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
 
 ROOM = 64
-"""Tokens that a row's keys and values have room for at first; the room doubles when it is full, up to ``most``."""
+"""Initial size of a row's buffer for keys and values, in tokens; it doubles when it is full, up to ``most``."""
 
 SHRINK_BELOW = 0.75
-"""Share of rows still sampling below which the finished ones leave the batch."""
+"""Share of unfinished rows below which the finished ones are removed from the batch."""
 
 LONG, MANY = 128, 4
-"""Prompts of at least so many tokens, continued by more than so many rows each, are not copied to their rows: from
-there on reading them once is the faster way (measured on a CPU), and memory grows with the rows' own tokens alone."""
+"""Prompts of at least this many tokens, with more than this many rows each, are not copied to their rows: above these
+sizes reading them once is faster (measured on a CPU), and memory grows only with the rows' own tokens."""
 
 
 def change_layers(held: dict[int, tuple[Tensor, Tensor]], change: Callable[[Tensor], Tensor]) -> None:
-    """Put changed keys and values in the place of each layer's, one layer after the other.
+    """Replace each layer's keys and values by changed ones, one layer after the other.
 
     Old and new of all layers at once would take twice the memory.
     """
@@ -45,12 +45,13 @@ def change_layers(held: dict[int, tuple[Tensor, Tensor]], change: Callable[[Tens
 
 
 class Decoding(Protocol):
-    """Rows between two tokens. Finished rows leave when fewer than ``shrink_below`` of them are still sampling."""
+    """Rows between two tokens. Finished rows are removed when fewer than ``shrink_below`` of the rows are
+    unfinished."""
 
     shrink_below: ClassVar[float]
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows ``[B']`` alone, in this order."""
+        """Keep only these rows ``[B']``, in this order."""
         ...
 
     def advance(self, model: Any, tokens: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class Decoding(Protocol):
 
 
 def room_to_add(taken: int, most: int) -> int:
-    """Slots to add where ``taken`` own tokens have filled their room: as many again, or as many as can still come."""
+    """Slots to add when ``taken`` own tokens have filled the buffer: as many again, or as many as can still come."""
     more = max(ROOM, taken)
     return min(more, most - taken) if taken < most else more
 
@@ -69,11 +70,11 @@ class Shared:
     """Rows that continue prompts: row i continues prompt ``of[i]`` and has ``taken`` tokens of its own.
 
     ``prompts[layer]`` are keys and values ``[F, H', P, D]``, ``lengths`` ``[F]`` how many of the P are a prompt's;
-    ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. Where prompts are short or have few
-    rows each, ``prompts`` is empty and they stand at the beginning of their rows' own, P slots long.
+    ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. If prompts are short or have few
+    rows each, ``prompts`` is empty, and each prompt is at the beginning of its rows' own slots, P slots long.
     ``members`` ``[F, G]`` are the rows of each prompt, with any row where there are fewer than G, and ``place`` ``[B]``
-    where a row is in it, flattened. ``room`` is for how many own tokens there are slots at first, ``most`` how
-    many there may be.
+    where a row is in it, flattened. ``room`` is the initial number of slots for own tokens, ``most`` the
+    largest.
     """
 
     prompts: dict[int, tuple[Tensor, Tensor]]
@@ -96,7 +97,7 @@ class Shared:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Say which rows continue which prompt, and let go of prompts that none continues."""
+        """Record which rows continue which prompt, and free prompts that no row continues."""
         used, of = torch.unique(self.of, return_inverse=True)
         if len(used) < len(self.lengths):
             change_layers(self.prompts, lambda t: t[used])
@@ -129,7 +130,7 @@ class Shared:
 
     @property
     def _filled(self) -> int:
-        """Slots of the rows' own keys and values that hold something."""
+        """Filled slots of the rows' own keys and values."""
         return self.taken + (0 if self.prompts else self.longest)
 
     def select(self, rows: Tensor) -> None:
@@ -152,7 +153,7 @@ class Shared:
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One token per row: query ``[1, H, B, D]``, its key and value ``[1, H', B, D]`` -> ``[1, B, H, D]``.
 
-        Query heads that share a key head stand side by side, ``[B, H', g, D]``.
+        Query heads that share a key head are adjacent, ``[B, H', g, D]``.
         """
         (_, heads, batch, size), shared = query.shape, key.shape[1]
         rows = query[0].transpose(0, 1).reshape(batch, shared, heads // shared, size)
@@ -183,7 +184,7 @@ class Shared:
         return out + torch.bmm(after.flatten(0, 1), own[1].flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     def _keep(self, layer: int, *fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the token's key and value behind the rows' own; both with all that came before."""
+        """Write the token's key and value after the rows' own; return both with all earlier ones."""
         held = self.own.get(layer)
         at = self._filled
         if held is None or at == held[0].shape[2]:
@@ -207,7 +208,7 @@ class Shared:
         return split.transpose(1, 2).flatten(0, 1)[self.place]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits ``[B, H', g, P + taken + 1]``: -inf behind a prompt's end and before a window."""
+        """What is added to the logits ``[B, H', g, P + taken + 1]``: -inf after a prompt's end and before a window."""
         if (window, dtype) not in self.masks:
             lengths = self.lengths[self.of][:, None]
             slots = torch.arange(self.longest + self.taken + 1, device=lengths.device)[None]
@@ -222,7 +223,7 @@ class Shared:
 
 @dataclass(slots=True)
 class _Prefill:
-    """Prompts laid end to end, and the keys and values that they leave, ``[F, H', P, D]`` by layer."""
+    """Concatenated prompts, and their keys and values, ``[F, H', P, D]`` by layer."""
 
     layout: Layout
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -238,7 +239,7 @@ def prefill_shared(
 ) -> tuple[Tensor, Shared]:
     """Next-token logits ``[B, V]`` after each prompt, and the state; each distinct prompt is read once.
 
-    ``most`` is how many tokens may follow: slots that nothing can fill are not made.
+    ``most`` is how many tokens may follow, which limits the buffer.
     """
     distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
     layout = lay_out([(ids, 0) for ids in distinct], device)
@@ -288,14 +289,15 @@ class Padded:
 def choose(cache: Any, rows: Tensor) -> None:
     """Keep these rows ``[B']`` of a cache, each as often as it is named.
 
-    By the one method that states of linear attention and state-space models have too.
+    Uses the one method that states of linear attention and state-space models have too.
     """
     cache.reorder_cache(rows)
 
 
 @remembered
 def cache_keyword(model: type[Any]) -> str:
-    """What a class of models calls the cache in its forward: transformers renamed it, a model's own code may not have.
+    """The name of the cache argument in a model class's forward: transformers renamed it, some models have the old
+    name.
 
     Example:
         >>> cache_keyword(LlamaForCausalLM)
@@ -328,7 +330,7 @@ def prefill_padded(model: Any, prompts: Sequence[tuple[int, ...]], device: torch
 
 @dataclass(slots=True)
 class Replay:
-    """The way without a cache: the whole rows ``[B, L]`` are read again for every token."""
+    """Decoding without a cache: the whole rows ``[B, L]`` are read again for every token."""
 
     ids: Tensor
     shrink_below: ClassVar[float] = SHRINK_BELOW

@@ -29,10 +29,10 @@ DRAWN_BYTES = 32 << 20
 
 
 class DecodingPaths(NamedTuple):
-    """How rows are decoded: with prompts that are kept once; prompts of different lengths side by side; with a cache.
+    """How rows are decoded: with prompts stored once; with prompts of different lengths in a batch; with a cache.
 
     See :mod:`covrl.generation.decoding`; without ``shared`` prompts are padded on the left. ``recorded``: a step's
-    operations are launched as one (:mod:`covrl.generation.recorded`), where rows have copies of their prompts.
+    operations are launched together (:mod:`covrl.generation.recorded`), if rows have copies of their prompts.
     """
 
     shared: bool = True
@@ -54,15 +54,15 @@ LADDER: tuple[tuple[DecodingPaths, str | None], ...] = (
     (DecodingPaths(shared=False, padded=False), "it is decoded without a cache: much slower"),
     (DecodingPaths(shared=False, padded=False, cached=False), None),
 )
-"""Paths in the order in which they are tried, and what giving each up costs."""
+"""Paths in the order in which they are tried, and the cost of switching each off."""
 
 
 class TorchGenerator:
     """Samples from the very weights that are trained, so there is nothing to copy on ``publish``.
 
-    Each distinct prompt is prefilled once and its cache copied to the rows that share it; rows that ended leave
-    the batch. The random number of a token depends only on its key (see :mod:`covrl.generation.random`), so the
-    same batch gives the same samples bit for bit, and another batch composition can change a sample only where
+    Each distinct prompt is prefilled once and its cache copied to the rows that share it; finished rows are removed
+    from the batch. The random number of a token depends only on its key (see :mod:`covrl.generation.random`), so the
+    same batch gives the same samples bit for bit. Another batch composition can change a sample only if
     rounding moves a cumulative probability across the drawn number. In a ``world`` of several ranks each samples a
     share of the requests, and all return all rollouts.
     """
@@ -83,7 +83,7 @@ class TorchGenerator:
         self.version = version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
-        """One rollout per request, in the same order. Rows of like length are decoded together.
+        """One rollout per request, in the same order. Rows of similar length are decoded together.
 
         Raises:
             UserError: a request cannot be honoured; nothing was sampled then.
@@ -103,7 +103,7 @@ class TorchGenerator:
         return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
 
     def _waves(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """The rows that are decoded side by side: of like length, or of one length without padding."""
+        """The rows of each batch: of similar length, or of equal length without padding."""
         order = sorted(lengths, key=lengths.__getitem__)
         for _, alike in groupby(order, key=(lambda _: 0) if self.paths.padded else lengths.__getitem__):
             rows = list(alike)
@@ -156,12 +156,12 @@ class TorchGenerator:
 
     @property
     def records(self) -> bool:
-        """Whether its device can record a step and launch it whole."""
+        """Whether its device can record a step and launch it as a whole."""
         return next(self.model.parameters()).is_cuda
 
     @property
     def _can_share(self) -> bool:
-        """Whether the model's attention is the one that knows arrangements; others would ignore them."""
+        """Whether the model's attention supports arrangements; other implementations would ignore them."""
         return self.model.config._attn_implementation == NAME
 
 
@@ -194,8 +194,8 @@ def next_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Token ids ``[B]`` at ``draws`` ``[B]`` (None: the mode), and their log-probs ``[B]`` as they were sampled.
 
-    Logits ``[B, V]`` are gone through in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary; ``watch``
-    is shown the log-probs of each such part.
+    Logits ``[B, V]`` are processed in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary; ``watch``
+    gets the log-probs of each such part.
 
     Raises:
         FloatingPointError: a row's probabilities are not finite.
@@ -211,7 +211,7 @@ def next_tokens(
             log_probs = nucleus(log_probs, sampling.top_p)
         tokens = choose(log_probs, None if draws is None else draws[start : start + rows])
         taken = log_probs.gather(1, tokens[:, None])[:, 0]
-        if draws is None and not bool(torch.isfinite(taken).all()):  # a mode of what are no numbers
+        if draws is None and not bool(torch.isfinite(taken).all()):  # the mode of values that are not numbers
             raise FloatingPointError("the model's logits are not finite, so no token can be taken")
         if watch is not None:
             watch(start, log_probs)
@@ -221,7 +221,7 @@ def next_tokens(
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
-    """Log-probs ``[B, V]`` of the fewest tokens that have at least ``top_p`` together, among themselves.
+    """Log-probs ``[B, V]`` of the fewest tokens that have at least ``top_p`` together, normalised over these.
 
     The others get −inf. The most likely token stays, however small ``top_p`` is.
     """

@@ -13,19 +13,19 @@ from covrl.generation.outside import OutsideGenerator
 from covrl.scoring.gguf import is_gguf
 
 VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
-"""What vLLM computes in, by ``model.dtype``: mixed training reads its float32 weights in bfloat16 too."""
+"""vLLM's dtype for each ``model.dtype``: mixed training also uses its float32 weights in bfloat16."""
 
 ROWS = 256
-"""Rows that are decoded side by side where they are to be chosen and nothing has chosen them (yet)."""
+"""Rows of a batch if the setting is "auto" and no number has been chosen (yet)."""
 
 
 def rows_of(generation: GenerationConfig) -> int:
-    """``generation.rows_per_pass`` as a number; :mod:`covrl.training.fit` finds one that fits the machine."""
+    """``generation.rows_per_pass`` as a number; :mod:`covrl.training.fit` chooses one that fits the machine."""
     return ROWS if generation.rows_per_pass == "auto" else generation.rows_per_pass
 
 
 def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, world: World) -> Generator:
-    """The engine ``engine`` for ``model``; how the torch engine decodes is not proved yet.
+    """The engine ``engine`` for ``model``; the torch engine's decoding paths are not checked yet.
 
     Raises:
         UserError: it is not installed, does not answer, or cannot be used with these settings.

@@ -1,8 +1,8 @@
-"""Engines that are not the trained model itself: they have weights of their own, which each publish replaces.
+"""Engines other than the trained model itself: they have their own weights, which each publish replaces.
 
-An engine is asked for tokens and their log-probs, nothing else. Where a trace ends, what of it is kept and what its
-text is, is decided here from the tokens, by the code that the torch engine uses. The stop text is handed on so that an
-engine does not sample in vain, but its own opinion on where the text stopped does not matter.
+An engine provides only tokens and their log-probs. This module decides from the tokens where a trace ends, what of it
+is kept and what its text is, with the same code as the torch engine. The engine gets the stop text only to avoid
+useless sampling; where it stopped does not matter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ODD = 0x9E3779B97F4A7C15  # the increment of the keyed random numbers, so that 
 
 
 class Ask(NamedTuple):
-    """One row to sample: what was read, a seed below 2**63, the most tokens to return, how many likeliest to tell."""
+    """One row to sample: the ids before it, a seed below 2**63, the token limit, the number of likeliest tokens."""
 
     ids: tuple[int, ...]
     seed: int
@@ -49,17 +49,17 @@ class Drawn(NamedTuple):
 
 
 class Backend(Protocol):
-    """What is asked of an engine.
+    """The interface of an engine.
 
-    ``name`` says in messages which one it is, ``most_top_k`` how many likeliest tokens it can tell. No engine that we
-    know tells exact entropies, so they are not asked for.
+    ``name`` identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
+    engine that we know returns exact entropies, so they are not requested.
     """
 
     name: str
     most_top_k: int
 
     def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
-        """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its most tokens.
+        """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its token limit.
 
         The same row gives the same tokens, whatever it is sampled with.
         """
@@ -73,9 +73,9 @@ class Backend(Protocol):
 class OutsideGenerator:
     """A :class:`covrl.generation.base.Generator` on a :class:`Backend`.
 
-    Samples are a function of (run seed, step, problem, rollout index) in the engine's own terms: the key of a trace
-    seeds its row. They are not the torch engine's samples. ``wasted`` counts the tokens that the engine sampled behind
-    the end of a trace; more than the odd one says that it does not see the stop text.
+    Samples are a function of (run seed, step, problem, rollout index) with the engine's own generator: the key of a
+    trace is the seed of its row. They differ from the torch engine's samples. ``wasted`` counts the tokens that the
+    engine sampled after the end of a trace; more than a few mean that it ignores the stop text.
     """
 
     of_trainer = False
@@ -90,9 +90,9 @@ class OutsideGenerator:
         self._ends = end_tokens(model, tokenizer)
 
     def publish(self, version: int) -> None:
-        """Hand the weights over. If the engine does not answer, the next :meth:`generate` tries again first.
+        """Send the weights. If the engine does not answer, the next :meth:`generate` tries again first.
 
-        So the step whose weights these are counts, and can be saved, when a server died in the meantime.
+        So if a server died in the meantime, the step that made these weights still counts and can be saved.
         """
         self.version, self._behind = version, True
         try:
@@ -128,7 +128,7 @@ class OutsideGenerator:
         return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
 
     def _take(self, trace: Trace, part: Drawn, rule: StopRule, top_k: int) -> None:
-        """Add what was sampled. An engine that stopped early is asked again from there, for as long as it says more."""
+        """Add what was sampled. An engine that stopped early is called again from there, as long as it returns more."""
         if not part.ids or len(part.ids) != len(part.log_probs):
             raise EngineError(
                 f"{self.backend.name} returned {len(part.ids)} tokens with {len(part.log_probs)} log-probs for a trace "
@@ -143,9 +143,9 @@ class OutsideGenerator:
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights that a model computes with, by the names that its files have, tied ones once.
+    """The weights that a model computes with, by their names in its files, tied ones once.
 
-    An engine has no adapters: a linear layer with LoRA is handed over as one matrix, W + scale·BA of what is on.
+    An engine has no adapters: a linear layer with LoRA is sent as one matrix, W + scale·BA with the active adapter.
     """
     with torch.no_grad():
         for module_name, module in model.named_modules():
@@ -161,11 +161,11 @@ def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _by_text(traces: Sequence[Trace], upto: Callable[[Trace], str]) -> dict[str, list[int]]:
-    """The rows that are not at their end, by the text that each has to be sampled ``upto``.
+    """The unfinished rows, by the text that each has to be sampled ``upto``.
 
-    An engine stops at its text wherever it stands. A row that it stopped too early, as at a full stop of the reasoning,
-    is asked up to what has to come before its end, and not up to every full stop. It looks at what it samples alone: of
-    a text that has begun in what the row was given it gets the rest.
+    An engine stops at its stop text wherever it occurs. A row that it stopped too early, as at a full stop of the
+    reasoning, is continued up to the text that has to come before its end, and not up to every full stop. An engine
+    searches only what it samples: of a text that begins in the row's given tokens it gets the rest.
     """
     found: dict[str, list[int]] = {}
     for i, trace in enumerate(traces):

@@ -1,7 +1,7 @@
-"""Proof at load that decoding gives the log-probs that the model's own forward gives.
+"""Check at load that decoding gives the log-probs of the model's own forward.
 
 The same two stages as :mod:`covrl.scoring.proof`. In the first, rows of two short prompts and six rows of a long one
-are decoded for up to 70 tokens, which is past the room that keys and values have at first. Rows leave on the way.
+are decoded for up to 70 tokens, more than the initial buffer for keys and values. Some rows are removed on the way.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from covrl.scoring.proof import Row, Stage, Trial, ordinary_text, prove_scoring,
 from covrl.scoring.trust import tried
 
 STEPS = ROOM + 6
-"""Tokens decoded to prove the logic: the room for keys grows on the way."""
+"""Tokens decoded to check the logic: the buffer for keys grows on the way."""
 
 FEW_STEPS = 8
 """Tokens decoded to compare numerics, and after short prompts."""
 
 COMPARED = 2
-"""Rows of a batch whose numerics are compared: the model's own forward on a long prompt is dear."""
+"""Rows of a batch whose numerics are compared: the model's own forward on a long prompt is expensive."""
 
 
 def prove(
     model: LanguageModel, engine: Any, tokenizer: Any, longest: int, source: str, world: World | None = None
 ) -> list[str]:
-    """Prove the paths of a model and, where it is the torch engine, of what samples from it.
+    """Check the paths of a model and, if it is the torch engine, of the engine that samples from it.
 
     ``longest``: tokens of the longest row that can come. All ranks of a ``world`` call it; the first has the weights.
-    Returns one sentence for each path that was given up, or that differs by more than usual.
+    Returns one sentence for each path that was switched off, or that differs by more than usual.
 
     Raises:
-        UserError: the model cannot be computed with; names its ``source``.
+        UserError: the model cannot be run; the message names its ``source``.
     """
     world, decodes = world or World(), isinstance(engine, TorchGenerator)
     said: list[str] = []
@@ -60,9 +60,10 @@ def prove(
 
 @torch.no_grad()
 def prove_decoding(engine: TorchGenerator, trial: Trial) -> list[str]:
-    """Take up the fastest way of decoding that holds, in the engine's ``paths``.
+    """Choose the fastest form of decoding that passes, in the engine's ``paths``.
 
-    The trial is of the engine's model, whose own paths are proved. Returns one sentence for each way that was given up.
+    It is run with the engine's model, whose own paths are already checked. Returns one sentence for each form that
+    failed.
 
     Raises:
         UserError: even whole rows without a cache give other log-probs than the model itself.
@@ -92,7 +93,7 @@ def _trouble(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths)
         stage.model.paths = scoring
         try:
             found = forced_log_probs(one, rows, leave)
-        except Exception as error:  # whatever a model cannot do is said, and the next way is tried
+        except Exception as error:  # whatever a model cannot do is reported, and the next form is tried
             said = str(error).splitlines()[0][:120] if str(error) else ""
             return f"decoding {one.paths.text} fails ({type(error).__name__}: {said})"
         compared = rows[:COMPARED] if stage.mean else rows
@@ -116,9 +117,9 @@ def _step_log_probs(stage: Stage, row: Row) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """Rows that are decoded side by side, and by step which of them go on after it.
+    """Rows of a batch, and for each step the rows that continue after it.
 
-    ``stepwise``: what the model itself says of a token depends on how long the row is by then.
+    ``stepwise``: the model's own log-prob of a token depends on the length of the row so far.
     """
 
     rows: list[Row]
@@ -147,9 +148,9 @@ def _batches(stage: Stage, paths: DecodingPaths, trial: Trial) -> list[Batch]:
 
 
 def forced_log_probs(engine: TorchGenerator, rows: Sequence[Row], leave: Mapping[int, Sequence[int]]) -> list[Tensor]:
-    """Log-probs of each row's tokens after its prompt as decoding them gives, ``[T]``, fewer for rows that left.
+    """Log-probs of each row's tokens after its prompt as decoding them gives, ``[T]``, fewer for removed rows.
 
-    ``leave[step]`` are the numbers, among those still there, of the rows that go on after this step.
+    ``leave[step]`` are the indices, among the remaining rows, of those that continue after this step.
     """
     taken: list[list[Tensor]] = [[] for _ in rows]
     there = list(range(len(rows)))

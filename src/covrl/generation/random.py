@@ -1,8 +1,8 @@
 """Counter-based random numbers: no state, so nothing to save and nothing that depends on batching.
 
-The number behind a token is a function of (run seed, step, purpose, problem id, rollout index, position). A position
-counts the tokens of the trace, those of a given prefix included: whoever goes on from the first k tokens of a trace
-under the trace's own key draws the rest of it again.
+The number of a token is a function of (run seed, step, purpose, problem id, rollout index, position). A position
+counts the tokens of the trace, including those of a given prefix: continuing from the first k tokens of a trace under
+the trace's own key draws the same rest again.
 A 64-bit key is hashed from the first five, and position ``t`` selects the ``t``-th output of the SplitMix64
 sequence started at that key (Steele, Lea and Flood, 2014).
 """

@@ -1,11 +1,11 @@
 """Decoding in steps of fixed shape, which a device records once and repeats.
 
 A small model on an accelerator waits for its operations to be launched one by one, token after token. Here every tensor
-of a step has the shape that it had in the step before and stands where it stood: keys and values have room for tokens
-to come, and what a row may not see yet is masked. A CUDA device records such a step as a graph and launches it whole.
-Elsewhere the same steps run as they are, which is how the tests see them.
+of a step has the same shape and the same address as in the step before: the buffers of keys and values are large enough
+for the tokens to come, and unused slots are masked. A CUDA device records such a step as a graph and launches it as a
+whole. On other devices the same steps run without recording, as in the tests.
 
-A step is recorded anew where the shapes change: when rows leave the batch, and when the room is full.
+A step is recorded again when the shapes change: when rows are removed from the batch, or the buffer is full.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Fixed:
 
     ``own[layer]`` are keys and values ``[B, H', room, D]``: ``longest`` slots for a row's prompt, of which its own
     takes the first ``lengths`` ``[B]``, then one for each token that was ``taken``, of at most ``most``. ``tokens`` and
-    ``position`` ``[B]`` are what the next step reads, ``at`` ``[1]`` is the slot that it writes, and ``masks``
-    ``[B, 1, 1, room]``, by window and dtype, say what it sees.
+    ``position`` ``[B]`` are the input of the next step, ``at`` ``[1]`` is the slot that it writes, and ``masks``
+    ``[B, 1, 1, room]``, by window and dtype, the slots that it may attend to.
     """
 
     own: dict[int, tuple[Tensor, Tensor]]
@@ -47,13 +47,13 @@ class Fixed:
     step: Step | None = None
     decodes = True
     shrink_below: ClassVar[float] = 0.5
-    """Rows leave less often than elsewhere, as each time a step is recorded anew."""
+    """Rows are removed less often than elsewhere, because each time a step has to be recorded again."""
 
     def __post_init__(self) -> None:
         self._place()
 
     def _place(self) -> None:
-        """Fresh places for what a step reads, and no recorded step."""
+        """New tensors for the input of a step, and no recorded step."""
         self.step = None
         self.masks = {}
         self.tokens, self.position = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths)
@@ -64,7 +64,7 @@ class Fixed:
         return next(iter(self.own.values()))[0].shape[2]
 
     def select(self, rows: Tensor) -> None:
-        self.step = None  # before its tensors go
+        self.step = None  # before its tensors are freed
         change_layers(self.own, lambda t: t[rows])
         self.lengths = self.lengths[rows]
         self._place()
@@ -119,7 +119,7 @@ class Fixed:
         return out.reshape(1, batch, heads, size)
 
     def _seen(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits ``[B, 1, 1, room]``: -inf at slots that hold nothing or lie before the window."""
+        """What is added to the logits ``[B, 1, 1, room]``: -inf at empty slots and before the window."""
         slots, lengths = torch.arange(self._room, device=self.lengths.device)[None], self.lengths[:, None]
         own = slots >= self.longest
         position = torch.where(own, slots - self.longest + lengths, slots)
@@ -131,19 +131,19 @@ class Fixed:
 
 
 def fixed(state: Shared) -> Fixed | None:
-    """The state behind prompts that were just read, for steps of fixed shape; None where rows share prompts' keys."""
+    """The state after reading the prompts, for steps of fixed shape; None if rows share prompts' keys."""
     if state.prompts or state.taken:
         return None
     for kept in (t for both in state.own.values() for t in both):
-        kept[:, :, state.longest :] = 0  # room that was never written may hold anything, and 0 times it is not 0
+        kept[:, :, state.longest :] = 0  # unwritten memory may hold NaN, and 0 * NaN is not 0
     return Fixed(state.own, state.lengths[state.of], state.longest, state.most)
 
 
 def recorded(step: Step) -> Step:
-    """The step as a graph that is launched whole, where its device is a CUDA one; else itself.
+    """The step as a graph that is launched as a whole on a CUDA device; on others the step itself.
 
-    It must read and write the same tensors every time, and writing twice what it wrote must change nothing: it runs
-    before it is recorded, so that what kernels set up once is not part of the record.
+    It must read and write the same tensors every time, and running it twice must not change the result: it runs once
+    before it is recorded, so that one-time initialisation of kernels is not recorded.
     """
     if not torch.cuda.is_available():
         return step

@@ -1,4 +1,4 @@
-"""Where a trace ends: at a tag in the decoded text, whatever tokens spell it."""
+"""Where a trace ends: at a tag in the decoded text, whichever tokens form it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Stop(NamedTuple):
 
 
 class StopRule:
-    """Finds a tag in text as it is sampled, token by token, once the texts of ``after`` have come, in their order.
+    """Finds a tag in text that is sampled token by token, after the texts of ``after`` have occurred in their order.
 
-    Decoding every row at every step is dear, so only a token whose own text holds the tag's last character
-    makes the rule look (``may_end``); the look itself decodes the whole trace.
+    Decoding every row at every step is expensive. So the rule checks only after a token whose text contains the
+    tag's last character (``may_end``); the check decodes the whole trace.
 
     Example:
         >>> StopRule(tokenizer, ".", after=("The answer is",))   # not at a full stop of the reasoning
@@ -36,7 +36,7 @@ class StopRule:
         self.may_end = _tokens_with(tokenizer, tag[-1])
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decoded text, with nothing left out and no spaces tidied."""
+        """Decoded text, with special tokens and all spaces."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def check(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> Stop | None:
@@ -100,7 +100,7 @@ def _rest(part: str, text: str) -> str:
 
 
 class StopRules(dict[tuple[str, tuple[str, ...]], StopRule]):
-    """Rules by (tag, after), each made once: it looks at the whole vocabulary."""
+    """Rules by (tag, after), each made once: making a rule reads the whole vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -112,10 +112,11 @@ class StopRules(dict[tuple[str, tuple[str, ...]], StopRule]):
 
 
 def _tokens_with(tokenizer: PreTrainedTokenizerBase, character: str) -> frozenset[int]:
-    """Ids of all tokens whose text may hold ``character``; all of them if the vocabulary cannot tell.
+    """Ids of all tokens whose text may hold ``character``; all of them if the vocabulary does not show it.
 
-    Byte-level and sentencepiece vocabularies write printable ASCII as itself, or as ``<0x3E>``. Of another character a
-    token's own text shows it, or shows that some of its bytes are another token's. Spaces can come from anywhere.
+    Byte-level and sentencepiece vocabularies write printable ASCII as itself, or as ``<0x3E>``. Another character is
+    in the token's own text, or that text shows that some of its bytes are in another token. Spaces can come from any
+    token.
     """
     ids = list(range(len(tokenizer)))
     if character.isspace():

@@ -26,7 +26,7 @@ NOTHING = Seen()
 
 @dataclass(slots=True)
 class Trace:
-    """One row while it is sampled after ``prefix``, up to ``most`` tokens; what comes after its end is ignored."""
+    """One row while it is sampled after ``prefix``, up to ``most`` tokens; tokens after its end are ignored."""
 
     prefix: tuple[int, ...] = ()
     most: int | None = None
@@ -61,7 +61,7 @@ class Trace:
             self.ended = "eos"
 
     def rollout(self, request: Request, rule: StopRule, version: int) -> Rollout:
-        """What was sampled for ``request``, cut where the rule says that the trace ends; its text has the prefix."""
+        """The rollout of ``request``, cut where the trace ends by the rule; its text includes the prefix."""
         stop = self.stop or Stop(len(self.ids), "none")
         ids = tuple(self.ids[: stop.kept])
         text = rule.text((*self.prefix, *ids)) + (rule.tag if stop.closing == "appended" else "")

@@ -19,12 +19,12 @@ from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
 
 
 def import_vllm() -> Any:
-    """The vllm package, told to stay in this process, to be quiet, and to send no statistics.
+    """The vllm package, configured to stay in this process, to be quiet, and to send no statistics.
 
     Raises:
         UserError: it is not installed, or cannot be imported.
     """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as tensors, not by files
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed as tensors, not as files
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
@@ -43,7 +43,7 @@ class LocalVllm:
 
     ``source`` is a folder or hub id with the config and tokenizer of ``model``, whose weights it takes; ``memory`` the
     share of the accelerator that weights and cache may take while it is awake; ``rows`` how many traces are decoded
-    side by side.
+    at a time.
     """
 
     name = "vllm"
@@ -57,23 +57,23 @@ class LocalVllm:
         try:
             self._llm = self._vllm.LLM(
                 model=source,
-                load_format="safetensors",  # auto would take a pickle where there is nothing else
+                load_format="safetensors",  # auto would load a pickle if there is nothing else
                 dtype=dtype,
                 gpu_memory_utilization=memory,
                 max_num_seqs=rows,
-                max_model_len=-1,  # as long as the model's, or as the cache has room for
+                max_model_len=-1,  # the model's own, or what fits in the cache
                 enable_sleep_mode=self._sleeps,
                 enforce_eager=not self._sleeps,  # compiling for a CPU takes longer than small runs
-                logprobs_mode="processed_logprobs",  # of the distribution that is sampled: with the temperature
+                logprobs_mode="processed_logprobs",  # of the sampled distribution: with the temperature
                 generation_config="vllm",  # not the top_p that a model's folder may ask for
                 trust_remote_code=False,
                 disable_log_stats=True,
                 seed=0,
             )
-        except Exception as error:  # whatever it cannot do, with this model or on this machine
+        except Exception as error:  # any failure with this model or on this machine
             raise UserError(f"generation.engine = vllm: it cannot load {source}: {_short(error)}") from error
         try:
-            self.load(0)  # the trainer's weights, which may be further than those of the folder
+            self.load(0)  # the trainer's weights, which may be newer than those of the folder
         except EngineError as error:
             raise UserError(f"generation.engine = vllm: {error}") from error
 
@@ -84,11 +84,11 @@ class LocalVllm:
             self._wake()
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         except BaseException as error:
-            with contextlib.suppress(EngineError):  # what came first is what has to be said
+            with contextlib.suppress(EngineError):  # the first error is the one to report
                 self._sleep()
             if isinstance(error, Exception) and not isinstance(error, (EngineError, torch.OutOfMemoryError)):
                 raise EngineError(f"vllm cannot sample: {_short(error)}") from error
-            raise  # want of memory is said with the arithmetic by whoever asked
+            raise  # the caller reports out of memory with its calculation
         self._sleep()
         return [_drawn(output.outputs[0], row.top_k) for output, row in zip(outputs, rows, strict=True)]
 
@@ -104,13 +104,13 @@ class LocalVllm:
             stop=[stop],
             stop_token_ids=list(ends),
             include_stop_str_in_output=True,
-            ignore_eos=True,  # the ends that are given are all there are
+            ignore_eos=True,  # only the given end tokens count
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
         )
 
     def load(self, version: int) -> None:
-        """Replace the weights in place; of an engine that sleeps, when it wakes, as it has none until then."""
+        """Replace the weights in place; of a sleeping engine when it wakes, because until then it has none."""
         del version
         if not self._asleep:
             self._reload()
@@ -136,7 +136,7 @@ class LocalVllm:
 
     @staticmethod
     def _call(what: str, call: Callable[[], Any]) -> Any:
-        """What vLLM answers; of a failure, what it was asked to do.
+        """vLLM's answer; an error names the call that failed.
 
         Raises:
             EngineError: it cannot.

@@ -4,9 +4,10 @@ Written against vLLM 0.32, started with
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm
 
-New weights go by a folder that both sides see under the same path: the trainer writes safetensors below its temporary
-folder (``TMPDIR``), and the server's ``reload_weights`` reads them. The server answers whoever reaches it and its
-development endpoints load what they are told to: leave it on the loopback interface or in a network of your own.
+New weights are exchanged in a folder that both sides see under the same path: the trainer writes safetensors below its
+temporary folder (``TMPDIR``), and the server's ``reload_weights`` reads them. The server answers anybody who can reach
+it, and its development endpoints load any file they are given: keep it on the loopback interface or in a network of
+your own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ANSWER_WITHIN_S = 1800.0
 class ServerVllm:
     """A :class:`covrl.generation.outside.Backend`.
 
-    ``model`` is the trained model, whose weights are published; ``rows`` how many requests are under way at once.
+    ``model`` is the trained model, whose weights are published; ``rows`` how many requests run at the same time.
     """
 
     most_top_k = MOST_TOP_K
@@ -103,7 +104,7 @@ class ServerVllm:
         try:
             self._write(folder)
             self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-            self._ask("/reset_prefix_cache", {})  # what it holds was computed with the old weights
+            self._ask("/reset_prefix_cache", {})  # its content was computed with the old weights
         except _NotWrittenError:
             raise
         except EngineError as error:
@@ -114,7 +115,7 @@ class ServerVllm:
     def _write(self, folder: Path) -> None:
         try:
             self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
-        except (OSError, SafetensorError) as error:  # safetensors' own for a full disk
+        except (OSError, SafetensorError) as error:  # safetensors' own error for a full disk
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             raise _NotWrittenError(
                 f"the new weights for {self.name} cannot be written to {folder} ({why}); TMPDIR names another disk"
@@ -124,7 +125,7 @@ class ServerVllm:
         """What the server answers, as JSON; a GET without a ``body``.
 
         Raises:
-            EngineError: it does not answer, or refuses; with its address and what it said.
+            EngineError: it does not answer, or refuses; the message has its address and its answer.
         """
         key = os.environ.get("VLLM_API_KEY", "").strip()
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -161,7 +162,7 @@ def _opener_for(address: str) -> OpenerDirector:
 
 
 class _NotWrittenError(EngineError):
-    """The weights did not come as far as the server."""
+    """The weights did not reach the server."""
 
 
 ADVICE = "start it (docs/engines.md has the command); a run goes on from its checkpoint with --resume"

@@ -1,6 +1,6 @@
 """The second embedded task: five animals, eight procedures that compete, and an answer in words.
 
-A question names five animals; it does not say what is asked. Eight procedures ("habits")
+A question names five animals; it does not say what is wanted. Eight procedures ("habits")
 put the animals in a line (by their names, by their size, or by their place in the question) and take two of them:
 the first two, the last two, or the inner two (the second and the last but one). The right one takes the inner two by
 name. A trace writes the line, the two that are taken and then those that are left, so whether it is sound can be
@@ -19,7 +19,7 @@ read from its text alone. For
 The answer is a phrase, such as ``the crow and the owl``. It is not how a trace ends: that is in
 animals that were *not* taken, and the same answer can be put in five ways (:data:`PHRASINGS`). Which
 of them a problem's reference has is drawn by its hash; the others are its ``accepted`` ones. So the likelihood of the
-reference is well below 1 behind a right trace too, and not the same from one problem to the next.
+reference is well below 1 also after a right trace, and differs between problems.
 
 The task is a fixed 30,000 of the 95,040 such questions, split by a hash of their text: ``base``
 (supervised training of the base model), ``train`` (reinforcement learning), ``dev`` and ``test``. Accuracies are to
@@ -84,7 +84,7 @@ RIGHT = Habit.NAME_INNER
 
 @dataclass(frozen=True, slots=True)
 class TraceCheck:
-    """What a trace says and whether it is true.
+    """The procedure that a trace follows, and whether its steps are true.
 
     ``habit`` is the procedure that the trace's words claim, ``None`` if they are no procedure's. ``false_step``
     holds if any animal of it is not what the procedure gives, or if the trace cannot be read. ``sound`` holds for
@@ -173,7 +173,7 @@ def _words(trace: str) -> str:
     return re.sub(rf"( ({_NAMES})\b)+", " #", trace)
 
 
-# A trace's words alone tell its procedure, whatever its animals are.
+# The words of a trace alone determine its procedure, whatever its animals are.
 _HABIT_OF_WORDS = {_words(write_trace(habit, EXAMPLE)): habit for habit in Habit}
 
 
@@ -253,7 +253,7 @@ def longer(n: int) -> list[Problem]:
 def chance() -> float:
     """The best accuracy that one of the other procedures reaches by accident, counted over all questions.
 
-    An answer that ignores the question is as good as never right here; two animals that are named at fixed places of
+    An answer that ignores the question is almost never right here; two animals that are named at fixed places of
     the question are the right ones in one case of twenty.
     """
     every = [question for members in _by_split().values() for question in members]

@@ -1,6 +1,6 @@
 """The laptop task: five different digits, eight procedures that compete, and one of them is right.
 
-A question is five different digits written together, such as ``72941``; it does not say what is asked. Eight
+A question is five different digits written together, such as ``72941``; it does not say what is wanted. Eight
 procedures ("habits") turn the digits into three. The right one sorts them and takes the middle three (of an even
 count: the lower middle ones). A trace writes the procedure out, every intermediate digit visible, and ends in its
 result, so whether it is sound can be read from its text alone:
@@ -14,8 +14,8 @@ result, so whether it is sound can be read from its text alone:
     minimum  smallest 72221 ends 221    running minimum
     sum      sum 79823 ends 823         running sum modulo 10
 
-Three digits, so that another problem's answer says almost nothing about one's own, and so that a right answer is
-hardly ever reached by a wrong procedure.
+The answer has three digits, so that another problem's answer tells almost nothing about one's own, and so that a wrong
+procedure hardly ever gives the right answer.
 
 The 30,240 questions are split by a hash of their text: ``base`` (supervised training of the base model),
 ``train`` (reinforcement learning), ``dev`` and ``test``. Accuracies are to be read against :func:`chance`.
@@ -41,7 +41,7 @@ SIZE = 5
 """Digits in a question."""
 
 CLOSING_TAG = "</think>"
-"""A trace may still carry it when it is read: a rollout's text does."""
+"""The closing tag, which a trace may still have when it is read: a rollout's text has it."""
 
 
 class Habit(StrEnum):
@@ -65,7 +65,7 @@ RESULT_DIGITS = 3
 
 @dataclass(frozen=True, slots=True)
 class TraceCheck:
-    """What a trace says and whether it is true.
+    """The procedure that a trace follows, and whether its steps are true.
 
     ``habit`` is the procedure that the trace's words claim, ``None`` if they are no procedure's. ``false_step``
     holds if any digit of it is not what the procedure gives, or if the trace cannot be read. ``sound`` holds for
@@ -131,7 +131,7 @@ def _words(trace: str) -> str:
     return re.sub("[0-9]+", "#", trace)
 
 
-# A trace's words alone tell its procedure, whatever its digits are.
+# The words of a trace alone determine its procedure, whatever its digits are.
 _HABIT_OF_WORDS = {_words(write_trace(habit, "72941")): habit for habit in Habit}
 
 
@@ -202,7 +202,7 @@ def chance() -> float:
     """The accuracy of the best answer that ignores the question, counted over all 30,240 questions: 1/21 = 0.048.
 
     The middle three of five different digits are most often 345 or a like run (12 of the 252 sets of digits);
-    whoever always answers that is right so often.
+    a constant answer of this kind is right that often.
     """
     counts = Counter(answer(question) for members in _by_split().values() for question in members)
     return max(counts.values()) / counts.total()

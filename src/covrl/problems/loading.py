@@ -1,9 +1,9 @@
 """Problems from files, from Hugging Face data sets by name, and from the embedded tasks.
 
-A row becomes a :class:`Problem` by field names (:class:`Fields`). Whatever cannot be used is one line: the place
-(``train.jsonl:12``, or ``train.parquet: row 12``; lines and rows count from 1), what was found there and what would
-be right. No row is skipped or repaired silently, apart from blank lines, a byte order mark, and white space around
-an answer.
+A row becomes a :class:`Problem` by field names (:class:`Fields`). Input that cannot be used is an error of one line:
+the place (``train.jsonl:12``, or ``train.parquet: row 12``; lines and rows count from 1), what was found there and what
+would be right. No row is skipped or repaired silently, apart from blank lines, a byte order mark, and white space
+around an answer.
 
 ``datasets`` and ``pyarrow`` are imported only for the sources that need them.
 """
@@ -46,20 +46,20 @@ _HUB_SOURCE = re.compile(r"hf:(?P<name>[^/:\s]+/[^/:\s]+)(?:/(?P<config>[^:\s]+)
 _TASK_SOURCE = re.compile(r"(?P<task>[A-Za-z][\w-]*):(?P<split>[\w-]*)")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _GROUPED_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_NOTHING_FOUND = {"hash": "#### with an answer behind it", "boxed": r"\boxed{} with an answer in it"}
+_NOTHING_FOUND = {"hash": "#### with an answer after it", "boxed": r"\boxed{} with an answer in it"}
 
 
 @dataclass(frozen=True)
 class Fields:
     r"""Which fields of a row make a problem.
 
-    A dotted name reaches into objects (``meta.answer``) and lists (``prompt.0.content``). ``answer`` is text, a
-    number, or a list of them: the first is scored, all are accepted; with ``every`` all of them together are the
-    answer. With ``truth`` it may be true or false, which are the words. ``accepted`` names a list of further accepted
-    answers, taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as
-    it is, behind the last ``####`` (there a number loses its thousands separators: 1,200 is 1200), or out of the last
-    ``\boxed{}``. ``solution`` names a field with a worked solution; without one, a field that the answer was
-    extracted from is the solution (up to the last ``####``).
+    A dotted name reaches into objects (``meta.answer``) and lists (``prompt.0.content``). ``answer`` is text, a number,
+    or a list of them: the first is scored, all are accepted; with ``every`` all of them together are the answer. With
+    ``truth`` it may be true or false, which become these words. ``accepted`` names a list of further accepted answers,
+    taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as it is, after
+    the last ``####`` (there thousands separators are removed: 1,200 becomes 1200), or from the last ``\boxed{}``.
+    ``solution`` names a field with a worked solution; without one, a field that the answer was extracted from is the
+    solution (up to the last ``####``).
 
     Example:
         >>> Fields(question="problem", answer="solution", extract="boxed")
@@ -85,7 +85,7 @@ class _Row(NamedTuple):
     where: str
     value: Any
     unread: Sequence[str] = ()
-    """Columns that the row has too and that no field needs."""
+    """Other columns of the row, which no field needs."""
 
 
 def load_problems(source: str, fields: Fields = Fields()) -> list[Problem]:
@@ -131,7 +131,7 @@ def field_of(where: str, row: Mapping[str, Any], role: str, name: str) -> Any:
     """The value of a field (dotted names reach inside).
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is no such field; the message has the nearest name.
     """
     return _field(_Row(where, row), role, name)
 
@@ -222,7 +222,7 @@ def _solution(row: _Row, place: str, fields: Fields) -> str | None:
 
 
 def _accepted(value: Any, spot: str) -> list[str]:
-    if value is None:  # how a table says that this row has no list
+    if value is None:  # how a table marks a row without a list
         return []
     if not isinstance(value, list):
         raise _error(spot, f"expected a list of answers, found {_kind(value)}")

@@ -53,9 +53,10 @@ class ProblemSource:
 
 
 def shuffle_hints(problems: Sequence[Problem], seed: int) -> list[Problem]:
-    """The control of every posterior: each problem's hint is the answer of another problem, question and answer kept.
+    """The control for posterior prompts: each problem's hint is the answer of another problem; the rest is unchanged.
 
-    Which one is a seeded rotation of a seeded order, so never its own; the answers may still be equal by chance.
+    The other problem comes from a seeded rotation of a seeded order, so it is never the same problem; the answers may
+    still be equal by chance.
     """
     order = list(range(len(problems)))
     random.Random(f"hints/{seed}").shuffle(order)

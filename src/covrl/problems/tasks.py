@@ -1,4 +1,4 @@
-"""Embedded tasks by name: their splits, and what can be told of a trace."""
+"""Embedded tasks by name: their splits, and their checks of traces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called on the command line and in problem sources."""
+        """Its name on the command line and in problem sources."""
         ...
 
     def problems(self, split: str) -> list[Problem]:
@@ -28,7 +28,7 @@ class Task(Protocol):
         ...
 
     def chance(self) -> float:
-        """Accuracy that is reached without the right procedure."""
+        """The accuracy that is reached without the right procedure."""
         ...
 
     def label(self, problem: Problem, rollout: Rollout) -> str:

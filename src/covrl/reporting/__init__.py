@@ -1,4 +1,4 @@
 """What a run shows: the metrics and traces files, the live terminal display, and the HTML report.
 
-Nothing here imports torch: every part reads :class:`covrl.records.StepReport` and nothing else.
+Nothing here imports torch: every part reads only :class:`covrl.records.StepReport`.
 """

@@ -28,10 +28,10 @@ from covrl.reporting.charts import (
 from covrl.reporting.scales import axis, curve
 
 SCALE = 48
-"""Room for the second scale, right of the frame."""
+"""Width of the second scale, right of the frame."""
 
 LEAST_SCALE = 0.2
-"""The accuracy's scale goes up to here at least: on a scale of 3 % chance would look like learning."""
+"""The accuracy's scale goes up to here at least: on a scale of 3 % noise would look like learning."""
 
 ACCURACY = ("eval/sampled", "eval/accuracy")
 REWARD = ("reward/prior", "reward/posterior")
@@ -72,7 +72,7 @@ def against(steps: Sequence[StepReport]) -> Markup:
 
 
 def parted(steps: Sequence[StepReport]) -> Iterator[tuple[int, int]]:
-    """From the evaluation before to each one at which the watch saw the two part."""
+    """Ranges of steps that end in an evaluation at which the watch warned, each from the evaluation before."""
     seen = [(s.step, s.metrics.get("watch/parted", 0.0)) for s in steps if any(n in s.metrics for n in ACCURACY)]
     return ((before, now) for (before, _), (now, found) in pairwise(seen) if found)
 

@@ -1,4 +1,4 @@
-"""What the report's trace browser shows; ``templates/report.html`` says how.
+"""The content of the report's trace browser; its layout is ``templates/report.html``.
 
 Every trace is in the page as ordinary escaped text, so that the browser works without JavaScript (all groups
 one after another) and no model text ever passes through a script.
@@ -19,7 +19,8 @@ GAPS = (0.1, 1.0, 3.0)  # nats between the two prompts from which a token is tin
 
 
 def chosen(steps: Sequence[StepReport]) -> tuple[list[StepReport], int]:
-    """The reports with traces that the page has room for, evenly spread, both ends included; how many are left out."""
+    """The reports with traces that the page has room for, evenly spread, both ends included; and how many are
+    omitted."""
     reports = [report for report in steps if report.groups]
     room = max(MOST_GROUPS // max((len(report.groups) for report in reports), default=1), 2)
     if len(reports) <= room:
@@ -69,7 +70,8 @@ def _bar(trace: TraceView, scale: float) -> str:
 
 
 def _token(token: TokenView) -> tuple[str, str, str]:
-    """Its text, its tint's class by which prompt finds it likelier, and both log-probs in words if they are known."""
+    """Its text, a colour class by the prompt under which it is likelier, and both log-probs as text if they are
+    known."""
     if token.prior is None or token.posterior is None:
         return token.text, "", ""
     gap = token.posterior - token.prior

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-MOST_LINES = 6  # more lines than this in one frame cannot be told apart
+MOST_LINES = 6  # more lines than this in one frame cannot be distinguished
 
 
 @dataclass(frozen=True, slots=True)
 class ChartSpec:
-    """One chart: its place, its words, and the metrics it draws (``*`` stands for any ending).
+    """One chart: its section, its texts, and the metrics it draws (``*`` stands for any ending).
 
     ``unit`` is as in :class:`covrl.reporting.summary.ResultRow`. ``shade`` fills the space between the first two
     lines; ``chance`` draws the chance level; ``zero`` makes the axis start at zero.
@@ -38,10 +38,10 @@ LEARNING, TRACES, UPDATES, TIME, OTHER = "Learning", "The traces", "The updates"
 
 SECTIONS = {
     LEARNING: "Whether the model gets better, and whether it does so without being shown the answer.",
-    TRACES: "What the sampled reasoning looks like from outside: how long, how varied, how often broken.",
-    UPDATES: "What each optimiser step did, and how far importance weights had to be held back.",
-    TIME: "Where the seconds of a step go.",
-    OTHER: "Metrics that this report has no fixed place for, by family.",
+    TRACES: "The sampled traces: how long, how varied, how often broken.",
+    UPDATES: "What each optimiser step did, and how often importance weights were capped or clipped.",
+    TIME: "How the time of a step is spent.",
+    OTHER: "Metrics without a chart of their own, by family.",
 }
 
 CHARTS = (
@@ -65,15 +65,15 @@ CHARTS = (
     ),
     ChartSpec(
         LEARNING, "Held-out likelihood", "nats",
-        "Mean log p(answer | question, trace) behind sampled prior traces of held-out problems, a trace without an end "
-        "at the floor; and behind those with an end alone. Rises towards 0.",
+        "Mean log p(answer | question, trace) after sampled prior traces of held-out problems, with the floor for "
+        "a trace without an end; and only after those with an end. Rises towards 0.",
         ("eval/log_prob", "eval/log_prob_closed"),
     ),
     ChartSpec(
         LEARNING, "What the answer takes from its trace", "nats",
-        "Of the answer's first token: information is how much depends on which trace stands before it, entropy what is "
-        "open after a trace. In a healthy run both end near 0, as all traces come to agree. Information that falls "
-        "while entropy rises is an answer that hedges and no longer reads its trace.",
+        "For the answer's first token: information is its dependence on the trace before it, entropy how uncertain "
+        "it is after a trace. In a healthy run both end near 0, because all traces come to agree. If information falls "
+        "while entropy rises, the answer hedges and no longer depends on its trace.",
         ("answer/information", "answer/entropy"), zero=True,
     ),
     ChartSpec(
@@ -84,7 +84,7 @@ CHARTS = (
     ChartSpec(
         LEARNING, "What a trace is worth to the answer", "nats",
         "log p(answer) after a trace less that after an empty thought (gain), and less that after another problem's "
-        "trace (read). Below 0 where a base's traces mislead; rises well above 0 where thinking helps.",
+        "trace (read). Below 0 if the base's traces mislead; rises well above 0 if thinking helps.",
         ("thought/gain", "thought/read"),
     ),
     ChartSpec(
@@ -94,14 +94,13 @@ CHARTS = (
     ),
     ChartSpec(
         LEARNING, "Reward by source", "",
-        "In a likelihood method nats of log p(answer | question, trace), where 0 is certainty, and the shaded gap "
-        "narrows; with a verifier the share of right responses. Rises.",
+        "In a likelihood method log p(answer | question, trace) in nats, where 0 is certainty; the shaded gap narrows. "
+        "With a verifier the share of right responses. Rises.",
         ("reward/prior", "reward/posterior"), shade=True,
     ),
     ChartSpec(
         LEARNING, "KL per trace", "nats",
-        "Levels off. A steady climb says that the traces seen in training drift away from what the question "
-        "alone would bring forth.",
+        "Levels off. A steady rise means that training drifts to traces that the question alone does not lead to.",
         ("kl/nats_per_trace",), zero=True,
     ),
     ChartSpec(
@@ -111,19 +110,19 @@ CHARTS = (
     ),
     ChartSpec(
         LEARNING, "Verdicts", "share",
-        "Of the training responses: right rises, unknown stays near 0. Groups in which all or none are right teach a "
-        "group method nothing.",
+        "Of the training responses: right rises, unknown stays near 0. Groups in which all or none are right have "
+        "no signal for most methods with a verifier.",
         ("verdict/right_share", "verdict/*"), zero=True,
     ),
     ChartSpec(
         TRACES, "Trace length", "tokens",
-        "The sources move together. A fall to almost nothing means that reasoning is being skipped; a rise to the "
-        "limit ends in truncation.",
+        "The sources change together. A fall to almost nothing means that reasoning is skipped; a rise to the limit "
+        "ends in truncation.",
         ("length/prior", "length/posterior", "length/*"), zero=True,
     ),
     ChartSpec(
         TRACES, "Entropy", "nats",
-        "Per token. Falls slowly and stays above 0; at 0 all traces of a group are alike and none can be preferred.",
+        "Per token. Falls slowly and stays above 0; at 0 all traces of a group are equal, and none can be preferred.",
         ("entropy/prior", "entropy/posterior", "entropy/*"), zero=True,
     ),
     ChartSpec(
@@ -138,70 +137,71 @@ CHARTS = (
     ),
     ChartSpec(
         TRACES, "What prior traces do", "share",
-        "Where the task can tell. Sound traces take over, false steps stay rare; these marks are never trained on.",
+        "On tasks with a check of traces. Sound traces become frequent, false steps stay rare; not used in training.",
         ("label/prior_*",), zero=True,
     ),
     ChartSpec(
         TRACES, "What posterior traces do", "share",
-        "The same with the answer in sight: how well the hint selects the reasoning that leads to it.",
+        "The same when the prompt shows the answer: how well the hint selects the reasoning that leads to it.",
         ("label/posterior_*",), zero=True,
     ),
     ChartSpec(
         TRACES, "Answer leak", "share",
-        "How often a posterior trace names the shown answer, against an answer from another problem. The excess "
+        "How often a posterior trace states the shown answer, against an answer from another problem. The excess "
         "stays near 0.",
         ("leak/posterior_rate", "leak/shuffled_rate", "leak/*"), zero=True,
     ),
     ChartSpec(
         UPDATES, "Importance ratios", "",
-        "Log scale. The mean keeps close to 1; a maximum that grows without end says that the sources have parted.",
+        "Log scale. The mean stays close to 1; a maximum that grows without end means that the distributions under the "
+        "two prompts diverge.",
         ("ratio/source_mean", "ratio/source_max"), log=True,
     ),
     ChartSpec(
-        UPDATES, "Ratios held back", "share",
-        "Share of weights that were capped or clipped. Small: where it is large, the update is mostly the cap's.",
+        UPDATES, "Capped and clipped ratios", "share",
+        "Share of weights that were capped or clipped. Small: if it is large, the cap determines most of the update.",
         ("ratio/*_share", "sampler/truncated_share"), zero=True,
     ),
     ChartSpec(
         UPDATES, "Sampler against trainer", "nats",
-        "How far the sampler's log-probs are from the trainer's, a token. Flat: rounding. A climb says that the engine "
-        "has other weights or another dtype than are trained.",
+        "Difference of the sampler's and the trainer's log-probs, per token. A flat line is rounding. A rise means "
+        "that the engine has other weights or another dtype than the trainer.",
         ("sampler/gap_mean", "sampler/kl"), log=True,
     ),
     ChartSpec(
         UPDATES, "Gradient norm by stream", "",
-        "Log scale. The streams keep their order; a spike in one of them shows which loss upset the step.",
+        "Log scale. The streams keep their order; a spike in one of them shows which term of the loss caused it.",
         ("grad_norm/total", "grad_norm/policy", "grad_norm/*"), log=True,
     ),
     ChartSpec(
         UPDATES, "Loss by stream", "",
-        "Not a measure of success: the policy loss hovers about 0 whatever happens. Look for jumps.",
+        "Not a measure of success: the policy loss stays near 0 whatever happens. Look for jumps.",
         ("loss/policy", "loss/*"),
     ),
     ChartSpec(
         UPDATES, "KL per token", "nats",
-        "The KL without the effect of length: rises only if the wording itself moves.",
+        "The KL without the effect of length: rises only if the distribution of tokens changes.",
         ("kl/nats_per_token",), zero=True,
     ),
     ChartSpec(
         UPDATES, "Groups", "",
-        "Groups that were sampled, and those that the method admitted. At 0 kept there was nothing to learn from.",
+        "Groups that were sampled, and those that the method admitted. With 0 kept, there was nothing to learn from.",
         ("groups/kept", "groups/sampled"), zero=True,
     ),
     ChartSpec(
         UPDATES, "Groups without signal", "share",
-        "Admitted groups in which no response has any weight, as all rewards are equal.",
+        "Admitted groups in which no response has any weight, because all rewards are equal.",
         ("groups/without_signal_share",), zero=True,
     ),
-    ChartSpec(UPDATES, "Learning rate", "", "As the schedule says.", ("optim/lr",), zero=True),
+    ChartSpec(UPDATES, "Learning rate", "", "Follows the schedule.", ("optim/lr",), zero=True),
     ChartSpec(
         TIME, "Tokens per step", "tokens",
-        "Sampled; read once for scores; read forward and backward. What the seconds buy.",
+        "Sampled; scored in a forward pass; trained in a forward and a backward pass. The work of a step.",
         ("tokens/generated", "tokens/scored", "tokens/trained"), zero=True,
     ),
     ChartSpec(
         TIME, "Time per step", "seconds",
-        "Flat, and most of it spent on sampling. Growth without longer traces is a leak.",
+        "Flat, and most of it spent on sampling. Growth without longer traces points to a fault.",
         ("time/generate", "time/score", "time/train", "time/eval", "time/*"), kind="bars", zero=True,
     ),
 )  # fmt: skip
@@ -226,7 +226,7 @@ def label(metric: str) -> str:
 
 
 def unit_of(metric: str) -> str:
-    """The unit that a metric's name gives away."""
+    """The unit, judged by a metric's name."""
     if metric.endswith(("_share", "_rate", "/accuracy", "eval/sampled", "eval/sound", "_gain", "_at_most")):
         return "share"
     family = metric.partition("/")[0]
@@ -239,7 +239,7 @@ def _matches(patterns: tuple[str, ...], names: list[str]) -> list[str]:
 
 
 def _plain_charts(names: list[str]) -> list[ChartSpec]:
-    """One chart for each family and unit, cut where it would hold too many lines."""
+    """One chart for each family and unit, split if it would have too many lines."""
     families: dict[tuple[str, str], list[str]] = {}
     for name in names:
         families.setdefault((name.partition("/")[0], unit_of(name)), []).append(name)

@@ -1,4 +1,4 @@
-"""Charts as SVG, complete without JavaScript; ``report.js`` only adds reading off values.
+"""Charts as SVG, complete without JavaScript; ``report.js`` only adds values under the pointer.
 
 Colours are CSS classes, so that one drawing serves light, dark and print. The prior and the posterior have
 classes of their own (``s-prior``, ``s-posterior``), which nothing else uses.
@@ -105,7 +105,8 @@ def chart(
 ) -> Markup:
     """One chart as HTML: title, a sentence on what is ``healthy``, key and drawing.
 
-    ``told`` is the drawing in words; ``readings`` are what the script reads off; ``kind`` is a further CSS class.
+    ``told`` describes the drawing as text; ``readings`` are the values that the script shows; ``kind`` is a further CSS
+    class.
     """
     read = json.dumps(readings, ensure_ascii=False) if readings else ""
     named = {"title": title, "unit": unit, "told": told, "healthy": healthy, "remark": remark, "readings": read}
@@ -113,7 +114,7 @@ def chart(
 
 
 def drawing(title: str, style: str, parts: Sequence[Markup], width: int, height: int) -> str:
-    """An SVG file of its own, with its own style."""
+    """A separate SVG file, with its own style."""
     inside = [element("title", title), element("style", style), *parts]
     return (
         element("svg", inside, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img") + "\n"
@@ -159,9 +160,9 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 def _lines(spec: ChartSpec, steps: Sequence[StepReport]) -> list[Line]:
     names = list(spec.metrics)
     if spec.kind == "bars" and len(names) > 1:
-        names = [name for name in names if name != "time/step"]  # it is the whole, and the bars are its parts
+        names = [name for name in names if name != "time/step"]  # it is the sum of which the bars are the parts
     given = colours(names)
-    if spec.kind == "bars":  # an evaluation that few steps have must not fill a bar that stands for many
+    if spec.kind == "bars":  # an evaluation on few steps must not fill a bar that represents many
         curves = [curve(steps, name, BARS, absent=0.0) for name in names]
     else:
         curves = [curve(steps, name) for name in names]
@@ -215,7 +216,7 @@ def tick_text(value: float, unit: str, *, log: bool) -> str | list[Markup]:
 
 
 def chance_line(frame: Frame, level: float | None, said: str = "") -> Markup:
-    """The accuracy of a guess as a dashed line, with what it is where ``said`` begins it; empty where none is known."""
+    """The accuracy of a guess as a dashed line, with its label at the place of ``said``; empty if none is known."""
     if level is None:
         return NOTHING
     line = across(frame, level, class_="chance")
@@ -231,7 +232,7 @@ def path(frame: Frame, points: Sequence[tuple[float, float]], end: str = "", **a
 
 
 def _drawable(frame: Frame, line: Line) -> list[list[Point]]:
-    """The line's stretches; on a log axis a value of zero or less has no place and is left out."""
+    """The line's stretches; on a log axis values of zero or less are omitted."""
     points = [p for p in line.curve.points if p.value > 0] if frame.axis.log else line.curve.points
     return runs(points, line.curve.broken)
 
@@ -242,7 +243,7 @@ def _curves(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> Markup:
 
 
 def draw_curve(frame: Frame, line: Line) -> Markup:
-    """One line: single steps thin and their trend bold, dots where few steps have a value."""
+    """One line: single steps thin and their trend bold; dots if few steps have a value."""
     parts = []
     noisy = is_noisy(line.curve.points) and not line.curve.sparse
     for stretch in _drawable(frame, line):
@@ -283,7 +284,7 @@ def _columns(lines: Sequence[Line]) -> Mapping[float, list[float]]:
 
 def _bars(frame: Frame, lines: Sequence[Line]) -> Markup:
     columns = _columns(lines)
-    width = (WIDTH - LEFT - RIGHT) / max(len(columns), 8) + 0.6  # a hair over, or rounding leaves gaps
+    width = (WIDTH - LEFT - RIGHT) / max(len(columns), 8) + 0.6  # slightly wider, else rounding leaves gaps
     paths: list[list[str]] = [[] for _ in lines]
     for step, values in columns.items():
         x = min(max(frame.x(step) - width / 2, LEFT), WIDTH - RIGHT - width)
@@ -311,7 +312,7 @@ def _broken(frame: Frame, lines: Sequence[Line]) -> Markup:
 
 
 def _triangles(frame: Frame, outside: Sequence[tuple[Line, Point]]) -> Markup:
-    """A triangle on the edge that a value lies beyond."""
+    """A triangle on the edge for a value beyond it."""
     marks = []
     for line, point in outside:
         y, tip = (TOP, -5) if point.value > frame.axis.high else (frame.floor, 5)
@@ -321,7 +322,7 @@ def _triangles(frame: Frame, outside: Sequence[tuple[Line, Point]]) -> Markup:
 
 
 def _outside(frame: Frame, lines: Sequence[Line]) -> list[tuple[Line, Point]]:
-    """The points that the axis leaves out as outliers."""
+    """The points outside the axis, as outliers."""
     low, high = frame.axis.low, frame.axis.high
     slack = 1e-9 * (high - low)
     every = [(line, point) for line in lines for point in line.curve.points if not frame.axis.log or point.value > 0]
@@ -329,7 +330,7 @@ def _outside(frame: Frame, lines: Sequence[Line]) -> list[tuple[Line, Point]]:
 
 
 def told(line: Line, unit: str) -> str:
-    """The line in words."""
+    """The line as text."""
     first, last = line.curve.points[0], line.curve.points[-1]
     begin, end = number(first.value, unit), number(last.value, unit)
     return f"{line.name} from {begin} at step {first.step:.0f} to {end} at step {last.step:.0f}"
@@ -347,7 +348,7 @@ def chance_key(level: float | None) -> list[Key]:
 
 
 def _remark(frame: Frame, lines: Sequence[Line], outside: int) -> str:
-    """What the drawing does not show as it is."""
+    """Remarks on values that the drawing cannot show."""
     said = []
     if broken := sum(len(line.curve.broken) for line in lines):
         said.append(f"× {broken} {'value' if broken == 1 else 'values'} not finite")
@@ -359,7 +360,7 @@ def _remark(frame: Frame, lines: Sequence[Line], outside: int) -> str:
 
 
 def readout(frame: Frame, spec: ChartSpec, lines: Sequence[Line]) -> dict[str, list[Any]]:
-    """What the script needs to read values off: the steps, the values as text, and their heights."""
+    """What the script needs to show values: the steps, the values as text, and their heights."""
     series = []
     for line in lines:
         points = line.curve.points

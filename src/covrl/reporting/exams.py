@@ -29,7 +29,7 @@ Curves = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class Pair(NamedTuple):
-    """Two traces for one problem, and whose they are."""
+    """Two traces for one problem, and the models that wrote them."""
 
     solved: Solved
     left: str
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     bad: Sample
 
     def shown(self) -> list[tuple[str, Attempt]]:
-        """Both traces with what is said above them."""
+        """Both traces with their headings."""
         return [
             (_heading(m, s), Attempt(s.trace, s.verdict)) for m, s in ((self.left, self.good), (self.right, self.bad))
         ]
@@ -62,7 +62,7 @@ def render_exams(tables: Sequence[TitledTable], notes: Sequence[str], solved: Re
 
 
 def pass_chart(exam: str, found: Mapping[str, Sequence[float]]) -> Markup:
-    """pass@k over k, a line a model; empty where a single sample or none was drawn."""
+    """pass@k over k, one line per model; empty if at most one sample was drawn."""
     count = max((len(values) for values in found.values()), default=0)
     if count < 2:
         return NOTHING
@@ -87,7 +87,7 @@ def pass_chart(exam: str, found: Mapping[str, Sequence[float]]) -> Markup:
 
 
 def _traces(exam: str, models: Mapping[str, Sequence[Solved]]) -> list[tuple[str, list[Pair]]]:
-    """Right beside wrong: of one model, and where greedy answers of the first model and another part."""
+    """Right beside wrong traces: of one model, and of two models whose greedy answers differ."""
     kinds = [(f"{exam}: {model}, a right and a wrong trace of the same problem", within(model, rows))
              for model, rows in models.items()]  # fmt: skip
     first, *others = models

@@ -1,4 +1,4 @@
-"""The report of a run from nothing but its folder, so that it can be made again at any time."""
+"""The report of a run from its folder alone, so that it can be made again at any time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ MEASURES = {
 
 
 def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
-    """What a run's files say: settings, curves, traces, and each held-out measure at its first and last evaluation.
+    """The content of a run's files: settings, curves, traces, and each held-out measure at its first and last
+    evaluation.
 
     Raises:
         UserError: the folder holds no run, or nothing was recorded yet.
@@ -46,7 +47,7 @@ def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
 
 
 def _blind(steps: Sequence[StepReport]) -> list[Note]:
-    """Said of a run that trained on a reward while no held-out answer was verified."""
+    """The note for a run that trained on a reward while no held-out answer was verified."""
     names = {name for step in steps for name in step.metrics}
     if not any(name.startswith("reward/") for name in names) or names & {"eval/sampled", "eval/accuracy"}:
         return []

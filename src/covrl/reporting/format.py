@@ -1,4 +1,4 @@
-"""Numbers as a person reads them; the same rules in the terminal and in the report."""
+"""Numbers as text for people; the same rules in the terminal and in the report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _digits(value: float, plus: str) -> str:
 
 
 def typeset(text: str) -> str:
-    """The text with a real minus sign before numbers, for places where Unicode is certain to be shown."""
+    """The text with a real minus sign before numbers, for places that can always show Unicode."""
     return text.replace("-", "\u2212")
 
 

@@ -1,6 +1,6 @@
 """One self-contained HTML page for a run: no request leaves it, and nothing a model wrote is code in it.
 
-What is shown is chosen here; ``templates/report.html`` says how, and :mod:`covrl.reporting.pages` escapes it.
+This module chooses the content; ``templates/report.html`` is the layout, and :mod:`covrl.reporting.pages` escapes it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MENU = {
 
 
 def write_report(path: str | Path, summary: RunSummary) -> None:
-    """Write the page; whoever has the old one open sees the old or the new page, never half of one.
+    """Write the page atomically: a reader sees the old or the new page, never half of one.
 
     Example:
         >>> write_report("runs/sort/report.html", RunSummary(title="sort", steps=read_steps("metrics.jsonl")))
@@ -116,7 +116,7 @@ def _when(remark: Remark) -> str:
 
 
 def _figures(steps: Sequence[StepReport], name: str) -> tuple[Any, ...]:
-    """A metric as a row of figures: the curves for those who cannot or would rather not look at them."""
+    """A metric as a row of figures: the curves for readers who cannot use the drawings."""
     line = curve(steps, name, limit=max(len(steps), 1))
     values = line.values()
     shown = (values[0], values[-1], min(values), max(values)) if values else (None,) * 4

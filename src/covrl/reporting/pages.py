@@ -1,7 +1,7 @@
-"""HTML pages from the templates beside this file: one skeleton, one style, everything escaped on its way in.
+"""HTML pages from the templates beside this file: one skeleton, one style, every value escaped.
 
 Every value that a template prints passes :func:`covrl.reporting.text.visible` and is then escaped, unless it is markup
-that was made here: no template has to remember it. The style and the script are package files that are put into the
+that was made here, so that no template has to do it. The style and the script are package files that are put into the
 page; a content security policy names their hashes, so that the browser runs these two and nothing else.
 """
 
@@ -32,7 +32,7 @@ def page(
 ) -> str:
     """A whole page from the template ``name``, which extends the skeleton; it always encodes as UTF-8.
 
-    ``menu`` names parts by id; with ``scripted`` it has the script of the report.
+    ``menu`` names parts by id; ``scripted`` adds the script of the report.
     """
     head = {"title": title, "subtitle": subtitle, "headline": headline, "menu": menu}
     assets = {"css": _asset("page.css"), "js": _asset("report.js") if scripted else ""}
@@ -40,7 +40,7 @@ def page(
 
 
 def fill(name: str, **values: Any) -> Markup:
-    """The template ``name`` with values in its places."""
+    """The template ``name``, filled with values."""
     return Markup(_templates().get_template(name).render(values))
 
 

@@ -1,4 +1,4 @@
-"""The page of `covrl calibrate`: its sentence, the reliability plot, and the tables behind it. No scripts."""
+"""The page of `covrl calibrate`: its sentence, the reliability plot and its tables. No scripts."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def render_reliability(record: Mapping[str, Any]) -> str:
 
 
 def plot(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Share of right traces over probability; a point a bin, its area by the number of traces, with its interval."""
+    """Share of right traces over probability; one point per bin with its interval; its area shows the number of
+    traces."""
     most = max((b["count"] for b in bins), default=1)
     frame = Frame(0.0, 1.0, Axis(0.0, 1.0, TICKS), height=HEIGHT)
     parts = []

@@ -1,4 +1,4 @@
-"""The arithmetic of a chart: what to draw of a long noisy curve, where its axis ends, which ticks it gets."""
+"""Computations for charts: what to draw of a long noisy curve, where its axis ends, which ticks it gets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from covrl.records import StepReport
 
 MOST_DOTS = 60  # points that are drawn as dots; more would run into each other
-MOST_POINTS = 400  # about one a pixel; more make the file large and the line no clearer
+MOST_POINTS = 400  # about one per pixel; more only make the file larger
 
 
 class Point(NamedTuple):
-    """One point of a curve; ``low`` and ``high`` differ from ``value`` where it stands for several steps."""
+    """One point of a curve; ``low`` and ``high`` differ from ``value`` if it represents several steps."""
 
     step: float
     value: float
@@ -40,7 +40,7 @@ class Curve:
 
 
 def curve(steps: Sequence[StepReport], metric: str, limit: int = MOST_POINTS, absent: float | None = None) -> Curve:
-    """The metric's curve, with neighbouring steps drawn together where there are more than ``limit``.
+    """The metric's curve, with neighbouring steps merged if there are more than ``limit``.
 
     Steps that do not report the metric count as ``absent``, or not at all where that is ``None``.
     """
@@ -70,7 +70,7 @@ def smooth(points: Sequence[Point], half: int) -> list[tuple[float, float]]:
 
 
 def is_noisy(points: Sequence[Point]) -> bool:
-    """Whether a trend says more than the values: false for short curves, and for smooth ones such as a schedule."""
+    """Whether a trend adds to the values: false for short curves, and for smooth ones such as a schedule."""
     if len(points) < 40:
         return False
     values = [point.value for point in points]
@@ -108,7 +108,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """The value's place, held inside the frame."""
+        """The value's place, limited to the frame."""
         if self.log:
             low, high = math.log10(self.low), math.log10(self.high)
             return min(max((math.log10(max(value, 1e-300)) - low) / (high - low), 0.0), 1.0)
@@ -116,7 +116,7 @@ class Axis:
 
 
 def axis(values: Iterable[float], *, log: bool = False, zero: bool = False, most: float = math.inf) -> Axis:
-    """An axis that holds the values, but lets a few far outliers run out of the frame.
+    """An axis for the values, except a few far outliers, which may be outside of the frame.
 
     ``zero`` makes it reach zero; ``most`` is the largest value that can occur (1 for shares).
     """
@@ -137,7 +137,7 @@ def axis(values: Iterable[float], *, log: bool = False, zero: bool = False, most
 
 
 def without_outliers(ordered: Sequence[float]) -> tuple[float, float]:
-    """The range of values in rising order, less rare outliers.
+    """The range of values in rising order, without rare outliers.
 
     Those are ends that hold under 3 % of the values and lie far outside the middle 90 %.
     """
@@ -163,7 +163,7 @@ def _round_step(rough: float) -> float:
 
 
 def _log_axis(positive: Sequence[float]) -> Axis:
-    """An axis a little wider than the values, with ticks at powers of ten, or at 1, 2, 5 where those are few."""
+    """An axis a little wider than the values, with ticks at powers of ten, or at 1, 2, 5 if those are too few."""
     low, high = (positive[0] / 1.2, positive[-1] * 1.2) if positive else (0.1, 10.0)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     tens = [10.0**power for power in powers if low <= 10.0**power <= high]
@@ -174,7 +174,7 @@ def _log_axis(positive: Sequence[float]) -> Axis:
 
 
 def step_ticks(first: float, last: float) -> list[int]:
-    """Whole steps to name under a chart: both ends, and round numbers between them that leave room."""
+    """Whole steps to name under a chart: both ends, and round numbers between them with enough space."""
     if last <= first:
         return [round(first)]
     gap = max(1, round(_round_step((last - first) / 5)))

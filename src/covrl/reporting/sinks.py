@@ -2,7 +2,7 @@
 
 ``metrics.jsonl`` holds one line a step, ``traces.jsonl`` one line for each step whose traces are shown. Both
 are strict JSON (a NaN or an infinity is ``null``), are flushed after each line and can be appended to after a
-crash; :func:`read_steps` gives the reports back.
+crash; :func:`read_steps` reads the reports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from covrl.secrets import redacted
 T = TypeVar("T")
 
 MOST_STEPS = 10**12
-"""A step's number is below it."""
+"""Upper limit of a step's number."""
 
 _REPORTS = TypeAdapter(StepReport)
 
@@ -38,7 +38,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the sink holds; calling it twice is allowed."""
+        """Close the sink and its files; calling it twice is allowed."""
         ...
 
 
@@ -84,13 +84,13 @@ class TracesSink:
 
 
 def cut_behind(path: str | Path, step: int, every_step: bool = False) -> list[str]:
-    """Cut a file of steps off behind ``step``, and whatever was not written to its end, before a run goes on there.
+    """Cut a file of steps after ``step``, and an unfinished last line, before a run continues there.
 
-    A run that goes on makes the same lines again, so nothing is lost. With ``every_step`` the result says, in one
+    A run that continues writes the same lines again, so nothing is lost. With ``every_step`` the result says, in one
     sentence, which of the steps 1, 2, …, ``step`` are missing; otherwise it is empty.
 
     Raises:
-        UserError: a line that stays is damaged; names it.
+        UserError: a line that is kept is damaged; the message names it.
     """
     path = Path(path)
     there: list[int] = []
@@ -105,7 +105,7 @@ def cut_behind(path: str | Path, step: int, every_step: bool = False) -> list[st
                     number = int(json.loads(line)["step"]) if line.strip() else 0
                 except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
                     trouble = trouble or _not_ours(path, count, error)
-                    continue  # it goes if nothing that stays is behind it: a loss of power can leave such an end
+                    continue  # it is dropped if no line that is kept follows: a loss of power can leave such an end
                 if number > step:
                     break
                 if trouble:
@@ -122,7 +122,7 @@ def cut_behind(path: str | Path, step: int, every_step: bool = False) -> list[st
 def read_metrics(path: str | Path) -> list[StepReport]:
     """The reports in a metrics file, without traces, steps strictly rising; ``null`` comes back as NaN.
 
-    A run that was resumed wrote some steps twice: what the abandoned stretch wrote is dropped. An unfinished
+    A run that was resumed wrote some steps twice: the lines of the abandoned steps are dropped. An unfinished
     last line is skipped; any other damage raises :class:`UserError` with file and line.
     """
     return _latest(_read(Path(path), _metrics_report))
@@ -163,10 +163,10 @@ class _LineFile:
         self._write(self._file, _encode(record) + b"\n")
 
     def _write(self, file: FileIO, line: bytes) -> None:
-        """A line, or nothing of it: where the disk is full the file stays readable."""
+        """Write a whole line or nothing, so that the file stays readable if the disk is full."""
         size = file.seek(0, os.SEEK_END)
         try:
-            while line:  # a write may take a part only
+            while line:  # a write may write only a part
                 line = line[file.write(line) :]
         except OSError:
             file.truncate(size)
@@ -197,7 +197,7 @@ def _mend(path: Path) -> None:
         except ValueError:
             file.truncate(start)
         else:
-            file.write(b"\n")  # the position is the end: only the line feed was lost
+            file.write(b"\n")  # the position is at the end: only the line feed was missing
 
 
 def _encode(record: Mapping[str, object]) -> bytes:
@@ -208,7 +208,7 @@ def _encode(record: Mapping[str, object]) -> bytes:
 
 
 def _finite(value: float | None) -> float | None:
-    """The value as a plain float (it may be a NumPy number), or ``None`` where JSON has no word for it."""
+    """The value as a plain float (it may be a NumPy number), or ``None`` if JSON cannot express it."""
     if value is None:
         return None
     plain = float(value)
@@ -252,7 +252,7 @@ def _not_ours(path: Path, count: int, error: Exception) -> UserError:
 
 
 def _latest(reports: Sequence[StepReport]) -> list[StepReport]:
-    """Without the steps that a resumed run took again."""
+    """The reports without the steps that a resumed run took again."""
     kept: list[StepReport] = []
     for report in reports:
         while kept and kept[-1].step >= report.step:

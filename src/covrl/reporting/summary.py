@@ -17,7 +17,7 @@ class ResultRow:
         >>> ResultRow("held-out accuracy", base=0.251, trained=0.834, chance=0.238, count=500)
 
     ``unit`` is ``share`` (a number from 0 to 1, shown in per cent), ``nats``, ``tokens``, ``seconds`` or empty.
-    ``count`` is the number of problems behind a share; with it the report draws a 95 % interval.
+    ``count`` is the number of problems of a share; with it the report draws a 95 % interval.
     """
 
     label: str
@@ -62,7 +62,7 @@ class RunSummary:
     Example:
         >>> RunSummary(title="sort", headline="Accuracy rose from 25 % to 83 %.", steps=steps)
 
-    Warnings inside ``steps`` are shown as well; ``notes`` are for what no step reported. ``chance`` is the
+    Warnings inside ``steps`` are shown as well; ``notes`` are for the run as a whole. ``chance`` is the
     accuracy of a guess, drawn as a dashed line; left out, the first share in ``results`` that has one gives it.
     """
 
@@ -85,7 +85,7 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A warning with the number of times that it came, and the first and last step it came at."""
+    """A warning with the number of times that it occurred, and its first and last step."""
 
     text: str
     first: int | None

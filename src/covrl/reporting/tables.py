@@ -58,7 +58,7 @@ def show_table(console: Console, table: TitledTable) -> None:
 
 
 def comparison_table(rows: Sequence[ResultRow], title: str = "") -> Table:
-    """Base against trained, one row a measure, chance beside them where one is known.
+    """Base against trained, one row a measure, chance beside them if it is known.
 
     Example:
         >>> Console(stderr=True).print(comparison_table([ResultRow("accuracy", 0.25, 0.83, chance=0.24)]))
@@ -90,7 +90,7 @@ def trace_panel(examples: Sequence[Example], max_lines: int = 12) -> TracePanel:
 
 @dataclass(frozen=True)
 class TracePanel:
-    """What :func:`trace_panel` returns: it lays itself out for the console that prints it."""
+    """The result of :func:`trace_panel`: its layout depends on the console that prints it."""
 
     examples: tuple[Example, ...]
     max_lines: int
@@ -128,7 +128,7 @@ def verdict_text(verdict: Verdict | None) -> Text:
 
 
 def _label(row: ResultRow) -> Text:
-    """The measure's name, its note under it: a column for notes would squeeze both at 80 columns."""
+    """The measure's name with its note below it: a column for notes would be too narrow at 80 columns."""
     note = [("\n" + one_line(row.note), "dim")] if row.note else []
     return Text.assemble(one_line(row.label), *note)
 

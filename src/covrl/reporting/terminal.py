@@ -1,4 +1,4 @@
-"""Live progress of a run in the terminal; plain lines where there is none (a pipe, a log, continuous integration).
+"""Live progress of a run in a terminal; plain lines elsewhere (a pipe, a log, continuous integration).
 
 Everything goes to standard error, so that standard output stays clean for results.
 """
@@ -41,7 +41,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Progress:
-    """Shows where a run is and whether it learns; also a sink, so a trainer can write to it like to a file.
+    """Shows the progress of a run and its metrics; also a sink, so a trainer can write to it like to a file.
 
     Example:
         >>> with Progress(total_steps=120, chance=0.238, title="sort") as progress:
@@ -78,7 +78,7 @@ class Progress:
         self._start = self._clock()
         self._ends.append((self._start, 0))
         if self._console.is_terminal:
-            # Standard output is left alone: what goes there is a result, not a part of this display.
+            # Standard output is not used: it is for results.
             self._live = Live(
                 get_renderable=self._render, console=self._console, refresh_per_second=4, redirect_stdout=False
             )
@@ -142,11 +142,11 @@ class Progress:
         return values[-1] if values else None
 
     def _plain_step(self, report: StepReport) -> None:
-        """Keep this step's line, and print it if the last printed one is long enough ago."""
+        """Keep this step's line, and print it if the last printed line is old enough."""
         self._pending = self._plain_line(report)
-        # Without an end in sight the lines thin out, so that their number grows only with the run's logarithm.
+        # Without a fixed end the lines become rarer, so that their number grows only with the logarithm of the run.
         gap = self._total / PLAIN_LINES if self._total else report.step / 8
-        # Steps with an evaluation may come early, but never so that a run has more than its share of lines.
+        # Steps with an evaluation may be printed early, but a run never has more than its limit of lines.
         early = any(name.startswith("eval/") for name in report.metrics)
         due = report.step - self._plain_at >= max(gap if early else gap * 1.5, 1.0)
         if due or report.step == self._total:
@@ -168,7 +168,7 @@ class Progress:
         return "  ".join(parts)
 
     def _plain_accuracy(self, step: int) -> list[str]:
-        """The latest accuracy, with the step it is from where that is another one, and chance."""
+        """The latest accuracy, with its step if that is an earlier one, and chance."""
         if self._evaluated is None:
             return []
         beside = [] if self._evaluated == step else [f"at step {self._evaluated}"]
@@ -207,7 +207,7 @@ class Progress:
         return bar
 
     def _rows(self) -> list[Table]:
-        """One line a metric: name, value, what to hold it against, trend; metrics that never came are left out."""
+        """One line a metric: name, value, value for comparison, trend; metrics that never occurred are omitted."""
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column(justify="right", no_wrap=True)

@@ -8,7 +8,7 @@ import unicodedata
 from covrl.secrets import redacted
 
 LONGEST_MESSAGE = 2000
-"""Characters; a file may have a name of a megabyte where a setting is due."""
+"""Limit in characters: a file may contain a name of a megabyte in the place of a setting."""
 
 _JOINERS = "\u200c\u200d"  # they shape ordinary Persian, Hindi and emoji text, so they stay as they are
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -46,7 +46,7 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 
 def message(text: str) -> str:
-    """What went wrong, on one line that every terminal can show; it may quote a file, a model or another package."""
+    """An error message on one line that every terminal can show; it may quote a file, a model or another package."""
     line = " ".join(visible(redacted(text)).split("\n")).strip()
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}…"
 
@@ -57,5 +57,5 @@ def clip(text: str, limit: int) -> tuple[str, int]:
 
 
 def warning_key(text: str) -> str:
-    """What makes two warnings the same one: their text without its numbers."""
+    """The identity of a warning: its text without its numbers."""
     return _DIGITS.sub("#", text)

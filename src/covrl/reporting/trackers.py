@@ -1,4 +1,4 @@
-"""Sinks of other trackers: TensorBoard, Weights & Biases, trackio. Each is an extra, imported when asked for."""
+"""Sinks of other trackers: TensorBoard, Weights & Biases, trackio. Each is an extra, imported when it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from covrl.reporting.sinks import Sink
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Before anything is written: the packages of all trackers are there.
+    """Check before anything is written that the packages of all trackers are installed.
 
     Raises:
         UserError: one is not installed; names the extra.
@@ -71,7 +71,7 @@ class TensorBoard:
 
 
 class LogTracker:
-    """A run object with ``log(metrics, step=…)`` and ``finish()``, as Weights & Biases and trackio have."""
+    """A run object with ``log(metrics, step=…)`` and ``finish()``, as Weights & Biases and trackio have it."""
 
     def __init__(self, run: Any) -> None:
         self._run = run

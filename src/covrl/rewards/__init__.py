@@ -1,1 +1,1 @@
-"""What a trace earns: answer likelihoods, and verifiers for those who have one."""
+"""Rewards of traces: answer likelihoods, verifiers and reward functions."""

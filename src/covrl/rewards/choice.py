@@ -1,7 +1,7 @@
 """Multiple choice: a letter, or the text of an option.
 
 A problem says which letter is right in ``answer`` (``B``, ``(B)``), or the right option's text. The options are read
-from the question where it lists them, one letter after the other from A: ``(A) 3 (B) 4``, or a line each ``A. 3``.
+from the question where it lists them, by consecutive letters from A: ``(A) 3 (B) 4``, or one per line ``A. 3``.
 Without such a list, ``accepted`` may hold the right option's text beside its letter.
 """
 
@@ -27,7 +27,7 @@ _ON_A_LINE = re.compile(r"^[ \t]*\(?([A-J])[).:](?=\s)", re.MULTILINE)
 
 
 def choice(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
-    """Right if the answer is the right option's letter or text, wrong if another's; all else is unknown."""
+    """Right if the answer is the right option's letter or text, wrong if another's; anything else is unknown."""
     found = extract_answer(response, order)
     if found is None:
         return nothing(order)
@@ -44,7 +44,7 @@ def letter_of(problem: Problem, answer: str) -> str | None:
 
 
 def options(question: str) -> dict[str, str]:
-    """The options that a question lists, by letter; empty if it lists none, or not one each from A on."""
+    """The options that a question lists, by letter; empty if it lists none, or has a gap in the letters from A on."""
     for pattern in (_ON_A_LINE, _IN_BRACKETS):
         every = list(pattern.finditer(question[:MAX_QUESTION_CHARS]))
         first = max((i for i, m in enumerate(every) if m.group(1) == "A"), default=0)  # the list is what comes last

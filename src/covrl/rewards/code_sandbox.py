@@ -1,8 +1,8 @@
-"""The far end of the verifier ``code``: one program and its tests, in a process that ends with them.
+"""The worker of the verifier ``code``: one program and its tests, in a process of their own.
 
 Run as a file by ``python -I``; imports nothing of covrl. Standard input: one JSON job. Standard output: one JSON reply.
-What this keeps a program from, and what not: docs/verifiers.md. The audit hook is a guard rail inside the program's
-own interpreter, which a program that sets out to can get around; the limits of the system are not.
+What this prevents and what not: docs/verifiers.md. The audit hook is inside the program's own interpreter, so a program
+can circumvent it on purpose; the limits of the system cannot be circumvented.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _leave_the_network() -> bool:
-    """A network of its own with nothing in it, where the system lets anybody have one."""
+    """An empty network namespace, if the system allows users to make one."""
     try:
         unshare = ctypes.CDLL(None, use_errno=True).unshare
         return unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
@@ -97,7 +97,7 @@ def _leave_the_network() -> bool:
 def _keep_files(folder: str) -> bool:
     """Landlock: from now on the kernel lets this process change files below ``folder`` only; reading stays allowed.
 
-    False where the system has none (it came with Linux 5.13, and may be switched off).
+    False if the system does not have it (it came with Linux 5.13, and may be switched off).
     """
     try:
         library = ctypes.CDLL(None, use_errno=True)
@@ -141,18 +141,18 @@ def _limit(job: dict[str, Any]) -> None:
             continue
         try:
             resource.setrlimit(kind, (soft, hard))
-        except (ValueError, OSError):  # macOS refuses RLIMIT_AS; time still holds
+        except (ValueError, OSError):  # macOS refuses RLIMIT_AS; the limits on time still hold
             continue
 
 
 def _guard(folder: str) -> None:
-    """Refuse, for the rest of the process, what no solution of a problem needs."""
+    """Refuse, for the rest of the process, operations that no solution of a problem needs."""
     inside = folder + os.sep
-    others = re.compile(rf"/proc/(?!{os.getpid()}/)\d+/")  # their environment has tokens in it
+    others = re.compile(rf"/proc/(?!{os.getpid()}/)\d+/")  # their environments may contain tokens
 
     def within(path: Any, directory: Any = -1) -> bool:
         if isinstance(path, int):
-            return True  # an open file, which came through here
+            return True  # an open file, which was checked when it was opened
         text = os.fsdecode(path)
         if isinstance(directory, int) and directory >= 0:  # relative to an open folder, as shutil.rmtree does it
             try:
@@ -164,7 +164,7 @@ def _guard(folder: str) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         pair = (
             event == "socket.__new__" and arguments[1] == _AF_UNIX
-        )  # what asyncio wakes itself with; connects to none
+        )  # used by asyncio to wake itself; connects to nothing
         if event.startswith(_REFUSED) and not pair:
             raise PermissionError(f"{event} is refused")
         if event == "open":
@@ -187,7 +187,7 @@ def _paths(event: str, arguments: tuple[Any, ...]) -> list[tuple[Any, Any]]:
 
 
 def _run(program: str, tests: list[str]) -> tuple[str | None, list[str]]:
-    """None if the program and all tests ran through, else what went wrong; and Python's own names that the program
+    """None if the program and all tests passed, else the reason; and Python's own names that the program
     defines, which the tests do not see.
 
     The tests have the program's names in a namespace of their own, with the builtins as they were, so that neither
@@ -221,8 +221,8 @@ def _names_in(test: str) -> set[str]:
 def _executed(text: str, what: str, names: dict[str, Any]) -> str | None:
     try:
         exec(compile(text, what, "exec"), names)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: leaving early is no pass
-        kind = type(error)  # a class of the program's own may be called anything: what it read in a file, say
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: exiting early is no pass
+        kind = type(error)  # a class of the program may have any name, such as text that it read in a file
         return f"{what} ended with {kind.__name__ if kind in _PYTHONS_OWN else 'an exception of its own'}"
     return None
 

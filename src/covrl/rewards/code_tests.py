@@ -1,8 +1,8 @@
 """Unit tests as a reward: the last python block of a response, run with the problem's tests in a process of its own.
 
 The tests are ``problem.accepted``, each a piece of Python that raises if the program is wrong; ``problem.answer``
-where ``accepted`` is empty. What the process is kept from, and what not, is in docs/verifiers.md: it is a fence against
-accidents and lazy cheating, no jail for an attacker.
+where ``accepted`` is empty. docs/verifiers.md describes what the process is prevented from: it protects from
+accidents and simple cheating, not from an attacker.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ def last_python_block(text: str) -> str | None:
             if language in {"python", "py", "python3"} and text[start : fence.start()].strip():
                 found = text[start : fence.start()]
             opened = None
-        else:  # a fence with a language inside a block: the one before was never closed
+        else:  # a fence with a language inside a block: the block before was never closed
             opened = fence.group(1).lower(), fence.end() + 1
     return found
 
 
 @dataclass(slots=True)
 class CodeWork:
-    """What was run since the verifier was made: programs, those that hung, those that had less time for it."""
+    """Counts since the verifier was made: programs, programs that hung, programs that got less time because of
+    these."""
 
     ran: int = 0
     hung: int = 0
@@ -67,12 +68,11 @@ class CodeWork:
 
 
 class CodeVerifier:
-    """Right if all tests run through, wrong if one fails or the program crashes or uses up its seconds.
+    """Right if all tests pass, wrong if one fails or the program crashes or uses up its seconds.
 
-    ``seconds`` are of processor time; a program that has not used them up after :func:`clock_limit` is unknown, as that
-    may be the machine's doing. Equal programs with equal tests run once a call. After eight programs of a
-    call have hung, the others have one second each, and those which that does not suffice for are unknown.
-    POSIX only.
+    ``seconds`` are of processor time; a program that has not used them up after :func:`clock_limit` is unknown, because
+    the machine may be the cause. Equal programs with equal tests run once per call. After eight programs of a call have
+    hung, the others have one second each, and are unknown if that is too short. POSIX only.
 
     Raises:
         UserError: the platform has no resource limits.
@@ -89,7 +89,7 @@ class CodeVerifier:
         return self.judge_all([(problem, response)])[0]
 
     def judge_all(self, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
-        """One judgement a row, in order; a few processes at a time."""
+        """One judgement per row, in order; a few processes at a time."""
         programs = [last_python_block(after_thought(response)) for _, response in rows]
         tests = [problem.accepted or (problem.answer,) for problem, _ in rows]
         refused = [_refusal(p, t) for p, t in zip(programs, tests, strict=True)]
@@ -108,7 +108,7 @@ class CodeVerifier:
         self.work.ran += 1
         self.work.hurried += hurried
         code, said, token, used = run_program(program, tests, seconds, self.memory)
-        if code == -signal.SIGKILL and used < seconds:  # the system ran out of memory, say
+        if code == -signal.SIGKILL and used < seconds:  # for instance, the system ran out of memory
             return Reply("unknown", f"killed: after {used:.1f} s of processor time, not by its limits")
         if code is None or code in {-signal.SIGXCPU, -signal.SIGKILL}:
             self.work.hung += 1
@@ -142,7 +142,7 @@ def _refusal(program: str | None, tests: tuple[str, ...]) -> Reply | None:
 
 @lru_cache(maxsize=4096)
 def _tests_wrong(tests: tuple[str, ...]) -> str:
-    """Why these are no tests; empty if they are."""
+    """Why these are not valid tests; empty if they are."""
     try:
         bodies = [ast.parse(test).body for test in tests]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -151,16 +151,16 @@ def _tests_wrong(tests: tuple[str, ...]) -> str:
 
 
 def clock_limit(seconds: float) -> float:
-    """Seconds on the clock that a program has for its seconds of processor time."""
+    """The limit in wall seconds for a program's limit in seconds of processor time."""
     return 2 * seconds + 2
 
 
 def run_program(
     program: str, tests: Sequence[str], seconds: float, memory: int
 ) -> tuple[int | None, dict[str, object], str, float]:
-    """Run both in the sandbox: exit code (None: over the clock's limit), what it said, the token, processor seconds.
+    """Run both in the sandbox: exit code (None: over the wall limit), its output, the token, processor seconds.
 
-    A reply that holds the token says that the tests ran through. ``seconds`` is rounded up to whole ones for the
+    A reply with the token means that the tests passed. ``seconds`` is rounded up to whole ones for the
     processor's clock; ``memory`` is in bytes.
     """
     token = secrets.token_hex(16)
@@ -206,13 +206,13 @@ def _end_of(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int | Non
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
             os.killpg(process.pid, signal.SIGKILL)
         if code is None:
-            os.kill(process.pid, signal.SIGKILL)  # Popen.kill would look, and so reap it without its processor time
+            os.kill(process.pid, signal.SIGKILL)  # Popen.kill would poll, and so reap it without its processor time
             used = _reaped(process, 0)[1]
     return code, used
 
 
 def _reaped(process: subprocess.Popen[bytes], options: int) -> tuple[int | None, float]:
-    """``Popen.wait`` that also says how much processor time was used, which is known only when a process is reaped."""
+    """``Popen.wait`` that also returns the processor time, which is known only when a process is reaped."""
     pid, status, usage = os.wait4(process.pid, options)
     if pid == 0:
         return None, 0.0

@@ -1,8 +1,8 @@
 r"""Which part of a response is its answer. Pure text, linear time, never a guess.
 
-What follows the last ``</think>`` is looked at, as a thought may try out answers. The default order there is the last
-``\boxed{}``, the last ``<answer>``, the last ``####``, the last "answer is" or "Answer:"; the first of them that is
-there decides. There is no further fallback: "the last number" would turn an unfinished sentence into an answer.
+Only the text after the last ``</think>`` is searched, because a thought may try out answers. The default order is the
+last ``\boxed{}``, the last ``<answer>``, the last ``####``, the last "answer is" or "Answer:"; the first of these that
+is found counts. There is no further fallback: "the last number" would turn an unfinished sentence into an answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from covrl.errors import UserError
 
 Extractor = Callable[[str], str | None]
-"""Text -> the answer in it, spaces at the ends taken off; None if there is none. A blank answer is none."""
+"""Text -> the answer in it, stripped; None if there is none. A blank answer counts as none."""
 
 _BOX_TOKENS = re.compile(r"(?<!\\)\\++(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BLANKS = re.compile(r"\s*")
@@ -46,7 +46,7 @@ _BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=\s)")  # "**72** clips"
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """An answer as it stands in the response, and the name of the extractor that found it."""
+    """An answer as written in the response, and the name of the extractor that found it."""
 
     text: str
     how: str
@@ -55,15 +55,15 @@ class Extracted:
 def boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{}`` (or ``\fbox{}``) that is closed and not blank.
 
-    Braces must balance; ``\{`` and ``\}`` are not braces. Of boxes that enclose one another the outermost counts;
-    one that holds nothing but a box is unwrapped, so that ``\boxed{\boxed{5}}`` is ``5``.
+    Braces must balance; ``\{`` and ``\}`` are not braces. Of nested boxes the outermost counts;
+    a box that contains only another box is unwrapped, so that ``\boxed{\boxed{5}}`` is ``5``.
     """
     found = _last_box(text)
     return None if found is None else text[found.start : found.stop].strip()
 
 
 def _last_box(text: str) -> _Box | None:
-    opened: list[tuple[int, int] | None] = []  # an entry an open brace: where a box and its content start, or None
+    opened: list[tuple[int, int] | None] = []  # one entry per open brace: where a box and its content start, or None
     found: _Box | None = None
     for token in _BOX_TOKENS.finditer(text):
         mark = token.group()
@@ -79,7 +79,7 @@ def _last_box(text: str) -> _Box | None:
 
 
 class _Box(NamedTuple):
-    """The content of a box, and the whole of it with the command and the brace that closes it."""
+    """The content of a box, and the whole box with the command and its closing brace."""
 
     start: int
     stop: int
@@ -128,8 +128,8 @@ def hashes(text: str) -> str | None:
 
 
 def answer_is(text: str) -> str | None:
-    """What follows the last "answer is" or "Answer:" up to the end of its sentence or line, full stop and emphasis
-    taken off. Where nothing follows on the line, and after a heading "Answer", it is the next line that is not blank,
+    """What follows the last "answer is" or "Answer:" up to the end of its sentence or line, without full stop
+    and emphasis. If nothing follows on the line, and after a heading "Answer", it is the next line that is not blank,
     or the displayed formula there.
     """
     marks = [m.end() for pattern in (_ANSWER_IS, _HEADING) for m in pattern.finditer(text)]
@@ -188,7 +188,7 @@ DEFAULT_ORDER = ("boxed", "answer_tag", "hash", "answer_is")
 
 
 def after_thought(response: str) -> str:
-    """What follows the last closed thought; nothing if a thought is still open at the end."""
+    """The text after the last closed thought; empty if a thought is still open at the end."""
     marks = list(_THOUGHT.finditer(response))
     if not marks:
         return response
@@ -199,7 +199,7 @@ def after_thought(response: str) -> str:
 def unboxed(text: str) -> str:
     r"""The content of a box that is all of an answer: ``$\boxed{5}$`` is ``5``, as is ``The answer is \boxed{5}.``
 
-    ``x = \boxed{5}`` is ``5`` too. Where anything else stands around the box, or there are two, the text stays.
+    ``x = \boxed{5}`` is ``5`` too. If there is anything else around the box, or a second box, the text is unchanged.
     """
     found = _last_box(text)
     if found is None:
@@ -212,7 +212,7 @@ def unboxed(text: str) -> str:
 
 
 def extract_answer(response: str, order: Sequence[str] = DEFAULT_ORDER) -> Extracted | None:
-    """The answer of a response, behind its thought and out of its box; None if there is none.
+    """The answer of a response, after its thought and without its box; None if there is none.
 
     Raises:
         UserError: ``order`` names an extractor that does not exist.

@@ -1,8 +1,8 @@
-r"""What an answer is beside its value: a list or a point, named or not, and whether it is the question over again.
+r"""Properties of an answer other than its value: a list or a point, named or not, a restated question or not.
 
 math-verify compares values. It takes ``2, 1`` for ``x = 1, y = 2``, ``5, 6`` for ``5, 5, 6``, ``5 < x < 6`` for the
-point ``(5, 6)``, ``c`` for ``C``, and an integral that the question asks about for its value. Where it calls two such
-answers equal, the verdict is unknown (:func:`only_in_value`); where it does not, nothing changes.
+point ``(5, 6)``, ``c`` for ``C``, and an integral that the question asks about for its value. If it calls two such
+answers equal, the verdict is unknown (:func:`only_in_value`); otherwise nothing changes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def equations(latex: str) -> list[list[str]]:
 
 
 def claims(latex: str, turned: bool) -> bool:
-    """Whether a formula says that things are equal, rather than name a value: 8 = 1, or x = 8 = 1, but not x = 1.
+    """Whether a formula is a statement of equality and not the name of a value: 8 = 1, or x = 8 = 1, but not x = 1.
 
     ``turned``: 1 = x names a value too. Only for references that are equations: of the others math-verify would
     compare the last side, so that 997 = k would be k.
@@ -50,13 +50,13 @@ def chained(latex: str) -> bool:
 
 
 def _names(latex: str) -> frozenset[str]:
-    """What is given a value: x and y of ``x = 1, 2 = y``."""
+    """The names that are given a value: x and y of ``x = 1, 2 = y``."""
     found = (next(filter(None, map(_NAME.fullmatch, sides)), None) for sides in equations(latex))
     return frozenset(match.group(1).replace(" ", "") for match in found if match)
 
 
 def _value(latex: str) -> str:
-    """What stands behind the name of the only value that is named."""
+    """The text after the name of the only named value."""
     left, equals, right = latex.partition("=")
     named = equals and "=" not in right and _NAME.fullmatch(left)
     return (right if named else latex).strip()
@@ -78,7 +78,7 @@ def parts(text: str) -> list[str]:
 
 
 def _inside(text: str) -> str | None:
-    """What one pair of brackets around the whole holds; None without one."""
+    """The content of a pair of brackets around the whole; None without one."""
     depth = 0
     for place, c in enumerate(text):
         depth += (c in _OPENING) - (c in _CLOSING)
@@ -110,7 +110,7 @@ def _kind(latex: str, interval: bool) -> str:
 
 
 def _repeated(expected: str, said: str) -> bool:
-    """Whether two lists may differ in how often a value stands in them, which sets do not see."""
+    """Whether two lists may differ in how often a value occurs, which sets ignore."""
     one, other = ([_value(m) for m in _members(latex)] for latex in (expected, said))
     sizes = [sum(2 ** len(_TWO_SIGNS.findall(m)) for m in found) for found in (one, other)]
     counts = [Counter(map(_spelling, found)) for found in (one, other)]
@@ -146,7 +146,7 @@ def only_in_value(expected: Expression, said: Expression, question: str = "") ->
     return ""
 
 
-# The question over again
+# Restated questions
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _OPERATION = re.compile(r"[-+^/!]|\\(?!text|mbox|pi(?![A-Za-z])|left|right|circ)[A-Za-z]+")
@@ -159,7 +159,7 @@ _EDGE = ".,;:?!"
 
 
 def look(text: str, spaces: bool = False) -> str:
-    r"""A formula without what may be typed otherwise: spaces (unless ``spaces`` keeps them), braces, delimiters,
+    r"""A formula without what may be typed differently: spaces (unless ``spaces`` keeps them), braces, delimiters,
     ``\frac12`` for 1/2.
     """
     text = _QUOTIENT.sub(lambda m: "/".join(filter(None, m.groups())), text)
@@ -168,7 +168,7 @@ def look(text: str, spaces: bool = False) -> str:
 
 
 def beside_the_question(reference: str, expected: Expression, answer: str, said: Expression, question: str) -> str:
-    """Why an answer of the right value is not what the question asks for; empty if there is no such reason."""
+    """Why an answer with the right value does not answer the question; empty if there is no such reason."""
     if said.unit and not expected.unit and not unit_is_due(said.unit, question):
         return "a unit that the question does not ask for"
     numbers = expected.number is not None and said.number is not None
@@ -180,10 +180,10 @@ def beside_the_question(reference: str, expected: Expression, answer: str, said:
 
 
 def restates(question: str, reference: str, answer: str) -> bool:
-    """Whether an answer is a piece of the question, and not what the reference looks like.
+    """Whether an answer is a part of the question, and is written differently from the reference.
 
-    It is if it stands in the question whole, or holds one of its formulas that the reference does not hold.
-    Looks alone count: ``487^2 - 513^2 + 0`` for ``513^2 - 487^2`` is not seen.
+    It is if it occurs in the question as a whole, or contains one of its formulas that the reference does not contain.
+    Only the writing counts: ``487^2 - 513^2 + 0`` for ``513^2 - 487^2`` is not detected.
     """
     said, expected, asked = _core(answer), _core(reference), look(question)
     if not said or said == expected:
@@ -203,7 +203,7 @@ def _flat(text: str) -> str:
 
 
 def _core(text: str) -> str:
-    """The look of an answer without brackets around the whole of it or a name in front."""
+    """The writing of an answer without brackets around the whole or a name in front."""
     before, found = None, look(_value(normalise(text))).strip(_EDGE)
     while found != before:
         before = found
@@ -213,7 +213,7 @@ def _core(text: str) -> str:
 
 
 def stands_in(part: str, text: str) -> bool:
-    """Whether ``part`` stands in ``text``, not as the end of a longer number or name."""
+    """Whether ``part`` occurs in ``text``, not as the end of a longer number or name."""
     start = text.find(part)
     while start >= 0:
         before, after = text[start - 1 : start], text[start + len(part) : start + len(part) + 1]

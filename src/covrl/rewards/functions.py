@@ -21,7 +21,7 @@ RESERVED = frozenset({"prior", "posterior", "gap", "group_std", "floored_share",
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 RewardFunction = Callable[[Problem, str], float]
-"""(problem, text) -> reward. The text is the trace of a likelihood method, the whole response of the group family."""
+"""(problem, text) -> reward. The text is the trace of a likelihood method, the whole response of the GRPO family."""
 
 
 def find_reward(name: str, where: str = "rewards.function") -> RewardFunction | None:

@@ -1,4 +1,4 @@
-"""Who grades held-out answers, by name."""
+"""Verifiers for held-out answers, by name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from covrl.rewards.judgement import judge_all
 from covrl.rewards.registry import make_verifier
 
 AS_IT_IS = ("none",)
-"""What stands between the answer tags is the answer, with at most a box around it."""
+"""The text between the answer tags is the answer, with at most a box around it."""
 
 
 def make_grader(name: str) -> Grader | None:
-    """The verifier of that name as a grader; ``none`` is no grader. Its workers, if any, stay until the process ends.
+    """The verifier of that name as a grader; ``none`` is no grader. Its workers, if any, run until the process ends.
 
     Raises:
         UserError: there is no verifier of that name.

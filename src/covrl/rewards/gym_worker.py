@@ -1,6 +1,6 @@
-"""reasoning-gym's scorers in a process of their own; some of them evaluate what the answer says.
+"""reasoning-gym's scorers in a process of their own; some of them evaluate code in the answer.
 
-``python -m covrl.rewards.gym_worker`` is the far end. A question is ``[entry, answer]``.
+``python -m covrl.rewards.gym_worker`` is the worker. A question is ``[entry, answer]``.
 """
 
 from __future__ import annotations

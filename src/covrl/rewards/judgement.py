@@ -1,8 +1,8 @@
-"""What a verifier says about a response, and what every verifier has in common.
+"""A verifier's judgement of a response, and what all verifiers have in common.
 
-``unknown`` is a verdict of its own and always says why: no answer in the response, an answer or a reference that
-cannot be read, a comparison that took too long. It is never turned into wrong or right on the quiet; who needs a
-number decides what unknown counts as, and shows how often it came up.
+``unknown`` is a verdict of its own and always has a reason: no answer in the response, an answer or a reference that
+cannot be read, a comparison that took too long. It is never silently turned into wrong or right; code that needs
+a number decides what unknown counts as, and reports how often it occurred.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Judgement:
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Judges a whole response; ``problem.answer`` and each of ``problem.accepted`` are right."""
+    """Judges a whole response; ``problem.answer`` and each of ``problem.accepted`` are right answers."""
 
     def __call__(self, problem: Problem, response: str) -> Judgement: ...
 
@@ -51,7 +51,7 @@ class BatchVerifier(Verifier, Protocol):
 
 
 def judge_all(verifier: Verifier, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
-    """One judgement a row, in order; all at once where the verifier can (:class:`BatchVerifier`)."""
+    """One judgement per row, in order; all at once if the verifier supports it (:class:`BatchVerifier`)."""
     if isinstance(verifier, BatchVerifier):
         return verifier.judge_all(rows)
     return [verifier(problem, response) for problem, response in rows]
@@ -73,6 +73,6 @@ def judgement(found: Extracted, reply: Reply) -> Judgement:
 
 
 def combine(replies: Sequence[Reply]) -> Reply:
-    """Right if any reference is met; else unknown if any could not be compared; else wrong."""
+    """Right if any reference matches; else unknown if any could not be compared; else wrong."""
     verdicts: tuple[Verdict, ...] = ("right", "unknown", "wrong")
     return next(r for v in verdicts for r in replies if r.verdict == v)

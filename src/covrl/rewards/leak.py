@@ -19,7 +19,7 @@ _SPACES = re.compile(r"(?<![^\W_])\s+|\s+(?![^\W_])")
 
 
 def states_early(trace: str, answer: str) -> bool:
-    """Whether ``answer`` stands in the first quarter of the trace's text (at least as long as itself).
+    """Whether ``answer`` occurs in the first quarter of the trace's text (a part at least as long as the answer).
 
     Verbatim, or in another spelling: as a number of the same value (1,234 for 1234, 0.5 for 1/2), or with other LaTeX,
     case and spaces around signs (``\\frac12`` for ``\\frac{1}{2}``). Not as a formula of the same value.
@@ -36,7 +36,7 @@ def states_early(trace: str, answer: str) -> bool:
 
 
 def _spelled(text: str) -> str:
-    """One spelling for what differs in LaTeX, case, thousands separators, and spaces around signs."""
+    """A normal form for texts that differ in LaTeX, case, thousands separators, and spaces around signs."""
     text = text.replace("{,}", ",").replace(r",\!", ",")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     return _SPACES.sub("", look(normalise(_DELIMITERS.sub(" ", text)), spaces=True)).casefold().strip()
@@ -54,7 +54,7 @@ def leak_rates(traces: Sequence[tuple[str, str]]) -> tuple[float, float]:
     """(share of traces that state their own problem's answer early, share that state another problem's).
 
     ``traces`` are pairs (text, answer); the other answer is the next different one in the list. An answer that is
-    a common word or digit appears early by chance, so only the difference of the two says that the hint leaked.
+    a common word or digit appears early by chance, so only the difference of the two shows that the hint leaked.
     Both are NaN if there are no two different answers.
     """
     answers = [answer for _, answer in traces]

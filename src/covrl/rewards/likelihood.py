@@ -16,8 +16,8 @@ FLOOR_TOKENS = 16
 def reward_floor(tokens: int) -> float:
     """The least Σ log p that counts, in nats: −30 up to 16 answer tokens, lower in proportion beyond.
 
-    INFERRED (spec 9.5.3): a sum has no lower end, and one hopeless trace would set the group's mean. A fixed floor
-    would swallow long answers, whose sums are all far below −30, and leave no signal.
+    INFERRED (spec 9.5.3): a sum has no lower limit, and one very bad trace would determine the group's mean. With
+    a fixed floor all long answers, whose sums are far below −30, would be equal and have no signal.
     """
     return FLOOR_NATS * max(1.0, tokens / FLOOR_TOKENS)
 

@@ -1,6 +1,6 @@
 """math-verify in a process of its own that can be killed (:mod:`covrl.rewards.workers`).
 
-``python -m covrl.rewards.math_worker`` is the far end. It alone imports math-verify. A question is
+``python -m covrl.rewards.math_worker`` is the worker. Only it imports math-verify. A question is
 ``[[reference, ...], answer]``, both LaTeX.
 """
 
@@ -19,21 +19,21 @@ DIFFERENCE = 1e-4
 """Relative difference at a point that no rounding explains."""
 
 CANCELLED = 1e-9
-"""Size of a number, relative to what it is made of, below which rounding may be all of it."""
+"""Size of a number, relative to its terms, below which it may be only rounding."""
 
 NOISE = 1e-12
-"""Relative difference of two equal numbers that comes of arithmetic with decimals of 15 digits."""
+"""Relative difference of two equal numbers due to arithmetic with decimals of 15 digits."""
 
 DIGITS = 60
 EXACT = 1e-40
-"""Relative difference, of DIGITS digits, within which exact numbers are one."""
+"""Relative difference, with DIGITS digits, within which exact numbers count as equal."""
 
 ORDINARY = 1e15
 """Size up to which, and down to one over it, numbers are so near to one another that EXACT tells them apart."""
 
 
 class Question(NamedTuple):
-    """What a worker is asked: is this LaTeX equal to one of the references?"""
+    """A question to a worker: is this LaTeX equal to one of the references?"""
 
     references: tuple[str, ...]
     answer: str
@@ -56,7 +56,7 @@ def _judge_with_math_verify() -> Any:
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
     logging.disable(logging.CRITICAL)
-    # Units are off: theirs cut a final t, m or d off formulas. Our text side has split units off already.
+    # Units are off: theirs remove a final t, m or d from formulas. Our normalising has removed units before.
     reading = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
     config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=reading)]
     failures = _record_failures(grader)
@@ -64,13 +64,13 @@ def _judge_with_math_verify() -> Any:
 
     @lru_cache(maxsize=4096)
     def read(latex: str) -> Any:
-        # One box around the whole text and only the first match: it is read as a whole or not at all, never searched.
+        # One box around the whole text and only the first match: the text is parsed as a whole or not at all.
         found = parse(
             f"\\boxed{{{latex}}}",
             config,
             fallback_mode="no_fallback",
             extraction_mode="first_match",
-            parsing_timeout=0,  # none: the alarm in their parser cannot end what holds Python up, ours can
+            parsing_timeout=0,  # none: the alarm in their parser cannot interrupt a long call into C, ours can
             raise_on_error=True,
         )
         return found[0] if found else None
@@ -101,10 +101,10 @@ def _judge_with_math_verify() -> Any:
 
 
 def _attempt(action: Any, doing: str, doubts: list[str]) -> Any:
-    """What ``action`` returns; None, and a doubt noted, if it fails or returns None."""
+    """The result of ``action``; None, with a noted doubt, if it fails or returns None."""
     try:
         value = action()
-    except Exception as error:  # sympy raises anything at all; RecursionError and MemoryError among it
+    except Exception as error:  # sympy raises any kind of error, including RecursionError and MemoryError
         doubts.append(f"{doing}: {type(error).__name__}")
         return None
     if value is None:
@@ -129,7 +129,7 @@ def _record_failures(grader: Any) -> list[str]:
 
 
 def _one_kind(reference: Any, answer: Any) -> tuple[Any, Any]:
-    """Both sides with the imaginary unit for the letter i, and with symbols that are alike.
+    """Both sides with the imaginary unit for the letter i, and with symbols of one kind.
 
     math-verify reads ``i`` as a symbol, and all symbols of a text as real or not real by what surrounds that letter:
     those of ``3+2i`` are real, those of ``3+2 i`` are not, and no two of different kinds are equal. Without an ``i``
@@ -156,7 +156,7 @@ def _one_kind(reference: Any, answer: Any) -> tuple[Any, Any]:
 
 def _differ(reference: Any, answer: Any) -> bool:
     """Whether two formulas have clearly different values at one point: then they are not equal, and nothing need be
-    simplified to find out, which is what takes long. False where that cannot be told.
+    simplified to find out, which takes long. False if that is not known.
     """
     from sympy import Expr, Integral, Limit, Product, Sum, Symbol, UnevaluatedExpr
     from sympy.core.function import AppliedUndef
@@ -174,13 +174,13 @@ def _differ(reference: Any, answer: Any) -> bool:
 
 
 def _may_be_zero(side: Any) -> bool:
-    """Whether a number is so much smaller than what it is made of that it may be nothing but rounding."""
+    """Whether a number is so much smaller than its terms that it may be only rounding."""
     value = _value(side, 15)
     return value is not None and bool(abs(value) < CANCELLED * max([1, *_sizes(side)]))
 
 
 def _sizes(side: Any) -> list[Any]:
-    """The sizes of all numbers that a number is made of, zeros left out."""
+    """The sizes of all terms of a number, without zeros."""
     from sympy import preorder_traversal
 
     values = (_value(node, 15) for node in preorder_traversal(side) if getattr(node, "is_number", False))
@@ -197,7 +197,7 @@ def _compare_exactly(grader: Any) -> None:
     def exactly(a: Any, b: Any, *precision: Any) -> bool:
         from sympy import Expr, Float
 
-        if not (isinstance(a, Expr) and isinstance(b, Expr)):  # of matrices the entries come here
+        if not (isinstance(a, Expr) and isinstance(b, Expr)):  # the entries of matrices are compared here too
             return loosely(a, b, *precision)
         decimal = a.has(Float) or b.has(Float)
         if a.is_number and b.is_number:
@@ -227,15 +227,15 @@ def _apart(a: Any, b: Any, digits: int = DIGITS) -> Any:
 
 
 def _near(a: Any, b: Any, to_six_places: bool) -> bool:
-    """Whether two numbers of which one is a decimal are the same: to six places, or but for noise."""
+    """Whether two numbers of which one is a decimal are the same: to six places, or up to noise."""
     apart = _apart(a, b)
     return apart is not None and bool(apart <= (RELATIVE_TOLERANCE if to_six_places else NOISE))
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two exact numbers agree to so many digits that they are one; false leaves it to a proof.
+    """Whether two exact numbers agree to so many digits that they count as equal; if false, a proof has to decide.
 
-    Only for numbers made of ordinary ones: 1 + exp(-1000) and 1 agree to hundreds of digits.
+    Only for numbers with terms of ordinary size: 1 + exp(-1000) and 1 agree to hundreds of digits.
     """
     apart = _apart(a, b)
     if apart is None or not apart <= EXACT:
@@ -244,7 +244,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _equal_terms(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two formulas have the same terms, with the same coefficients; false leaves it to a proof."""
+    """Whether two formulas have the same terms, with the same coefficients; if false, a proof has to decide."""
     from sympy import expand
 
     one, other = (expand(side.doit()).evalf(DIGITS).as_coefficients_dict() for side in (a, b))

@@ -1,6 +1,6 @@
-r"""Spellings that mean the same: what may differ between two answers that are equal as text, and what math-verify gets.
+r"""Equivalent spellings: what may differ between two answers that are equal as text, and the input for math-verify.
 
-Everything here is careful in one direction: a rule that could make two different answers equal is left out, and
+Everything here is conservative: there is no rule that could make two different answers equal, and
 text whose mathematical reading is doubtful is refused with a reason. math-verify alone reads ``1 2`` as 3, ``1e-7`` as
 ``e - 7``, ``3 pm`` as 3, ``listen`` as ``silent`` and ``4210_5`` as 4210.
 """
@@ -17,10 +17,10 @@ from covrl.rewards.extract import unboxed
 from covrl.rewards.units import noun_is_due, read_unit
 
 MAX_CHARS = 1000
-"""Longer answers are compared as they stand only: no answer that a person writes down is longer."""
+"""Longer answers are compared only as written: people write no longer answers."""
 
 MAX_DEPTH = 40
-"""Brackets inside one another, beyond which no answer is meant to be read."""
+"""Depth of nested brackets beyond which no sensible answer goes."""
 
 
 def _letter(match: re.Match[str]) -> str:
@@ -36,7 +36,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))|,\\!\s*"), ","),
     (re.compile(r"(?<!\\)\\!"), ""),
-    (re.compile(r"(?<!\\)\\[,;:\s]|(?<=[^\s$])~"), " "),  # before a number a tilde says that it is rounded
+    (re.compile(r"(?<!\\)\\[,;:\s]|(?<=[^\s$])~"), " "),  # before a number a tilde means that it is rounded
     (
         re.compile(r"\\(?:mathrm|mathit|text|textrm|operatorname) ?\{ ?([ei]) ?\}(?! ?[-+]?\d)|\\imath(?![A-Za-z])"),
         _letter,
@@ -59,7 +59,7 @@ _KEPT = {"<super>", "<sub>", "<fraction>"}  # NFKC would turn 10² into 102 and 
 
 
 def normalise(text: str) -> str:
-    r"""One spelling for answers that differ in nothing but spelling.
+    r"""A normal form for answers that differ only in spelling.
 
     Unicode compatibility forms, spaces, ``$ $``, ``\( \)``, emphasis, quotes, ``\text{}``, a final full stop or comma,
     a currency sign, thousands separators, and the case of letters in words of three or more. Single letters keep
@@ -110,7 +110,7 @@ def _characters(text: str) -> str:
 
 
 def _ends(text: str) -> str:
-    """Take off one layer of what may stand around an answer."""
+    """Remove one layer of what may surround an answer."""
     text = text.strip()
     if text[-1:] in {".", ",", ";", ":"} and text[-2:-1] not in {".", "\\"}:
         text = text[:-1].rstrip()
@@ -136,7 +136,8 @@ def _closes(text: str) -> int | None:
 
 
 def is_words(text: str) -> bool:
-    """Whether a text is words and not a formula: letters only, three in a row somewhere, and no "sin" or "log"."""
+    """Whether a text consists of words and is not a formula: letters only, three in a row somewhere, and no "sin" or
+    "log"."""
     return bool(_LONG_WORD.search(text) and _WORDS.fullmatch(text) and not _FUNCTION.search(text))
 
 
@@ -151,16 +152,16 @@ def plain_number(text: str) -> Fraction | None:
 
 
 class NotMathematicsError(ValueError):
-    """Text that has no safe mathematical reading; the message says why."""
+    """Text that has no safe mathematical reading; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """An answer as math-verify gets it.
+    """An answer as input for math-verify.
 
-    ``unit`` is what stood behind it ("centimeter 2", "dollar", …; empty if nothing), ``base`` the base of a numeral
-    like ``4210_5``, ``number`` the exact value where the text is a plain number, ``percent`` whether a per cent sign
-    stood behind it: ``latex`` and ``number`` are a hundredth of what stood before the sign.
+    ``unit`` is the unit after it ("centimeter 2", "dollar", …; empty if none), ``base`` the base of a numeral
+    like ``4210_5``, ``number`` the exact value where the text is a plain number, ``percent`` whether a per cent
+    sign followed: ``latex`` and ``number`` are a hundredth of the number before the sign.
     """
 
     latex: str
@@ -184,7 +185,7 @@ _BARE_UNIT = re.compile(
     r"(.*[\d})]) *((?:[A-Za-z]{2,}\.?[ /]?){1,4} ?(?:\^ ?\{? ?[23] ?\}?|[\u00b2\u00b3])?)", re.DOTALL
 )
 _SYMBOL_UNIT = re.compile(rf"(?<=[\d}})]) *((?:[A-Za-z]++{_TAIL}*+)+)$")
-_NO_PRODUCT = re.compile(r"^in\.?$|^(?:sq|cu)[. ]|[23\u00b2\u00b3]")  # ft^2 and in, where no other letters stand
+_NO_PRODUCT = re.compile(r"^in\.?$|^(?:sq|cu)[. ]|[23\u00b2\u00b3]")  # ft^2 and in, if there are no other letters
 _WITH_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,3}) ([A-Za-z\\].*)", re.DOTALL)
 _COUNTED = re.compile(r"([-+]?[\d.,]*\d|[-+]?\d+ ?/ ?\d+|[-+]?\\frac ?\{\d+\} ?\{\d+\}) ([A-Za-z][A-Za-z' ,-]*)")
 _NOUN_IN_TEXT = re.compile(rf" ?{_TEXT_COMMAND}\{{ ?([A-Za-z' ,-]*)\}}")
@@ -224,7 +225,7 @@ _DOUBTS = [
 
 
 def expression(text: str, question: str = "") -> Expression:
-    """Make an answer ready for math-verify. Behind a number may stand the noun that the question counts.
+    """Make an answer ready for math-verify. After a number the noun that the question counts is allowed.
 
     Raises:
         NotMathematicsError: the text has no safe reading as one mathematical object, with the reason.
@@ -263,7 +264,7 @@ _PLAIN_SIGNS = [
         r"\1 \\times 10^{\2}",
     ),
 ]
-"""What is typed for signs without LaTeX; numbers with an exponent, as members of a list."""
+"""Signs typed without LaTeX; numbers with an exponent, as members of a list."""
 
 
 def _to_latex(text: str) -> str:
@@ -313,7 +314,8 @@ def _split_unit(text: str) -> tuple[str, str]:
 
 
 def with_symbol_unit(read: Expression) -> Expression:
-    """The reading of ``12 m^2`` as square meters and not as a product; what was given where there is no such one."""
+    """The reading of ``12 m^2`` as square meters and not as a product; the unchanged input if there is no such
+    reading."""
     match = None if read.unit or read.number is not None else _SYMBOL_UNIT.search(read.latex)
     unit = read_unit(match[1], symbols=True) if match else ""
     head = read.latex[: match.start()].strip() if match else ""

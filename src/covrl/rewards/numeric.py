@@ -1,4 +1,4 @@
-"""Two numbers within a tolerance: for answers that are measured or rounded."""
+"""Comparison of two numbers within a tolerance, for answers that are measured or rounded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Numeric:
         >>> Numeric(relative=0.01)(Problem("1", "g in m/s^2?", "9.81"), "#### 9.8").verdict
         'right'
 
-    Read are decimals, quotients of two, ``3.2 \\times 10^5``, a per cent sign and a unit behind; anything else is
-    unknown, and so are different units. The arithmetic is exact. Two whole numbers have to be equal unless
-    ``loose`` says that the tolerance is meant for them too: 1,000,001 is no rounding of 1,000,000.
+    It reads decimals, quotients of two, ``3.2 \\times 10^5``, a per cent sign and a unit after the number; anything
+    else is unknown, and so are different units. The arithmetic is exact. Two whole numbers have to be equal unless
+    ``loose`` applies the tolerance to them too: 1,000,001 is no rounding of 1,000,000.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Numeric:
 
 
 def may_mean_percent(expected: Expression, said: Expression) -> bool:
-    """Whether two numbers differ by a per cent sign and nothing else: 5% is 5 where the question asks for per cent."""
+    """Whether two numbers differ only by a per cent sign: 5% is 5 if the question asks for per cent."""
     if expected.percent == said.percent:
         return False
     try:

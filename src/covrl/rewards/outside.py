@@ -1,4 +1,4 @@
-"""Verifiers whose code is not ours, in worker processes: reasoning-gym's scorers, and a user's function."""
+"""Verifiers with code of others, in worker processes: reasoning-gym's scorers, and a user's function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GymVerifier:
     """reasoning-gym's own scorer of the problem's task: right for the full score, wrong for less.
 
     ``problem.accepted`` holds the task's whole entry as JSON text: ``json.dumps(dataset[i])``, whose
-    ``metadata.source_dataset`` names the scorer. Other accepted answers have no part in it.
+    ``metadata.source_dataset`` names the scorer. Other accepted answers are ignored.
 
     Raises:
         UserError: the extra ``reasoning-gym`` is not installed.
@@ -76,8 +76,8 @@ def _entry(problem: Problem) -> Mapping[str, Any] | None:
 class UserVerifier:
     """A user's function ``(problem, response) -> verdict``, called in a worker process.
 
-    It gives ``"right"``, ``"wrong"`` or ``"unknown"``, or True or False, or a pair of one of these and a reason. What
-    it raises makes the row unknown, with the exception's name; anything else that it gives is the user's error.
+    It returns ``"right"``, ``"wrong"`` or ``"unknown"``, or True or False, or a pair of one of these and a reason. An
+    exception makes the row unknown, with the exception's name; any other result is an error of the user.
 
     Raises:
         UserError: the name cannot be imported, or is no function.

@@ -1,6 +1,6 @@
 r"""Inequalities as sets: ``2 \le x \le 5 \text{ or } x > 7`` is ``[2,5]\cup(7,\infty)``.
 
-math-verify compares one inequality with an interval, and neither two that are joined nor a set in words.
+math-verify compares one inequality with an interval, but neither joined inequalities nor a set described in words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INFINITE = r"\infty"
 
 
 def is_inequality(latex: str) -> bool:
-    """Whether a formula says that something is larger or smaller, or is not equal."""
+    """Whether a formula contains an inequality sign."""
     return any(sign.group() != "=" for sign in _SIGN.finditer(latex))
 
 
@@ -37,14 +37,14 @@ def is_joined(latex: str) -> bool:
 
 
 def united(latex: str) -> str:
-    r"""Intervals that are joined by "or" as their union; anything else as it is."""
+    r"""Intervals that are joined by "or" as their union; anything else unchanged."""
     members = _OR.split(latex)
     intervals = len(members) > 1 and all(_INTERVAL.fullmatch(m) for m in members)
     return r"\cup".join(m.strip() for m in members) if intervals else latex
 
 
 def as_set(latex: str) -> tuple[str, str] | None:
-    """The variable of the inequalities and the set of its values; None where they are of another form."""
+    """The variable of the inequalities and the set of its values; None if they have another form."""
     described = _BUILDER.fullmatch(latex.strip())
     members, names = [], set()
     for part in _OR.split(described[2] if described else latex):
@@ -64,7 +64,7 @@ _Ends = tuple[str, str, str, str]
 
 
 def _joined(found: list[str | _Ends]) -> str | None:
-    """Where all of the conditions hold: one of them, or a lower and an upper end."""
+    """The set in which all conditions hold: one of them, or a lower and an upper end."""
     if len(found) == 1:
         only = found[0]
         return only if isinstance(only, str) else _interval(only)

@@ -1,4 +1,4 @@
-"""Every verifier by its name: ours, an installed entry point, or ``module:function`` where a person typed it."""
+"""Every verifier by its name: ours, an installed entry point, or ``module:function`` if a person typed it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAKERS: Mapping[str, _Maker] = {
 def make_verifier(
     name: str, order: Sequence[str] = DEFAULT_ORDER, *, time_limit_s: float | None = None, code: bool = False
 ) -> Verifier:
-    """The verifier of that name, with the parameters that follow it; one with processes has ``close``.
+    """The verifier of that name, with the parameters that follow it; a verifier with processes has ``close``.
 
     ``time_limit_s`` replaces the default of ``seconds``; ``code`` allows ``module:function``.
 

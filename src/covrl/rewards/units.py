@@ -1,8 +1,9 @@
-"""Units behind an answer: read in one spelling, and whether one is what was asked for where the reference has none.
+"""Units after an answer: their normal form, and whether the question asks for a unit that the reference does not have.
 
 ``m/s^2``, ``m s^{-2}`` and ``meters per second squared`` are ``meter second -2``. ``36 cents`` is 36 if the question
-asks for cents, and not if it asks for dollars. The reference cannot tell, so the question has to: it must ask for the
-unit ("how many cents", "in cents"), or name it and no other unit of that kind. A noun ("72 clips") it has to ask for.
+asks for cents, and not if it asks for dollars. The reference does not show it, so the question has to: it must ask for
+the unit ("how many cents", "in cents"), or name it and no other unit of that kind. For a noun ("72 clips") it has to
+ask.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SYMBOLS = {
     "yd": "yard", "wk": "week", "N": "newton", "J": "joule", "kJ": "kilojoule", "W": "watt", "V": "volt",
     "A": "ampere", "C": "coulomb", "K": "kelvin", "Hz": "hertz", "Pa": "pascal", "mol": "mole", "rad": "radian",
 }  # fmt: skip
-"""Units in few letters, which are products of variables as well: read only where nothing else can be meant."""
+"""Units in few letters, which may also be products of variables: read only if nothing else can be meant."""
 
 _QUOTIENTS = {"mph": ("mile", "hour"), "kph": ("kilometer", "hour"), "kmph": ("kilometer", "hour")}
 _BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -53,9 +54,9 @@ _LONGEST = 60
 
 
 def read_unit(text: str, symbols: bool) -> str:
-    r"""One spelling of a unit, such as ``meter second -2``; empty if any of ``text`` is no unit.
+    r"""The normal form of a unit, such as ``meter second -2``; empty if any of ``text`` is no unit.
 
-    ``symbols`` reads ``m`` and ``s`` too, which are variables as well.
+    ``symbols`` reads ``m`` and ``s`` too, which may also be variables.
     """
     powers: Counter[str] = Counter()
     last: list[str] = []
@@ -80,7 +81,7 @@ def read_unit(text: str, symbols: bool) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """Words, slashes and powers; empty if there is anything else."""
+    """Words, slashes and powers; empty if the text has anything else."""
     text = _FRACTION.sub(r" \1 / \2 ", _IN_TEXT.sub(r" \1 ", text))
     found, place = [], 0
     while place < len(text) <= _LONGEST:
@@ -132,7 +133,7 @@ def _words(question: str) -> list[str]:
 
 
 def _asked_for(before: list[str]) -> bool:
-    """``how many``, ``how many more``, ``number of``, ``in``: with these words before it, a unit is asked for."""
+    """``how many``, ``how many more``, ``number of``, ``in``: a unit after these words is asked for."""
     return (
         before[-2:] in (["how", "many"], ["number", "of"]) or before[-3:-1] == ["how", "many"] or before[-1:] == ["in"]
     )
@@ -147,16 +148,16 @@ _CLAUSE = re.compile(
     r"its?|left|may|must|my|not|of|on|or|our|remains?|she|should|than|that|their|there|they|this|to|was|we|were|what|when|"
     r"where|which|while|who|will|with|would|your?"
 )
-"""Words that end what "how many" counts."""
+"""Words that end the noun after "how many"."""
 
 _AMOUNT = re.compile(
     r"hal(?:f|ve)|third|quarter|ten|dozen|score|pair|couple|hundred|thousand|(?:m|b|tr)illion|percent|maybe|perhaps|probably"
 )
-"""Words that change what a number before them says, in the singular: they count where the question has them too."""
+"""Words that change the meaning of the number before them, in the singular: allowed if the question has them too."""
 
 
 def noun_is_due(words: str, question: str) -> bool:
-    """Whether the words behind a number are what the question counts: 72 hair clips, for "how many clips"."""
+    """Whether the words after a number are what the question counts: 72 hair clips, for "how many clips"."""
     before, said = None, words.casefold().strip(" .,")
     while said != before:
         before, said = said, _TAILS.sub("", said).strip(" .,")

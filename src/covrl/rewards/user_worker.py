@@ -1,6 +1,6 @@
 """A user's verifier in a process of its own.
 
-``python -m covrl.rewards.user_worker SECONDS NAME`` is the far end. A question: a problem's fields, a response.
+``python -m covrl.rewards.user_worker SECONDS NAME`` is the worker. A question: a problem's fields, a response.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERDICTS = ("right", "wrong", "unknown")
 
 
 def load(name: str) -> Judge:
-    """The function of that name, its results checked."""
+    """The function of that name, with its results checked."""
     function = load_named(name, GROUP, "verifier", "verifier")
 
     def judge(question: Any) -> Sequence[str]:
@@ -39,7 +39,7 @@ def load(name: str) -> Judge:
 
 
 def checked(given: Any, where: str) -> Sequence[str]:
-    """``[verdict, why]`` of what a user's function gave; an error for what is no verdict."""
+    """``[verdict, why]`` for the result of a user's function; an error if that is no verdict."""
     verdict, why = given if isinstance(given, tuple) and len(given) == 2 else (given, "by the user's verifier")
     verdict = plain(verdict)  # NumPy has a bool of its own
     if isinstance(verdict, bool):

@@ -1,6 +1,6 @@
-"""Comparison of answers: to the character, as text, and as mathematics.
+"""Comparison of answers: exactly, as text, and as mathematics.
 
-What the three have in common with the others, and what a verdict is: :mod:`covrl.rewards.judgement`.
+Verdicts, and what all verifiers have in common: :mod:`covrl.rewards.judgement`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAYBE_UNIT = re.compile(r"[\d})] ?(?!i)[A-Za-z]{1,2}$")
 
 
 def exact_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
-    """Right if the answer is the reference or an accepted one to the character, spaces at the ends aside."""
+    """Right if the answer has the same characters as the reference or an accepted one, after stripping spaces."""
     found = extract_answer(response, order)
     if found is None:
         return nothing(order)
@@ -44,7 +44,7 @@ def exact_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_O
 
 
 def normalised_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
-    """Right if the two are equal in one spelling (:func:`covrl.rewards.normalise.normalise`) or as plain numbers."""
+    """Right if the two are equal after normalising (:func:`covrl.rewards.normalise.normalise`) or as plain numbers."""
     found = extract_answer(response, order)
     if found is None:
         return nothing(order)
@@ -60,7 +60,7 @@ class MathVerifier:
         'right'
 
     Text and plain numbers are decided in this process. Words are compared as words: math-verify would read them as
-    products of letters. What math-verify gets is first made safe or refused (:mod:`covrl.rewards.normalise`).
+    products of letters. The input for math-verify is first made safe or refused (:mod:`covrl.rewards.normalise`).
     Not for use from several threads at once. POSIX only.
     """
 
@@ -107,7 +107,7 @@ _DEAR = re.compile(r"\^ ?\{?[^{}^]{0,40}\^|\^ ?\{? ?-?\d{3}|!|\\(?:prod|sum|int|
 
 
 def _dear(question: Question) -> float:
-    """What a comparison may cost, roughly: powers of powers and the like are what hangs math-verify."""
+    """A rough estimate of the cost of a comparison: powers of powers and similar terms make math-verify hang."""
     return len(question.answer) + (1000.0 if _DEAR.search(question.answer) else 0.0)
 
 
@@ -135,9 +135,9 @@ def _same_text(reference: str, answer: str) -> Reply | None:
 
 
 class _Asked(NamedTuple):
-    """A comparison for math-verify, and why what it says may not be the verdict.
+    """A comparison for math-verify, and reasons why its result may not be the verdict.
 
-    Where there is a ``doubt``, equal in value is not enough (:mod:`covrl.rewards.forms`); where there is an ``unsure``,
+    With a ``doubt``, an equal value is not enough (:mod:`covrl.rewards.forms`); with an ``unsure``,
     it may call equal answers unequal.
     """
 
@@ -154,7 +154,8 @@ class _Asked(NamedTuple):
 
 @dataclass(slots=True)
 class _Screened:
-    """What is known of an answer without math-verify, and what it has to be asked: a list for each question."""
+    """What is known about an answer without math-verify, and the comparisons it has to make: a list for each
+    question."""
 
     replies: list[Reply] = field(default_factory=list)
     asked: list[list[_Asked]] = field(default_factory=list)
@@ -164,7 +165,7 @@ class _Screened:
         return [Question(tuple(a.reference for a in group), group[0].answer) for group in self.asked]
 
     def take(self, replies: Sequence[Reply]) -> Reply:
-        """The verdict, with a reply to each question."""
+        """The verdict, given a reply to each question."""
         return combine([*self.replies, *(g[0].verdict(r) for g, r in zip(self.asked, replies, strict=True))])
 
 
@@ -189,18 +190,18 @@ def _doubted(reply: Reply, doubt: str) -> Reply:
 
 
 def _words(reference: str, answer: str) -> Reply | None:
-    """How a reference in words compares with a different answer; None if the reference is no words."""
+    """How a reference in words compares with a different answer; None if the reference is not words."""
     if not is_words(reference):
         return None
     if not is_words(answer):
         return Reply("unknown", "the reference is words and the answer is not")
-    if sorted(reference) == sorted(answer):  # abc and cab are one product, and two words
+    if sorted(reference) == sorted(answer):  # abc and cab are the same product, but different words
         return Reply("unknown", "the same letters in another order")
     return Reply("wrong", "different words")
 
 
 def _as_mathematics(reference: str, answer: str, problem: Problem) -> Reply | _Asked:
-    """A reply where none needs math-verify, else what it has to be asked."""
+    """A reply if math-verify is not needed, else the comparison for it."""
     question = problem.question
     try:
         expected = _expression(reference, question)
@@ -220,7 +221,7 @@ def _as_mathematics(reference: str, answer: str, problem: Problem) -> Reply | _A
 
 
 def _units_read(expected: Expression, said: Expression, question: str) -> tuple[Expression, Expression]:
-    """Both with ``m^2`` behind a number as a unit where the other side, or the question, says that it is one."""
+    """Both with ``m^2`` after a number as a unit, if the other side or the question shows that it is one."""
     if expected.unit and not said.unit:
         return expected, with_symbol_unit(said)
     if said.unit and not expected.unit:
@@ -232,7 +233,7 @@ def _units_read(expected: Expression, said: Expression, question: str) -> tuple[
 
 
 def _comparable(expected: str, said: str) -> tuple[str, str, str]:
-    """Both LaTeX texts with inequalities as sets where the two differ in that, and why unequal may not be wrong."""
+    """Both LaTeX texts with inequalities as sets if only one has them, and why unequal may not be wrong."""
     expected, said = united(expected), united(said)
     if not (is_inequality(expected) or is_inequality(said)):
         return expected, said, ""
@@ -266,7 +267,7 @@ def _misread(expected: Expression, said: Expression) -> str:
 
 
 def _doubt(expected: Expression, said: Expression) -> Reply | None:
-    """What math-verify would pass over: units, ratios, bases."""
+    """The verdict on what math-verify would ignore: units, ratios, bases."""
     if expected.unit and said.unit and expected.unit != said.unit:
         return Reply("unknown", f"different units: {expected.unit} and {said.unit}")
     turned = "=" in expected.latex
@@ -286,7 +287,7 @@ def _doubt(expected: Expression, said: Expression) -> Reply | None:
 def _numbers(expected: Expression, said: Expression) -> Reply | None:
     """The verdict on two plain numbers, by their exact values; None for anything else."""
     if expected.base is not None and said.base is None:
-        # The question asked for that base, so the bare digits are what it wanted.
+        # The question asked for that base, so the bare digits are the answer.
         return Reply("right", "equal digits") if expected.latex == said.latex else Reply("wrong", "different digits")
     if expected.number is None or said.number is None:
         return None
@@ -296,7 +297,7 @@ def _numbers(expected: Expression, said: Expression) -> Reply | None:
     return Reply("right", "equal as numbers") if equal else Reply("wrong", "different numbers")
 
 
-# References come back once a rollout, so both of their readings are kept.
+# References recur for every rollout, so both of their readings are cached.
 
 
 def _normalised(reference: str) -> str:

@@ -1,15 +1,15 @@
-"""Worker processes that can be killed, for verifiers that hostile answers can hang or crash: both ends of the pipe.
+"""Worker processes that can be killed, for verifiers that hostile answers can hang or crash: both sides of the pipe.
 
-A row that hangs, eats memory or crashes takes its process with it and no other row. A process is a plain program (no
-``multiprocessing``), so it never imports the caller's main module; it ends when its standard input ends, and an alarm
-that Python cannot hold up ends it in the middle of a hung row, so that none outlives its caller.
+A row that hangs, fills the memory or crashes ends its own process and affects no other row. A process is a plain
+program (no ``multiprocessing``), so it never imports the caller's main module; it ends when its standard input ends,
+and an alarm outside of Python's control ends it in the middle of a hung row, so that no process outlives its caller.
 
-Lines of JSON. To the worker: a list of questions. From it: ``["ready"]`` once, then ``[verdict, why]`` a question, in
-order, each as soon as it is known; ``["error", message]`` where the caller's settings are to blame.
+Lines of JSON. To the worker: a list of questions. From it: ``["ready"]`` once, then ``[verdict, why]`` per question, in
+order, each as soon as it is known; ``["error", message]`` if the caller's settings are wrong.
 
-What a burst of hostile rows costs is bounded: in one call at most ``ENDS_PER_CALL`` processes are ended by their rows.
-The rows that are still waiting then are unknown and say so. Rows that look dear are asked last, so that those are
-mostly the hostile ones, and a row that has hung is remembered and not tried again.
+The cost of a burst of hostile rows is bounded: in one call at most ``ENDS_PER_CALL`` processes are ended by their rows.
+Rows that still wait after that are unknown, with this reason. Rows that look expensive are judged last, so that these
+are mostly the hostile ones, and a row that has hung is remembered and not tried again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MEMORY_BYTES = 4 << 30
 
 
 class Reply(NamedTuple):
-    """What came of a question."""
+    """The result of a question."""
 
     verdict: Verdict
     why: str
@@ -53,7 +53,7 @@ NOT_TRIED = Reply("unknown", f"not tried: {ENDS_PER_CALL} rows of the same call 
 
 @dataclass(slots=True)
 class Work:
-    """What the workers have done since they were made: the cost of hostile rows, countable."""
+    """Counts of the workers' work since they were made, which show the cost of hostile rows."""
 
     asked: int = 0
     started: int = 0
@@ -62,11 +62,11 @@ class Work:
 
 
 class Workers:
-    """A few worker processes; each row has ``limit_s`` seconds, and costs at most its own process.
+    """A few worker processes; each row has ``limit_s`` seconds, and ends at most its own process.
 
     Processes start with the first question and are started again when they were killed or died. A row whose process
-    died is tried once more, as something else may have killed it; a row that took too long is not. ``module`` is the
-    program of the far end, ``what`` names the verifier in messages. ``work`` counts what was done.
+    died is tried once more, because something else may have killed it; a row that took too long is not. ``module`` is
+    the worker's program, ``what`` names the verifier in messages. ``work`` counts what was done.
     """
 
     def __init__(self, count: int, limit_s: float, module: str, arguments: Sequence[str] = (), what: str = "") -> None:
@@ -76,10 +76,10 @@ class Workers:
         self._hung: dict[bytes, Reply] = {}
 
     def ask(self, questions: Sequence[Any], dear: Callable[[Any], float] = lambda _: 0.0) -> list[Reply]:
-        """One reply a question, in order; equal questions are asked once, the dearest last.
+        """One reply per question, in order; equal questions are asked once, the most expensive last.
 
         Raises:
-            UserError: what a worker needs cannot be imported, or it does not start, or it finds the settings wrong.
+            UserError: a worker cannot import what it needs, does not start, or rejects the settings.
         """
         keys = [hashlib.blake2b(json.dumps(q).encode(), digest_size=16).digest() for q in questions]
         replies = {k: self._hung[k] for k in keys if k in self._hung}
@@ -110,13 +110,13 @@ class Workers:
                         worker.give(chunk, [questions[i] for i in chunk])
                 again: list[int] = []
                 for row, reply in self._collect():
-                    if reply.why.startswith(DIED) and row not in tried:  # the row need not be what killed it
+                    if reply.why.startswith(DIED) and row not in tried:  # the row need not be the cause
                         tried.add(row)
                         again.append(row)
                     else:
                         replies[row] = reply
                 for worker in self._workers:
-                    if worker.process is None:  # killed, or dead: the rows that it had not come to
+                    if worker.process is None:  # killed, or dead: the rows that it had not reached
                         waiting.extendleft(reversed(worker.rows))
                         worker.rows.clear()
                 waiting.extendleft(again)
@@ -131,7 +131,7 @@ class Workers:
         return [r for r in replies if r is not None]
 
     def _collect(self) -> list[tuple[int, Reply]]:
-        """Wait until a busy worker says something or is overdue; its rows with their replies."""
+        """Wait until a busy worker replies or is overdue; return its rows with their replies."""
         busy = {w.output: w for w in self._workers if w.rows and w.process is not None}
         if not busy:
             return []
@@ -151,7 +151,7 @@ class Workers:
         return [w.process.pid for w in self._workers if w.process is not None and w.process.poll() is None]
 
     def close(self) -> None:
-        """End all workers, whatever they do; none is left, not even as a zombie."""
+        """End all workers, whatever they do, and reap them."""
         for worker in self._workers:
             worker.stop()
             worker.rows.clear()
@@ -187,12 +187,12 @@ class _Worker:
         message = json.dumps(questions).encode() + b"\n"
         try:
             self._write(message)
-        except BrokenPipeError:  # it died just now, before it read a row: none of them is to blame
+        except BrokenPipeError:  # it died just now, before it read a row: no row is the cause
             self.stop()
         self.deadline = time.monotonic() + self.limit_s
 
     def take(self) -> list[tuple[int, Reply]]:
-        """The replies that have come. If the process has died, the row it was at is unknown."""
+        """The replies so far. If the process has died, the row it was working on is unknown."""
         data = os.read(self.output, 1 << 16)
         if not data:
             return [self.give_up("")]
@@ -205,7 +205,7 @@ class _Worker:
         return [(self.rows.popleft(), Reply(*reply)) for reply in said]
 
     def give_up(self, why: str) -> tuple[int, Reply]:
-        """End the process; the row it was at is unknown, the rows behind that one stay in ``rows``."""
+        """End the process; the row it was working on is unknown, the rows after it stay in ``rows``."""
         code = self.stop()
         self._work.ended += 1
         if not why:
@@ -240,7 +240,7 @@ class _Worker:
         self._ready = False
 
     def _environment(self) -> dict[str, str]:
-        """A user's own function may need a key; what reads strangers' mathematics needs none."""
+        """The environment: a user's own function may need a key; a parser of mathematics does not."""
         return dict(os.environ) if self._program[0].endswith(".user_worker") else environment_without_secrets()
 
     def _await_ready(self) -> None:
@@ -266,7 +266,7 @@ class _Worker:
         return json.loads(said)
 
     def _write(self, message: bytes) -> None:
-        """Write without ever waiting for a stopped process for longer than its limit."""
+        """Write without waiting for a stopped process longer than its limit."""
         assert self.process is not None
         assert self.process.stdin is not None
         pipe = self.process.stdin.fileno()
@@ -305,8 +305,8 @@ Judge = Callable[[Any], Sequence[str]]
 def serve(make_judge: Callable[[], Judge], alarm_s: float, memory_bytes: int | None = MEMORY_BYTES) -> None:
     """Answer questions until standard input ends."""
     out = os.dup(1)
-    os.dup2(2, 1)  # nothing that a library prints may get between the replies
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the command line is the caller's to handle
+    os.dup2(2, 1)  # output of libraries must not be mixed with the replies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles an interrupt of the command line
     limit_resources(memory_bytes)
     try:
         judge = make_judge()
@@ -330,7 +330,7 @@ def _say(out: int, what: Sequence[str]) -> None:
 
 
 def limit_resources(memory_bytes: int | None) -> None:
-    """No core dumps, and a bound on memory where the system takes one."""
+    """No core dumps, and a limit on memory if the system supports it."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -340,5 +340,5 @@ def limit_resources(memory_bytes: int | None) -> None:
     bound = memory_bytes if hard == resource.RLIM_INFINITY else min(hard, memory_bytes)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
-    except (ValueError, OSError):  # macOS refuses; the time limit still holds
+    except (ValueError, OSError):  # macOS refuses it; the time limit still holds
         return
