@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from training.test_step import PROBLEMS, gradient, make_run
+from training.test_step_methods import method_run
 
 from covrl.algorithms.base import Algorithm, Stream
 from covrl.generation.base import Draw
@@ -21,7 +22,7 @@ from covrl.training.reading_plan import plan_of_step
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
-from covrl.training.step import take_step
+from covrl.training.step import credit, take_step
 
 P = Output("trace", "prior")
 DRAW = Draw(0, 0)
@@ -148,3 +149,37 @@ def test_whole_steps_with_branches(merges: bool) -> None:
     assert bool(plan_of_step(run, run.config.training.steps - 1).in_pass) == merges
     for p, q in zip(run.parameters, other.parameters, strict=True):
         assert torch.allclose(p, q, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["covrl", "grpo", "ppo"])
+def test_tokens_that_the_policy_did_not_write_carry_no_loss(name: str) -> None:
+    """As a tool's output would: read by all that comes after, in no stream on the trace and in no count of tokens."""
+    run = method_run(name)
+    groups = [replace(g, rollouts=tuple(map(with_output, g.rollouts))) for g in sample(run, PROBLEMS, DRAW)]
+    kept = run.algorithm.admit(score_groups(run, groups)).kept
+    credits = credit(run, kept)
+    on_trace = [s.name for s in run.algorithm.streams if s.span == "trace"]
+    seen = 0
+    for row in credits:
+        for own in row:
+            for stream in on_trace:
+                if stream in own.weights:
+                    assert not own.weights[stream][1:3].any()
+                    seen += bool(own.weights[stream].any())
+    assert seen
+    assert trace_tokens(kept) == sum(r.loss_tokens for g in kept for r in g.rollouts)
+    assert trace_tokens(kept) < sum(len(r.trace_ids) for g in kept for r in g.rollouts)
+    found = gradient(run, LIMITS, kept, credits)
+    zeroed = [[replace(own, weights=dict(own.weights)) for own in row] for row in run.algorithm.credit(kept)]
+    for row in zeroed:
+        for own in row:
+            for stream in on_trace:
+                if stream in own.weights:
+                    own.weights[stream][1:3] = 0.0  # ty: ignore[invalid-assignment]
+    assert float(found.norm()) > 0
+    assert float((found - gradient(run, LIMITS, kept, zeroed)).norm() / found.norm()) < 1e-12
+
+
+def with_output(rollout: Rollout) -> Rollout:
+    """Its second and third token came from elsewhere."""
+    return replace(rollout, written=tuple(i not in (1, 2) for i in range(len(rollout.trace_ids))))

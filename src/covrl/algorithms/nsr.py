@@ -112,7 +112,7 @@ class WReinforce(GroupMethod):
         return self.signed.right_weight if value == 1.0 else -self.signed.wrong_weight
 
     def _kept_tokens(self, groups: Sequence[ScoredGroup]) -> float:
-        return float(sum(len(r.trace_ids) for g in groups for r in g.rollouts if self._has_weight(r)))
+        return float(sum(r.loss_tokens for g in groups for r in g.rollouts if self._has_weight(r)))
 
     def _has_weight(self, rollout: Rollout) -> bool:
         value = outcome(rollout)

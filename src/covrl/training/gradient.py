@@ -226,7 +226,8 @@ class _Work:
         ]
         mine = every[self.world.rank]
         if self.world.sharded and sizes:
-            least = min(range(len(sizes)), key=lambda i: (sizes[i], i))
+            # what is not scored has no rows, and a pass without rows reaches no weight
+            least = min((i for i, size in enumerate(sizes) if size), key=lambda i: (sizes[i], i), default=0)
             rows = whole[least : least + 1]
             units = rows[0].units if rows else [traces[least - len(whole)]]
             mine += [_Pack(units, rows, idle=True)] * (max(map(len, every)) - len(mine))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from covrl.algorithms.base import Algorithm, LossTokens, Stream
 from covrl.errors import NonFiniteError
+from covrl.objectives import written_only
 from covrl.records import Credit, OffendingRollout, Output, ScoredGroup
 from covrl.scoring.pack import Reading, Tokens, Unit
 
@@ -31,6 +32,25 @@ class Trained:
 def has_weight(credit: Credit, streams: Sequence[Stream]) -> bool:
     """Whether any token has weight in any of the streams."""
     return any(bool(credit.weights[s.name].any()) for s in streams if s.name in credit.weights)
+
+
+def only_written(
+    groups: Sequence[ScoredGroup], credits: list[list[Credit]], streams: Sequence[Stream]
+) -> list[list[Credit]]:
+    """The credits without the weights, in streams on the trace, of tokens that the policy did not write."""
+    on_trace = {stream.name for stream in streams if stream.span == "trace"}
+    return [
+        [
+            own if rollout.written is None else _masked(own, rollout.written, on_trace)
+            for rollout, own in zip(group.rollouts, row, strict=True)
+        ]
+        for group, row in zip(groups, credits, strict=True)
+    ]
+
+
+def _masked(own: Credit, written: Sequence[bool], streams: set[str]) -> Credit:
+    weights = {name: written_only(w, written) if name in streams else w for name, w in own.weights.items()}
+    return replace(own, weights=weights)
 
 
 def scaled(algorithm: Algorithm, batch: Sequence[ScoredGroup]) -> tuple[dict[str, float], list[Stream]]:

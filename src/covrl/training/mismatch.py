@@ -166,8 +166,14 @@ def _weighted(
 
 
 def _both(rollout: Rollout, scores: Scores) -> list[tuple[Tensor, Tensor]]:
-    """The trainer's and the sampler's log-probs of a trace, ``[T]`` each, as a list of one; empty if not known."""
+    """The trainer's and the sampler's log-probs of a trace, ``[T]`` each, as a list of one; empty if not known.
+
+    Of a token that the policy did not write the trainer's stands on both sides: nothing was sampled there.
+    """
     trainer = source_log_probs(rollout, scores)
     if trainer is None or not rollout.trace_ids:
         return []
-    return [(trainer, torch.tensor(rollout.log_probs, dtype=trainer.dtype, device=trainer.device))]
+    sampler = torch.tensor(rollout.log_probs, dtype=trainer.dtype, device=trainer.device)
+    if rollout.written is not None:
+        sampler = torch.where(torch.tensor(rollout.written, device=trainer.device), sampler, trainer)
+    return [(trainer, sampler)]

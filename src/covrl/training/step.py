@@ -20,7 +20,7 @@ from covrl.training.collect import Batch, Clock, collect, parts
 from covrl.training.gradient import Gradient, add_gradient
 from covrl.training.guard import check_credits, check_scores
 from covrl.training.held_out import held_out_metrics
-from covrl.training.losses import has_weight
+from covrl.training.losses import has_weight, only_written
 from covrl.training.memory import with_smaller_passes
 from covrl.training.metrics import OF_NO_UPDATE, reads_answers, step_metrics, times, traces_shown, update_metrics
 from covrl.training.mismatch import mismatch_warnings
@@ -70,11 +70,14 @@ def take_step(run: Run) -> StepReport:
 def credit(run: Run, groups: list[ScoredGroup]) -> list[list[Credit]]:
     """What each token of scored groups is worth, corrected for a sampler that is not the trainer.
 
+    A token that the policy did not write (``Rollout.written``) is worth nothing.
+
     Raises:
         NonFiniteError: some of it is not finite, or a score is not.
     """
     check_scores(groups)
     credits = run.mismatch.corrected(groups, run.algorithm.credit(groups), run.algorithm.streams)
+    credits = only_written(groups, credits, run.algorithm.streams)
     check_credits(groups, credits)
     return credits
 

@@ -43,6 +43,8 @@ def _view(
         correct=_mark(problem, thought_only(rollout, prompts.config.close), label),
         tokens=_tokens(rollout, scores, prompts),
         rewards=rollout.rewards,
+        index=rollout.request.index,
+        parent=rollout.request.parent,
     )
 
 
@@ -54,10 +56,18 @@ def _mark(problem: Problem, rollout: Rollout, label: TraceLabel | None) -> Verdi
 
 
 def _tokens(rollout: Rollout, scores: Scores, prompts: Prompts) -> tuple[TokenView, ...]:
-    """Tokens are decoded one by one, so a character that several of them spell is shown in pieces."""
-    texts = [str(prompts.tokenizer.decode([i], skip_special_tokens=False)) for i in rollout.trace_ids]
+    """Tokens are decoded one by one, so a character that several of them spell is shown in pieces.
+
+    Those of a given prefix come first, without log-probs.
+    """
+
+    def spelt(ids: Sequence[int]) -> list[str]:
+        return [str(prompts.tokenizer.decode([i], skip_special_tokens=False)) for i in ids]
+
+    given = tuple(TokenView(text, None, None) for text in spelt(rollout.request.prefix_ids))
+    texts = spelt(rollout.trace_ids)
     prior, posterior = (
         scores["trace", name].tolist() if ("trace", name) in scores else [None] * len(texts)
         for name in ("prior", "posterior")
     )
-    return tuple(TokenView(*token) for token in zip(texts, prior, posterior, strict=True))
+    return given + tuple(TokenView(*token) for token in zip(texts, prior, posterior, strict=True))
