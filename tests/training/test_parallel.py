@@ -336,6 +336,41 @@ def test_when_a_rank_dies_all_end_with_a_message(folder: Path, tmp_path: Path) -
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+NAMED = """
+import asyncio
+
+async def slow(problem, text):
+    await asyncio.sleep(0.01 * (len(text) % 3))
+    return len(text)
+
+def total(problems, texts):
+    return [len(text) / 2 for text in texts]
+
+async def stuck(problem, text):
+    await asyncio.sleep(60 * (problem.id[-1] in "13579"))
+    return 0.0
+"""
+
+
+def test_several_reward_functions_on_two_processes(tmp_path: Path) -> None:
+    """Each rank asks them for its share; all hold all values. What hangs on one ends both, in one line."""
+    (tmp_path / "named.py").write_text(NAMED)
+    make_models(tmp_path)
+    write_project(tmp_path, tmp_path)
+    run = ["-m", "covrl", "train", "--config", str(tmp_path / "run.toml"), "--set", "training.steps=1"]
+    run += ["--set", f"problems.train={tmp_path / 'problems.jsonl'}", "--reward", "slow=named:slow"]
+    run += ["--reward", "total=named:total", "--set", "reward.total.batched=true", "--set", "reward.total.weight=-2"]
+    done = torchrun(*run, "--out", str(tmp_path / "two"), path=tmp_path, limit=120, processes=2)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "two" / "metrics.jsonl").read_text())["metrics"]
+    assert metrics["reward/slow"] == 2 * metrics["reward/total"] > 0
+    run += ["--reward", "stuck=named:stuck", "--set", "reward.stuck.timeout_s=1"]
+    done = torchrun(*run, "--out", str(tmp_path / "stuck"), path=tmp_path, limit=120, processes=2)
+    assert done.returncode != 0
+    (said,) = [line for line in last_words(done) if "reward function" in line]
+    assert re.search(r"^covrl: reward function named:stuck: problem \S+, rollout \d+ \(\w+\): ran into its time", said)
+
+
 PREEMPTED = """
 import os, signal
 

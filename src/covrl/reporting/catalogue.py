@@ -229,7 +229,9 @@ def unit_of(metric: str) -> str:
     """The unit, judged by a metric's name."""
     if metric.endswith(("_share", "_rate", "/accuracy", "eval/sampled", "eval/sound", "_gain", "_at_most")):
         return "share"
-    family = metric.partition("/")[0]
+    family, _, name = metric.partition("/")
+    if family == "reward" and name not in ("prior", "posterior", "gap", "group_std"):  # a user's function: its own unit
+        return ""
     return {"time": "seconds", "length": "tokens", "entropy": "nats", "reward": "nats", "kl": "nats"}.get(family, "")
 
 
