@@ -33,8 +33,8 @@ from transformers import (
 
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove_decoding
-from covrl.scoring.model import LanguageModel
-from covrl.scoring.proof import Trial, ordinary_text, prove_scoring
+from covrl.models.model import LanguageModel
+from covrl.models.proof import Trial, ordinary_text, prove_scoring
 
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gpt2", "gemma2"]
 WITH_VISION = ["gemma3", "gemma4", "llama4", "mistral3", "qwen2.5-vl", "qwen3-vl", "qwen3.5"]
@@ -173,7 +173,7 @@ def prove(model: LanguageModel, longest: int = 96) -> list[str]:
 
 def prove_engine(engine: TorchGenerator, longest: int = 96) -> list[str]:
     """Prove how an engine decodes; what is said of it. Its model's attention stays as it is."""
-    from covrl.scoring.attention import NAME
+    from covrl.models.attention import NAME
 
     shared = engine.model.config._attn_implementation == NAME
     if shared:

@@ -24,11 +24,11 @@ from covrl.evaluation.likelihood import answer_log_probs
 from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator, next_tokens
+from covrl.models.compute import compute_in_bfloat16
+from covrl.models.finite import broken
+from covrl.models.model import load_model
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.scoring.compute import compute_in_bfloat16
-from covrl.scoring.finite import broken
-from covrl.scoring.model import load_model
 
 CONFIG = f"""
 [model]

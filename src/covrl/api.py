@@ -24,6 +24,7 @@ from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
+from covrl.models.model import SHIPPED, load_model
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
@@ -32,7 +33,6 @@ from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.functions import name_of
 from covrl.rewards.named import Given, Reward, as_reward
 from covrl.rewards.steps import StepScorer
-from covrl.scoring.model import SHIPPED, load_model
 from covrl.secrets import redacted
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike

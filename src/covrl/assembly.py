@@ -15,6 +15,8 @@ from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
 from covrl.generation.proof import prove
+from covrl.models.compute import emulated_note
+from covrl.models.model import load_model
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
@@ -26,8 +28,6 @@ from covrl.rewards.graders import make_grader
 from covrl.rewards.named import Given, Reward, as_reward, load_reward
 from covrl.rewards.step_server import StepServer
 from covrl.rewards.steps import StepScorer
-from covrl.scoring.compute import emulated_note
-from covrl.scoring.model import load_model
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.models import load_beside, load_policy

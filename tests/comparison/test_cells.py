@@ -137,7 +137,7 @@ def test_every_variant_changes_the_recipe() -> None:
 
 
 def test_settings_name_shipped_bases() -> None:
-    from covrl.scoring.model import resolve_path
+    from covrl.models.model import resolve_path
 
     for setting in SETTINGS.values():
         assert (Path(resolve_path(setting.model)) / "model.safetensors").is_file()

@@ -179,7 +179,7 @@ def test_greedy_answers_after_the_same_sampled_traces(finished: Path, tmp_path: 
 
 
 def test_changed_weights_and_problems_are_refused(tmp_path: Path) -> None:
-    from covrl.scoring.model import resolve_path
+    from covrl.models.model import resolve_path
 
     shutil.copytree(resolve_path("covrl:digits"), tmp_path / "m")
     config = tmp_path / "c.toml"

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from covrl.models.model import LanguageModel
 from covrl.records import Group, Rollout
-from covrl.scoring.model import LanguageModel
 from covrl.training.gradient import add_gradient
 from covrl.training.reading_plan import reading_plan
 from covrl.training.run import Run

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from covrl.generation.base import Draw, Sampling
+from covrl.models.model import LanguageModel
 from covrl.objectives import truncated_importance
 from covrl.records import Group, Request, Rollout
-from covrl.scoring.model import LanguageModel
 from covrl.training.mismatch import SAMPLED_FROM
 from covrl.training.run import Run
 from covrl.training.scores import score_groups

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from covrl.algorithms.ppo import VALUE, clipped_value_loss
+from covrl.models.critic import Critic
 from covrl.objectives.returns import generalised_advantages, return_to_go, whitened
 from covrl.records import Group, Rollout
-from covrl.scoring.critic import Critic
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from exact import world

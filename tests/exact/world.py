@@ -21,11 +21,11 @@ from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
 from covrl.config import RunConfig
 from covrl.generation.base import Draw
+from covrl.models.critic import Critic, HeadOnTrunk
+from covrl.models.model import LanguageModel
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
 from covrl.records import Group, Problem, Request, Rollout
-from covrl.scoring.critic import Critic, HeadOnTrunk
-from covrl.scoring.model import LanguageModel
 from covrl.training.gradient import Gradient, add_gradient
 from covrl.training.reading_plan import reading_plan
 from covrl.training.run import Run

@@ -23,8 +23,8 @@ from covrl.generation.engine import DecodingPaths, TorchGenerator
 from covrl.generation.outside import OutsideGenerator
 from covrl.generation.vllm_local import LocalVllm
 from covrl.generation.vllm_server import ServerVllm
+from covrl.models.model import LanguageModel
 from covrl.records import Observe, Request, Rollout
-from covrl.scoring.model import LanguageModel
 
 TORCH = ["torch", "torch with shared prompts", "torch in recorded steps", "torch padded", "torch uncached"]
 ENGINES = [*TORCH, "fake vllm", "fake vllm that sleeps", "fake server", "vllm", "server"]

@@ -19,9 +19,9 @@ from covrl.generation import engine as engine_module
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import DecodingPaths, TorchGenerator, choose, next_tokens, nucleus
 from covrl.generation.random import trace_key, uniforms
+from covrl.models.model import LanguageModel
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.scoring.model import LanguageModel
 
 TOKENIZER = character_tokenizer()
 DRAW = Draw(seed=7, step=3)

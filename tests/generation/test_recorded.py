@@ -13,7 +13,7 @@ from covrl.generation import recorded as recorded_module
 from covrl.generation.decoding import Shared, prefill_shared
 from covrl.generation.engine import DecodingPaths, TorchGenerator
 from covrl.generation.recorded import Fixed, Step, fixed
-from covrl.scoring.model import LanguageModel
+from covrl.models.model import LanguageModel
 
 CPU = torch.device("cpu")
 PROMPTS = [(5, 6, 7), (8, 9, 10, 11, 12), (5, 6, 7), (13,)]

@@ -25,8 +25,8 @@ from covrl.generation.observe import look
 from covrl.generation.random import uniforms
 from covrl.generation.stop import StopRule
 from covrl.generation.trace import begin
+from covrl.models.model import LanguageModel
 from covrl.records import Observe, Observed, Request, Rollout
-from covrl.scoring.model import LanguageModel
 
 TOKENIZER = character_tokenizer()
 DRAW = Draw(seed=7, step=3)

@@ -10,7 +10,7 @@ from models import prove, tiny
 from torch import Tensor
 
 from covrl.generation.decoding import ROOM, Shared, change_layers, prefill_shared, room_to_add
-from covrl.scoring.model import LanguageModel
+from covrl.models.model import LanguageModel
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from commands import Covrl
 from covrl import api
 from covrl.config import RunConfig, check
 from covrl.generation.engine import DecodingPaths
+from covrl.models.model import Paths
 from covrl.records import Problem
-from covrl.scoring.model import Paths
 from covrl.training import loop
 from covrl.training.dry_run import dry_run
 from covrl.training.models import load_beside

@@ -15,10 +15,10 @@ import pytest
 from generation import fake_vllm
 from safe_project import Command
 
+from covrl.models.model import SHIPPED
 from covrl.records import Problem
 from covrl.rewards.code_tests import CodeVerifier
 from covrl.rewards.verifiers import MathVerifier
-from covrl.scoring.model import SHIPPED
 
 PLANTED = {
     "HF_TOKEN": "hf_plantedAAAA1111",

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from covrl.cli.merge import merge
 from covrl.config import LoraConfig, ModelConfig
 from covrl.errors import UserError
-from covrl.scoring import adapters
+from covrl.models import adapters
+from covrl.models.model import LanguageModel, Paths, load_model
 from covrl.scoring.head import log_prob
-from covrl.scoring.model import LanguageModel, Paths, load_model
 from covrl.training.models import Adapted
 
 peft = pytest.importorskip("peft")

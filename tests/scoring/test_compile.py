@@ -22,10 +22,10 @@ from covrl.config import LoraConfig, RunConfig
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
+from covrl.models import compute
+from covrl.models.compute import compile_trunk, compute_in_bfloat16, recompute_activations
+from covrl.models.model import LanguageModel
 from covrl.records import Request
-from covrl.scoring import compute
-from covrl.scoring.compute import compile_trunk, compute_in_bfloat16, recompute_activations
-from covrl.scoring.model import LanguageModel
 from covrl.training.models import frozen_copy, load_policy
 
 
@@ -208,7 +208,7 @@ NEED_COMPILER = pytest.mark.skipif(
 def test_the_real_compiler_agrees_on_a_whole_model_with_an_adapter(family: str) -> None:
     """Forward and backward, for shapes that it has not seen too."""
     pytest.importorskip("peft")
-    from covrl.scoring import adapters
+    from covrl.models import adapters
 
     torch._dynamo.reset()
     models = [LanguageModel(tiny(family, num_hidden_layers=1)) for _ in range(2)]

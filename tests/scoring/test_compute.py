@@ -13,11 +13,11 @@ from models import character_tokenizer, prove_engine, save_tiny, tiny
 from covrl.config import ModelConfig
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
+from covrl.models import compute
+from covrl.models.compute import blocks, compute_in_bfloat16, emulated_note, recompute_activations, weights_ready
+from covrl.models.model import LanguageModel, load_model
 from covrl.records import Request
-from covrl.scoring import compute
-from covrl.scoring.compute import blocks, compute_in_bfloat16, emulated_note, recompute_activations, weights_ready
 from covrl.scoring.head import apply_head, log_prob
-from covrl.scoring.model import LanguageModel, load_model
 from covrl.training.models import frozen_copy
 
 FAMILIES = ["qwen2", "gpt2", "gemma2"]

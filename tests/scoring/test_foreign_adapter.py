@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from covrl.cli.merge import merge
 from covrl.config import LoraConfig, ModelConfig
 from covrl.errors import UserError
-from covrl.scoring import adapters
-from covrl.scoring.model import load_model
+from covrl.models import adapters
+from covrl.models.model import load_model
 
 peft = pytest.importorskip("peft")
 

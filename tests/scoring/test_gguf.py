@@ -21,8 +21,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
-from covrl.scoring import gguf as reading
-from covrl.scoring.model import load_model, load_tokenizer
+from covrl.models import gguf as reading
+from covrl.models.model import load_model, load_tokenizer
 
 pytest.importorskip("gguf")
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from covrl.models.projection import Projection
 from covrl.objectives import composite_kl
 from covrl.scoring import head as head_module
-from covrl.scoring.head import Projection, apply_head, composite, composite_entropy, log_prob
+from covrl.scoring.head import apply_head, composite, composite_entropy, log_prob
 
 N, D, V = 23, 6, 40
 

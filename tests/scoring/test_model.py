@@ -14,9 +14,9 @@ from transformers import CohereConfig, CohereForCausalLM
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
+from covrl.models.model import LanguageModel, Paths, load_model, resolve_device
 from covrl.records import Problem, Request, Rollout, Row, Span
 from covrl.scoring.head import log_prob
-from covrl.scoring.model import LanguageModel, Paths, load_model, resolve_device
 from covrl.scoring.pack import Context, Reading, score
 
 

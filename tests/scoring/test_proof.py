@@ -16,11 +16,11 @@ from covrl.generation import decoding
 from covrl.generation.decoding import Shared
 from covrl.generation.engine import DecodingPaths, TorchGenerator
 from covrl.generation.proof import prove_decoding
-from covrl.scoring import shared as sharing
-from covrl.scoring.compute import compute_in_bfloat16
-from covrl.scoring.model import LanguageModel, Paths
-from covrl.scoring.proof import Stage, ordinary_text, proof_rows, prove_scoring, reach_of, small_copy, switches
-from covrl.scoring.shared import Layout
+from covrl.models import shared as sharing
+from covrl.models.compute import compute_in_bfloat16
+from covrl.models.model import LanguageModel, Paths
+from covrl.models.proof import Stage, ordinary_text, proof_rows, prove_scoring, reach_of, small_copy, switches
+from covrl.models.shared import Layout
 
 DTYPES = ["float32", "bfloat16", "mixed"]
 
@@ -79,7 +79,7 @@ def positions_are_off_by_one(patch: pytest.MonkeyPatch) -> None:
         layout.positions[first:] += 1
         return layout
 
-    patch.setattr("covrl.scoring.model.lay_out", lay_out)
+    patch.setattr("covrl.models.model.lay_out", lay_out)
 
 
 def rows_are_swapped(patch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def rows_are_swapped(patch: pytest.MonkeyPatch) -> None:
         layout.keys.copy_(torch.where(layout.own.new_ones(1) > 0, layout.keys.roll(1, 0), layout.keys))
         return layout
 
-    patch.setattr("covrl.scoring.model.lay_out", lay_out)
+    patch.setattr("covrl.models.model.lay_out", lay_out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

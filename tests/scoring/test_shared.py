@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from models import FAMILIES, prove, tiny
 from torch import Tensor
 
-from covrl.scoring.compute import compute_in_bfloat16, recompute_activations
-from covrl.scoring.model import LanguageModel
-from covrl.scoring.shared import lay_out
+from covrl.models.compute import compute_in_bfloat16, recompute_activations
+from covrl.models.model import LanguageModel
+from covrl.models.shared import lay_out
 
 TOLERANCE = {"gpt2": 1e-10}
 """Its norms keep float64; the others' round to float32, which two ways of summing carry to about 1e-6."""

@@ -16,10 +16,10 @@ from covrl import api
 from covrl.cli.eval_run import Order, evaluate_several
 from covrl.config import ModelConfig, RunConfig
 from covrl.errors import UserError
+from covrl.models.compute import blocks
+from covrl.models.model import LanguageModel, Paths, load_model
+from covrl.models.text import cache_numbers, context_length, model_class, text_config, trunk, vocabulary
 from covrl.records import Problem
-from covrl.scoring.compute import blocks
-from covrl.scoring.model import LanguageModel, Paths, load_model
-from covrl.scoring.text import cache_numbers, context_length, model_class, text_config, trunk, vocabulary
 from covrl.training.models import frozen_copy
 
 SHAPES = Path(__file__).parents[3] / "shared" / "configs" / "models.json"

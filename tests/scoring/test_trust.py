@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
-from covrl.scoring.model import load_model
+from covrl.models.model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from projects import write_rows
 from covrl.api import build, new_run_folder, train_run
 from covrl.config import RunConfig, check
 from covrl.evaluation.posterior_gain import gain_sentence
-from covrl.scoring.model import LanguageModel
+from covrl.models.model import LanguageModel
 from covrl.training.dry_run import dry_run, largest_pass
 from covrl.training.machine import Memory
 from covrl.training.needs import made_up, measured, pass_bytes

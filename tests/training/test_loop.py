@@ -313,7 +313,7 @@ def test_models_that_follow() -> None:
 
 
 def _language_model(seed: int) -> Any:
-    from covrl.scoring.model import LanguageModel
+    from covrl.models.model import LanguageModel
 
     return LanguageModel(tiny("gpt2", seed=seed).double())
 

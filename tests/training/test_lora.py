@@ -22,11 +22,11 @@ from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
+from covrl.models import adapters
+from covrl.models.model import LanguageModel, load_model
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPES
 from covrl.records import Credit, Output, Problem, ScoredGroup, StepReport
-from covrl.scoring import adapters
-from covrl.scoring.model import LanguageModel, load_model
 from covrl.scoring.pack import make_unit, read
 from covrl.training import loop
 from covrl.training.gradient import add_gradient

@@ -16,10 +16,10 @@ from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
+from covrl.models.model import LanguageModel
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
 from covrl.records import Credit, Problem, ScoredGroup
-from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import PassLimits
 from covrl.training import loop
 from covrl.training.gradient import add_gradient

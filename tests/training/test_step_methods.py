@@ -17,10 +17,10 @@ from training.passes import passes
 from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
+from covrl.models.critic import Critic, HeadOnTrunk
+from covrl.models.shared import lay_out
 from covrl.records import Credit, Group, Rollout, ScoredGroup, Span
-from covrl.scoring.critic import Critic, HeadOnTrunk
 from covrl.scoring.pack import PassLimits, make_unit, padded_tokens
-from covrl.scoring.shared import lay_out
 from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.losses import outputs
@@ -177,7 +177,7 @@ def tokens_spared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr("covrl.scoring.model.lay_out", noted)
+        patch.setattr("covrl.models.model.lay_out", noted)
         yield seen
 
 

@@ -24,13 +24,13 @@ from covrl.files import alone_in, made
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.generation.proof import prove
+from covrl.models.model import base_source, load_model, load_tokenizer, resolve_path
+from covrl.models.text import context_length
+from covrl.models.trust import quoted, safe_config
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_rows, check_tokens
 from covrl.prompts import Prompts, dated
-from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
-from covrl.scoring.text import context_length
-from covrl.scoring.trust import quoted, safe_config
 
 Say = Callable[[str], None]
 

@@ -28,6 +28,7 @@ from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.generation.proof import prove
+from covrl.models.model import load_model
 from covrl.problems.loading import load_problems
 from covrl.prompt_checks import longest_row
 from covrl.prompts import Prompts, dated
@@ -35,7 +36,6 @@ from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
 from covrl.rewards.likelihood import Form
-from covrl.scoring.model import load_model
 
 TRIED_TOKENS = 96
 """Token limit of a trace of `covrl prompts` if the settings allow more: about a minute with a small model."""

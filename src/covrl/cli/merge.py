@@ -9,10 +9,10 @@ import torch
 
 from covrl import api, files
 from covrl.errors import UserError
-from covrl.scoring.adapters import is_adapter, merged
-from covrl.scoring.gguf import is_gguf
-from covrl.scoring.model import base_source, load_model, load_tokenizer, resolve_path
-from covrl.scoring.trust import quoted
+from covrl.models.adapters import is_adapter, merged
+from covrl.models.gguf import is_gguf
+from covrl.models.model import base_source, load_model, load_tokenizer, resolve_path
+from covrl.models.trust import quoted
 
 
 def merge(model: str, out: Path, settings: Sequence[str] = ()) -> Path:

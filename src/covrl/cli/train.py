@@ -15,11 +15,11 @@ from covrl.cli.show import show_dry_run, show_model_path
 from covrl.config import RunConfig, config_from
 from covrl.distributed.processes import is_lost_peer
 from covrl.errors import RunBusyError, TrainingStoppedError, UserError
+from covrl.models.compute import cannot_compile, is_compile_error
 from covrl.reporting.folder import summary_of
 from covrl.reporting.html import write_report
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
-from covrl.scoring.compute import cannot_compile, is_compile_error
 from covrl.training.checkpoint import leftovers
 from covrl.training.dry_run import dry_run
 from covrl.training.models import save_trained

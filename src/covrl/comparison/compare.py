@@ -20,8 +20,8 @@ from covrl.comparison.run import TWO, Share, cores, divide, run_cells, run_folde
 from covrl.comparison.summary import Line, lines
 from covrl.comparison.table import markdown, show
 from covrl.errors import RunInterruptedError, UserError
+from covrl.models.model import resolve_device
 from covrl.reporting.text import visible
-from covrl.scoring.model import resolve_device
 from covrl.training.checkpoint import checkpoints, step_of
 
 Kind = TypeVar("Kind", int, float)

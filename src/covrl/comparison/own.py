@@ -26,11 +26,11 @@ from covrl.errors import UserError
 from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
 from covrl.files import write_file
+from covrl.models.model import base_source, load_tokenizer, resolve_path
+from covrl.models.trust import quoted, safe_config
 from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
-from covrl.scoring.model import base_source, load_tokenizer, resolve_path
-from covrl.scoring.trust import quoted, safe_config
 from covrl.training.resuming import ACCEPTED
 
 FILE = "compare.json"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from covrl.evaluation.likelihood import answer_log_probs
 from covrl.generation.base import Draw, Generator, Sampling
+from covrl.models.model import LanguageModel
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.scoring.model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)

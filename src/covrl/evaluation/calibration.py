@@ -35,10 +35,10 @@ from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
 from covrl.generation.base import Draw, Sampling
+from covrl.models.model import LanguageModel
 from covrl.records import SOUND, Problem, Verdict
 from covrl.rewards.extract import find_answer
 from covrl.rewards.likelihood import Form, answer_reward
-from covrl.scoring.model import LanguageModel
 from covrl.statistics import Interval, quantile, wilson
 
 BINS = 10

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from covrl.models.finite import broken
+from covrl.models.model import LanguageModel
 from covrl.prompts import Prompts
 from covrl.records import Output, Problem, Rollout
-from covrl.scoring.finite import broken
 from covrl.scoring.head import log_prob
-from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, Reading, score
 
 if TYPE_CHECKING:

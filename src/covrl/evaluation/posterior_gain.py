@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from covrl.evaluation.likelihood import answer_log_probs
 from covrl.generation.base import Draw, Generator, Sampling
+from covrl.models.model import LanguageModel
 from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Problem, Request, Rollout
-from covrl.scoring.model import LanguageModel
 from covrl.statistics import Interval, bootstrap_interval, t_interval
 
 FEWEST_PROBLEMS = 3

@@ -26,12 +26,12 @@ from covrl.evaluation.posterior_gain import (
 )
 from covrl.generation.base import Generator, Sampling
 from covrl.generation.engines import rows_of
+from covrl.models.model import LanguageModel
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens
 from covrl.prompts import ROLES, Prompts
 from covrl.records import Output, Problem
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
-from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.statistics import Interval, wilson
 from covrl.styles import STYLED, STYLES

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 
-from covrl.scoring.attention import arranged
-from covrl.scoring.shared import Call, Layout, additive, lay_out, nothing_masked
+from covrl.models.attention import arranged
+from covrl.models.shared import Call, Layout, additive, lay_out, nothing_masked
 
 ROOM = 64
 """Initial size of a row's buffer for keys and values, in tokens; it doubles when it is full, up to ``most``."""

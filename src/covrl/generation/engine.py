@@ -18,11 +18,11 @@ from covrl.generation.random import trace_key, uniforms
 from covrl.generation.recorded import fixed
 from covrl.generation.stop import StopRule, StopRules
 from covrl.generation.trace import NOTHING, Seen, Trace, begin, end_tokens
+from covrl.models.attention import NAME
+from covrl.models.compute import weights_ready
+from covrl.models.finite import broken
+from covrl.models.text import vocabulary
 from covrl.records import NOT_OBSERVED, Observe, Request, Rollout
-from covrl.scoring.attention import NAME
-from covrl.scoring.compute import weights_ready
-from covrl.scoring.finite import broken
-from covrl.scoring.text import vocabulary
 
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""

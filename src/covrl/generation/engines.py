@@ -10,7 +10,7 @@ from covrl.errors import UserError
 from covrl.generation.base import Generator
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.outside import OutsideGenerator
-from covrl.scoring.gguf import is_gguf
+from covrl.models.gguf import is_gguf
 
 VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
 """vLLM's dtype for each ``model.dtype``: mixed training also uses its float32 weights in bfloat16."""

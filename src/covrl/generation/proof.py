@@ -1,6 +1,6 @@
 """Check at load that decoding gives the log-probs of the model's own forward.
 
-The same two stages as :mod:`covrl.scoring.proof`. In the first, rows of two short prompts and six rows of a long one
+The same two stages as :mod:`covrl.models.proof`. In the first, rows of two short prompts and six rows of a long one
 are decoded for up to 70 tokens, more than the initial buffer for keys and values. Some rows are removed on the way.
 """
 
@@ -16,10 +16,10 @@ from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.generation.decoding import LONG, MANY, ROOM
 from covrl.generation.engine import LADDER, DecodingPaths, TorchGenerator
-from covrl.scoring.compute import weights_ready
-from covrl.scoring.model import LanguageModel, Paths
-from covrl.scoring.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, rope_switches, words
-from covrl.scoring.trust import tried
+from covrl.models.compute import weights_ready
+from covrl.models.model import LanguageModel, Paths
+from covrl.models.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, rope_switches, words
+from covrl.models.trust import tried
 
 STEPS = ROOM + 6
 """Tokens decoded to check the logic: the buffer for keys grows on the way."""

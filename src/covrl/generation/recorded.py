@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from covrl.generation.decoding import Shared, change_layers, room_to_add
-from covrl.scoring.shared import Call, additive, nothing_masked
+from covrl.models.shared import Call, additive, nothing_masked
 
 Step = Callable[[], Tensor]
 

@@ -18,50 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from covrl.models.projection import Projection
 from covrl.objectives.composite import composite_gradient, normalised_composite_kl
 from covrl.objectives.kl import reverse_kl
 
 Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
 """(logits ``[n, V]`` of each context, targets ``[n]``) -> outputs, each ``[n]``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """From hidden states to logits: ``softcap(h Wᵀ + b)``, in float32 or wider; without a weight, h are logits already.
-
-    ``softcap`` c means c·tanh(logits / c), as in Gemma 2. The temperature divides the logits last, so that scores
-    are those of the distribution that was sampled.
-    """
-
-    weight: Tensor | None  # [V, D]
-    bias: Tensor | None = None  # [V]
-    softcap: float | None = None
-    temperature: float = 1.0
-    dtype: torch.dtype | None = None  # of the product, if not the weights' own
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        ready = self.prepared()
-        return ready.logits(ready.product(hidden))
-
-    def product(self, hidden: Tensor) -> Tensor:
-        """``h Wᵀ + b`` of what is :meth:`prepared`; h itself without a weight."""
-        if self.weight is None:
-            return hidden
-        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-
-    def logits(self, product: Tensor) -> Tensor:
-        """What follows the product: wide, capped, over the temperature."""
-        logits = product if product.dtype == torch.float64 else product.float()
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits if self.temperature == 1.0 else logits / self.temperature
-
-    def prepared(self) -> Projection:
-        """With weight and bias in the dtype of the product: cast once, and not for every chunk."""
-        if self.dtype is None or self.weight is None:
-            return self
-        bias = None if self.bias is None else self.bias.to(self.dtype)
-        return replace(self, weight=self.weight.to(self.dtype), bias=bias)
 
 
 def log_prob(logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor]:

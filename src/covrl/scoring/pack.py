@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from covrl.config import TrainingConfig
+from covrl.models.projection import Projection
 from covrl.records import Output, Problem, Rollout, Row, Scores
-from covrl.scoring.head import Head, Projection, apply_head
+from covrl.scoring.head import Head, apply_head
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and listing the methods needs none of it
-    from covrl.scoring.model import LanguageModel
-    from covrl.scoring.shared import Place
+    from covrl.models.model import LanguageModel
+    from covrl.models.shared import Place
 
 Ids = tuple[int, ...]
 

@@ -6,7 +6,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from covrl.distributed.processes import Processes
-from covrl.scoring.model import resolve_device
+from covrl.models.model import resolve_device
 from covrl.training.models import Offloaded
 from covrl.training.run import Run
 from covrl.training.sharding import ShardedPolicy, all_tensors, fill, shard, why_not

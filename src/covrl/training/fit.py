@@ -17,7 +17,7 @@ from typing import Literal
 
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
-from covrl.scoring.model import resolve_device
+from covrl.models.model import resolve_device
 from covrl.training.machine import SHARED, Memory, local_processes, memory_of, share_of
 from covrl.training.memory import readable
 from covrl.training.needs import Needs, measured

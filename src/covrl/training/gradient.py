@@ -20,8 +20,8 @@ from covrl.algorithms.base import Algorithm, Stream
 from covrl.distributed.world import World, deal
 from covrl.errors import NonFiniteError
 from covrl.evaluation.information import first_reading
+from covrl.models.model import LanguageModel
 from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, ScoredGroup, Scores
-from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import PassLimits, Reading, Tokens, Unit, make_packs, make_unit, padded_tokens, read, score
 from covrl.training.losses import Trained, check_finite, scaled, token_losses, values_by_trace
 from covrl.training.reading_plan import ReadingPlan

@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 from covrl.errors import BrokenModelError, NonFiniteError, TrainingStoppedError
+from covrl.models.text import trunk
 from covrl.records import StepReport
-from covrl.scoring.text import trunk
 from covrl.training.metrics import comes_later
 from covrl.training.publish import look_at_generator
 from covrl.training.run import Run

@@ -13,9 +13,9 @@ from covrl.distributed.world import local_part
 from covrl.errors import OutOfMemoryError
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
+from covrl.models.text import cache_numbers, vocabulary
 from covrl.records import Problem, Request, Rollout
 from covrl.scoring.pack import PassLimits, Unit, make_unit, padded_tokens
-from covrl.scoring.text import cache_numbers, vocabulary
 from covrl.training.run import Run
 
 T = TypeVar("T")

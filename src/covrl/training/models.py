@@ -15,10 +15,10 @@ from covrl.algorithms.base import ModelSpec
 from covrl.config import ModelConfig, RunConfig
 from covrl.distributed.world import World
 from covrl.errors import UserError
-from covrl.scoring import adapters
-from covrl.scoring.compute import compile_trunk, compute_in_bfloat16, recompute_activations
-from covrl.scoring.critic import Critic, HeadOnTrunk
-from covrl.scoring.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.models import adapters
+from covrl.models.compute import compile_trunk, compute_in_bfloat16, recompute_activations
+from covrl.models.critic import Critic, HeadOnTrunk
+from covrl.models.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
 from covrl.training.parts import save_model
 from covrl.training.run import Run
 from covrl.training.sharding import ModelShape, empty_like
@@ -66,7 +66,7 @@ def loaded(world: World, config: ModelConfig, temperature: float) -> tuple[Langu
     The others have an empty model of the same class; :func:`covrl.training.distribute.distribute` fills it.
 
     Raises:
-        UserError: as :func:`covrl.scoring.model.load_model`.
+        UserError: as :func:`covrl.models.model.load_model`.
     """
     if world.size == 1:
         return load_model(config, temperature)

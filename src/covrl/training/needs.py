@@ -13,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from covrl.generation.base import Draw
 from covrl.generation.decoding import prefill_padded, prefill_shared
 from covrl.generation.engine import TorchGenerator
+from covrl.models.compute import blocks
 from covrl.records import Problem, Rollout
-from covrl.scoring.compute import blocks
 from covrl.scoring.pack import Unit, make_unit, padded_tokens, read
 from covrl.training.memory import model_bytes
 from covrl.training.reading_plan import reading_plan

@@ -9,8 +9,8 @@ import torch
 from covrl.algorithms.base import Algorithm
 from covrl.distributed.world import World, local_part
 from covrl.errors import NonFiniteError
+from covrl.models.model import LanguageModel
 from covrl.records import Credit, OffendingRollout, ScoredGroup
-from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import PassLimits, make_unit, read
 from covrl.training.gradient import set_grad
 from covrl.training.losses import Trained, scaled, token_losses

@@ -2,7 +2,7 @@
 
 A few known rows are sampled with keys that never change and read with the trainer's weights. The mean difference of
 their tokens' log-probs is compared with the model's own noise, as the proof at load measured it
-(:mod:`covrl.scoring.proof`). Before the first step weights are changed on purpose (:func:`changed_weights`), so that it
+(:mod:`covrl.models.proof`). Before the first step weights are changed on purpose (:func:`changed_weights`), so that it
 is known that the check sees old weights, and that the engine takes all of the new ones: the steps of a small learning
 rate move log-probs by less than any noise for a long time.
 """
@@ -19,13 +19,13 @@ import torch
 
 from covrl.generation.base import Draw, Sampling, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
+from covrl.models.compute import blocks
+from covrl.models.finite import broken
+from covrl.models.model import Ids, LanguageModel
+from covrl.models.proof import TRUSTED
+from covrl.models.text import trunk
 from covrl.records import Problem, Request
-from covrl.scoring.compute import blocks
-from covrl.scoring.finite import broken
 from covrl.scoring.head import log_prob
-from covrl.scoring.model import Ids, LanguageModel
-from covrl.scoring.proof import TRUSTED
-from covrl.scoring.text import trunk
 
 ROWS = 16
 """Traces of the first problem that are looked at; with ``TOKENS`` each they have 64 tokens and more."""

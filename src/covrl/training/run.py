@@ -15,12 +15,12 @@ from covrl.config import RunConfig
 from covrl.distributed.world import World
 from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.base import Generator, samples_with_trainer
+from covrl.models.model import LanguageModel
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
 from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.named import Reward
 from covrl.rewards.steps import StepScorer
-from covrl.scoring.model import LanguageModel
 from covrl.scoring.pack import PassLimits
 from covrl.training.boundary import StepInProgress
 from covrl.training.guard import Guard

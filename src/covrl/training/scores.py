@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from covrl.evaluation.information import first_reading, groups_watched
+from covrl.models.text import vocabulary
 from covrl.records import Group, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.pack import Context, PassLimits, Reading, score
-from covrl.scoring.text import vocabulary
 from covrl.training.memory import with_smaller_passes
 from covrl.training.models import rest
 from covrl.training.run import Run

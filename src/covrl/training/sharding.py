@@ -25,10 +25,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.core_model_loading import WeightConverter
 
 from covrl.distributed.deferred_oom import DeferredOOM
-from covrl.scoring.adapters import all_adapters
-from covrl.scoring.compute import blocks
-from covrl.scoring.model import LanguageModel
-from covrl.scoring.text import trunk
+from covrl.models.adapters import all_adapters
+from covrl.models.compute import blocks
+from covrl.models.model import LanguageModel
+from covrl.models.text import trunk
 
 
 def why_not(model: LanguageModel) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from covrl.errors import UserError
-from covrl.scoring.text import trunk
+from covrl.models.text import trunk
 
 
 def blocks(model: Any) -> list[nn.Module]:

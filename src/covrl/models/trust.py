@@ -1,7 +1,7 @@
 """What of a model's folder is read, and what is refused: nothing in it may make code run that nobody asked for.
 
 A model that is loaded is data of somebody else's: its config, its tokenizer and its weights. Weights are read from
-safetensors or from a GGUF file (:mod:`covrl.scoring.gguf`), which hold numbers and nothing else. Python files in the
+safetensors or from a GGUF file (:mod:`covrl.models.gguf`), which hold numbers and nothing else. Python files in the
 folder are never run, kernels that a config names are never fetched, and no file outside the folder is read.
 """
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, cached_file
 
 from covrl.errors import UserError
-from covrl.scoring import gguf
+from covrl.models import gguf
 
 T = TypeVar("T")
 

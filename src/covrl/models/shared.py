@@ -4,9 +4,9 @@
 
 Every layer but attention works on single tokens, so it sees each prompt once and no padding. Attention sees each row as
 it stands alone: a trace's queries look at its prompt's keys and its own. The log-probs are those of the plain pass;
-:func:`covrl.scoring.proof.prove_scoring` compares them at load.
+:func:`covrl.models.proof.prove_scoring` compares them at load.
 
-:mod:`covrl.scoring.attention` is the function that models call.
+:mod:`covrl.models.attention` is the function that models call.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Layout:
     ``ids`` and ``positions`` are ``[N]``. ``prompts`` ``[F, P]``, ``own`` ``[R, T]`` and ``keys`` ``[R, P + T]`` say
     which flat token stands where when prompts, and rows behind their prompts, are put side by side; -1 is padding.
     ``back`` ``[N]`` is the way back from the two, flattened one behind the other. With ``flex`` attention reads the
-    flat row as it is (:mod:`covrl.scoring.flex`); :meth:`attend` never does.
+    flat row as it is (:mod:`covrl.models.flex`); :meth:`attend` never does.
     """
 
     ids: Tensor

@@ -8,7 +8,7 @@ import torch
 
 from covrl.distributed.world import local_part
 from covrl.errors import BrokenModelError
-from covrl.scoring.compute import computes_in_short_numbers
+from covrl.models.compute import computes_in_short_numbers
 
 
 def broken(model: Any, what: str) -> BrokenModelError:

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from covrl.scoring.head import Projection
-from covrl.scoring.model import LanguageModel, States
-from covrl.scoring.text import trunk
+from covrl.models.model import LanguageModel, States
+from covrl.models.projection import Projection
+from covrl.models.text import trunk
 
 HEAD_FILE = "value_head.safetensors"
 

@@ -15,14 +15,14 @@ from transformers.utils import logging as hf_logging
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
-from covrl.scoring.adapters import CONFIG, base_of, is_adapter, load_adapter
-from covrl.scoring.attention import NAME
-from covrl.scoring.compute import compute_in_bfloat16
-from covrl.scoring.gguf import is_gguf, notes, read_tokenizer
-from covrl.scoring.head import Projection
-from covrl.scoring.shared import Place, lay_out, nothing_masked
-from covrl.scoring.text import context_length, freeze_other_parts, left_out, model_class, text_config, trunk
-from covrl.scoring.trust import check_weights_there, quoted, read_model, safe_config
+from covrl.models.adapters import CONFIG, base_of, is_adapter, load_adapter
+from covrl.models.attention import NAME
+from covrl.models.compute import compute_in_bfloat16
+from covrl.models.gguf import is_gguf, notes, read_tokenizer
+from covrl.models.projection import Projection
+from covrl.models.shared import Place, lay_out, nothing_masked
+from covrl.models.text import context_length, freeze_other_parts, left_out, model_class, text_config, trunk
+from covrl.models.trust import check_weights_there, quoted, read_model, safe_config
 
 Ids = tuple[int, ...]
 
@@ -32,12 +32,12 @@ SHIPPED = Path(__file__).parents[1] / "quickstart"
 
 
 class Paths(NamedTuple):
-    """The fast paths that a model is scored on; :func:`covrl.scoring.proof.prove_scoring` decides which of them hold.
+    """The fast paths that a model is scored on; :func:`covrl.models.proof.prove_scoring` decides which of them hold.
 
     ``split_head``: the trunk first, then the output layer on chunks of positions; else the logits of the model's own
     forward, all at once. ``padded``: rows of different lengths side by side; else rows of one length at a time.
-    ``shared``: rows end to end with a prompt that several have read once (:mod:`covrl.scoring.shared`). ``flex``: their
-    attention is FlexAttention, where it has a backward pass (:mod:`covrl.scoring.flex`).
+    ``shared``: rows end to end with a prompt that several have read once (:mod:`covrl.models.shared`). ``flex``: their
+    attention is FlexAttention, where it has a backward pass (:mod:`covrl.models.flex`).
     """
 
     split_head: bool = True
@@ -59,7 +59,7 @@ class LanguageModel:
     ``states`` reads rows end to end, each prompt once. ``hidden`` runs the trunk on right-padded rows without a mask:
     with causal attention no token sees the padding behind it. ``projection`` is the output layer, kept apart so that
     logits can be computed in chunks. All are proved at load against the model's own forward
-    (:func:`covrl.scoring.proof.prove_scoring`), which gives up the path that does not hold.
+    (:func:`covrl.models.proof.prove_scoring`), which gives up the path that does not hold.
     ``compute_dtype`` is what the output layer's product is computed in, if not in the weights' own. ``noise`` is the
     mean difference of a token's log-prob that rounding makes, in nats, as the proof measured it; 0 before.
     """

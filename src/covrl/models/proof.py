@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from covrl.errors import UserError
-from covrl.scoring.flex import can_differentiate, trouble_with_flex
-from covrl.scoring.model import LanguageModel, Paths
-from covrl.scoring.shared import Call, lay_out
-from covrl.scoring.text import text_config, trunk
+from covrl.models.flex import can_differentiate, trouble_with_flex
+from covrl.models.model import LanguageModel, Paths
+from covrl.models.shared import Call, lay_out
+from covrl.models.text import text_config, trunk
 
 Ids = tuple[int, ...]
 Row = tuple[Ids, int]
@@ -404,7 +404,7 @@ def small_copy(model: Any) -> Any:
     """
     for module in model.modules():
         own = module.__dict__.get("forward")
-        ours = isinstance(own, MethodType) and own.__func__.__module__ == "covrl.scoring.compute"
+        ours = isinstance(own, MethodType) and own.__func__.__module__ == "covrl.models.compute"
         if own is not None and not ours:
             return model
     config = copy.deepcopy(model.config)

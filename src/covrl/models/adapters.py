@@ -24,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from covrl.config import LoraConfig
 from covrl.errors import UserError
-from covrl.scoring.text import has_more_than_text, trunk
-from covrl.scoring.trust import tried
+from covrl.models.text import has_more_than_text, trunk
+from covrl.models.trust import tried
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

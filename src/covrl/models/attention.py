@@ -14,8 +14,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from covrl.scoring.flex import attend_flex
-from covrl.scoring.shared import Call, Layout, additive, attend_masked
+from covrl.models.flex import attend_flex
+from covrl.models.shared import Call, Layout, additive, attend_masked
 
 NAME = "covrl_shared"
 """The attention function's name in transformers' table; it also works where no layout is given."""

@@ -2,8 +2,8 @@
 
 The kernel reads the flat row as it is and leaves out blocks of queries and keys that do not see each other, so work
 grows with what is seen and not with rows times the longest. It has a backward pass on accelerators alone;
-:func:`covrl.scoring.proof.prove_scoring` takes it where :func:`trouble_with_flex` finds none, and elsewhere
-rows are put side by side (:mod:`covrl.scoring.shared`). On a CPU the same mask and the same call run without
+:func:`covrl.models.proof.prove_scoring` takes it where :func:`trouble_with_flex` finds none, and elsewhere
+rows are put side by side (:mod:`covrl.models.shared`). On a CPU the same mask and the same call run without
 gradients, which is how the tests see them.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from covrl.scoring.shared import Call, Layout
+from covrl.models.shared import Call, Layout
 
 Mod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Of (batch, head, query, key), indices as tensors."""
