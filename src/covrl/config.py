@@ -323,8 +323,9 @@ class StepsConfig(Settings):
 
     @model_validator(mode="after")
     def _used(self) -> StepsConfig:
-        for name in ("protocol", "model", "timeout_s"):
-            self.refuse_idle(name, not self.server, "no steps.server")
+        for name in ("protocol", "model", "timeout_s"):  # a run's own file has every setting, the defaults too
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            self.refuse_idle(name, changed and not self.server, "no steps.server")
         return self
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from models import FAMILIES, prove, tiny
 from torch import Tensor
 
+from covrl.models import attention, flex, proof
 from covrl.models.flex import attend_flex, can_differentiate, segments, trouble_with_flex
 from covrl.models.model import LanguageModel
 from covrl.models.shared import Call, Layout, lay_out
-from covrl.models import attention, flex, proof
 
 CPU = torch.device("cpu")
 PROMPT = (3, 4, 5, 6, 7)
