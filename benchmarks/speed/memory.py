@@ -160,8 +160,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     from collections.abc import Generator
     from contextlib import contextmanager
 
-    from covrl.training import loop
-    from covrl.training.step import take_step
+    from covrl.training import step
     from speed.ours import build_run
 
     begin(asked["threads"], asked.get("memory_mb"))
@@ -169,7 +168,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     run = build_run(workload, asked["model"], asked["dtype"])
     mode = watch(workload.vocabulary, workload.hidden)
 
-    class Phases(loop.Clock):
+    class Phases(step.Clock):
         @contextmanager
         def __call__(self, phase: str) -> Generator[None]:
             before, mode.phase = mode.phase, phase
@@ -177,9 +176,9 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
                 yield
             mode.phase = before
 
-    loop.Clock = Phases
+    step.Clock = Phases
     with mode:
-        take_step(run)
+        step.take_step(run)
     sizes = {
         phase: {"mb": size / 2**20, "shape": shape, "dtype": dtype}
         for phase, (size, shape, dtype) in mode.largest.items()

@@ -247,9 +247,9 @@ def task(models: Path, name: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    from covrl.training import loop
+    from covrl.training import step
 
-    monkeypatch.setattr(loop, "Clock", loop.Clock)  # workers put their own in its place
+    monkeypatch.setattr(step, "Clock", step.Clock)  # workers put their own in its place
 
 
 def test_our_worker_takes_steps_of_the_workload(models: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from covrl.scoring.pack import PassLimits
 from covrl.training import loop
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
-from covrl.training.scores import score_groups
+from covrl.training.scores import score_groups, scores_of
 from covrl.training.step import take_step
 
 LOG2 = math.log(2)
@@ -95,7 +96,7 @@ def test_a_step_measures_what_the_model_gives_whatever_its_passes(name: str, tok
 
 
 def test_only_the_first_groups_keep_their_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("covrl.training.loop.groups_watched", lambda *_: 2)
+    monkeypatch.setattr("covrl.training.scores.groups_watched", lambda *_: 2)
     run = make_run()
     groups = score_groups(run, sample(run, run.source.take(5), Draw(0, 0)))
     has = [any(FIRST in s.values for s in group.scores) for group in groups]
@@ -121,7 +122,7 @@ def test_gain_and_read_are_those_of_the_model_by_hand() -> None:
         for p, rows in zip(problems, drawn, strict=True)
     ]
     scored = score_groups(run, groups)
-    baselines = thought_baselines(run.scores, run.prompts, groups)
+    baselines = thought_baselines(partial(scores_of, run), run.prompts, groups)
     found = thought_metrics(scored, baselines)
 
     def log_p(question: int, thought: tuple[int, ...], answer: tuple[int, ...]) -> float:
@@ -137,7 +138,7 @@ def test_gain_and_read_are_those_of_the_model_by_hand() -> None:
 def test_a_problem_alone_has_no_other_trace_to_be_compared_with() -> None:
     run = world.make_run(group=2)
     rollouts = tuple(world.rollout(run, (A, 2), "prior", False, index=i) for i in range(2))
-    assert thought_baselines(run.scores, run.prompts, [Group(world.PROBLEM, rollouts)]) == {}
+    assert thought_baselines(partial(scores_of, run), run.prompts, [Group(world.PROBLEM, rollouts)]) == {}
 
 
 def test_of_both_prompts_traces_those_of_the_prior_count() -> None:

@@ -338,7 +338,8 @@ def test_a_file_names_no_code_in_either_spelling(tmp_path: Any, text: str) -> No
 def test_the_page_says_what_is_accepted() -> None:
     """The TOML of docs/rewards.md is a run's, its table of keys has them all, and its names are those refused."""
     page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    block, steps = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert check(RunConfig, {**MODEL, **tomllib.loads(steps)}).steps.protocol == "vllm"
     config = check(RunConfig, {**MODEL, **tomllib.loads(block)})
     assert list(config.reward) == ["right", "brevity", "tone"]
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {"name", *RewardConfig.model_fields}

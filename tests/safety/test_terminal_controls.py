@@ -151,19 +151,19 @@ def test_a_warning_that_quotes_a_secret_is_written_without_it(
     project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_KEY", "planted-123")
-    build, steps = api.build, Run.steps
+    build, steps = api.build, api.steps
 
     def noted(*given: Any, **named: Any) -> Run:
         run = build(*given, **named)
         run.notes = (*run.notes, "a note on planted-123")
         return run
 
-    def warned(self: Run) -> Any:
-        for report in steps(self):
+    def warned(run: Run) -> Any:
+        for report in steps(run):
             yield replace(report, warnings=("401 for planted-123",))
 
     monkeypatch.setattr(api, "build", noted)
-    monkeypatch.setattr(Run, "steps", warned)
+    monkeypatch.setattr(api, "steps", warned)
     found = command("train", *RUN)
     assert found.code == 0, found.err
     assert "401 for [KAGGLE_KEY]" in found.err

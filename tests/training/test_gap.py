@@ -52,7 +52,7 @@ def test_measuring_a_few_changes_nothing_that_is_learnt(monkeypatch: pytest.Monk
     found = []
     for measured in (True, False):
         if not measured:
-            monkeypatch.setattr(Run, "_gap_of_few", lambda *_: {})
+            monkeypatch.setattr("covrl.training.step.sampler_gap", lambda *_: {})
         run = method_run("rationalise")
         list(loop.steps(run))
         found.append([p.detach().clone() for p in run.parameters])

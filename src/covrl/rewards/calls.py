@@ -155,14 +155,16 @@ def _beside(groups: Sequence[tuple[int, Calls]]) -> list[list[Any]]:
     mine = [[_Call(n, i, work, g.timeout_s) for i, work in enumerate(g.work)] for n, g in groups]
     queues: list[deque[_Call]] = []
     tasks: list[Future[None]] = []
+    over = threading.Event()  # from the first failure on, no coroutine begins: a cancelled one makes room for another
     try:
         for calls, (_, group) in zip(mine, groups, strict=True):
             if group.awaited:
-                tasks += _start_coroutines(calls, group.concurrency, finished)
+                tasks += _start_coroutines(calls, group.concurrency, finished, over)
             else:
                 queues.append(_start_threads(calls, group.concurrency, finished))
         _wait({call for calls in mine for call in calls}, finished)
     except BaseException:  # an interrupt too: nothing of this lot may go on
+        over.set()
         for queue in queues:
             queue.clear()
         if tasks:
@@ -234,18 +236,23 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
-def _start_coroutines(calls: Sequence[_Call], count: int, finished: SimpleQueue[_Call]) -> list[Future[None]]:
+def _start_coroutines(
+    calls: Sequence[_Call], count: int, finished: SimpleQueue[_Call], over: threading.Event
+) -> list[Future[None]]:
     loop, gate = _running_loop(), asyncio.Semaphore(count)
-    return [asyncio.run_coroutine_threadsafe(_awaited(call, gate, finished), loop) for call in calls]
+    return [asyncio.run_coroutine_threadsafe(_awaited(call, gate, finished, over), loop) for call in calls]
 
 
-async def _awaited(call: _Call, gate: asyncio.Semaphore, finished: SimpleQueue[_Call]) -> None:
+async def _awaited(call: _Call, gate: asyncio.Semaphore, finished: SimpleQueue[_Call], over: threading.Event) -> None:
     async with gate:
+        if over.is_set():
+            return
         call.began = time.monotonic()
         try:
             call.value = await call.work()
         except BaseException as error:  # an interrupt that is raised in a loop would end it, and all others with it
             call.error = error
+            over.set()
         finally:
             call.end(finished)
 

@@ -17,7 +17,7 @@ from covrl.models.compute import blocks
 from covrl.records import Problem, Rollout
 from covrl.scoring.pack import Unit, make_unit, padded_tokens, read
 from covrl.training.memory import model_bytes
-from covrl.training.reading_plan import reading_plan
+from covrl.training.reading_plan import one_update, reading_plan
 from covrl.training.rollouts import sampling_of
 from covrl.training.run import Run
 
@@ -76,7 +76,7 @@ def measured(run: Run, trains: bool = True) -> Needs:
     limit = sampling_of(run).max_tokens
     trace = padded_tokens([made_up(run, limit)])
     fixed, token = pass_bytes(run) if trains and trace else (0, 0.0)
-    once = bool(reading_plan(run.algorithm, training.mini_batches * training.epochs == 1).in_pass)
+    once = bool(reading_plan(run.algorithm, one_update(run)).in_pass)
     return Needs(
         weights=held["weights"] // parts,
         optimizer=2 * held["gradients"] // parts,

@@ -55,10 +55,14 @@ def reading_plan(algorithm: Algorithm, on_policy: bool, single_pass: bool = True
 
 def plan_of_step(run: Run, number: int) -> ReadingPlan:
     """The plan of step ``number``; a step that measures each stream's gradient does not credit inside a pass."""
+    measured = run.due(run.config.training.stream_norms_every, number)
+    return reading_plan(run.algorithm, one_update(run) and run.mismatch.of_trainer, single_pass=not measured)
+
+
+def one_update(run: Run) -> bool:
+    """Whether a batch of rollouts serves for a single update."""
     training = run.config.training
-    once = training.mini_batches * training.epochs == 1
-    measured = run.due(training.stream_norms_every, number)
-    return reading_plan(run.algorithm, once and run.mismatch.of_trainer, single_pass=not measured)
+    return training.mini_batches * training.epochs * run.algorithm.updates_wanted == 1
 
 
 def joined(training: Sequence[Reading], wanted: Sequence[Reading]) -> tuple[Reading, ...]:
