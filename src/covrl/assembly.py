@@ -30,6 +30,7 @@ from covrl.rewards.step_server import StepServer
 from covrl.rewards.steps import StepScorer
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
+from covrl.training.method_checks import check_method
 from covrl.training.models import load_beside, load_policy
 from covrl.training.rollouts import response_tokens
 from covrl.training.run import Run
@@ -188,6 +189,7 @@ def build_algorithm(
         method = cls(check(cls.Config, config.algorithm.settings, where="[algorithm] "), setup)
     else:
         method = make_algorithm(config.algorithm, setup)
+    check_method(method)
     if training.rollouts_per_problem < method.rollouts_wanted:
         raise UserError(
             f"training.rollouts_per_problem = {training.rollouts_per_problem}: {method.name} compares the traces of a "

@@ -24,6 +24,7 @@ from covrl.models.model import LanguageModel
 from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.pack import PassLimits, Reading, Tokens, Unit, make_packs, make_unit, padded_tokens, read, score
 from covrl.training.losses import Trained, check_finite, scaled, token_losses, values_by_trace
+from covrl.training.method_checks import check_learns
 from covrl.training.reading_plan import ReadingPlan
 
 CreditGroups = Callable[[Sequence[ScoredGroup]], list[list[Credit]]]
@@ -398,6 +399,7 @@ class _Passes:
             return {}, reach
         terms = {name: work.scale[name] * losses[name].sum() for name in wanted}
         check_finite(terms, losses, tokens.owner, work.streams, every)
+        check_learns(work.algorithm, terms)
         return terms, reach
 
     def _collect(self, terms: Mapping[str, Tensor], collected: dict[str, list[Tensor | None]]) -> None:

@@ -14,6 +14,7 @@ from covrl.errors import NonFiniteError
 from covrl.objectives import written_only
 from covrl.records import Credit, OffendingRollout, Output, ScoredGroup
 from covrl.scoring.pack import Reading, Tokens, Unit
+from covrl.training.method_checks import check_losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def token_losses(
     """
     view = _loss_tokens(tokens, trained, streams, read_off)
     losses = algorithm.loss(view)
+    check_losses(algorithm, losses, view.weight)
     return {s.name: view.weight[s.name] * losses[s.name] for s in streams}
 
 

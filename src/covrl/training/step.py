@@ -22,6 +22,7 @@ from covrl.training.guard import check_credits, check_scores
 from covrl.training.held_out import held_out_metrics
 from covrl.training.losses import has_weight, only_written
 from covrl.training.memory import with_smaller_passes
+from covrl.training.method_checks import check_credit_shapes
 from covrl.training.metrics import OF_NO_UPDATE, reads_answers, step_metrics, times, traces_shown, update_metrics
 from covrl.training.mismatch import mismatch_warnings
 from covrl.training.models import rest
@@ -76,7 +77,9 @@ def credit(run: Run, groups: list[ScoredGroup]) -> list[list[Credit]]:
         NonFiniteError: some of it is not finite, or a score is not.
     """
     check_scores(groups)
-    credits = run.mismatch.corrected(groups, run.algorithm.credit(groups), run.algorithm.streams)
+    given = run.algorithm.credit(groups)
+    check_credit_shapes(run.algorithm, groups, given)
+    credits = run.mismatch.corrected(groups, given, run.algorithm.streams)
     credits = only_written(groups, credits, run.algorithm.streams)
     check_credits(groups, credits)
     return credits
