@@ -310,7 +310,8 @@ class Credit:
     ``weights[stream]`` is ``[T]`` or ``[A]``, by the stream's span: the constant that multiplies the stream's
     per-token loss. A stream that is absent weighs nothing. ``constants`` are further per-token numbers that the
     loss needs and that do not change with the weights (the log-prob under the trace's source, a target value).
-    ``reward`` and ``advantage`` are for the report.
+    ``reward`` and ``advantage`` are plain numbers, for the report. Weights and constants may be on any device and of
+    any floating dtype: they are brought to where the losses are.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)

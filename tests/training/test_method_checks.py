@@ -13,7 +13,7 @@ from training.test_step_methods import COVRL, METHODS, method_run
 from covrl.algorithms.base import ModelSpec
 from covrl.errors import UserError
 from covrl.generation.base import Draw
-from covrl.records import Credit, Output
+from covrl.records import Credit, Output, Request
 from covrl.training.losses import has_weight
 from covrl.training.method_checks import check_credit_shapes, check_method
 from covrl.training.rollouts import sample
@@ -142,3 +142,37 @@ def test_a_loss_of_the_wrong_form_ends_the_step_and_changes_nothing(kind: str, s
 def test_weight_is_looked_for_in_streams_that_there_are() -> None:
     run = make_run()
     assert not has_weight(Credit({"other": torch.ones(3)}), run.algorithm.streams)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("index", "two requests have the index 0; they would sample the same tokens"),
+        ("problem", "request 0 is of problem other"),
+        ("parent", "request 1 has the parent 77, which is no rollout of it"),
+        ("budget", "max_tokens is 0; it has to be at least 1, or None"),
+        ("none", "gave NoneType; expected a list of Request"),
+        ("endless", "asks for more after 100 waves of requests"),
+    ],
+)
+def test_a_plan_that_cannot_be_sampled(kind: str, said: str) -> None:
+    run = make_run()
+
+    def plan(problem: Any, history: Any, draw: Draw) -> Any:
+        def one(index: int, **more: Any) -> Request:
+            return Request(more.pop("problem_id", problem.id), index, run.prompts.prior(problem), "prior", **more)
+
+        if kind == "endless":
+            return [one(len(history), max_tokens=1)]
+        if history:
+            return []
+        faults: dict[str, Any] = {"parent": {"parent": 77}, "budget": {"max_tokens": 0}}
+        return {
+            "index": lambda: [one(0), one(0)],
+            "problem": lambda: [one(0, problem_id="other")],
+            "none": lambda: None,
+        }.get(kind, lambda: [one(0), one(1, **faults[kind])])()
+
+    run.algorithm.plan = plan  # ty: ignore[invalid-assignment]
+    with pytest.raises(UserError, match=rf"^algorithm covrl: plan of problem p\d: .*{said}"):
+        sample(run, PROBLEMS[:1], Draw(0, 0))

@@ -11,6 +11,7 @@ from covrl.objectives.ratio import (
     smoothly_capped,
     truncated_importance,
 )
+from covrl.objectives.returns import generalised_advantages, return_to_go, whitened
 from covrl.objectives.sequences import next_in_sequence, sequence_mean
 from covrl.objectives.written import written_only
 
@@ -23,11 +24,13 @@ __all__ = [
     "composite_log_prob",
     "doubly_clipped_ratio",
     "forward_kl",
+    "generalised_advantages",
     "groups_count",
     "kl_estimate",
     "leave_one_out",
     "next_in_sequence",
     "prior_traces",
+    "return_to_go",
     "reverse_kl",
     "sequence_mean",
     "smoothly_capped",
@@ -36,5 +39,6 @@ __all__ = [
     "trace_tokens",
     "traces",
     "truncated_importance",
+    "whitened",
     "written_only",
 ]

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from covrl.algorithms.base import Algorithm, ModelSpec, Stream
 from covrl.errors import UserError
-from covrl.records import Credit, Output, ScoredGroup
+from covrl.generation.base import Draw
+from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
+
+MOST_WAVES = 100
+"""How often a method may ask for more rollouts of one problem within a step."""
 
 HEADS, FOLLOWS = ("lm", "value"), ("frozen", "copy", "average")
 
@@ -74,6 +78,34 @@ def _check_model(said: str, spec: ModelSpec) -> None:
 def _known(said: str, name: Any, known: set[str]) -> None:
     if name not in known:
         raise UserError(f"{said} {name!r}; there is {', '.join(sorted(known)) or 'none'}")
+
+
+def planned(algorithm: Algorithm, problem: Problem, history: Sequence[Rollout], draw: Draw, wave: int) -> list[Request]:
+    """What the method's ``plan`` asks for in this wave of requests.
+
+    Raises:
+        UserError: a request cannot be made, or does not fit those before it; or the plan comes to no end.
+    """
+    said = f"algorithm {algorithm.name}: plan of problem {problem.id}: "
+    if wave >= MOST_WAVES:
+        raise UserError(f"{said}asks for more after {wave} waves of requests; it has to return none at its end")
+    try:
+        requests = algorithm.plan(problem, history, draw)
+    except ValueError as error:
+        raise UserError(f"{said}{error}") from error
+    if not isinstance(requests, Sequence) or not all(isinstance(request, Request) for request in requests):
+        raise UserError(f"{said}gave {type(requests).__name__}; expected a list of Request")
+    taken = {rollout.request.index for rollout in history}
+    for request in requests:
+        if request.problem_id != problem.id:
+            raise UserError(f"{said}request {request.index} is of problem {request.problem_id}")
+        if request.index in taken:
+            raise UserError(f"{said}two requests have the index {request.index}; they would sample the same tokens")
+        taken.add(request.index)
+    for request in requests:
+        if request.parent is not None and request.parent not in taken:
+            raise UserError(f"{said}request {request.index} has the parent {request.parent}, which is no rollout of it")
+    return list(requests)
 
 
 def check_credit_shapes(algorithm: Algorithm, groups: Sequence[ScoredGroup], credits: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 
 from covrl.config import GenerationConfig
 from covrl.evaluation.accuracy import said_in
@@ -14,6 +15,7 @@ from covrl.rewards.named import rewarded
 from covrl.rewards.segmenter import Segmenter
 from covrl.rewards.steps import Tokens, with_step_scores
 from covrl.training.memory import with_fewer_rows
+from covrl.training.method_checks import planned
 from covrl.training.run import Run
 
 
@@ -21,8 +23,8 @@ def sample(run: Run, problems: Sequence[Problem], draw: Draw) -> list[Group]:
     """Plan and generate until the method asks for nothing more; one judged group per problem."""
     sampling = sampling_of(run)
     history: list[list[Rollout]] = [[] for _ in problems]
-    while True:
-        plans = [run.algorithm.plan(p, h, draw) for p, h in zip(problems, history, strict=True)]
+    for wave in count():
+        plans = [planned(run.algorithm, p, h, draw, wave) for p, h in zip(problems, history, strict=True)]
         requests = [request for plan in plans for request in plan]
         if not requests:
             break
