@@ -6,7 +6,8 @@ from a page of ``docs/``, ``docs/install.md`` from ``README.md``. In the site
 - README, CONTRIBUTING and CHANGELOG are pages, made from the files themselves;
 - every other file or folder that a page links to becomes a page that shows it, so that the site needs no address of a
   forge and shows the source of its own version;
-- a link to something that is not in the repository is a warning, which ``--strict`` makes a failure.
+- a link to something that is not in the repository is a warning, which ``--strict`` makes a failure;
+- each method's page is in the navigation, in the order of the table of ``docs/methods/README.md``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,23 @@ SHOWN = frozenset({*LANGUAGES, ".md", ".txt", ".json"})
 FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=[)\s])")
 log = logging.getLogger("mkdocs.plugins.covrl")
+
+
+METHOD = re.compile(r"^\| \[`\w+`\]\((\w+\.md)\) \|[^|]*\| (yes|no) \|", re.MULTILINE)
+"""A row of the table of methods: its page, and whether it needs a verifier."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put each method's page into the navigation, in the order of the table of methods."""
+    table = (ROOT / DOCS / "methods" / "README.md").read_text(encoding="utf-8").replace(r"\|", "")
+    assert config.nav is not None
+    (methods,) = [section["Methods"] for section in config.nav if "Methods" in section]
+    sections = {name: pages for entry in methods if isinstance(entry, dict) for name, pages in entry.items()}
+    for page, verified in METHOD.findall(table):
+        sections["With a verifier or a reward function" if verified == "yes" else "Without a verifier"].append(
+            f"methods/{page}"
+        )
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
