@@ -135,11 +135,12 @@ def test_any_text_is_taken_and_what_is_found_was_there(response: str) -> None:
         lambda n: "the answer is " + "*" * n,
     ],
 )
-def test_a_megabyte_of_anything_takes_well_under_a_second(make: Callable[[int], str]) -> None:
+def test_a_megabyte_of_anything_is_read_in_linear_time(make: Callable[[int], str]) -> None:
+    """A square of its characters would be 10¹² steps: hours. Reading it takes tenths of a second."""
     text = make(1_000_000)
     begun = time.process_time()
     extract_answer(text)
-    assert time.process_time() - begun < 1.5  # 0.02 to 0.3 s here
+    assert time.process_time() - begun < 60
 
 
 def test_every_worked_solution_of_math_gives_its_answer() -> None:
