@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -247,8 +246,6 @@ def test_a_long_trace_of_the_real_tokenizer() -> None:
     tokenizer = real()
     text = "Let x = 6. Then 6 × 7 = 42, naïvely ☕. So:\n\n" * 150
     ids = tokenizer.encode(text, add_special_tokens=False)
-    start = time.perf_counter()
     steps = Segmenter("paragraphs").steps(tokenizer, ids, text)
-    print(f"{len(ids)} tokens, {len(steps)} steps, {1000 * (time.perf_counter() - start):.0f} ms")
     assert [s.text for s in steps] == ["Let x = 6. Then 6 × 7 = 42, naïvely ☕. So:\n\n"] * 150
     assert all(text_of(tokenizer, ids[s.span.start : s.span.stop]) == s.text for s in steps)
