@@ -12,6 +12,7 @@ import pytest
 from commands import Covrl, process
 
 import covrl
+from covrl.training.rollouts import sample
 from covrl.training.run import Run
 
 QUICK = ["quickstart", "--json", "--steps", "1", "--set", "evaluation.every=0"]
@@ -143,14 +144,13 @@ def test_a_signal_leaves_the_step_in_progress_and_says_where_the_run_is(
 ) -> None:
     """Sent inside the second step: it is left, the first is checkpointed and reported; one line; exit code 130."""
     monkeypatch.chdir(tmp_path)
-    sample = Run.sample
 
     def signalled(run: Run, *arguments: Any) -> Any:
         if run.done == 1:
             os.kill(os.getpid(), number)
         return sample(run, *arguments)
 
-    monkeypatch.setattr(Run, "sample", signalled)
+    monkeypatch.setattr("covrl.training.collect.sample", signalled)
     small = ["--set", "training.problems_per_step=2", "--set", "training.steps=9", "--out", "run"]
     code, _, said = covrl(*QUICK, *small)
     assert code == 130

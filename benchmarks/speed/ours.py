@@ -72,21 +72,20 @@ def end_at(length: int) -> None:
     """Let every sampled trace end with its token number ``length``, as if closed there, and never before.
 
     What is sampled is looked at as ever, so that a token costs as much. The closing tag is appended, so an answer is
-    read behind each thought.
+    read after each thought.
     """
-    from covrl.generation import engine
+    from covrl.generation import trace
     from covrl.generation.stop import Stop
-    from covrl.generation.trace import Trace
 
-    class OfLength(Trace):
-        def take(self, token: int, log_prob: float, rule: Any, eos: frozenset[int]) -> None:
+    class OfLength(trace.Trace):
+        def take(self, token: int, log_prob: float, rule: Any, eos: frozenset[int], *seen: Any) -> None:
             if self.ended:
                 return
-            super().take(token, log_prob, rule, eos)
+            super().take(token, log_prob, rule, eos, *seen)
             whole = len(self.ids) == length
             self.ended, self.stop = ("closed", Stop(length, "appended")) if whole else (None, None)
 
-    engine.Trace = OfLength
+    trace.Trace = OfLength
 
 
 def build_run(

@@ -278,9 +278,9 @@ def test_a_real_models_traces_all_have_their_length_and_are_closed(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tiny model stands for the pretrained one; its end token is sampled, and ends nothing."""
-    from covrl.generation import engine
+    from covrl.generation import trace
 
-    monkeypatch.setattr(engine, "Trace", engine.Trace)  # the worker puts its own in its place
+    monkeypatch.setattr(trace, "Trace", trace.Trace)  # the worker puts its own in its place
     save_tiny("llama", tmp_path / "m")
     asked = {"workload": "REAL", "changes": {"problems": 2, "rollouts": 2, "new": 40}, "threads": 1, "dtype": "float32"}
     found = ours.main(asked | {"model": str(tmp_path / "m"), "algorithm": method, "steps": 2, "warm": 0})

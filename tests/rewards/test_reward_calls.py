@@ -293,7 +293,7 @@ def test_a_process_ends_with_one_line_whatever_hangs_in_it(what: str) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_calls import *
+from test_reward_calls import *
 try:
     results_of([Calls([{what}] * 3, LIMIT_S, 2, awaited={what != "hangs"})])
 except CallFailedError as error:

@@ -24,16 +24,15 @@ def steps(run: Run) -> Iterator[StepReport]:
             its report was yielded; a step that was not taken leaves the run as it was before it.
         RunInterruptedError: ``run.stopping`` turned true inside a step; the run is as it was before the step.
     """
-    last = run.config.training.steps
     with watched(run) as arm:
-        if run.config.guards.publish_check_every and run.done < last:
+        if run.config.guards.publish_check_every and run.done < run.config.training.steps:
             try:
                 look_at_generator(run, first=True)
             except BrokenModelError as error:
                 raise NonFiniteError(f"before step {run.done + 1}: {error}") from error
         if run.guard.stale:
             raise TrainingStoppedError(f"stopped before step {run.done + 1}: {run.guard.stale}")
-        while run.done < last:
+        while run.done < run.config.training.steps:
             arm(run.done + 1)
             report = take_step(run)
             skipped = "guard/skipped" in report.metrics

@@ -41,8 +41,9 @@ class Run:
     metrics ``time/…``: those on the wall unless another is set. ``world`` is the processes that share the work: each
     does a part of it, and all hold every group, credit and metric.
 
-    ``remarks`` are shown with the next step's report. ``in_progress`` is None between steps. ``optimizers`` has one for
-    each model that trains, by the model's name, and ``parameters`` are those of all of them.
+    ``remarks`` are shown with the next step's report. ``in_progress`` is None between steps. ``trained`` has the
+    parameters of each model that trains, by the model's name, ``optimizers`` an optimizer for each, and ``parameters``
+    are those of all of them. They are taken once: while whole weights are gathered, a sharded model shows others.
     """
 
     config: RunConfig
@@ -74,9 +75,10 @@ class Run:
 
     def take_parameters(self) -> None:
         """Make the optimizers anew, of the parameters that the models have now."""
-        trained = {name: model.parameters() for name, model in self.models.items()}
-        self.parameters = [p for own in trained.values() for p in own]
-        self.optimizers = {name: make_optimizer(own, self.config.training) for name, own in trained.items() if own}
+        every = {name: model.parameters() for name, model in self.models.items()}
+        self.trained = {name: own for name, own in every.items() if own}
+        self.parameters = [p for own in self.trained.values() for p in own]
+        self.optimizers = {name: make_optimizer(own, self.config.training) for name, own in self.trained.items()}
 
     def forget_gradient(self) -> None:
         """Let no parameter have a gradient; the memory is free again."""

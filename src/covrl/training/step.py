@@ -122,7 +122,7 @@ def optimize(run: Run, made: Gradient, plan: ReadingPlan) -> dict[str, float]:
     """
     assert run.in_progress is not None
     limit = run.config.training.gradient_clip
-    norms = {n: float(run.world.clip_gradient(run.models[n].parameters(), limit)) for n in run.optimizers}
+    norms = {n: float(run.world.clip_gradient(own, limit)) for n, own in run.trained.items()}
     for norm in norms.values():
         if not math.isfinite(norm):
             run.forget_gradient()

@@ -151,4 +151,4 @@ def _put_optimizer_states(run: Run, saved: Sequence[dict[str, Any] | None]) -> N
 
 def _each_parameter(run: Run) -> Iterator[tuple[torch.optim.Optimizer, nn.Parameter]]:
     for name, optimizer in run.optimizers.items():
-        yield from ((optimizer, parameter) for parameter in run.models[name].parameters())
+        yield from ((optimizer, parameter) for parameter in run.trained[name])
