@@ -120,11 +120,11 @@ def test_each_process_holds_a_part_of_the_weights(two: dict[str, dict[str, Any]]
 
 
 def test_a_batch_is_accumulated_over_several_passes_of_every_rank(two: dict[str, dict[str, Any]]) -> None:
-    """Each within the token budget; all ranks make as many."""
+    """Each within the token budget; where weights are sharded all ranks make as many, as each takes part in all."""
     for name in many.CASES:
         passes = two[name]["passes"]
         assert min(passes) > 1 or "idle rank" in name or "merged" in name
-        assert len(set(passes)) == 1
+        assert len(set(passes)) == 1 or not two[name]["sharded"]
 
 
 def test_bfloat16_products_on_float32_weights_give_one_gradient(folder: Path, two: dict[str, dict[str, Any]]) -> None:
