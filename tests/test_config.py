@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import character_tokenizer
 
+from covrl import config
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
 from covrl.config import (
@@ -20,6 +21,7 @@ from covrl.config import (
     PromptConfig,
     RewardConfig,
     RunConfig,
+    Settings,
     check,
     config_from,
     override,
@@ -206,3 +208,10 @@ def test_settings_of_a_step_server_want_one_and_a_runs_own_file_is_read_again() 
     assert check(RunConfig, tomllib.loads(to_toml(config))) == config
     served = {"server": "http://127.0.0.1:8001", "protocol": "vllm", "model": "a/prm"}
     assert check(RunConfig, {**MODEL, "steps": served}).steps.model == "a/prm"
+
+
+def test_the_page_of_settings_has_every_section() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api" / "settings.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: covrl\.config\.(\w+)$", page, re.MULTILINE)
+    found = [each for each in vars(config).values() if isinstance(each, type) and issubclass(each, Settings)]
+    assert sorted(shown) == sorted(each.__name__ for each in found if each is not Settings)

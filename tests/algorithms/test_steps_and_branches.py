@@ -122,7 +122,7 @@ def test_vineppo_gives_a_steps_tokens_the_difference_of_its_states_values() -> N
     ]
     ((own, *others),) = made.credit([scored(root, *tries)])
     assert own.weights["policy"].tolist() == pytest.approx([0.25] * 3 + [0.25] * 3)  # 0.75 - 0.5, 1 - 0.75
-    assert others == [Credit({}, reward=r.reward) for r in tries]
+    assert others == [Credit()] * len(tries)
     unknown = [replace(r, reward=None, correct="unknown") if r.request.prefix_ids else r for r in tries]
     assert made.credit([scored(root, *unknown)])[0][0].weights == {}
 

@@ -138,7 +138,7 @@ class VinePPO(GroupMethod):
         return sum(known) / len(known) if known else None
 
     def _credit_of(self, rollout: Rollout, scores: Scores, advantages: Tensor | None, scale: Any) -> Credit:
-        if advantages is None:
-            return Credit({}, reward=outcome(rollout))
         result = outcome(rollout)
+        if advantages is None:
+            return Credit(reward=result if rollout.request.trains else None)
         return self.credit_of(rollout, scores, Marked(result, result or 0.0), scale(advantages))

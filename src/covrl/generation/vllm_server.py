@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import Request
 
 from safetensors import SafetensorError
 
 from covrl.errors import EngineError, UserError
 from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
-from covrl.plugins import is_loopback
+from covrl.remote import opener_for
 
 ANSWER_WITHIN_S = 1800.0
 """Seconds after which one row, or one loading of weights, counts as lost."""
@@ -46,7 +46,7 @@ class ServerVllm:
     def __init__(self, address: str, model: Any, rows: int) -> None:
         self.name = f"the vLLM server at {address}"
         self._address = address
-        self._opener = _opener_for(address)
+        self._opener = opener_for(address)
         self._model = model
         self._rows = rows
         try:
@@ -146,19 +146,6 @@ class ServerVllm:
 def _by_id(told: Mapping[str, float]) -> dict[int, float]:
     """Log-probs by token id, from those by the names ``token_id:ID``."""
     return {int(name.removeprefix("token_id:")): float(value) for name, value in told.items()}
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """What is sent, the key among it, goes to the address that was given and to no other."""
-
-    def redirect_request(self, *_given: Any, **_named: Any) -> None:
-        return None
-
-
-def _opener_for(address: str) -> OpenerDirector:
-    """Without redirects; without the environment's proxy, which is another machine, where the address is this one."""
-    direct = [ProxyHandler({})] if is_loopback(address) else []
-    return build_opener(_NoRedirects, *direct)
 
 
 class _NotWrittenError(EngineError):

@@ -25,10 +25,10 @@ from functools import partial
 from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import OpenerDirector, Request
 
 from covrl.errors import EngineError, UserError
-from covrl.plugins import is_loopback
+from covrl.remote import opener_for
 from covrl.rewards.calls import CallFailedError, Calls, results_of
 from covrl.rewards.steps import StepsToScore
 
@@ -96,7 +96,7 @@ class StepServer:
         size = self.traces if self.protocol == "plain" else 1
         parts = [asked[start : start + size] for start in range(0, len(asked), size)]
         ask = self._plain if self.protocol == "plain" else self._pooled
-        opener = _opener_for(self.address)
+        opener = opener_for(self.address)
         try:
             (found,) = results_of([Calls([partial(ask, opener, part) for part in parts], 0.0, self.at_once)])
         except CallFailedError as error:
@@ -188,16 +188,3 @@ def _reason(error: HTTPError) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         text = error.reason
     return " ".join(str(text).split())[:200]
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """Traces and the key go to the address that was given and to no other."""
-
-    def redirect_request(self, *_given: Any, **_named: Any) -> None:
-        return None
-
-
-def _opener_for(address: str) -> OpenerDirector:
-    """Without redirects; without the environment's proxy, which is another machine, where the address is this one."""
-    direct = [ProxyHandler({})] if is_loopback(address) else []
-    return build_opener(_NoRedirects, *direct)

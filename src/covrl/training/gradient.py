@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from covrl.algorithms.base import Algorithm, Stream
 from covrl.distributed.world import World, deal
-from covrl.errors import NonFiniteError
+from covrl.errors import NonFiniteError, UserError
 from covrl.evaluation.information import first_reading
 from covrl.models.model import LanguageModel
 from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, ScoredGroup, Scores
@@ -366,7 +366,7 @@ class _Passes:
             algorithm, limits = work.algorithm, work.limits
             tokens = read(work.models, algorithm.contexts, work.readings(pack), pack.units, limits.logits_bytes)
             terms, reach = self._terms(pack, tokens, wanted)
-        except NonFiniteError as error:  # found after the forward, so all ranks can leave together
+        except (NonFiniteError, UserError) as error:  # found after the forward, so all ranks can leave together
             if world.can_raise_alone:
                 raise
             failed = error

@@ -17,8 +17,10 @@ FEWEST_SELECTED = 8
 def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str, float]:
     """Over all sampled traces: length by source (tokens), shares that were truncated or have no closing tag, and the
     mean of each of the user's reward functions, and what the steps' scores say.
+
+    Rollouts that no model reads (``Request.scored``) are in none of them: a continuation is no trace of its own.
     """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rollouts = _read(groups)
     metrics = {
         "trace/truncated_share": _mean([r.finish == "length" for r in rollouts]),
         "trace/invalid_share": _mean([not r.valid for r in rollouts]),
@@ -29,9 +31,13 @@ def rollout_metrics(groups: Sequence[Group] | Sequence[ScoredGroup]) -> dict[str
     return metrics | reward_metrics_by_name(rollouts) | step_metrics(rollouts)
 
 
+def _read(groups: Sequence[Group] | Sequence[ScoredGroup]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts if rollout.request.scored]
+
+
 def verdict_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Shares of right and unknown among verified responses, and of groups in which all are right or none is."""
-    marked = [[r.correct for r in g.rollouts if r.correct is not None] for g in groups]
+    marked = [[r.correct for r in g.rollouts if r.correct is not None and r.request.scored] for g in groups]
     flat = [verdict for row in marked for verdict in row]
     if not flat:
         return {}
