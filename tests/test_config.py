@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import character_tokenizer
 
 from covrl import config
-from covrl.algorithms import make_algorithm
+from covrl.algorithms import ALGORITHMS, find_algorithm, make_algorithm, with_every_setting
 from covrl.algorithms.base import Setup
 from covrl.config import (
     AlgorithmTable,
@@ -136,6 +136,29 @@ def test_the_recipe_is_valid_and_survives_a_round_trip(tmp_path: Path, task: str
     copy = tmp_path / "config.toml"
     copy.write_text(to_toml(config), encoding="utf-8")
     assert check(RunConfig, read_toml(copy)) == config
+
+
+def kept(name: str, **settings: object) -> dict[str, object]:
+    """``[algorithm]`` of a run's config.toml, read again."""
+    table = with_every_setting(AlgorithmTable.model_validate({"name": name, **settings}), find_algorithm(name))
+    return tomllib.loads(to_toml(RunConfig.model_validate({**MODEL, "algorithm": table})))["algorithm"]
+
+
+def test_a_run_keeps_every_setting_of_its_method() -> None:
+    """So another default later does not change it; left out is what is None or would do nothing."""
+    for name in ALGORITHMS:
+        cls, table = find_algorithm(name).Config, kept(name)
+        assert table.pop("name") == name
+        assert cls.model_validate(table) == cls()
+    assert kept("covrl").keys() == {"name", *find_algorithm("covrl").Config.model_fields}
+    assert "kl_weight" in kept("grpo", kl="k3", kl_weight=0.25)
+    assert not {"source_cap", "dual_clip", "kl_in"} & kept("grpo").keys()
+    assert not {"kl", "kl_in", "kl_weight", "phi0"} & kept("rapo", penalty="k3").keys()
+
+    class Later(find_algorithm("covrl").Config):
+        alpha: float = 0.125
+
+    assert Later.model_validate({k: v for k, v in kept("covrl", beta=2).items() if k != "name"}).alpha == 0.5
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))

@@ -9,6 +9,7 @@ from models import character_tokenizer
 from prompts.templates import CLOSES, DATED, INST, OPENS, PARTS, PLAIN, PROBLEM, both, tokenizer_with
 
 from covrl import styles
+from covrl.algorithms.covrl import CoVRL
 from covrl.api import config_for
 from covrl.config import PromptConfig, RunConfig, check, config_from, read_toml, to_toml
 from covrl.errors import UserError
@@ -115,10 +116,10 @@ def test_a_checkpoint_of_before_there_were_styles_goes_on(tmp_path: Path) -> Non
     now = check(RunConfig, MODEL)
     before = now.model_dump(mode="json")
     del before["prompts"]["style"], before["evaluation"]["answer_temperature"]
-    assert check_config({"config": before, "done": 3}, now, tmp_path) == []
+    assert check_config({"config": before, "done": 3}, now, CoVRL, tmp_path) == []
     other = check(RunConfig, {**MODEL, "prompts": {"style": "plain"}})
     with pytest.raises(UserError, match=r"prompts\.\w+ is .*put it back, or begin a new run"):
-        check_config({"config": before, "done": 3}, other, tmp_path)
+        check_config({"config": before, "done": 3}, other, CoVRL, tmp_path)
 
 
 def test_a_style_on_the_command_line_that_would_change_nothing_is_refused(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def make_model(workload: Workload, folder: Path) -> Path:
     from tokenizers.decoders import Fuse
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
     target = folder / workload.model
     if (target / "ready").exists():
@@ -153,8 +153,20 @@ def make_model(workload: Workload, folder: Path) -> Path:
     tokenizer.decoder = Fuse()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(target)
     torch.manual_seed(0)
+    model = Qwen2ForCausalLM(model_config(workload))
+    fix_chances(model, {size - 1: workload.end, 1: workload.close} if workload.close else {size - 1: workload.end})
+    model.save_pretrained(target)
+    (target / "ready").write_text("")
+    return target
+
+
+def model_config(workload: Workload) -> Any:
+    """The architecture of the workload's model."""
+    from transformers import Qwen2Config
+
     query, key = workload.heads
-    config = Qwen2Config(
+    size = workload.vocabulary
+    return Qwen2Config(
         hidden_size=workload.hidden,
         intermediate_size=workload.inner or workload.hidden * 11 // 4,
         num_hidden_layers=workload.layers,
@@ -166,11 +178,6 @@ def make_model(workload: Workload, folder: Path) -> Path:
         pad_token_id=size - 2,
         tie_word_embeddings=True,
     )
-    model = Qwen2ForCausalLM(config)
-    fix_chances(model, {size - 1: workload.end, 1: workload.close} if workload.close else {size - 1: workload.end})
-    model.save_pretrained(target)
-    (target / "ready").write_text("")
-    return target
 
 
 def fix_chances(model: Any, chances: dict[int, float]) -> None:

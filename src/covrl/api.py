@@ -215,7 +215,8 @@ def resume(
     config = check(RunConfig, table, where=f"{folder / 'config.toml'}: ")
     found, notes = _checkpoint_to_resume(folder, config)
     state = read_state(found) if found else {}
-    changes = check_config(state, config, folder / "config.toml")
+    method = algorithm if isinstance(algorithm, type) else find_algorithm(config.algorithm.name)
+    changes = check_config(state, config, method, folder / "config.toml")
     run = build(
         config,
         problems,

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from covrl.algorithms import make_algorithm
+from covrl.algorithms import make_algorithm, with_every_setting
 from covrl.algorithms.base import Algorithm, Setup
 from covrl.config import ProblemsConfig, RewardConfig, RunConfig, check
 from covrl.distributed.processes import join_world
@@ -91,6 +91,8 @@ def build(
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, rewards is not None, evaluation_only)
+    if not evaluation_only:
+        config = config.model_copy(update={"algorithm": with_every_setting(config.algorithm, type(method))})
     run = Run(
         config=config,
         algorithm=method,

@@ -119,10 +119,11 @@ def test_only_the_newest_checkpoints_are_kept_and_the_best_model_beside_them(tmp
 
 
 def test_the_settings_survive_a_resume(tmp_path: Path) -> None:
-    config = load_config(SMALL)
+    run = api.build(load_config(SMALL))
+    config = run.config
     api.new_run_folder(tmp_path / "run")
     with pytest.raises(RunInterruptedError):
-        api.train_run(api.build(config), tmp_path / "run", [InterruptAt(1)])
+        api.train_run(run, tmp_path / "run", [InterruptAt(1)])
     assert api.resume(tmp_path / "run").config == config
     assert check(RunConfig, read_toml(tmp_path / "run/config.toml")) == config
 

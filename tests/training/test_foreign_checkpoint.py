@@ -65,7 +65,7 @@ def loaded(built: Run, checkpoint: Path) -> str:
     said = "it is taken"
     try:
         state = read_state(checkpoint)
-        check_config(state, built.config, checkpoint)
+        check_config(state, built.config, type(built.algorithm), checkpoint)
         check_inputs(state, built)
         load_checkpoint(built, checkpoint)
     except UserError as error:

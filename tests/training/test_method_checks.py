@@ -32,6 +32,8 @@ def test_our_own_methods_pass(case: str) -> None:
         ("streams", None, "self.streams has to be set"),
         ("credit_reads", ("critc",), "credit_reads names the model 'critc'; there is policy"),
         ("credit_reads", "policy", "credit_reads is 'policy'; expected 'all' or a tuple"),
+        ("scope", "batch", "scope is no longer read; declare credit_scope in its place"),
+        ("late", (), "late is no longer read; declare credit_reads in its place"),
         ("credit_scope", "family", "credit_scope is 'family'; there is batch, group"),
         ("samples", "thoughts", "samples is 'thoughts'; there is response, thought"),
         ("models", (ModelSpec("critic", trainable=True),), "trainable and head = 'value' go together"),

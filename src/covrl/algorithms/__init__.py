@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from covrl.config import AlgorithmTable, check
+from pydantic import ValidationError
+
+from covrl.config import AlgorithmTable, Settings, check
 from covrl.errors import UserError
 from covrl.plugins import ALGORITHMS as GROUP
 from covrl.plugins import load_named
@@ -67,3 +69,30 @@ def make_algorithm(table: AlgorithmTable, setup: Setup) -> Algorithm:
     """
     cls = find_algorithm(table.name)
     return cls(check(cls.Config, table.settings, where="[algorithm] "), setup)
+
+
+def with_every_setting(table: AlgorithmTable, cls: type[Algorithm], where: str = "") -> AlgorithmTable:
+    """The table with the method's defaults in the place of what it leaves out; ``where`` begins an error's message.
+
+    A run keeps this, so that a later version with other defaults resumes it as it was. Two kinds of settings stay left
+    out: those that are None, which TOML cannot write, and those that the method refuses beside the others because they
+    would do nothing.
+
+    Raises:
+        UserError: unknown or wrong setting.
+    """
+    settings = check(cls.Config, table.settings, where=f"{where}[algorithm] ")
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if value is not None}
+    whole = {name: value for name, value in values.items() if name in table.settings}
+    for name, value in values.items():
+        if _means({**whole, name: value}, settings):
+            whole[name] = value
+    return AlgorithmTable(name=table.name, **whole)
+
+
+def _means(table: dict[str, Any], settings: Settings) -> bool:
+    """Whether a method's table is accepted, and as these settings."""
+    try:
+        return type(settings).model_validate(table) == settings
+    except ValidationError:
+        return False

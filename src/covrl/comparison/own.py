@@ -21,7 +21,7 @@ from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.assembly import build_algorithm, problem_fields
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
-from covrl.config import RunConfig, check, config_from, override, read_settings
+from covrl.config import AlgorithmTable, RunConfig, check, config_from, override, read_settings
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
@@ -87,16 +87,19 @@ class Own:
         return check(RunConfig, override(table, [*variant, *training_settings(cell)]))
 
     def _algorithm(self, method: str) -> tuple[dict[str, Any], list[str]]:
-        """``[algorithm]`` for a method, and the file's settings there that the method does not have."""
+        """``[algorithm]`` for a method, and the file's settings there that the method does not have.
+
+        Another method takes none of the defaults of the file's method, all of which a run's config.toml has.
+        """
         given = self.config.algorithm
         name = _method_of(method, given.name)
         if name == given.name:
             return {"name": name, **given.settings}, []
-        known = find_algorithm(name).Config
-        kept = {key: value for key, value in given.settings.items() if key in known.model_fields}
+        known, chosen = find_algorithm(name).Config, _chosen(given)
+        kept = {key: value for key, value in chosen.items() if key in known.model_fields}
         wrong = _refused(known, kept)
         kept = {key: value for key, value in kept.items() if key not in wrong}
-        return {"name": name, **kept}, [key for key in given.settings if key not in kept]
+        return {"name": name, **kept}, [key for key in chosen if key not in kept]
 
     def check_methods(self, cells: Sequence[Cell], prompts: Prompts) -> None:
         """Check that every method can train with these settings; settings left out for it go to the notes.
@@ -125,6 +128,12 @@ def _method_of(method: str, given: str) -> str:
     if method == BASE or not _is_variant(method):
         return given if method == BASE else method
     return override({}, VARIANTS[method])["algorithm"]["name"]
+
+
+def _chosen(table: AlgorithmTable) -> dict[str, Any]:
+    """The settings of a method's table that are not at the method's defaults."""
+    fields = find_algorithm(table.name).Config.model_fields if table.settings else {}
+    return {k: v for k, v in table.settings.items() if k not in fields or v != fields[k].default}
 
 
 def _refused(known: Any, table: Mapping[str, Any]) -> set[str]:

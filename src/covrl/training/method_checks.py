@@ -16,6 +16,14 @@ from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
 MOST_WAVES = 100
 """How often a method may ask for more rollouts of one problem within a step."""
 
+RENAMED = {
+    "scope": "credit_scope",
+    "late": "credit_reads",
+    "merged": "credit_reads, admission_reads and credit_scope",
+}
+"""Declarations of versions up to f21ff7b, and what a method declares now. Unread, ``scope`` would let a method that
+needs the whole batch be credited group by group."""
+
 HEADS, FOLLOWS = ("lm", "value"), ("frozen", "copy", "average")
 
 
@@ -29,6 +37,9 @@ def check_method(algorithm: Algorithm) -> None:
     for name in ("contexts", "scoring", "training", "streams"):
         if not isinstance(getattr(algorithm, name, None), tuple):
             raise UserError(f"{said}self.{name} has to be set in __init__, to a tuple")
+    for old, new in RENAMED.items():
+        if hasattr(algorithm, old):
+            raise UserError(f"{said}{old} is no longer read; declare {new} in its place (docs/methods/README.md)")
     for spec in algorithm.models:
         _check_model(said, spec)
     for what, names in (

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from covrl.config import RunConfig
+from covrl.algorithms import with_every_setting
+from covrl.algorithms.base import Algorithm
+from covrl.config import AlgorithmTable, RunConfig
 from covrl.errors import UserError
 from covrl.files import manifest
 from covrl.training.checkpoint import fingerprint, made_with
@@ -40,15 +42,16 @@ with figures on other problems.
 """
 
 
-def check_config(state: Mapping[str, Any], now: RunConfig, where: Path) -> list[str]:
+def check_config(state: Mapping[str, Any], now: RunConfig, method: type[Algorithm], where: Path) -> list[str]:
     """Notes on settings that differ from the checkpoint's and may; ``where`` is the file that has them.
 
     Raises:
-        UserError: a setting differs that may not; names it, with both values.
+        UserError: a setting differs that may not (names it, with both values), or is none of the method's.
     """
     before = state.get("config")
     if before is None:  # a checkpoint of format 1
         return []
+    before, now = _with_every_setting(before, now, method, where)
     old, new = _flat(before), _flat(_declared(before, now))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     refused = [key for key in changed if _reason(key) is None]
@@ -71,6 +74,7 @@ def check_inputs(state: Mapping[str, Any], run: Run) -> list[str]:
     before, now = state.get("fingerprint"), fingerprint(run)
     if before is None:
         return []
+    old_prompts = "date" not in (state.get("config") or {}).get("prompts", {})  # of f21ff7b and before
     changed = [name for name in now if now[name] != before.get(name)]
     if "problems.train" in changed or "problems.held_out" in changed:
         raise UserError(
@@ -78,14 +82,21 @@ def check_inputs(state: Mapping[str, Any], run: Run) -> list[str]:
             "it the same ones, or begin a new run"
         )
     day = run.config.prompts.date
-    if changed and day and "date" not in (state.get("config") or {}).get("prompts", {}):
-        return [f"its chat template writes the date, which this run had not kept; from here on it reads {day}"]
-    if changed:
+    if changed and not (day and old_prompts):
         raise UserError(
-            "model.path: the tokenizer now gives other tokens for the same prompts than when the checkpoint was cut; "
-            "use the version of transformers that the run began with"
+            "model.path: the same prompts are other tokens now than when the checkpoint was cut: its tokenizer or chat "
+            "template changed, or this version of transformers or covrl renders them otherwise; go on with what the "
+            "run began with, or begin a new run"
         )
-    return []
+    notes = []
+    if changed:
+        notes.append(f"its chat template writes the date, which this run had not kept; from here on it reads {day}")
+    if old_prompts and run.algorithm.samples == "response":
+        notes.append(
+            "a response ends at prompts.answer_suffix only where an answer has begun; up to step "
+            f"{state['done']} it ended at the first one"
+        )
+    return notes
 
 
 def check_versions(folder: Path) -> list[str]:
@@ -106,6 +117,18 @@ def check_versions(folder: Path) -> list[str]:
 def _reason(key: str) -> str | None:
     whole_section = f"{key.partition('.')[0]}."
     return ACCEPTED.get(key, ACCEPTED.get(whole_section))
+
+
+def _with_every_setting(
+    before: Mapping[str, Any], now: RunConfig, method: type[Algorithm], where: Path
+) -> tuple[Mapping[str, Any], RunConfig]:
+    """Both with all settings of the method: versions up to f21ff7b kept only those that were set."""
+    table = before.get("algorithm", {})
+    if table.get("name") != now.algorithm.name:
+        return before, now
+    every = with_every_setting(now.algorithm, method, where=f"{where}: ")
+    kept = with_every_setting(AlgorithmTable(**table), method, where="the checkpoint's ")
+    return {**before, "algorithm": kept.model_dump(mode="json")}, now.model_copy(update={"algorithm": every})
 
 
 TAKEN_UP = frozenset({"prompts.date"})

@@ -1,0 +1,1 @@
+"""The parts of gpu_check.py: each has ``findings``, which yields one table for each thing that it looked at."""
