@@ -150,6 +150,7 @@ def test_a_run_keeps_every_setting_of_its_method() -> None:
         cls, table = find_algorithm(name).Config, kept(name)
         assert table.pop("name") == name
         assert cls.model_validate(table) == cls()
+        assert list(kept(name, **table)) == ["name", *table], "a second resume writes the same bytes"
     assert kept("covrl").keys() == {"name", *find_algorithm("covrl").Config.model_fields}
     assert "kl_weight" in kept("grpo", kl="k3", kl_weight=0.25)
     assert not {"source_cap", "dual_clip", "kl_in"} & kept("grpo").keys()

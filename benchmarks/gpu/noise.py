@@ -100,7 +100,6 @@ def _decoding(
         if paths.recorded and not engine.records:
             continue
         engine.paths = paths
-
         work = partial(decoded, engine, together, own, limits)
         yield tried({"dtype": dtype, "path": f"decoding, {name}"}, work)
 

@@ -32,8 +32,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def covrl(*words: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["covrl", *words])
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as end:
             main()
+        assert not end.value.code
         return {}
 
     monkeypatch.setattr(commands, "covrl", covrl)

@@ -87,7 +87,8 @@ def with_every_setting(table: AlgorithmTable, cls: type[Algorithm], where: str =
     for name, value in values.items():
         if _means({**whole, name: value}, settings):
             whole[name] = value
-    return AlgorithmTable(name=table.name, **whole)
+    in_order = {name: whole[name] for name in values if name in whole}  # the same however many of them were given
+    return AlgorithmTable(name=table.name, **in_order)
 
 
 def _means(table: dict[str, Any], settings: Settings) -> bool:
