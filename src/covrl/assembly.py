@@ -23,6 +23,7 @@ from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
 from covrl.records import Grader, Problem, TraceLabel
+from covrl.rewards.code_tests import isolation_notes
 from covrl.rewards.functions import find_reward, name_of
 from covrl.rewards.graders import make_grader
 from covrl.rewards.named import Given, Reward, as_reward, load_reward
@@ -87,7 +88,8 @@ def build(
     longest = longest_row(prompts, config, [*data.train, *data.held_out])
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
     slow = emulated_note(config.model.dtype, policy.device)
-    notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes)
+    unisolated = isolation_notes(config.rewards.verifier, config.evaluation.verifier)
+    notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes, *unisolated)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     method = build_algorithm(config, prompts, algorithm, rewards is not None, evaluation_only)

@@ -295,7 +295,7 @@ class RewardsConfig(Settings):
         "text",
         description="who marks training responses right, wrong or unknown, for the methods that need it: none, exact, "
         "text, math, numeric, choice, code, reasoning-gym (docs/verifiers.md), or an installed entry point of the "
-        "group covrl.verifiers",
+        "group covrl.verifiers. code needs bubblewrap, or code,allow_unisolated=1 runs programs under limits only",
     )
     function: str = Field(
         "",

@@ -128,6 +128,7 @@ def test_case11_the_answer_is_what_follows_the_last_thought(response: str, answe
     assert (found and found.text) == answer
 
 
+@pytest.mark.usefixtures("isolator")
 def test_case11_the_program_of_a_response_follows_its_thought_too() -> None:
     program = "```python\ndef f(x):\n    return x + {}\n```"
     problem = Problem("p", "", "assert f(1) == 2")

@@ -27,7 +27,7 @@ def test_parameters_follow_a_name() -> None:
         {"relative": 0.01, "absolute": 0.0},
         {"relative", "absolute"},
     )
-    assert parse_name("code,seconds=9").values == {"seconds": 9.0, "memory_mb": 1024.0}
+    assert parse_name("code,seconds=9").values == {"seconds": 9.0, "memory_mb": 1024.0, "allow_unisolated": 0.0}
 
 
 @pytest.mark.parametrize(

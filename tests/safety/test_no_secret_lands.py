@@ -160,20 +160,22 @@ def code(program: str, test: str = "assert True") -> Any:
     return CodeVerifier(workers=1)(Problem("p", "q", test), f"```python\n{program}\n```")
 
 
+@pytest.mark.usefixtures("isolator")
 def test_a_program_has_no_token_in_its_environment(planted: Path) -> None:
     assert code(
         "import os\nfound = dict(os.environ)", "assert not any('lanted' in v for v in found.values())"
     ).verdict == ("right")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.usefixtures("isolator")
 def test_a_program_cannot_read_the_environment_of_its_caller(planted: Path) -> None:
     program = f"text = open('/proc/{os.getpid()}/environ', 'rb').read()"
     assert Path(f"/proc/{os.getpid()}/environ").read_bytes()
     judged = code(program)
-    assert (judged.verdict, judged.why) == ("wrong", "tests failed: program ended with PermissionError")
+    assert (judged.verdict, judged.why) == ("wrong", "tests failed: program ended with FileNotFoundError")
 
 
+@pytest.mark.usefixtures("isolator")
 def test_a_program_cannot_write_into_its_verdict(planted: Path) -> None:
     judged = code("raise type('planted-ffff-6666', (Exception,), {})()")
     assert judged.why == "tests failed: program ended with an exception of its own"

@@ -362,7 +362,10 @@ def grade(
 ) -> None:
     """Grade responses against answers: one JSON line out per line in, a summary on standard error."""
     from covrl.evaluation.grade import grade_file, summary_text
+    from covrl.rewards.code_tests import isolation_notes
 
+    for note in isolation_notes(verifier):
+        print(note, file=sys.stderr, flush=True)
     print(summary_text(grade_file(file, sys.stdout, verifier)), file=sys.stderr)
 
 

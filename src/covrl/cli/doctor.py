@@ -7,6 +7,8 @@ import platform
 from importlib import metadata
 from typing import NamedTuple
 
+from covrl.rewards.isolation import fault
+
 EXTRAS = {
     "datasets": ("data", "data sets by name"),
     "pyarrow": ("data", "Parquet files"),
@@ -31,7 +33,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """All findings, core first. Imports torch."""
-    return [*_packages(), *_extras(), *_device()]
+    return [*_packages(), *_extras(), *_device(), _isolator()]
 
 
 def _packages() -> list[Finding]:
@@ -84,6 +86,11 @@ def _threads(threads: int, cores: int, policy: str | None) -> list[Finding]:
             "" if passive else "export OMP_WAIT_POLICY=passive: idle threads spin",
         ),
     ]
+
+
+def _isolator() -> Finding:
+    advice = "only the verifier code needs it, and is refused: docs/verifiers.md" if fault() else ""
+    return Finding("isolator", fault() or "bubblewrap isolates programs", True, advice)
 
 
 def _version(name: str) -> str | None:

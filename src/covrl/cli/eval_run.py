@@ -31,6 +31,7 @@ from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_rows, check_tokens
 from covrl.prompts import Prompts, dated
+from covrl.rewards.code_tests import isolation_notes
 
 Say = Callable[[str], None]
 
@@ -102,6 +103,9 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         raise UserError("nothing to evaluate on: give --problems or --benchmark")
     configs, notes = settings_of(order.models, order.problems, order.config, order.settings)
     exams, suites = _exams(order, next(iter(configs.values())))
+    for exam in exams:
+        exam.grader()  # one that cannot work here is refused before anything is sampled
+    notes += isolation_notes(*(exam.verifier for exam in exams))
     ks = {exam.name: check_ks(order.ks, exam.samples, exam.name) for exam in exams}
     prints = Fingerprints(out / "fingerprints.json")
     today = date.today()

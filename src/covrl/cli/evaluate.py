@@ -35,6 +35,7 @@ from covrl.prompts import Prompts, dated
 from covrl.reporting.reliability import grids, render_reliability
 from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
+from covrl.rewards.code_tests import isolation_notes
 from covrl.rewards.likelihood import Form
 
 TRIED_TOKENS = 96
@@ -249,6 +250,8 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     if out is not None:
         api.new_run_folder(out)
     run = api.build_evaluation(checked, asked.problems)
+    for note in isolation_notes(checked.evaluation.verifier):
+        _say(note)
     assert run.evaluator is not None
     problems, seed = run.held_out[: asked.limit], checked.training.seed
     rows, temperature = rows_of(run.config.generation), checked.generation.temperature

@@ -1,43 +1,34 @@
 """Unit tests as a reward: the last python block of a response, run with the problem's tests in a process of its own.
 
 The tests are ``problem.accepted``, each a piece of Python that raises if the program is wrong; ``problem.answer``
-where ``accepted`` is empty. docs/verifiers.md describes what the process is prevented from: it protects from
-accidents and simple cheating, not from an attacker.
+where ``accepted`` is empty. :mod:`covrl.rewards.isolation` keeps the process from all else on the machine.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import json
 import os
 import re
-import secrets
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from covrl.errors import UserError
 from covrl.records import Problem
 from covrl.rewards.extract import after_thought
+from covrl.rewards.isolation import clock_limit, fault, run_program
 from covrl.rewards.judgement import Judgement
+from covrl.rewards.names import parse_name
 from covrl.rewards.workers import Reply
 
 HOW = "python_block"
 MAX_PROGRAM_CHARS = 100_000
-FILE_BYTES = 1 << 20
 HANGS_PER_CALL = 8
 HURRIED_S = 1.0
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^\n]*$", re.MULTILINE)
-_SANDBOX = Path(__file__).with_name("code_sandbox.py")
 
 
 def last_python_block(text: str) -> str | None:
@@ -67,20 +58,39 @@ class CodeWork:
     hurried: int = 0
 
 
+def isolation_notes(*names: str) -> list[str]:
+    """What is to be said if one of the verifiers of these names runs programs without isolation."""
+    allowed = any(name.startswith("code,") and parse_name(name).values["allow_unisolated"] for name in names)
+    return [f"programs of the verifier code run under limits only: {fault()}"] if allowed and fault() else []
+
+
 class CodeVerifier:
     """Right if all tests pass, wrong if one fails or the program crashes or uses up its seconds.
 
     ``seconds`` are of processor time; a program that has not used them up after :func:`clock_limit` is unknown, because
     the machine may be the cause. Equal programs with equal tests run once per call. After eight programs of a call have
-    hung, the others have one second each, and are unknown if that is too short. POSIX only.
+    hung, the others have one second each, and are unknown if that is too short. Where programs cannot be isolated,
+    ``allow_unisolated`` runs them with limits only. POSIX only.
 
     Raises:
-        UserError: the platform has no resource limits.
+        UserError: programs cannot be isolated here, or the platform has no resource limits.
     """
 
-    def __init__(self, seconds: float = 4.0, memory_mb: float = 1024.0, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float = 4.0,
+        memory_mb: float = 1024.0,
+        allow_unisolated: bool = False,
+        workers: int | None = None,
+    ) -> None:
         if os.name != "posix":
             raise UserError("the verifier code needs a POSIX system: it runs programs under resource limits")
+        self.isolated = not fault()
+        if not self.isolated and not allow_unisolated:
+            raise UserError(
+                f"the verifier code cannot isolate the programs that it runs: {fault()}; see docs/verifiers.md, or "
+                "allow limits only: code,allow_unisolated=1"
+            )
         self.seconds, self.memory = seconds, int(memory_mb * (1 << 20))
         self.work = CodeWork()
         self._count = min(2, os.cpu_count() or 1) if workers is None else workers
@@ -107,20 +117,22 @@ class CodeVerifier:
         seconds = HURRIED_S if hurried else self.seconds
         self.work.ran += 1
         self.work.hurried += hurried
-        code, said, token, used = run_program(program, tests, seconds, self.memory)
-        if code == -signal.SIGKILL and used < seconds:  # for instance, the system ran out of memory
-            return Reply("unknown", f"killed: after {used:.1f} s of processor time, not by its limits")
-        if code is None or code in {-signal.SIGXCPU, -signal.SIGKILL}:
+        ran = run_program(program, tests, seconds, self.memory, self.isolated)
+        if ran.code in {None, -signal.SIGXCPU, -signal.SIGKILL}:
             self.work.hung += 1
             if hurried:
                 return Reply("unknown", f"time limit: {seconds:g} s, as {HANGS_PER_CALL} programs of the call had hung")
-            if code is None:
+            if ran.code is None:
                 return Reply("unknown", f"time limit: not finished after {clock_limit(seconds):g} s on the clock")
+            if ran.code == -signal.SIGKILL:
+                return Reply("unknown", "killed: by the system, for memory or after it ignored its limit on time")
             return Reply("wrong", f"did not finish: {seconds:g} s of processor time")
-        if said.get("passed") == token:
+        if ran.passed:
             return Reply("right", "all tests passed")
-        why = str(said.get("why") or "")[:200]
-        if said.get("hidden"):
+        if ran.complaint and not ran.reply:
+            return Reply("unknown", f"not run: {ran.complaint[:200]}")
+        why = str(ran.reply.get("why") or "")[:200]
+        if ran.reply.get("hidden"):
             return Reply("unknown", f"tests use a name of Python's own that the program defines: {why}")
         return Reply("wrong", f"tests failed: {why or 'the program ended before them'}")
 
@@ -148,73 +160,3 @@ def _tests_wrong(tests: tuple[str, ...]) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"not Python ({type(error).__name__})"
     return "" if any(bodies) else "nothing to run"
-
-
-def clock_limit(seconds: float) -> float:
-    """The limit in wall seconds for a program's limit in seconds of processor time."""
-    return 2 * seconds + 2
-
-
-def run_program(
-    program: str, tests: Sequence[str], seconds: float, memory: int
-) -> tuple[int | None, dict[str, object], str, float]:
-    """Run both in the sandbox: exit code (None: over the wall limit), its output, the token, processor seconds.
-
-    A reply with the token means that the tests passed. ``seconds`` is rounded up to whole ones for the
-    processor's clock; ``memory`` is in bytes.
-    """
-    token = secrets.token_hex(16)
-    job = {"program": program, "tests": list(tests), "token": token, "cpu_ms": round(seconds * 1000), "memory": memory}
-    job["file_size"] = FILE_BYTES
-    with (
-        tempfile.TemporaryDirectory(prefix="covrl-code-") as folder,
-        tempfile.TemporaryFile() as task,
-        tempfile.TemporaryFile() as output,
-    ):
-        task.write(json.dumps(job).encode())
-        task.seek(0)
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(_SANDBOX)],
-            stdin=task,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": folder},
-            start_new_session=True,
-        )
-        code, used = _end_of(process, clock_limit(seconds))
-        output.seek(0)
-        try:
-            said = json.loads(output.read(1 << 16))
-        except (ValueError, RecursionError):
-            said = {}
-    return code, said if isinstance(said, dict) else {}, token, used
-
-
-def _end_of(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int | None, float]:
-    """Wait for the process, and kill it and its group after ``limit_s``: its exit code (None: killed here), and the
-    seconds of processor time that it used.
-    """
-    deadline, delay, code = time.monotonic() + limit_s, 0.0005, None
-    try:
-        while code is None and time.monotonic() < deadline:
-            code, used = _reaped(process, os.WNOHANG)
-            if code is None:
-                delay = min(2 * delay, 0.05)
-                time.sleep(delay)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
-            os.killpg(process.pid, signal.SIGKILL)
-        if code is None:
-            os.kill(process.pid, signal.SIGKILL)  # Popen.kill would poll, and so reap it without its processor time
-            used = _reaped(process, 0)[1]
-    return code, used
-
-
-def _reaped(process: subprocess.Popen[bytes], options: int) -> tuple[int | None, float]:
-    """``Popen.wait`` that also returns the processor time, which is known only when a process is reaped."""
-    pid, status, usage = os.wait4(process.pid, options)
-    if pid == 0:
-        return None, 0.0
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_utime + usage.ru_stime

@@ -20,7 +20,7 @@ PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "math": {"seconds": 5.0},
     "numeric": {"relative": 1e-6, "absolute": 0.0},
     "choice": {},
-    "code": {"seconds": 4.0, "memory_mb": 1024.0},
+    "code": {"seconds": 4.0, "memory_mb": 1024.0, "allow_unisolated": 0.0},
     "reasoning-gym": {"seconds": 5.0},
 }
 """Every verifier of ours, with its parameters and their defaults."""
@@ -57,7 +57,7 @@ def parse_name(name: str, where: str = "", code: bool = False) -> Named:
         if key not in known:
             listed = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UserError(f"{at}verifier {base} has no parameter {key!r}: {listed}")
-        values[key] = _number(raw, f"{at}verifier {base}: {key}", zero=base == "numeric")
+        values[key] = _number(raw, f"{at}verifier {base}: {key}", zero=base == "numeric" or key == "allow_unisolated")
     return Named(base, values, frozenset(p.partition("=")[0] for p in rest))
 
 

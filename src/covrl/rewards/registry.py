@@ -23,7 +23,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "math": lambda n, order: MathVerifier(order, n.values["seconds"]),
     "numeric": lambda n, order: Numeric(n.values["relative"], n.values["absolute"], bool(n.set_values), order),
     "choice": lambda _, order: partial(choice, order=order),
-    "code": lambda n, _: CodeVerifier(n.values["seconds"], n.values["memory_mb"]),
+    "code": lambda n, _: CodeVerifier(n.values["seconds"], n.values["memory_mb"], bool(n.values["allow_unisolated"])),
     "reasoning-gym": lambda n, order: GymVerifier(n.values["seconds"], order),
 }
 
@@ -36,7 +36,8 @@ def make_verifier(
     ``time_limit_s`` replaces the default of ``seconds``; ``code`` allows ``module:function``.
 
     Raises:
-        UserError: there is no verifier, parameter or extractor of that name, or a user's one cannot be imported.
+        UserError: there is no verifier, parameter or extractor of that name, a user's one cannot be imported, or
+            programs cannot be isolated.
     """
     extract_answer("", order)
     named = parse_name(name, code=code)
