@@ -19,6 +19,15 @@ enumeration: both expected gradients are exactly those of J_1 and J_n. INFERRED:
 of ℓ at −30 nats (CoVRL's), how traces that do not close are treated (``invalid_penalty`` stands for the paper's format
 penalty), β = 0.
 
+``token_weights = "spread"`` is the reward of DRO (R3, arXiv 2506.13351): tokens of the answer whose log-probs differ
+between the group's traces count more,
+
+    ℓ_i = A Σ_j w_j log π(y_j|x,z_i),   w_j = σ_j/Σσ,  σ_j the deviation of log π(y_j|x,z_i) over the group
+
+CONFIRMED-text: w increases with σ. INFERRED: its form, the factor A (the answer's length), which makes equal w_j JEPO's
+own ℓ, and that the supervised term keeps weight 1. DRO's reward less that after a masked thought is the same: it is one
+number a question, which the baseline takes off (VERIFIED). Its filter of questions is not built here.
+
 A user's reward r adds to ℓ (single), or its leave-one-out advantage over n to the trace's weight (multi), which is
 the gradient of E[L_n + mean r].
 """
@@ -29,6 +38,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -50,6 +60,7 @@ from covrl.algorithms.one_prompt import (
 from covrl.config import Settings
 from covrl.objectives import groups_count, kl_estimate, leave_one_out, traces
 from covrl.records import Credit, ScoredGroup
+from covrl.rewards.likelihood import reward_floor
 
 
 class JEPOConfig(Settings):
@@ -57,6 +68,11 @@ class JEPOConfig(Settings):
 
     bound: Literal["single", "multi"] = Field(
         "single", description="single: E[log π(y|x,z)]; multi: E[log of the mean of π(y|x,z) over the group]"
+    )
+    token_weights: Literal["equal", "spread"] = Field(
+        "equal",
+        description="weights of the answer's tokens in the reward: equal, the bound's; spread, DRO's: more for tokens "
+        "whose log-probs differ between traces",
     )
     nll_weight: float = Field(1.0, ge=0, description="λ on the answer's term. 1 is the bound's gradient (VERIFIED)")
     nll: Literal["all", "read"] = Field(
@@ -73,6 +89,10 @@ class JEPOConfig(Settings):
 
     @model_validator(mode="after")
     def _used(self) -> JEPOConfig:
+        if self.bound == "multi" and self.token_weights == "spread":
+            raise ValueError(
+                "token_weights = 'spread' with bound = 'multi': weighted log-probs make no bound; take bound = 'single'"
+            )
         self.refuse_idle("nll", self.nll_weight == 0, "nll_weight = 0")
         return self
 
@@ -105,7 +125,8 @@ class JEPO(OnePrompt):
 
     def credit_group(self, group: ScoredGroup) -> list[Credit]:
         found = answer_log_likelihoods(group)
-        likelihoods = worst_for_invalid(found, self.config.invalid_penalty)
+        worth = found if self.config.token_weights == "equal" else spread_log_likelihoods(group)
+        likelihoods = worst_for_invalid(worth, self.config.invalid_penalty)
         bonus = [shaping(rollout) for rollout in group.rollouts]
         if self.config.bound == "single":
             values = leave_one_out([a + b for a, b in zip(likelihoods, bonus, strict=True)])
@@ -138,6 +159,22 @@ def log_mean_exp(values: Sequence[float]) -> float:
     """log of the mean of exp(v), without overflow."""
     top = max(values)
     return top + math.log(sum(math.exp(value - top) for value in values) / len(values))
+
+
+def spread_weights(log_probs: Tensor) -> Tensor:
+    """σ_j/Σσ ``[A]`` from the answer's log-probs after each of n traces ``[n, A]``; equal where nothing differs."""
+    deviations = log_probs.std(dim=0, unbiased=False)
+    total = deviations.sum()
+    return deviations / total if float(total) > 0 else torch.full_like(deviations, 1.0 / len(deviations))
+
+
+def spread_log_likelihoods(group: ScoredGroup) -> list[float | None]:
+    """A Σ_j w_j log π(y_j|x,z) of each trace with DRO's weights, floored as the plain sum; None without an answer."""
+    answers = [s[ANSWER] for s in group.scores if ANSWER in s]
+    weights = spread_weights(torch.stack(answers))
+    count = len(weights)
+    values = iter(max(float((weights * a).sum()) * count, reward_floor(count)) for a in answers)
+    return [next(values) if ANSWER in s else None for s in group.scores]
 
 
 def _improvements(likelihoods: Sequence[float], bonus: Sequence[float]) -> list[float]:
