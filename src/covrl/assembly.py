@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from covrl.generation.engines import make_generator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
 from covrl.models.model import load_model
+from covrl.problems.foils import with_foils
 from covrl.problems.loading import Fields, load_problems
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
@@ -80,21 +82,25 @@ def build(
         policy, tokenizer = load_policy(config, policy_path, world)
     config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, world.broadcast(date.today()))})
     prompts = Prompts(tokenizer, config.prompts)
-    check_tokens(prompts, [*data.train, *data.held_out])
-    check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], [*data.train, *data.held_out])
-    check_lengths(prompts, policy.context_length, config, [*data.train, *data.held_out])
+    method = build_algorithm(config, prompts, algorithm, rewards is not None, evaluation_only)
+    if not evaluation_only:
+        config = config.model_copy(update={"algorithm": with_every_setting(config.algorithm, type(method))})
+    if method.wants_foils:
+        data = data._replace(train=with_foils(data.train, config.training.seed))
+        source = ProblemSource(data.train, config.training.seed)
+    every = [*data.train, *data.held_out, *(replace(p, hint=p.foil) for p in data.train if p.foil is not None)]
+    check_tokens(prompts, every)
+    check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], every)
+    check_lengths(prompts, policy.context_length, config, every)
     engine = "torch" if evaluation_only else config.generation.engine
     generator = make_generator(config, engine, policy.model, tokenizer, world)
-    longest = longest_row(prompts, config, [*data.train, *data.held_out])
+    longest = longest_row(prompts, config, every)
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
     slow = emulated_note(config.model.dtype, policy.device)
     unisolated = isolation_notes(config.rewards.verifier, config.evaluation.verifier)
     notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes, *unisolated)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
-    method = build_algorithm(config, prompts, algorithm, rewards is not None, evaluation_only)
-    if not evaluation_only:
-        config = config.model_copy(update={"algorithm": with_every_setting(config.algorithm, type(method))})
     run = Run(
         config=config,
         algorithm=method,

@@ -107,6 +107,16 @@ class Prompts:
         prompt = self.posterior(problem)
         return Row(*self._trace(prompt, rollout), len(prompt))
 
+    def foil_row(self, problem: Problem, rollout: Rollout) -> Row:
+        """The posterior's row with the problem's wrong answer in the place of the hint, else the same to the letter.
+
+        Raises:
+            UserError: the problem has no foil.
+        """
+        if problem.foil is None:
+            raise UserError(f"problem {problem.id}: has no foil, a wrong answer to show (covrl.problems.foils)")
+        return self.posterior_row(replace(problem, hint=problem.foil), rollout)
+
     def response_row(self, problem: Problem, rollout: Rollout) -> Row:
         """Prior prompt + everything that was sampled; span ``trace`` ``[T]``."""
         prompt = self.prior(problem)

@@ -35,8 +35,10 @@ class Problem:
         >>> Problem(id="gsm8k/train/0", question="What is 6 x 7?", answer="42")
 
     ``answer`` is the one that likelihoods score; ``accepted`` lists further answers that a verifier takes.
-    ``hint`` is what the posterior prompt shows; ``None`` means the answer itself. ``solution`` is a worked solution
-    where the data has one: it teaches a base the format before RL, and RL never sees it.
+    ``hint`` is what the posterior prompt shows; ``None`` means the answer itself. ``foil`` is a wrong answer that a
+    method may show in the hint's place (:func:`covrl.problems.foils.with_foils` gives each problem one).
+    ``solution`` is a worked solution where the data has one: it teaches a base the format before RL, and RL never
+    sees it.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Problem:
     accepted: tuple[str, ...] = ()
     hint: str | None = None
     solution: str | None = None
+    foil: str | None = None
 
     @property
     def shown(self) -> str:

@@ -11,6 +11,8 @@ from models import character_tokenizer
 
 from covrl.algorithms import make_algorithm
 from covrl.algorithms.base import Setup
+from covrl.algorithms.contrast import contrast_metrics
+from covrl.algorithms.covrl import CoVRLConfig
 from covrl.config import AlgorithmTable, PromptConfig
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
@@ -148,3 +150,74 @@ def test_a_group_without_a_valid_trace_is_not_admitted() -> None:
     good = [trace("prior", "length", None), trace("posterior", "closed", [-1.0])]
     groups = [ScoredGroup(PROBLEM, tuple(r for r, _ in g), tuple(s for _, s in g)) for g in (bad, good)]
     assert covrl().admit(groups).kept == groups[1:]
+
+
+def hinted(right: list[float], wrong: list[float], answer: float) -> tuple[Rollout, Scores]:
+    """A prior trace with these log-probs under the right and under the wrong hint."""
+    rollout, scores = trace("prior", "closed", [answer])
+    found = {Output("trace", "posterior"): torch.tensor(right), Output("trace", "foil"): torch.tensor(wrong)}
+    return rollout, Scores({**scores.values, **found})
+
+
+def test_a_wrong_hint_moves_the_advantage_of_tokens_in_deviations_of_the_group() -> None:
+    """Rewards −1 and −3: A = ±1 with deviation √2. The second trace's tokens cannot turn its sign."""
+    group = [hinted([-1.0, -2.0, -1.0], [-2.0, -1.0, -1.0], -1.0), hinted([-1.0] * 3, [-2.0] * 3, -3.0)]
+    plain = credits(*group, ratio_cap=1e9)
+    moved = credits(*group, ratio_cap=1e9, contrast=0.5)
+    shares = [(m.weights["policy"] / p.weights["policy"]).tolist() for m, p in zip(moved, plain, strict=True)]
+    assert shares[0] == pytest.approx([1 + 0.5 * 2**0.5, 1 - 0.5 * 2**0.5, 1.0], abs=1e-5)
+    assert shares[1] == pytest.approx([1 - 0.5 * 2**0.5] * 3, abs=1e-5)
+    strong = credits(*group, ratio_cap=1e9, contrast=1.5)
+    assert strong[1].weights["policy"].tolist() == [0.0] * 3
+    assert [c.advantage for c in moved] == [c.advantage for c in plain]
+
+
+def test_the_contrast_reads_each_trace_once_more_and_wants_foils() -> None:
+    algorithm = covrl(contrast=0.5)
+    assert algorithm.wants_foils
+    assert [c.name for c in algorithm.contexts] == ["prior", "posterior", "foil"]
+    assert not covrl().wants_foils
+    group = ScoredGroup(PROBLEM, *zip(hinted([-1.0] * 3, [-1.5] * 3, -1.0), strict=True))
+    assert contrast_metrics([group]) == {"contrast/prior": pytest.approx(0.5)}
+
+
+def test_the_kl_is_kept_in_its_band_and_what_moved_is_remembered() -> None:
+    algorithm = covrl(kl_band=(0.1, 0.2), kl_band_moves="both")
+    for kl, steering in [
+        (0.15, (1.0, 0.5)),
+        (0.3, (1.1, 0.52)),
+        (float("nan"), (1.1, 0.52)),
+        (0.3, (1.21, 0.54)),
+        (0.05, (1.1, 0.52)),
+    ]:
+        algorithm.after_step({"kl/nats_per_token": kl})
+        assert algorithm.steering == pytest.approx(steering)
+        assert [s.coefficient for s in algorithm.streams if s.name == "kl"] == [algorithm.steering.beta]
+    algorithm.after_step({})  # a step that was left out
+    other = covrl(kl_band=(0.1, 0.2), kl_band_moves="both")
+    other.load_state_dict(algorithm.state_dict())
+    assert other.steering == algorithm.steering
+    assert other.streams == algorithm.streams
+    assert covrl().state_dict() == {}
+
+
+@pytest.mark.parametrize(("moves", "ends"), [("beta", (100.0, 0.5)), ("alpha", (1.0, 0.9)), ("both", (100.0, 0.9))])
+def test_what_moves_has_an_end(moves: str, ends: tuple[float, float]) -> None:
+    algorithm = covrl(kl_band=(0.1, 0.2), kl_band_moves=moves)
+    for _ in range(60):
+        algorithm.after_step({"kl/nats_per_token": 9.0})
+    assert algorithm.steering == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kl_band": (0.2, 0.1)}, "the lower one first"),
+        ({"kl_band": (0.1, 0.2), "beta": 0.0}, "a factor cannot move it"),
+        ({"kl_band_moves": "alpha"}, "does nothing with no kl_band"),
+        ({"contrast_temperature": 0.1}, "does nothing with contrast = 0"),
+    ],
+)
+def test_a_band_or_a_contrast_that_cannot_work_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        CoVRLConfig.model_validate(settings)

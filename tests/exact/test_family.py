@@ -456,8 +456,8 @@ class AsVeriFree(CoVRL):
     def _rewards(self, group: ScoredGroup) -> list[float]:
         return [math.exp(float(s[ANSWER].sum())) if ANSWER in s else 0.0 for s in group.scores]
 
-    def _credit(self, rollout: Rollout, scores: Scores, reward: float, advantage: float, taught: bool) -> Credit:
-        credit = super()._credit(rollout, scores, reward, advantage, taught)
+    def _credit(self, rollout: Rollout, scores: Scores, reward: float, *rest: Any) -> Credit:
+        credit = super()._credit(rollout, scores, reward, *rest)
         weights = {k: v * reward if k == "nll" else v for k, v in credit.weights.items()}
         return replace(credit, weights=weights)
 

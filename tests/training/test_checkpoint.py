@@ -62,6 +62,9 @@ class InterruptAt:
     def close(self) -> None: ...
 
 
+REMEMBERS = [*SMALL, "algorithm.kl_band=[0.001, 0.002]"]
+"""A method that remembers: the KL is above its band, so β rises at every step."""
+
 UPDATES = [*SMALL, "algorithm.name=rlpr", "algorithm.filter=0", "training.mini_batches=2"]
 """Two updates a batch, and a method that remembers."""
 
@@ -75,7 +78,7 @@ def trained(folder: Path, settings: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("whole") / "run", SMALL)
+    return trained(tmp_path_factory.mktemp("whole") / "run", REMEMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def same_files(one: Path, other: Path, step: str) -> None:
 def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_path: Path, whole: Path, at: int) -> None:
     api.new_run_folder(tmp_path / "parts")
     with pytest.raises(RunInterruptedError):
-        api.train_run(api.build(load_config(SMALL)), tmp_path / "parts", [InterruptAt(at)])
+        api.train_run(api.build(load_config(REMEMBERS)), tmp_path / "parts", [InterruptAt(at)])
     resumed = api.resume(tmp_path / "parts")
     assert resumed.done == at
     api.train_run(resumed, tmp_path / "parts")
@@ -104,6 +107,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not(tmp_pat
     watch = json.loads((whole / "checkpoints/step-000005/state.json").read_text())["guards"]["watch"]
     assert [step for step, _ in watch["looks"]] == [1, 2, 4, 5]
     assert len(watch["paid"]) == 5
+    moved = [row["band/beta"] for row in rows(whole) if "band/beta" in row]
+    assert moved == pytest.approx([1.1**step for step in range(5)])
 
 
 def test_only_the_newest_checkpoints_are_kept_and_the_best_model_beside_them(tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
     api.new_run_folder(folder)
     with pytest.raises(RunInterruptedError):
-        api.train_run(api.build(load_config(SMALL)), folder, [InterruptAt(4)])
+        api.train_run(api.build(load_config(REMEMBERS)), folder, [InterruptAt(4)])
     return folder
 
 

@@ -35,7 +35,7 @@ PROMPTS = {
     "answer_prefix": "",
     "answer_suffix": "t",
 }
-ALONE = ("rationalise", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta")
+ALONE = ("rationalise", "opsd", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta")
 """Methods to which a single trace of a problem teaches something."""
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]

@@ -202,7 +202,7 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
 
 
 WITH_REFERENCE: dict[str, dict[str, Any]] = {
-    name: {} for name in ("rlpr", "rapo", "dash", "nover", "latro", "reinforce_pp")
+    name: {} for name in ("rlpr", "rapo", "dash", "nover", "latro", "reinforce_pp", "opsd")
 }
 WITH_REFERENCE |= {"jepo": {"kl_weight": 0.1}, "grpo": {"kl": "k3", "kl_weight": 0.1}}
 """Of the group family with a KL term one is enough: their references are the same lines of one class."""

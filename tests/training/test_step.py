@@ -29,7 +29,7 @@ from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
-PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
+PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8), foil=str(i * 8 + 1)) for i in range(5)]
 PROMPTS = {
     "user": "{question}",
     "prior_open": " ",

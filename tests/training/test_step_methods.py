@@ -38,6 +38,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "latro": ("latro", {}),
     "latro, sft": ("latro", {"sft_penalty": 1.0, "unfinished": "worst"}),
     "rationalise": ("rationalise", {}),
+    "opsd": ("opsd", {}),
+    "nrt": ("nrt", {}),
     "ravr": ("ravr", {}),
     "rlpr": ("rlpr", {}),
     "nover": ("nover", {}),
@@ -73,6 +75,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 COVRL: dict[str, tuple[str, dict[str, Any]]] = {
     "covrl": ("covrl", {}),
     "covrl, sampled kl": ("covrl", {"kl": "sampled", "ratio": "mixture"}),
+    "covrl, contrast": ("covrl", {"contrast": 0.5}),
     "covrl, exact nll and kl in return": ("covrl", {"nll": "exact", "kl_in_return": True}),
 }
 
@@ -314,7 +317,8 @@ IN_PASS = [case for case in METHODS if plan_of(case).in_pass]
 
 
 def test_methods_whose_credit_needs_one_groups_scores_alone_read_each_group_once() -> None:
-    assert {"verifree", "jepo", "jepo, multi, kl", "latro", "latro, sft", "rationalise", "nover"} <= set(IN_PASS)
+    alone = {"verifree", "jepo", "jepo, multi, kl", "latro", "latro, sft", "rationalise", "nover", "opsd", "nrt"}
+    assert alone <= set(IN_PASS)
     assert not {"rlpr", "ravr", "grpo", "reinforce_pp"} & set(IN_PASS)
     assert reading_plan(make_run().algorithm, on_policy=True).in_pass  # covrl
 

@@ -24,6 +24,8 @@ ALGORITHMS = {
     "ravr": "covrl.algorithms.ravr:RAVR",
     "nover": "covrl.algorithms.nover:NOVER",
     "rationalise": "covrl.algorithms.rationalise:Rationalise",
+    "opsd": "covrl.algorithms.opsd:OPSD",
+    "nrt": "covrl.algorithms.nrt:NRT",
     "grpo": "covrl.algorithms.grpo:GRPO",
     "dr_grpo": "covrl.algorithms.dr_grpo:DrGRPO",
     "dapo": "covrl.algorithms.dapo:DAPO",

@@ -103,7 +103,8 @@ class Algorithm(ABC):
     batch of rollouts serves for a single optimizer step, where it does; ``updates_wanted`` is the fewest that make
     sense, ``rollouts_wanted`` the fewest traces of a problem, where they are compared with each other. ``by_verdict``
     says why a user's reward has to be 0 or 1, where a method tells right from wrong. With ``wants_step_scores``
-    rollouts have ``steps`` and ``step_scores``, from a judge or a process reward model.
+    rollouts have ``steps`` and ``step_scores``, from a judge or a process reward model; with ``wants_foils`` problems
+    have a ``foil``, a wrong answer to show.
 
     ``scoring`` are the readings whose values at the old weights credit and loss use, ``training`` those that carry
     gradient. ``credit_reads`` names the models whose scores ``credit`` looks at, ``admission_reads`` those that
@@ -115,10 +116,10 @@ class Algorithm(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     evidence: ClassVar[str]
-    verified: ClassVar[bool] = False
     updates_wanted: ClassVar[int] = 1
     Config: ClassVar[type[Settings]]
 
+    verified: bool = False
     samples: Literal["thought", "response"] = "thought"
     one_update: str | None = None
     rollouts_wanted: int = 1
@@ -129,6 +130,7 @@ class Algorithm(ABC):
     training: tuple[Reading, ...]
     streams: tuple[Stream, ...]
     wants_step_scores: bool = False
+    wants_foils: bool = False
     credit_reads: tuple[str, ...] | Literal["all"] = "all"
     admission_reads: tuple[str, ...] | Literal["all"] = "all"
     credit_scope: Literal["group", "batch"] = "batch"
@@ -167,6 +169,10 @@ class Algorithm(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
         del state
+
+    def after_step(self, metrics: Mapping[str, float]) -> None:
+        """Change what :meth:`state_dict` has, after a step with these metrics, equal on all ranks. Default: nothing."""
+        del metrics
 
     def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
         """Why going on makes no sense, with advice, or None. Default: never."""

@@ -16,6 +16,10 @@ is maximised; at test time only the prior is used. Per step and question:
     nll      − mean_j log p(y_j|x,z) on valid traces drawn from the prior with A > 0
              (nll = "read", ours: and with log p(y|x,z) > log p(y|x,∅), the answer after an empty thought)
 
+Two switches of ours: ``contrast`` moves A to the tokens that depend on what the hint says, with a wrong hint as control
+(:mod:`covrl.algorithms.contrast`); ``kl_band`` moves β or α to keep the KL in a band
+(:mod:`covrl.algorithms.kl_band`).
+
 Evidence (docs: spec ``covrl.md``). The authors' code is announced; not read by us, and the paper was read through
 secondary sources. CONFIRMED by them: the bound, ½/½ per-token mixing, KL(m‖p) as a loss of its own against the current
 prior, α = 0.5, 8 rollouts, clip 0.3, answer log-prob as reward, no division by a deviation, the NLL's choice of traces,
@@ -27,14 +31,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, Algorithm, LossTokens, Setup, Stream
+from covrl.algorithms.contrast import (
+    FOIL_READING,
+    ContrastSettings,
+    contrast_metrics,
+    contrast_of,
+    foil_context,
+    spread,
+)
 from covrl.algorithms.covrl_monitors import covrl_metrics, covrl_warnings
+from covrl.algorithms.kl_band import Adapts, Steering, steered
 from covrl.algorithms.one_prompt import EMPTY_READING, empty_log_likelihood, empty_thought
 from covrl.config import Settings
 from covrl.generation.base import Draw
@@ -58,7 +71,7 @@ P, Q, KL = Output("trace", "prior"), Output("trace", "posterior"), Output("trace
 SOURCE, ANSWER = Output("trace", "source"), Output("answer", "prior")
 
 
-class CoVRLConfig(Settings):
+class CoVRLConfig(ContrastSettings):
     """CoVRL's switches with their evidence (spec sections 9.5 and 9.6)."""
 
     alpha: float = Field(0.5, ge=0, le=1, description="share of traces from the prior. CONFIRMED: 0.5 best of .1 .5 .9")
@@ -96,6 +109,10 @@ class CoVRLConfig(Settings):
         description="gradient through the p in log(m/p). live: INFERRED, it is the bound's; detached: a control, which "
         "loses the transfer from posterior to prior (VERIFIED)",
     )
+    kl_band: tuple[float, float] | None = Field(
+        None, description="least and most KL in nats a token, between which beta or alpha keep it (INFERRED, ours)"
+    )
+    kl_band_moves: Adapts = Field("beta", description="what moves to keep the KL in its band: beta, alpha or both")
     kl_in_return: bool = Field(
         False, description="A_t −= β Σ_{u>t} kl_u: the half of the KL's gradient that a KL loss leaves out (INFERRED)"
     )
@@ -116,10 +133,22 @@ class CoVRLConfig(Settings):
 
     @model_validator(mode="after")
     def _used(self) -> CoVRLConfig:
+        self.check_contrast()
         self.refuse_idle("nll_weight", self.nll == "off", "nll = 'off'")
         for name in ("kl_in_return", "kl_reference"):
             self.refuse_idle(name, self.beta == 0, "beta = 0")
+        self.refuse_idle("kl_band_moves", self.kl_band is None, "no kl_band")
+        self._band_fits()
         return self
+
+    def _band_fits(self) -> None:
+        if self.kl_band is None:
+            return
+        least, most = self.kl_band
+        if not 0 <= least < most:
+            raise ValueError(f"kl_band = [{least}, {most}]: expected two numbers of nats a token, the lower one first")
+        if self.beta == 0 and self.kl_band_moves != "alpha":
+            raise ValueError("kl_band with beta = 0: a factor cannot move it; set beta > 0, or kl_band_moves = 'alpha'")
 
 
 class CoVRL(Algorithm):
@@ -137,6 +166,7 @@ class CoVRL(Algorithm):
         self.config = config
         self.prompts = setup.prompts
         self.group_size = setup.rollouts_per_problem
+        self._steer(Steering(config.beta, config.alpha))
         both = ("prior", "posterior")
         answer = Reading("answer", ("prior",), log_prob, ("prior",))
         names = ("prior", "posterior", "kl")
@@ -152,11 +182,19 @@ class CoVRL(Algorithm):
         if config.nll == "read" or config.reward == "gain":
             self.contexts += (empty_thought(self.prompts),)
             self.scoring += (EMPTY_READING,)
-        nll_per = prior_traces if config.nll in ("selective", "read") else trace_tokens
+        if config.contrast:
+            self.wants_foils = True
+            self.contexts += (foil_context(self.prompts),)
+            self.scoring += (FOIL_READING,)
+
+    def _steer(self, steering: Steering) -> None:
+        """Take up β, the KL's coefficient, and α."""
+        self.steering = steering
+        nll_per = prior_traces if self.config.nll in ("selective", "read") else trace_tokens
         self.streams = (
             Stream("policy", "trace", 1.0, trace_tokens),
-            Stream("kl", "trace", config.beta, trace_tokens),
-            Stream("nll", "answer", config.nll_weight, nll_per),
+            Stream("kl", "trace", steering.beta, trace_tokens),
+            Stream("nll", "answer", self.config.nll_weight, nll_per),
         )
 
     def plan(self, problem: Problem, history: Sequence[Rollout], draw: Draw) -> list[Request]:
@@ -167,7 +205,7 @@ class CoVRL(Algorithm):
         return [Request(problem.id, i, prompts[source], source) for i, source in enumerate(sources)]
 
     def _sources(self, problem: Problem, draw: Draw) -> list[str]:
-        alpha, size = self.config.alpha, self.group_size
+        alpha, size = self.steering.alpha, self.group_size
         coin = Draw(draw.seed, draw.step, "source")
         if self.config.sources == "bernoulli":
             return ["prior" if uniform(coin, problem.id, i) < alpha else "posterior" for i in range(size)]
@@ -188,7 +226,7 @@ class CoVRL(Algorithm):
         advantages = centred(rewards)
         taught = self._answers_taught(group, advantages)
         traces = zip(group.rollouts, group.scores, rewards, advantages, taught, strict=True)
-        return [self._credit(*trace) for trace in traces]
+        return [self._credit(*trace, spread(advantages)) for trace in traces]
 
     def _rewards(self, group: ScoredGroup) -> list[float]:
         """R of each trace; one that has no answer earns the worst valid reward minus the penalty."""
@@ -216,14 +254,19 @@ class CoVRL(Algorithm):
             taught = [t and answer_reward(s[ANSWER], "sum") > empty for t, s in zip(taught, group.scores, strict=True)]
         return taught
 
-    def _credit(self, rollout: Rollout, scores: Scores, reward: float, advantage: float, taught: bool) -> Credit:
+    def _credit(
+        self, rollout: Rollout, scores: Scores, reward: float, advantage: float, taught: bool, scale: float
+    ) -> Credit:
+        """``scale`` is the deviation of the group's advantages."""
         config = self.config
         value = torch.full_like(scores[P], advantage)
+        if config.contrast:
+            value = contrast_of(config, scores, advantage, scale)
         weights: dict[str, Tensor] = {}
         if rollout.finish != "length":
             weights["kl"] = torch.ones_like(value)
             if config.kl_in_return:
-                value -= config.beta * _after(self._old_kl(rollout, scores))
+                value -= self.steering.beta * _after(self._old_kl(rollout, scores))
         weights["policy"] = self._source_correction(rollout, scores) * value
         if taught:
             per_token = 1.0 if config.nll == "exact" else 1.0 / len(scores[ANSWER])
@@ -234,7 +277,7 @@ class CoVRL(Algorithm):
         """c = m_old / (probability under what drew the token), capped; ``[T]``."""
         drawn = source_log_prob(rollout, scores)
         if self.config.ratio == "mixture":
-            alpha = torch.tensor(self.config.alpha, dtype=drawn.dtype, device=drawn.device)
+            alpha = torch.tensor(self.steering.alpha, dtype=drawn.dtype, device=drawn.device)
             drawn = torch.logaddexp(alpha.log() + scores[P], (1 - alpha).log() + scores[Q])
         soft_clip = capped if self.config.soft_clip == "cap" else smoothly_capped
         return soft_clip((composite_log_prob(scores[P], scores[Q]) - drawn).exp(), self.config.ratio_cap)
@@ -256,7 +299,25 @@ class CoVRL(Algorithm):
         }
 
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        return covrl_metrics(groups, credits, self.config.ratio_cap)
+        return covrl_metrics(groups, credits, self.config.ratio_cap) | contrast_metrics(groups) | self._band_metrics()
+
+    def _band_metrics(self) -> dict[str, float]:
+        """β and α of this step, where they move."""
+        if self.config.kl_band is None:
+            return {}
+        return {"band/beta": self.steering.beta, "band/alpha": self.steering.alpha}
+
+    def after_step(self, metrics: Mapping[str, float]) -> None:
+        if self.config.kl_band is not None:
+            kl, begun = metrics.get("kl/nats_per_token", math.nan), Steering(self.config.beta, self.config.alpha)
+            self._steer(steered(self.steering, begun, kl, self.config.kl_band, self.config.kl_band_moves))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.config.kl_band is None else dict(self.steering._asdict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.config.kl_band is not None and state:
+            self._steer(Steering(**state))
 
     def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
         if metrics.get("reward/floored_share") == 1.0:

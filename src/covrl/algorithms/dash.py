@@ -48,6 +48,8 @@ class DASHConfig(GroupConfig):
 
     @model_validator(mode="after")
     def _filtered(self) -> DASHConfig:
+        if self.filter == "paper":
+            self.refuse_contrast("filter = 'paper' drops rows by these alone; take filter = 'exact'")
         self.refuse_idle("tau", self.filter == "exact", "filter = 'exact'")
         if self.filter == "paper" and self.aggregation != "constant":
             raise ValueError(

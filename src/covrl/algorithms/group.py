@@ -26,6 +26,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Admission, Algorithm, LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.contrast import (
+    FOIL_READING,
+    HINTED_READING,
+    ContrastSettings,
+    contrast_metrics,
+    contrast_of,
+    foil_context,
+    spread,
+)
 from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.objectives import (
@@ -54,7 +63,7 @@ Divergence = Literal["none", "k1", "k2", "k3", "exact"]
 ADVANTAGES = {"std": standardised, "mean": centred, "leave_one_out": leave_one_out}
 
 
-class GroupConfig(Settings):
+class GroupConfig(ContrastSettings):
     """The switches of the family; each method sets its own defaults."""
 
     advantage: Advantage = Field("std", description="how a group's rewards are compared")
@@ -103,9 +112,15 @@ class GroupConfig(Settings):
             self.refuse_idle(name, self.surrogate == "cispo", "surrogate = 'cispo'")
         self.refuse_idle("overlong_weight", self.overlong_buffer == 0, "overlong_buffer = 0")
         self.refuse_idle("source_cap", self.posterior_share == 0, "posterior_share = 0")
+        self.check_contrast()
         if self.posterior_share:
             self._sources_fit()
         return self
+
+    def refuse_contrast(self, because: str) -> None:
+        """Raise ValueError for a contrast in a method that has no place for it."""
+        if self.contrast:
+            raise ValueError(f"contrast = {self.contrast} compares hints within a group's advantages, and {because}")
 
     def _sources_fit(self) -> None:
         """The posterior control corrects each token's advantage by its own p/q; nothing else may look at its traces."""
@@ -131,7 +146,7 @@ class GroupMethod(Algorithm):
     """See the module's docstring; a member overrides ``Config``, and sometimes ``advantages`` or ``loss``."""
 
     Config: ClassVar[type[Settings]] = GroupConfig
-    verified: ClassVar[bool] = True
+    verified: bool = True
     rollouts_wanted: int = 2
     credit_scope: Literal["group", "batch"] = "group"
 
@@ -144,7 +159,9 @@ class GroupMethod(Algorithm):
         if config.surrogate == "plain":
             self.one_update = "its loss has no importance ratio (surrogate = 'plain')"
         in_reward = config.kl != "none" and config.kl_in == "reward"
-        self.credit_reads: tuple[str, ...] | Literal["all"] = "all" if in_reward or config.posterior_share else ()
+        reads = in_reward or config.posterior_share or config.contrast
+        self.credit_reads: tuple[str, ...] | Literal["all"] = "all" if reads else ()
+        self.wants_foils = config.contrast > 0
         self.admission_reads: tuple[str, ...] | Literal["all"] = "all" if in_reward and config.resample else ()
         self._contexts()
         denominator = {
@@ -172,9 +189,12 @@ class GroupMethod(Algorithm):
             self.models = (ModelSpec("reference"),)
             contexts.append(Context("reference", row, model="reference"))
             scoring.append(Reading("trace", ("reference",), log_prob, ("reference",)))
-        if config.posterior_share:
+        if config.posterior_share or config.contrast:
             contexts.append(Context("posterior", self.prompts.posterior_row))
-            scoring.append(Reading("trace", ("posterior",), log_prob, ("posterior",)))
+            scoring.append(HINTED_READING)
+        if config.contrast:
+            contexts.append(foil_context(self.prompts))
+            scoring.append(FOIL_READING)
         self.contexts, self.scoring = tuple(contexts), tuple(scoring)
         if config.kl == "exact":
             both = ("prior", "reference")
@@ -208,9 +228,17 @@ class GroupMethod(Algorithm):
 
     def _credit_group(self, group: ScoredGroup) -> list[Credit]:
         marked = self.mark(group)
-        advantages = self.advantages(marked)
-        rows = zip(group.rollouts, group.scores, marked, advantages, strict=True)
-        return [self.credit_of(r, s, m, at_each_token(r, a or 0.0)) for r, s, m, a in rows]
+        values = self._values(group, self.advantages(marked))
+        rows = zip(group.rollouts, group.scores, marked, values, strict=True)
+        return [self.credit_of(r, s, m, value) for r, s, m, value in rows]
+
+    def _values(self, group: ScoredGroup, advantages: Sequence[float | None]) -> list[Tensor]:
+        """The advantage of each token of each response, ``[T]``: the response's own, unless hints are contrasted."""
+        rows = zip(group.rollouts, group.scores, advantages, strict=True)
+        if not self.config.contrast:
+            return [at_each_token(r, a or 0.0) for r, _, a in rows]
+        scale = spread([a for a in advantages if a is not None])
+        return [contrast_of(self.config, s, a or 0.0, scale) for _, s, a in rows]
 
     def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
         """Weights of one response from its per-token advantage ``[T]``; an unknown one has no policy weight."""
@@ -290,7 +318,7 @@ class GroupMethod(Algorithm):
         moved = [s[P] - s[REFERENCE] for s in read if REFERENCE in s]
         if moved:
             metrics["kl/nats_per_token"] = float(torch.cat(moved).double().mean())
-        return metrics
+        return metrics | contrast_metrics(groups)
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """A step in which no group has both right and wrong responses trains nothing."""

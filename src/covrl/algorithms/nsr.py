@@ -49,6 +49,7 @@ class SignedConfig(GroupConfig):
         """Refuse what acts through rewards and their comparison, neither of which there is."""
         if "advantage" in self.model_fields_set:
             raise ValueError(f"advantage compares the rewards of a group, and {BY_VERDICT}; leave it out")
+        self.refuse_contrast(BY_VERDICT)
         if self.kl != "none" and self.kl_in == "reward":
             raise ValueError(f"kl_in = 'reward' would do nothing: {BY_VERDICT}, not by its reward; set kl_in = 'loss'")
         if self.overlong_buffer:

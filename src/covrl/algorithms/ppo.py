@@ -55,6 +55,7 @@ class PPOConfig(GroupConfig):
             raise ValueError(
                 "advantage: PPO's advantages come from its critic; the group methods compare within groups"
             )
+        self.refuse_contrast("PPO's advantages are its critic's; take a group method")
         if self.posterior_share:
             raise ValueError("posterior_share with a critic: values are of the prior's states; take a group method")
         return self

@@ -42,6 +42,7 @@ class ReinforcePPConfig(GroupConfig):
             raise ValueError(
                 "advantage: REINFORCE++ normalises over the batch; baseline = 'group' subtracts means first"
             )
+        self.refuse_contrast("REINFORCE++ compares over the batch; take grpo")
         if self.resample and self.baseline == "none":
             raise ValueError(
                 "resample = true drops the groups that are all right or all wrong, which teach too with baseline = "

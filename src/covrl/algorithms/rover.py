@@ -65,7 +65,7 @@ class ROVER(Algorithm):
     name: ClassVar[str] = "rover"
     paper: ClassVar[str] = "arXiv 2509.24981"
     evidence: ClassVar[str] = "confirmed in paper and code"
-    verified: ClassVar[bool] = True
+    verified: bool = True
     updates_wanted: ClassVar[int] = 2
     rollouts_wanted: int = 2
     admission_reads: tuple[str, ...] | Literal["all"] = ()

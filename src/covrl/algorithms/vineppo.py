@@ -51,6 +51,7 @@ class VinePPOConfig(GroupConfig):
         for name in ("posterior_share", "resample"):
             if getattr(self, name):
                 raise ValueError(f"{name}: VinePPO compares states of one response, not responses of a group")
+        self.refuse_contrast("VinePPO's are differences of its states' values; take grpo")
         if self.kl != "none" and self.kl_in == "reward":
             raise ValueError(
                 "kl_in = 'reward': continuations are not scored, so values have no KL; take kl_in = 'loss'"

@@ -64,6 +64,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "covrl-reward-prob": ("algorithm.name=covrl", "algorithm.reward=prob"),
     "covrl-reward-mean_prob": ("algorithm.name=covrl", "algorithm.reward=mean_prob"),
     "covrl-mixture": ("algorithm.name=covrl", "algorithm.ratio=mixture"),
+    "covrl-band": ("algorithm.name=covrl", "algorithm.kl_band=[0.02, 0.1]"),
+    "covrl-band-both": ("algorithm.name=covrl", "algorithm.kl_band=[0.02, 0.1]", "algorithm.kl_band_moves=both"),
+    "covrl-contrast": ("algorithm.name=covrl", "algorithm.contrast=0.5"),
     "covrl-detached": ("algorithm.name=covrl", "algorithm.kl_reference=detached"),
 }
 """Settings by name: variants of methods, and methods that need other settings than the recipe's. Any other name is the

@@ -2,7 +2,9 @@
 
 from covrl.objectives.advantages import centred, leave_one_out, standardised
 from covrl.objectives.composite import composite_kl, composite_kl_estimate, composite_log_prob
+from covrl.objectives.contrast import contrast_residual, contrasted
 from covrl.objectives.denominators import groups_count, prior_traces, trace_tokens, traces
+from covrl.objectives.distillation import clipped_divergence, divergence_entries
 from covrl.objectives.kl import forward_kl, kl_estimate, reverse_kl, tempered
 from covrl.objectives.ratio import (
     capped,
@@ -18,10 +20,14 @@ from covrl.objectives.written import written_only
 __all__ = [
     "capped",
     "centred",
+    "clipped_divergence",
     "clipped_ratio",
     "composite_kl",
     "composite_kl_estimate",
     "composite_log_prob",
+    "contrast_residual",
+    "contrasted",
+    "divergence_entries",
     "doubly_clipped_ratio",
     "forward_kl",
     "generalised_advantages",

@@ -274,7 +274,9 @@ def fingerprint(run: Run) -> dict[str, str]:
     problems, prompts = run.source.problems, run.prompts
     tokens = [(prompts.prior(p), prompts.posterior(p), prompts.answer(p)) for p in problems[:FINGERPRINTED]]
     return {
-        "problems.train": _hash((p.id, p.question, p.answer, p.accepted, p.hint) for p in problems),
+        "problems.train": _hash(
+            (p.id, p.question, p.answer, p.accepted, p.hint, *(() if p.foil is None else (p.foil,))) for p in problems
+        ),
         "problems.held_out": _hash((p.id, p.question, p.answer, p.accepted) for p in run.held_out),
         "tokenizer": _hash(tokens),
     }

@@ -201,6 +201,7 @@ def report(run: Run, batch: Batch, plan: ReadingPlan, clock: Clock) -> StepRepor
             metrics |= held_out
     # Times differ, and a grader's verdicts may; what is decided on them must not.
     metrics, marks = run.world.broadcast((metrics | times(clock), marks))
+    run.algorithm.after_step(metrics)
     warnings = [*run.algorithm.warnings(metrics), *label_warnings(metrics), *verdict_warnings(metrics)]
     warnings += mismatch_warnings(metrics)
     shown = traces_shown(run, batch.kept, batch.credits)

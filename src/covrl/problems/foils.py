@@ -1,0 +1,75 @@
+"""Foils: for each problem a wrong answer that looks like a right one, to be shown in a prompt's place of the answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from covrl.errors import UserError
+from covrl.records import Problem
+from covrl.rewards.normalise import is_words, normalise, plain_number
+
+Value = Fraction | str
+
+
+def with_foils(problems: Sequence[Problem], seed: int) -> list[Problem]:
+    """Each problem with another's answer as its ``foil``; one that has a foil keeps it.
+
+    The foil is of the same form (number, words, formula) where there is one, then nearest in length, then drawn by
+    ``seed`` and id. It differs from the answer and from all accepted ones in value (:func:`value`), so that another
+    spelling of the right answer is no foil.
+
+    Raises:
+        UserError: there is no other answer; names the problem.
+    """
+    pool = _Pool([p.answer for p in problems])
+    return [p if p.foil is not None else replace(p, foil=pool.unlike(p, seed)) for p in problems]
+
+
+def value(answer: str) -> Value:
+    """What two spellings of one answer have in common, by the verifier's normal form; numbers by their value."""
+    spelt = normalise(answer)
+    number = plain_number(spelt)
+    return spelt if number is None else number
+
+
+class _Pool:
+    """Answers that differ in value, by form and length in characters."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self.by_form: dict[str, dict[int, list[tuple[Value, str]]]] = {}
+        distinct: dict[Value, str] = {}
+        for answer in answers:
+            distinct.setdefault(value(answer), answer)
+        for found, answer in distinct.items():
+            self.by_form.setdefault(_form(answer), {}).setdefault(len(answer), []).append((found, answer))
+
+    def unlike(self, problem: Problem, seed: int) -> str:
+        """An answer that is none of the problem's own."""
+        own = {value(answer) for answer in (problem.answer, *problem.accepted)}
+        draw = random.Random(f"foil/{seed}/{problem.id}")
+        for alike in self._nearest(problem.answer):
+            start = draw.randrange(len(alike))
+            for found, answer in (*alike[start:], *alike[:start]):
+                if found not in own:
+                    return answer
+        raise UserError(
+            f"problem {problem.id}: no other problem has another answer, so there is none to show as a wrong hint; "
+            "set algorithm.contrast = 0, or train on problems whose answers differ"
+        )
+
+    def _nearest(self, answer: str) -> Iterator[list[tuple[Value, str]]]:
+        """Answers of one length at a time: those of the same form first, and of these the nearest length."""
+        form = _form(answer)
+        for other in sorted(self.by_form, key=lambda name: (name != form, name)):
+            lengths = self.by_form[other]
+            for length in sorted(lengths, key=lambda length: (abs(length - len(answer)), length)):
+                yield lengths[length]
+
+
+def _form(answer: str) -> str:
+    if isinstance(value(answer), Fraction):
+        return "number"
+    return "words" if is_words(normalise(answer)) else "formula"
