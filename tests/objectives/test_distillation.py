@@ -117,9 +117,9 @@ def world() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_reverse_divergences_at_the_students_own_states_are_the_kl_of_whole_traces(world: Any) -> None:
     prior, teacher, _ = world
-    whole = log_probs(prior).sum(1)
-    found = summed_over_states(prior, teacher, "reverse", whole.exp()).detach()
-    assert float(found) == pytest.approx(float((whole.exp() * (whole - log_probs(teacher).sum(1))).sum()), abs=1e-12)
+    own, other = log_probs(prior).sum(1).detach(), log_probs(teacher).sum(1)
+    found = summed_over_states(prior, teacher, "reverse", own.exp()).detach()
+    assert float(found) == pytest.approx(float((own.exp() * (own - other)).sum()), abs=1e-12)
 
 
 def test_forward_to_the_exact_posterior_at_its_own_traces_has_the_gradient_of_the_answers_likelihood(
