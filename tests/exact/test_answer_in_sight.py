@@ -110,7 +110,7 @@ def state_nrt(old: list[Plain], new: list[Plain], s: dict[str, Any]) -> Tensor:
     for o, n, value in zip(old, new, values, strict=True):
         a = (value - mean) / below
         for before, now in zip(o.tokens, n.tokens, strict=True):
-            rho = float((now - before).exp())
+            rho = float((now - before).detach().exp())
             if not (a > 0 and rho > 1.28) and not (a < 0 and rho < 0.8):
                 total = total - min(max(rho, 0.8), 1.28) * a * now
         if n.answer is not None:
