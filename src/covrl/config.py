@@ -463,7 +463,7 @@ class TrainingConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Held-out problems under the prior prompt, while training: greedy accuracy, and mean log p(y|x,z)."""
+    """Held-out problems under the prior prompt, while training: accuracy, greedy and sampled, and mean log p(y|x,z)."""
 
     every: int = Field(10, ge=0, description="steps between evaluations, 0 for never")
     problems: int = Field(256, ge=1)
@@ -524,8 +524,14 @@ class ReportConfig(Settings):
         5,
         ge=0,
         description="steps between looks at what a trace is worth to the answer, against no trace and another "
-        "problem's: thought/gain and thought/read of methods that score answers, two more rows for half of the "
+        "problem's (thought/gain, thought/read of methods that score answers), and at what a wrong hint does to it "
+        "(hint/* of those that also score traces with the answer in sight): two more rows each for half of the "
         "problems; 0: never, in evaluations neither",
+    )
+    hedging_words: tuple[str, ...] = Field(
+        ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
+        description="words whose rate in traces shows doubt (style/hedges_prior), for other languages to be set anew. "
+        "The list is CONFIRMED (arXiv 2603.24472, its code); empty: no rate",
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="also log to these; each is an extra of the package"
