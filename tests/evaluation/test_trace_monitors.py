@@ -83,12 +83,19 @@ def test_lengths_are_compared_within_question_and_source_and_cut_traces_are_left
     rollouts = [trace("prior", n, index=n) for n in (10, 12, 14)] + [trace("posterior", n, index=n) for n in (3, 4, 5)]
     rollouts.append(trace("prior", 99, finish="length"))
     credits = [Credit(reward=r) for r in (-9.0, -8.8, -8.6, -1.2, -1.1, -1.0, -30.0)]
-    found = length_metrics([group(*rollouts)], [credits])
+    one = length_metrics([group(*rollouts)], [credits])
+    assert "length/within_corr" not in one, "six traces are too few"
+    found = length_metrics([group(*rollouts), group(*rollouts, name="other")], [credits, credits])
+    assert one.items() <= found.items()
     assert (found["length/median_prior"], found["length/median_posterior"]) == (12.0, 4.0)
     assert found["style/length_ratio"] == pytest.approx(1 / 3)
     assert found["length/within_corr"] > 0.9
     assert found["length/overall_corr"] < -0.9
     assert length_metrics([group(rollouts[-1])], [[credits[-1]]]) == {}
+    even = [group(*(trace("prior", 11, index=i) for i in range(8)), name=str(i)) for i in range(4)]
+    odd = group(*(trace("prior", 11 + i // 3, index=i) for i in range(4)))
+    rows = [[Credit(reward=0.0)] * 8] * 4 + [[Credit(reward=-float(i == 3)) for i in range(4)]]
+    assert set(length_metrics([*even, odd], rows)) == {"length/median_prior"}, "one odd trace is no correlation"
 
 
 @pytest.mark.parametrize(

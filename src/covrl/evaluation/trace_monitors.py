@@ -32,6 +32,9 @@ KL = Output("trace", "kl")
 Pair = tuple[float, float]
 """Length (tokens) and reward of one trace."""
 
+FEWEST_VARIED = 8
+"""Traces in groups in which lengths differ, below which a step has no correlation: one odd trace would make it."""
+
 
 class Correlation(NamedTuple):
     """``within`` groups, its upper 95 % limit (one-sided 97.5 %), and ``overall`` without regard to groups."""
@@ -54,7 +57,8 @@ def length_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Cre
     ``length/median_prior``, ``length/median_posterior`` (tokens) and ``style/length_ratio``, the second over the first.
     ``length/within_corr`` and its upper 95 % limit ``length/within_corr_upper``: :func:`length_correlation` within
     question and source, as the difference between the sources is what seeing the answer does. ``length/overall_corr``
-    beside it may have the other sign. Traces that did not close are left out: their reward is a penalty.
+    beside it may have the other sign. Traces that did not close are left out: their reward is a penalty. There are no
+    correlations with fewer than :data:`FEWEST_VARIED` traces.
     """
     lengths: dict[str, list[int]] = {}
     pairs: dict[tuple[str, str], list[Pair]] = {}
@@ -68,7 +72,8 @@ def length_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Cre
     metrics = {f"length/median_{source}": float(median(found)) for source, found in lengths.items()}
     if metrics.get("length/median_prior") and "posterior" in lengths:
         metrics["style/length_ratio"] = metrics["length/median_posterior"] / metrics["length/median_prior"]
-    found = length_correlation(list(pairs.values()))
+    varied = sum(len(row) for row in pairs.values() if len({length for length, _ in row}) > 1)
+    found = length_correlation(list(pairs.values())) if varied >= FEWEST_VARIED else None
     if found is not None:
         metrics |= {"length/within_corr": found.within, "length/within_corr_upper": found.at_most}
         metrics["length/overall_corr"] = found.overall
