@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from covrl.errors import UserError
 from covrl.prompt_checks import check_tokens
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.styles import STYLED, STYLES
+from covrl.styles import STYLED, STYLES, TEMPLATES
 from covrl.training.resuming import check_config
 from covrl.training.rollouts import ended
 
@@ -115,7 +116,7 @@ def test_a_run_keeps_its_words_when_a_style_gets_others(tmp_path: Path, monkeypa
 def test_a_checkpoint_of_before_there_were_styles_goes_on(tmp_path: Path) -> None:
     now = check(RunConfig, MODEL)
     before = now.model_dump(mode="json")
-    del before["prompts"]["style"], before["evaluation"]["answer_temperature"]
+    del before["prompts"]["style"], before["prompts"]["posterior_template"], before["evaluation"]["answer_temperature"]
     assert check_config({"config": before, "done": 3}, now, CoVRL, tmp_path) == []
     other = check(RunConfig, {**MODEL, "prompts": {"style": "plain"}})
     with pytest.raises(UserError, match=r"prompts\.\w+ is .*put it back, or begin a new run"):
@@ -138,6 +139,48 @@ def test_a_style_on_the_command_line_that_would_change_nothing_is_refused(tmp_pa
     found = config_from(part, ["prompts.style=plain"]).prompts
     assert (found.close, found.answer_suffix) == ("Hence", STYLES["plain"]["answer_suffix"])
     assert "close" in STYLED
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_shows_the_answer_in_the_users_turn_and_asks_for_the_same_format(template: str) -> None:
+    """Whatever the style: the prior stays as it was, traces begin alike, and the hint alone tells two hints apart."""
+    for style in STYLES:
+        prompts = Prompts(tokenizer_with(PLAIN), prompts_of(style=style, posterior_template=template))
+        plain = Prompts(tokenizer_with(PLAIN), prompts_of(style=style))
+        check_tokens(prompts, [PROBLEM])
+        assert prompts.prior(PROBLEM) == plain.prior(PROBLEM)
+        config = prompts.config
+        asked = config.user.partition("{question}")[2]
+        prior, posterior = both(prompts)
+        assert posterior.endswith(prior[prior.index(PROBLEM.question) + len(PROBLEM.question) :])
+        assert asked in posterior
+        assert config.posterior_open == config.prior_open
+        assert PROBLEM.question in posterior
+        shown, foil = (prompts.text(replace(PROBLEM, hint=hint), "posterior") for hint in ("<4711>", "<0815>"))
+        assert shown.replace("<4711>", "<0815>") == foil
+        assert shown.count("<4711>") == 1
+
+
+def test_the_default_template_is_the_styles_own_words() -> None:
+    assert prompts_of(posterior_template="style") == PromptConfig()
+    own = prompts_of(user="Solve: {question} Be brief.", posterior_template="bare")
+    assert own.posterior_user == "Solve: Answer: {hint}\n\n{question} Be brief."
+    with pytest.raises(UserError, match=r"prompts\.posterior_template: Input should be 'style', 'neutral'"):
+        prompts_of(posterior_template="today")
+    with pytest.raises(UserError, match="posterior_open must be prior_open: leave it out"):
+        prompts_of(posterior_template="check", posterior_open="Given {hint}.")
+
+
+def test_a_template_that_would_change_nothing_is_refused_and_a_run_keeps_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = check(RunConfig, {**MODEL, "prompts": {"posterior_template": "plan"}})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"--set prompts\.posterior_template=bare: .* so a template changes nothing"):
+        config_from(file, ["prompts.posterior_template=bare"])
+    monkeypatch.setattr(styles, "TEMPLATES", dict.fromkeys(TEMPLATES, "{question} {hint} new words"))
+    assert check(RunConfig, read_toml(file)) == config
 
 
 def test_the_shipped_base_says_that_its_words_are_its_own() -> None:

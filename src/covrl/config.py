@@ -36,7 +36,7 @@ from covrl.escapes import lost_backslash
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.rewards.functions import wrong_name
 from covrl.rewards.names import parse_name
-from covrl.styles import STYLED, Style, with_style
+from covrl.styles import STYLED, Style, Template, with_style, with_template
 
 
 class Settings(BaseModel):
@@ -176,6 +176,11 @@ class PromptConfig(Settings):
         description="wording of the fields that are not set: tags, R1-style tags that the question asks for; thinking, "
         "for models that think between <think> tags by themselves; plain, natural words (`covrl prompts` tries them)",
     )
+    posterior_template: Template = Field(
+        "style",
+        description="how the posterior prompt shows the answer in the user's turn: neutral, check (as a proposal that "
+        "may be wrong), aloud, plan or bare (docs/own-model.md); style: as the style has it",
+    )
     chat: Literal["auto", "never"] = "auto"
     system: str = ""
     user: str = (
@@ -210,7 +215,7 @@ class PromptConfig(Settings):
         """The style's wording; with the hint in the user's turn, ``posterior_open`` is ``prior_open`` if not given."""
         if not isinstance(table, Mapping):
             return table
-        table = with_style(table)
+        table = with_template(with_style(table), cls.model_fields["user"].default)
         if "{hint}" not in str(table.get("posterior_user", "")):
             return table
         return {"posterior_open": table.get("prior_open", cls.model_fields["prior_open"].default), **table}
@@ -458,7 +463,7 @@ class TrainingConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Held-out problems under the prior prompt, while training: greedy accuracy, and mean log p(y|x,z)."""
+    """Held-out problems under the prior prompt, while training: accuracy, greedy and sampled, and mean log p(y|x,z)."""
 
     every: int = Field(10, ge=0, description="steps between evaluations, 0 for never")
     problems: int = Field(256, ge=1)
@@ -519,8 +524,14 @@ class ReportConfig(Settings):
         5,
         ge=0,
         description="steps between looks at what a trace is worth to the answer, against no trace and another "
-        "problem's: thought/gain and thought/read of methods that score answers, two more rows for half of the "
+        "problem's (thought/gain, thought/read of methods that score answers), and at what a wrong hint does to it "
+        "(hint/* of those that also score traces with the answer in sight): two more rows each for half of the "
         "problems; 0: never, in evaluations neither",
+    )
+    hedging_words: tuple[str, ...] = Field(
+        ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
+        description="words whose rate in traces shows doubt (style/hedges_prior), for other languages to be set anew. "
+        "The list is CONFIRMED (arXiv 2603.24472, its code); empty: no rate",
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="also log to these; each is an extra of the package"
@@ -761,26 +772,28 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def refuse_idle_style(table: Mapping[str, Any], assignments: Sequence[str], where: str) -> None:
-    """Raise where ``--set prompts.style`` names another style than ``table``, which is of ``where``, to no effect.
+    """Raise where ``--set`` names another style or template than ``table``, which is of ``where``, to no effect.
 
     Raises:
-        UserError: every field that the two styles have words for is set.
+        UserError: every field that the two styles, or the two templates, have words for is set.
     """
     own, changed = table.get("prompts", {}), override(table, assignments).get("prompts", {})
     if not isinstance(own, Mapping) or not isinstance(changed, Mapping):
         return
-    before, after = ({**changed, "style": part.get("style", "tags")} for part in (own, changed))
-    if before == after:
-        return
-    try:
-        was, now = PromptConfig.model_validate(before), PromptConfig.model_validate(after)
-    except ValidationError:  # said where the settings are checked
-        return
-    if was.model_copy(update={"style": now.style}) == now:
-        raise UserError(
-            f"--set prompts.style={now.style}: the whole wording is in {where}, so a style changes nothing; leave it "
-            f"out, or set what is to change ({', '.join(f'prompts.{name}' for name in sorted(STYLED))})"
-        )
+    for name, what in (("style", "style"), ("posterior_template", "template")):
+        default = PromptConfig.model_fields[name].default
+        before, after = ({**changed, name: part.get(name, default)} for part in (own, changed))
+        if before == after:
+            continue
+        try:
+            was, now = PromptConfig.model_validate(before), PromptConfig.model_validate(after)
+        except ValidationError:  # said where the settings are checked
+            return
+        if was.model_copy(update={name: after[name]}) == now:
+            raise UserError(
+                f"--set prompts.{name}={after[name]}: the whole wording is in {where}, so a {what} changes nothing; "
+                f"leave it out, or set what is to change ({', '.join(f'prompts.{field}' for field in sorted(STYLED))})"
+            )
 
 
 def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:

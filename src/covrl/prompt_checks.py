@@ -109,6 +109,13 @@ def check_lengths(prompts: Prompts, context: int | None, config: RunConfig, prob
         )
 
 
+def fits(prompts: Prompts, context: int | None, config: RunConfig, problem: Problem) -> bool:
+    """Whether :func:`check_lengths` would let the problem pass."""
+    tags = len(prompts.close_ids) + len(prompts.answer_prefix_ids)
+    room = None if context is None else context - config.generation.max_trace_tokens - tags
+    return room is None or longest_beyond(prompts, [problem], room, ROLES, answers=True) is None
+
+
 def longest_beyond(
     prompts: Prompts, problems: Sequence[Problem], room: int, roles: Sequence[Role], answers: bool
 ) -> tuple[int, int, Problem] | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Covrl
@@ -14,10 +15,13 @@ from models import byte_tokenizer
 
 from covrl.config import PromptConfig
 from covrl.errors import UserError
+from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.anchoring import Said, answers_said
 from covrl.evaluation.leaking import SOURCES, LeakReport, measure_leaks, read
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
+from covrl.rewards.graders import make_grader
 from covrl.rewards.leak import other_answers, states_early
 
 PROMPTS = Prompts(byte_tokenizer(), PromptConfig())
@@ -150,11 +154,72 @@ def test_one_answer_alone_is_refused() -> None:
         measure_leaks(Telling(lambda s, a: a), PROMPTS, PROBLEMS[:1], Sampling(5, "</think>"), 1, 0)
 
 
+class Answering(Telling):
+    """Answers each trace by its source and by what its prompt showed."""
+
+    def __init__(self, answer: Callable[[str, str], str]) -> None:
+        super().__init__(lambda source, shown: LONG)
+        self.answer, self.shown = answer, dict[tuple[str, int], str]()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        prompts = [str(PROMPTS.tokenizer.decode(list(r.prompt_ids))) for r in requests]
+        if draw.purpose != "answer":
+            said = {(r.problem_id, r.index): prompt for r, prompt in zip(requests, prompts, strict=True)}
+            self.shown |= {place: prompt.partition("answer is ")[2].partition(".")[0] for place, prompt in said.items()}
+            return super().generate(requests, sampling, draw)
+        assert not any("answer is" in prompt for prompt in prompts), "answers come from the prior prompt"
+        texts = [self.answer(r.source, self.shown[r.problem_id, r.index]) for r in requests]
+        return [
+            Rollout(r, (1,), (0.0,), "closed", "sampled", f"{t}</answer>") for r, t in zip(requests, texts, strict=True)
+        ]
+
+
+def anchored(answer: Callable[[str, str], str], verifier: str = "text") -> Mapping[str, Any] | None:
+    generator = Answering(answer)
+    evaluator = Evaluator(generator, PROMPTS, 50, 8, make_grader(verifier))
+    problems, sampling = [*PROBLEMS, Problem("p8", "again?", "107.0")], Sampling(50, "</think>")
+    return measure_leaks(generator, PROMPTS, problems, sampling, 2, seed=0, answering=evaluator).anchoring()
+
+
+def test_traces_that_defend_whatever_they_were_shown_are_named() -> None:
+    found = anchored(lambda source, shown: shown or "0")
+    assert found is not None
+    assert (found["wrong_hint"], found["right_hint"]) == (1.0, 1.0)
+    assert found["sentence"].endswith("defend any answer that they were shown.")
+    assert list(found["intervals"]["wrong_hint"]) == [1.0, 1.0]
+
+
+def test_traces_that_only_the_right_hint_helps_are_not_anchored() -> None:
+    found = anchored(lambda source, shown: shown if source == "posterior" else "0")
+    assert found is not None
+    assert (found["wrong_hint"], found["right_hint"]) == (0.0, 1.0)
+    assert found["sentence"].endswith("follow the right hint further than a wrong one.")
+
+
+def test_what_prior_traces_answer_anyway_is_no_pull() -> None:
+    """All answer 101: the foil of one problem, the own answer of another."""
+    found = anchored(lambda source, shown: "101")
+    assert found is not None
+    assert (found["wrong_hint"], found["right_hint"]) == (0.0, 0.0)
+    assert found["sentence"].endswith("leads to no more right answers than none.")
+
+
+def test_equal_answers_are_no_foils_and_without_a_verifier_nothing_is_known() -> None:
+    """107 and 107.0 are one answer: a problem that is shown the other's has no wrong hint."""
+    problems = [Problem("a", "?", "107"), Problem("b", "?", "107.0")]
+    trace = Rollout(Request("a", 0, (), "prior"), (1,), (0.0,), "length", "none", "")
+    evaluator = Evaluator(Answering(lambda source, shown: "1"), PROMPTS, 50, 8, make_grader("text"))
+    asked = [(problems[0], "107.0"), (problems[0], "9")]
+    assert answers_said(evaluator, asked, [trace, trace], 1.0, 0) == [None, Said(own=False, foil=False)]
+    assert anchored(lambda source, shown: "0", verifier="none") is None
+
+
 def test_the_command(tmp_path: Path, covrl: Covrl) -> None:
     asked = ["leak", "--model", "covrl:digits", "--problems", "digits:test", "--limit", "6", "-n", "2"]
     code, out, _ = covrl(*asked, "--json", "--traces", str(tmp_path / "t.jsonl"))
     assert code == 0
     record = json.loads(out)
     assert record["problems"] == 6
+    assert record["anchoring"]["sentence"].startswith("A wrong hint pulls ")
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 6 * 2 * 3
     assert "posterior" in covrl(*asked).out

@@ -147,7 +147,7 @@ def test_what_tokens_are_drawn_from_stays_below_its_bound(monkeypatch: pytest.Mo
 
 
 def test_what_is_read_for_the_report_alone_is_little_work() -> None:
-    """Over five steps: the looks at thoughts are at most 3 % of the tokens, a trained one counted thrice."""
+    """Over five steps: looks at thoughts and foils are at most 3 % of the tokens, a trained one counted thrice."""
     spent = []
     for every in (0, 5):
         run = ready_run("covrl")
@@ -155,10 +155,11 @@ def test_what_is_read_for_the_report_alone_is_little_work() -> None:
         report = run.config.report.model_copy(update={"thoughts_every": every})
         run.config = run.config.model_copy(update={"training": training, "report": report})
         run.algorithm.group_size = 8  # ty: ignore[unresolved-attribute]
-        run.done = 1  # the first step has a look of its own
+        run.done = 1  # the first step has looks of its own
         with forwards(run) as found:
             for _ in range(5):
-                take_step(run)
+                metrics = take_step(run).metrics
+                assert ("hint/blind_share" in metrics) == ("thought/gain" in metrics) == (run.done == every)
         spent.append(sum(f.tokens * (3 if f.learns else 1) for f in found))
     without, with_looks = spent
     assert without < with_looks < 1.03 * without

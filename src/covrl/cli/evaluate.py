@@ -162,7 +162,7 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     sampling = Sampling(generation.max_trace_tokens, checked.prompts.close, generation.temperature)
     problems = run.held_out[: asked.limit]
     seed, rows = checked.training.seed, rows_of(run.config.generation)
-    report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows)
+    report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows, run.evaluator)
     record = {"model": asked.model, "problem_source": asked.problems} | report.record()
     if traces:
         with traces.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -174,6 +174,7 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
                     "trace": r.text,
                 }
                 row |= {"own": r.own, "shown_early": r.shown, "other": r.other, "admits": r.admits}
+                row |= {"answered_own": r.said and r.said.own, "answered_foil": r.said and r.said.foil}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     if asked.as_json:
         print(json.dumps(record))

@@ -160,6 +160,9 @@ def show_leaks(console: Console, record: Mapping[str, Any]) -> None:
         console.print(Text(head, "dim"))
         console.print(Text(f"  {one_line(example['trace'], 300)}"))
     console.print(Text(visible(record["sentence"]), "bold"))
+    anchored = record["anchoring"]
+    if anchored is not None:
+        console.print(Text(visible(anchored["sentence"]), "bold"))
 
 
 def show_style(console: Console, record: Mapping[str, Any]) -> None:

@@ -5,18 +5,21 @@ posterior prompt; and under the posterior prompt with another problem's answer i
 two signs: the answer occurs, in any spelling, in the first quarter of the text
 (:func:`covrl.rewards.leak.states_early`), and the text admits that an answer was given (:data:`PHRASES`). Neither is
 proof in a single trace: short answers appear early by chance. So each rate is compared with the same rate for another
-problem's answer, and with that of prior traces.
+problem's answer, and with that of prior traces. What the shown answer does to the answers that follow, without being
+stated, is in :mod:`covrl.evaluation.anchoring`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from covrl.errors import UserError
+from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.anchoring import Said, anchoring, answers_said
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.problems.source import shuffle_hints
 from covrl.prompts import Prompts
@@ -49,6 +52,7 @@ class Read:
 
     ``own``, ``shown`` and ``other`` say whether the problem's answer, the answer that the prompt showed (None for the
     prior) and a different problem's answer occur early in it. ``admits`` is the phrase that admits, or None.
+    ``said`` is what was answered after it; None where that is not known.
     """
 
     problem: Problem
@@ -58,6 +62,7 @@ class Read:
     shown: bool | None
     other: bool
     admits: str | None
+    said: Said | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,16 @@ class LeakReport:
             for r in self.examples()
         ]
         found = {"problems": len(self.reads) // (self.samples * len(SOURCES)), "n": self.samples, "rates": rates}
-        return found | {"sentence": sentence(rates), "phrases": list(PHRASES), "examples": examples}
+        found |= {"sentence": sentence(rates), "anchoring": self.anchoring()}
+        return found | {"phrases": list(PHRASES), "examples": examples}
+
+    def anchoring(self) -> dict[str, Any] | None:
+        """The pulls of a wrong and of the right hint on answers; None where no answer is known."""
+        said: dict[str, dict[str, list[Said]]] = {}
+        for r in self.reads:
+            if r.said is not None:
+                said.setdefault(r.problem.id, {}).setdefault(r.source, []).append(r.said)
+        return anchoring(said) if said else None
 
     def examples(self) -> list[Read]:
         """The first traces that admit, then the first that state what they were shown, then clean ones.
@@ -120,8 +134,9 @@ def measure_leaks(
     samples: int,
     seed: int,
     rows_per_pass: int = 256,
+    answering: Evaluator | None = None,
 ) -> LeakReport:
-    """Sample ``samples`` traces a problem and source, and read them.
+    """Sample ``samples`` traces a problem and source, and read them; and what ``answering`` says after each.
 
     Raises:
         UserError: there are no two problems with different answers, so that there is nothing to compare with.
@@ -148,8 +163,15 @@ def measure_leaks(
             for shown, _, source in asked
             for index in range(samples)
         ]
-        rollouts = iter(generator.generate(requests, sampling, Draw(seed, 0, "leak")))
-        reads += [read(p, source, next(rollouts).text, other) for p, other, source in asked for _ in range(samples)]
+        rollouts = generator.generate(requests, sampling, Draw(seed, 0, "leak"))
+        each = [one for one in asked for _ in range(samples)]
+        found = [read(p, source, r.text, other) for (p, other, source), r in zip(each, rollouts, strict=True)]
+        if answering is not None:
+            foils = [shuffled[start + i // (samples * len(SOURCES))].shown for i in range(len(each))]
+            pairs = [(p, foil) for (p, _, _), foil in zip(each, foils, strict=True)]
+            said = answers_said(answering, pairs, rollouts, sampling.temperature, seed)
+            found = [replace(r, said=one) for r, one in zip(found, said, strict=True)]
+        reads += found
     return LeakReport(tuple(reads), samples)
 
 

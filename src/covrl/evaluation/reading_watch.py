@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
+PAGE = "docs/evaluation.md#does-the-answer-read-the-trace"
+"""Where these warnings are explained."""
+
 WINDOW = 3
 """Number of steps in a mean: the first steps are compared with the last ones."""
 
@@ -86,13 +89,13 @@ def reading_warnings(start: Seen, now: Seen) -> list[str]:
         found.append(
             f"unread traces: {nats}, while the reward rose from {start.reward:.3g} to {now.reward:.3g}; the answer "
             "becomes likely after any trace instead of after good ones; lower the learning rate, and train the answer "
-            "only where it reads its trace (covrl, jepo: algorithm.nll = 'read')"
+            f"only where it reads its trace (covrl, jepo: algorithm.nll = 'read'; {PAGE})"
         )
     if now.information <= VANISHED * start.information and now.length <= VANISHED * start.length:
         found.append(
             f"vanishing thoughts: traces went from {start.length:.0f} to {now.length:.0f} tokens, and {nats}; "
             "thinking is being left out; lower the learning rate, hold the policy closer to its base, or take problems "
-            "that need the thought"
+            f"that need the thought ({PAGE})"
         )
     return found
 

@@ -12,8 +12,12 @@ if both of these hold over the steps between the two:
 They also part if accuracy has fallen, that is if the upper limit is below 0 at :data:`FALL_LEVEL`; then any rise of the
 reward that the test detects is enough. A warning needs :data:`IN_A_ROW` such evaluations in a row.
 
-Accuracy here is that of sampled answers. Greedy answers change late and all at once, long after the reward of a run
-that learns.
+Accuracy here is that of sampled answers. A reward of log-probs may sharpen the mode alone, while answers that are
+sampled at temperature 1 stay wrong (arXiv 2602.03979). So the two do not part if the accuracy of the most frequent
+answer of several samples has risen since it was last measured, at the earlier evaluation or before it (lower limit
+above 0 at :data:`RISE_LEVEL`). It is measured at the first evaluation, and while there is doubt
+(:attr:`RewardWatch.in_doubt`). Greedy answers stay out: they change late and all at once, long after the reward of a
+run that learns.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ GAIN = 0.05
 GAIN_LEVEL = 0.99
 FALL_LEVEL = 0.999
 REWARD_LEVEL = 0.999
+RISE_LEVEL = 0.95
 IN_A_ROW = 2
 MOST_DEGREES = 60
 """Degrees of freedom above which Student's quantile for this number is used."""
@@ -56,14 +61,22 @@ class Paid(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One evaluation: a mark a held-out problem, ``1`` where its sampled answer is right, else ``0``."""
+    """One evaluation: a mark a held-out problem, ``1`` where its sampled answer is right, else ``0``.
+
+    ``majority`` are such marks of the most frequent answer of several samples, empty where it was not measured.
+    """
 
     step: int
     marks: str
+    majority: str = ""
 
     @property
     def accuracy(self) -> float:
-        return self.marks.count("1") / len(self.marks)
+        return _share(self.marks)
+
+
+def _share(marks: str) -> float:
+    return marks.count("1") / len(marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,8 @@ class Comparison:
 
     ``rise`` is in the reward's unit, ``sure`` the least that it is at :data:`REWARD_LEVEL`; ``at_most`` is the upper
     limit of the gain of accuracy at :data:`GAIN_LEVEL`. ``fell`` and ``stood`` say in which of the two ways reward and
-    accuracy part, if in any.
+    accuracy part, if in any; not if the accuracy of the majority's answers rose. ``before`` has the majority that was
+    last measured up to then.
     """
 
     before: Look
@@ -99,11 +113,23 @@ class Comparison:
         return self.now.accuracy - self.before.accuracy
 
     @property
+    def majority_known(self) -> bool:
+        return bool(self.before.majority and self.now.majority)
+
+    @property
+    def majority_rose(self) -> bool:
+        """Whether the majority's accuracy has risen, where it is known."""
+        return self.majority_known and gain_at_most(self.now.majority, self.before.majority, RISE_LEVEL) < 0
+
+    @property
     def parted(self) -> bool:
-        return self.fell or self.stood
+        return (self.fell or self.stood) and not self.majority_rose
 
     def __str__(self) -> str:
         seen = "it fell" if self.fell else f"a gain of {self.at_most:.1%} is ruled out at {GAIN_LEVEL:.0%}"
+        if self.majority_known:
+            before, now = _share(self.before.majority), _share(self.now.majority)
+            seen += f"; the most frequent of several answers is right in {now:.1%}, and was in {before:.1%}"
         return (
             f"reward and accuracy part: from step {self.before.step} to step {self.now.step} the training reward rose "
             f"from {self.low:.3g} to {self.high:.3g}, while verified accuracy of sampled answers to "
@@ -121,20 +147,29 @@ class RewardWatch:
         self.looks: deque[Look] = deque(maxlen=LOOKS)
         self.in_a_row = 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the next evaluation should measure the majority's accuracy: the first, and after one that parted."""
+        return not self.looks or self.in_a_row > 0
+
     def step(
-        self, number: int, metrics: Mapping[str, float], marks: str = "", shares: bool = False
+        self, number: int, metrics: Mapping[str, float], marks: str = "", shares: bool = False, majority: str = ""
     ) -> tuple[dict[str, float], list[str]]:
         """Take one step; with ``marks`` it returns the watch's own metrics, and a warning if the two part.
 
-        ``shares`` says that the reward is 1 for right and 0 for wrong.
+        ``shares`` says that the reward is 1 for right and 0 for wrong; ``majority`` are the majority's marks.
         """
         reward = metrics.get("reward/prior", metrics.get("reward/posterior", math.nan))
         if math.isfinite(reward):
             self.paid.append(Paid(number, reward, metrics.get("reward/group_std", 0.0)))
         if not marks:
             return {}, []
-        now = Look(number, marks)
-        found = [c for before in self.looks if (c := compare(before, now, self.paid, shares)) is not None]
+        now = Look(number, marks, majority)
+        found, majority = [], ""
+        for before in self.looks:
+            majority = before.majority or majority  # the last one that was measured up to then
+            compared = compare(before._replace(majority=majority), now, self.paid, shares)
+            found += [] if compared is None else [compared]
         self.looks.append(now)
         if not found:
             return {}, []

@@ -49,7 +49,7 @@ CHARTS = (
         LEARNING, "Held-out accuracy", "share",
         "Climbs above the chance line and stays there. A curve that settles on chance has learned the form of an "
         "answer, not the task.",
-        ("eval/accuracy*", "eval/sampled", "eval/sound"), chance=True, zero=True,
+        ("eval/accuracy*", "eval/sampled", "eval/answer_greedy", "eval/majority", "eval/sound"), chance=True, zero=True,
     ),
     ChartSpec(
         LEARNING, "Reward watch: gain of accuracy", "share",
@@ -115,6 +115,23 @@ CHARTS = (
         ("verdict/right_share", "verdict/*"), zero=True,
     ),
     ChartSpec(
+        TRACES, "Length and reward", "",
+        "Their correlation over closed traces, within questions and over all of them. Clearly below 0 within "
+        "questions, shorter traces earn more, and thoughts become shorter.",
+        ("length/within_corr", "length/within_corr_upper", "length/overall_corr"),
+    ),
+    ChartSpec(
+        TRACES, "Length of posterior traces against prior ones", "",
+        "Ratio of the medians. Near 1; a posterior that only sums up the answer is well below.",
+        ("style/length_ratio",), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "Words of doubt", "per 100 tokens",
+        "Words such as 'wait' and 'maybe'. A fall to nothing while accuracy does not rise is certainty that was copied "
+        "from traces that saw the answer.",
+        ("style/hedges_prior", "style/hedges_posterior"), zero=True,
+    ),
+    ChartSpec(
         TRACES, "Trace length", "tokens",
         "The sources change together. A fall to almost nothing means that reasoning is skipped; a rise to the limit "
         "ends in truncation.",
@@ -150,6 +167,35 @@ CHARTS = (
         "How often a posterior trace states the shown answer, against an answer from another problem. The excess "
         "stays near 0.",
         ("leak/posterior_rate", "leak/shuffled_rate", "leak/*"), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "What a wrong hint changes", "share",
+        "Of what the hint does to the tokens' log-probs, the part that a wrong hint does too. Read its change, and its "
+        "difference between wordings of the posterior prompt; near 100 % only the style is left.",
+        ("hint/blind_share",), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "The right hint against a wrong one", "nats",
+        "log q(token | right hint) less log q(token | wrong hint), per token. Above 0 where the trace fits its hint.",
+        ("hint/contrast_prior", "hint/contrast_posterior"),
+    ),
+    ChartSpec(
+        LEARNING, "What a wrong hint costs on held-out problems", "nats",
+        "The bound under the right hint less the bound under a wrong one, with the upper limit of its mean. Above 0: "
+        "traces do not defend any answer.",
+        ("eval/hint_margin", "eval/hint_margin_upper"),
+    ),
+    ChartSpec(
+        TRACES, "Effective number of posterior traces", "traces",
+        "Of the weights p(z) p(y|z) / q(z) within a question. As many as are drawn if the posterior prompt is the "
+        "model's own posterior; near 1 if one trace has all the weight.",
+        ("posterior/ess",), zero=True,
+    ),
+    ChartSpec(
+        UPDATES, "Where the KL is", "share",
+        "Share on the 1 % of the tokens with most of it, and Gini's coefficient. High while the KL is large: few words "
+        "make it up; see in the trace browser which.",
+        ("style/kl_top1_share", "style/kl_gini"), zero=True,
     ),
     ChartSpec(
         UPDATES, "Importance ratios", "",
@@ -227,9 +273,23 @@ def label(metric: str) -> str:
 
 def unit_of(metric: str) -> str:
     """The unit, judged by a metric's name."""
-    if metric.endswith(("_share", "_rate", "/accuracy", "eval/sampled", "eval/sound", "_gain", "_at_most")):
+    if metric.endswith(
+        (
+            "_share",
+            "_rate",
+            "/accuracy",
+            "eval/sampled",
+            "eval/answer_greedy",
+            "eval/majority",
+            "eval/sound",
+            "_gain",
+            "_at_most",
+        )
+    ):
         return "share"
     family, _, name = metric.partition("/")
+    if "_corr" in name:
+        return ""
     if family == "reward" and name not in ("prior", "posterior", "gap", "group_std"):  # a user's function: its own unit
         return ""
     return {"time": "seconds", "length": "tokens", "entropy": "nats", "reward": "nats", "kl": "nats"}.get(family, "")

@@ -18,6 +18,7 @@ from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
 from covrl.evaluation.reading_watch import ReadingWatch
 from covrl.evaluation.reward_watch import RewardWatch
+from covrl.evaluation.trace_watch import TraceWatch
 from covrl.records import Credit, OffendingRollout, ScoredGroup
 from covrl.rewards.named import Reward, not_finite
 from covrl.training.bundle import write_bundle
@@ -27,7 +28,7 @@ from covrl.training.publish_check import BothSides, PublishCheck, canary
 
 class Guard:
     """The guards of one run and what they remember: steps left out, recent metrics, the last look at the generator, the
-    training reward beside held-out accuracy, how much the answer takes from its trace.
+    training reward beside held-out accuracy, how much the answer takes from its trace, what traces look like.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -36,12 +37,14 @@ class Guard:
         self.divergence = Divergence([parse_condition(c) for c in config.guards.stop_when], config.guards.window)
         self.watch = RewardWatch()
         self.reading = ReadingWatch()
+        self.traces = TraceWatch()
         self.stale: str | None = None
         self.publish = PublishCheck()
 
     def state_dict(self) -> dict[str, Any]:
         recent, watch = self.divergence.state_dict(), self.watch.state_dict()
-        return {"skipped": self.skipped, "recent": recent, "watch": watch, "reading": self.reading.state_dict()}
+        seen = {"reading": self.reading.state_dict(), "traces": self.traces.state_dict()}
+        return {"skipped": self.skipped, "recent": recent, "watch": watch, **seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; of a checkpoint from before the guards, nothing."""
@@ -49,6 +52,7 @@ class Guard:
         self.divergence.load_state_dict(state.get("recent", {}))
         self.watch.load_state_dict(state.get("watch", {}))
         self.reading.load_state_dict(state.get("reading", {}))
+        self.traces.load_state_dict(state.get("traces", {}))
 
     def non_finite(self, error: NonFiniteError, step: int, update: int, folder: Path | None, world: World) -> str:
         """Keep what is needed to see it again; a warning if the step may be left out. All ranks call it.

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
+from covrl.evaluation.accuracy import Evaluation, Evaluator, Graded
+from covrl.evaluation.hints import foils, hint_margin, own_bounds
 from covrl.evaluation.information import first_reading, information_metrics
+from covrl.evaluation.majority import majority_marks
 from covrl.evaluation.thoughts import thought_baselines, thought_metrics
 from covrl.generation.base import Draw, Sampling
 from covrl.records import Problem, Request, Rollout, ScoredGroup
@@ -14,37 +18,83 @@ from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
 from covrl.training.memory import with_fewer_rows
+from covrl.training.metrics import reads_hints
 from covrl.training.rollouts import response_tokens, sampling_of
 from covrl.training.run import Run
-from covrl.training.scores import scores_of
+from covrl.training.scores import has_room, scores_of
+
+VOTES = 5
+"""Answers to each held-out problem of which the most frequent one is graded, where the reward watch asks for it."""
 
 READ_PROBLEMS, READ_TRACES = 12, 3
 """Held-out problems, and traces of each, on which it is measured what the answer takes from its trace."""
 
 
-def held_out_metrics(run: Run) -> tuple[dict[str, float], str]:
-    """Log-likelihood of the first ``evaluation.problems``, and accuracy (greedy, sampled) where there is a grader.
+class Marks(NamedTuple):
+    """What the reward watch sees, a mark a problem: ``1`` if the answer is right, else ``0``; "" where not measured.
 
-    And the marks for the reward watch, a problem each: ``1`` if the sampled answer is right, else ``0``; without a
-    grader there are none.
+    Of one sampled answer, and of the most frequent of several.
+    """
+
+    sampled: str = ""
+    majority: str = ""
+
+
+NO_MARKS = Marks()
+
+
+def held_out_metrics(run: Run) -> tuple[dict[str, float], Marks]:
+    """Log-likelihood of the first ``evaluation.problems``, and accuracy where there is a grader; and the marks of it.
+
+    ``eval/accuracy`` is greedy, ``eval/sampled`` of one sampled trace and answer a problem, ``eval/answer_greedy`` of
+    greedy answers after the same sampled traces: it tells what is lost in the thought from what is lost in the answer.
+    ``eval/majority``, of the most frequent of :data:`VOTES` answers, is measured where the reward watch asks.
     """
     if run.evaluator is None or not run.held_out:
-        return {}, ""
+        return {}, NO_MARKS
     problems = run.held_out[: run.config.evaluation.problems]
     traces = _sampled_traces(run, problems)
-    metrics, marks = _log_prob(run, problems, traces) | _reading(run, problems), ""
-    if run.evaluator.grade is not None:
-        draw = Draw(run.config.training.seed, 0, "held-out likelihood")
-        evaluator, temperature = run.evaluator, run.config.generation.temperature
-        asked, most = _prior_requests(run, problems), response_tokens(run.prompts, run.config.generation)
-        answered = with_fewer_rows(run, asked, most, lambda: evaluator.answered(problems, traces, temperature, draw))
-        greedy = Draw(run.config.training.seed, 0)
-        found = with_fewer_rows(run, asked, most, lambda: evaluator(problems, 0.0, greedy))
-        marks = "".join("1" if graded.verdict == "right" else "0" for graded in answered)
-        metrics["eval/sampled"] = marks.count("1") / len(marks)
-        metrics |= {"eval/accuracy": found.accuracy, "eval/unknown_share": found.unknown}
-        metrics |= {} if found.sound is None else {"eval/sound": found.sound}
-    return metrics, marks
+    metrics = _log_prob(run, problems, traces) | _reading(run, problems) | _hint_margin(run, problems)
+    if run.evaluator.grade is None:
+        return metrics, NO_MARKS
+    graded, marks = _graded(run, run.evaluator, problems, traces)
+    return metrics | graded, marks
+
+
+def _graded(
+    run: Run, evaluator: Evaluator, problems: Sequence[Problem], traces: Sequence[Rollout]
+) -> tuple[dict[str, float], Marks]:
+    """Accuracy of greedy answers, and of those after the sampled ``traces``, one a problem."""
+    draw, temperature = Draw(run.config.training.seed, 0, "held-out likelihood"), run.config.generation.temperature
+    asked, most = _prior_requests(run, problems), response_tokens(run.prompts, run.config.generation)
+
+    def after(heat: float) -> list[Graded]:
+        return with_fewer_rows(run, asked, most, lambda: evaluator.answered(problems, traces, heat, draw))
+
+    answered, greedy = after(temperature), Draw(run.config.training.seed, 0)
+    found = with_fewer_rows(run, asked, most, lambda: evaluator(problems, 0.0, greedy))
+    metrics = {"eval/sampled": Evaluation(tuple(answered)).accuracy, "eval/accuracy": found.accuracy}
+    if evaluator.answer_temperature != 0:
+        metrics["eval/answer_greedy"] = Evaluation(tuple(after(0.0))).accuracy
+    metrics["eval/unknown_share"] = found.unknown
+    metrics |= {} if found.sound is None else {"eval/sound": found.sound}
+    majority = _majority(run, evaluator, problems, answered)
+    if majority:
+        metrics["eval/majority"] = majority.count("1") / len(majority)
+    return metrics, Marks("".join("1" if g.verdict == "right" else "0" for g in answered), majority)
+
+
+def _majority(run: Run, evaluator: Evaluator, problems: Sequence[Problem], answered: Sequence[Graded]) -> str:
+    """The majority's marks, of the answers that there are and as many more as make :data:`VOTES`; "" if not asked."""
+    if not run.guard.watch.in_doubt:
+        return ""
+    more = [(problem, index) for problem in problems for index in range(1, VOTES)]
+    asked = [Request(p.id, i, run.prompts.prior(p), "prior") for p, i in more]
+    draw, most = Draw(run.config.training.seed, 0), response_tokens(run.prompts, run.config.generation)
+    temperature = run.config.generation.temperature
+    found = iter(with_fewer_rows(run, asked, most, lambda: evaluator.examine(more, temperature, draw)))
+    rows = [(first, *(next(found) for _ in range(1, VOTES))) for first in answered]
+    return majority_marks(rows, run.config.evaluation.verifier, evaluator.grade)
 
 
 def _reading(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
@@ -71,6 +121,25 @@ def _reading(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
     return found
 
 
+def _hint_margin(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
+    """What a wrong hint costs on the first held-out problems, nats, where the method reads both prompts.
+
+    One trace under the hint and one under the foil of each, with the same random numbers at every evaluation.
+    """
+    if not reads_hints(run) or not run.config.report.thoughts_every:
+        return {}
+    few = problems[:READ_PROBLEMS]
+    shown = [(p, replace(p, answer=foil, hint=foil)) for p, foil in zip(few, foils(few), strict=True) if foil]
+    asked = [problem for pair in shown if has_room(run, pair[1]) for problem in pair]
+    requests = [Request(p.id, i % 2, run.prompts.posterior(p), "posterior") for i, p in enumerate(asked)]
+    if not requests:
+        return {}
+    traces = _generated(run, requests)
+    bounds = own_bounds(partial(scores_of, run), run.prompts, list(zip(asked, traces, strict=True)))
+    found = hint_margin(bounds[::2], bounds[1::2])
+    return {} if found is None else {"eval/hint_margin": found.nats, "eval/hint_margin_upper": found.at_most}
+
+
 def _sampled_traces(run: Run, problems: Sequence[Problem], indices: Sequence[int] | None = None) -> list[Rollout]:
     """A prior trace a problem at the temperature of training, with the same random numbers at every evaluation.
 
@@ -79,6 +148,10 @@ def _sampled_traces(run: Run, problems: Sequence[Problem], indices: Sequence[int
     asked = _prior_requests(run, problems)
     if indices is not None:
         asked = [replace(request, index=index) for request, index in zip(asked, indices, strict=True)]
+    return _generated(run, asked)
+
+
+def _generated(run: Run, asked: Sequence[Request]) -> list[Rollout]:
     draw = Draw(run.config.training.seed, 0, "held-out likelihood")
     thinking = Sampling(sampling_of(run).max_tokens, run.config.prompts.close, run.config.generation.temperature)
     return with_fewer_rows(run, asked, thinking.max_tokens, lambda: run.generator.generate(asked, thinking, draw))

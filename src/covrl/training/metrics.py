@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from covrl.evaluation.hints import Q, fit_metrics
 from covrl.evaluation.information import first_reading, information_metrics
-from covrl.records import Credit, ScoredGroup, TraceGroup
+from covrl.evaluation.trace_monitors import trace_metrics
+from covrl.records import Credit, Output, ScoredGroup, TraceGroup
 from covrl.training.collect import Batch, Clock
 from covrl.training.gradient import Gradient
 from covrl.training.monitors import label_metrics, reward_metrics, rollout_metrics, token_metrics, verdict_metrics
@@ -20,9 +22,16 @@ OF_NO_UPDATE = {"optim/updates": 0.0} | dict.fromkeys(TOTALS, 0.0)
 """Metrics of a step that was left out."""
 
 _LABELLED = ("nll/selected_unsound_share", "leak/unsound_ends_in_hint_share")
+_LENGTHS = ("length/median_prior", "length/median_posterior")
+_LENGTHS += ("length/within_corr", "length/within_corr_upper", "length/overall_corr")
+_HEDGES = ("style/hedges_prior", "style/hedges_posterior")
+_BOTH_PROMPTS = ("style/length_ratio", "style/kl_top1_share", "style/kl_gini")
+_BOTH_PROMPTS += ("posterior/ess", "posterior/log_w_var")
+_FOILS = ("hint/contrast_prior", "hint/contrast_posterior", "hint/blind_share")
 _EVALUATED = ("eval/log_prob", "eval/log_prob_closed", "eval/closed_share")
 _READ = ("eval/answer_information", "eval/answer_entropy", "eval/thought_gain", "eval/thought_read")
-_GRADED = ("eval/accuracy", "eval/sampled", "eval/unknown_share")
+_MARGIN = ("eval/hint_margin", "eval/hint_margin_upper")
+_GRADED = ("eval/accuracy", "eval/sampled", "eval/answer_greedy", "eval/majority", "eval/unknown_share")
 _WATCHED = ("watch/parted", "watch/reward_rise", "watch/accuracy_gain", "watch/accuracy_gain_at_most")
 
 
@@ -37,10 +46,18 @@ def comes_later(run: Run, name: str) -> bool:
             return False
         if name in _READ:
             return reads_answers(run) and ("thought" not in name or bool(config.report.thoughts_every))
+        if name in _MARGIN:
+            return bool(config.report.thoughts_every) and reads_hints(run)
         graded = run.evaluator.grade is not None
         return name in _EVALUATED or (graded and name in (*_GRADED, *_WATCHED, *["eval/sound"] * bool(run.label)))
     if name in ("answer/information", "answer/entropy"):
         return reads_answers(run)
+    if name in (*_LENGTHS, *_HEDGES):
+        return reads_answers(run)
+    if name in _BOTH_PROMPTS:
+        return reads_hints(run)
+    if name in _FOILS:
+        return bool(config.report.thoughts_every) and reads_hints(run)
     if name in ("thought/gain", "thought/read"):
         return bool(config.report.thoughts_every) and reads_answers(run)
     if family == "grad_norm":
@@ -56,6 +73,11 @@ def comes_later(run: Run, name: str) -> bool:
 def reads_answers(run: Run) -> bool:
     """Whether the method scores the answer after a trace by the policy."""
     return bool(first_reading(run.algorithm.contexts, run.algorithm.scoring))
+
+
+def reads_hints(run: Run) -> bool:
+    """Whether it also scores traces under the prompt that shows the answer."""
+    return reads_answers(run) and any(Output(r.span, name) == Q for r in run.algorithm.scoring for name in r.outputs)
 
 
 def update_metrics(updates: Sequence[tuple[Gradient, Mapping[str, float]]]) -> dict[str, float]:
@@ -86,6 +108,8 @@ def step_metrics(run: Run, batch: Batch, plan: ReadingPlan) -> dict[str, float]:
     metrics |= {"groups/kept": float(len(kept)), "groups/sampled": float(len(sampled))}
     if "guard/skipped" not in batch.metrics:
         metrics |= reward_metrics(kept, credits) | run.algorithm.monitors(kept, credits) | information_metrics(kept)
+        if reads_answers(run):
+            metrics |= trace_metrics(kept, credits, run.config.report.hedging_words) | fit_metrics(kept)
     if plan.in_pass and kept:  # groups that were too large for a pass were scored before it
         metrics["tokens/scored"] = token_metrics(kept)["tokens/scored"]
     metrics |= batch.metrics

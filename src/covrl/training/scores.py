@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from covrl.evaluation.information import first_reading, groups_watched
 from covrl.models.text import vocabulary
+from covrl.prompt_checks import fits
 from covrl.records import Group, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.training.memory import with_smaller_passes
@@ -50,6 +51,11 @@ def score_groups(run: Run, groups: Sequence[Group], readings: Sequence[Reading] 
     each = iter(run.mismatch.complete(pairs, found, read))
     rest(run.models.values())
     return [ScoredGroup(g.problem, g.rollouts, tuple(next(each) for _ in g.rollouts)) for g in groups]
+
+
+def has_room(run: Run, problem: Problem) -> bool:
+    """Whether the model's context holds the problem's prompts with a whole trace and the answer."""
+    return fits(run.prompts, run.models["policy"].context_length, run.config, problem)
 
 
 def groups_with_first(run: Run, groups: Sequence[Group] | Sequence[ScoredGroup]) -> int:

@@ -11,7 +11,10 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from torch import Tensor
+
 from covrl.errors import NonFiniteError
+from covrl.evaluation.hints import FOIL, Place, hint_metrics, read_foils
 from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metrics
 from covrl.generation.base import Draw
 from covrl.records import Credit, Output, ScoredGroup, StepReport
@@ -19,11 +22,19 @@ from covrl.scoring.pack import PassLimits
 from covrl.training.collect import Batch, Clock, collect, parts
 from covrl.training.gradient import Gradient, add_gradient
 from covrl.training.guard import check_credits, check_scores
-from covrl.training.held_out import held_out_metrics
+from covrl.training.held_out import NO_MARKS, held_out_metrics
 from covrl.training.losses import has_weight, only_written
 from covrl.training.memory import with_smaller_passes
 from covrl.training.method_checks import check_credit_shapes
-from covrl.training.metrics import OF_NO_UPDATE, reads_answers, step_metrics, times, traces_shown, update_metrics
+from covrl.training.metrics import (
+    OF_NO_UPDATE,
+    reads_answers,
+    reads_hints,
+    step_metrics,
+    times,
+    traces_shown,
+    update_metrics,
+)
 from covrl.training.mismatch import mismatch_warnings
 from covrl.training.models import rest
 from covrl.training.monitors import label_warnings, verdict_warnings
@@ -32,7 +43,7 @@ from covrl.training.optimizer import learning_rate, set_learning_rate
 from covrl.training.publish import publish
 from covrl.training.reading_plan import ReadingPlan, plan_of_step
 from covrl.training.run import Run
-from covrl.training.scores import groups_with_first, scores_of
+from covrl.training.scores import groups_with_first, has_room, scores_of
 from covrl.training.undo import between_passes, take_back, whole_or_undone
 
 
@@ -53,6 +64,7 @@ def take_step(run: Run) -> StepReport:
                     collect(run, batch, draw, plan, clock)  # plan, generate, judge, score, admit
                     with clock("score"):
                         thoughts = values_of_no_thought(run, batch.kept)
+                        wrong_hints = traces_under_foils(run, batch.kept)
                 if not plan.in_pass:
                     batch.credits = credit(run, batch.kept)
                 sampler = sampler_gap(run, batch, plan)
@@ -62,7 +74,7 @@ def take_step(run: Run) -> StepReport:
                         made = gradient(run, batch, part, plan)
                         updates.append((made, optimize(run, made, plan)))
                 batch.metrics = {"optim/lr": rate} | update_metrics(updates) | sampler
-                batch.metrics |= thought_metrics(batch.kept, thoughts)
+                batch.metrics |= thought_metrics(batch.kept, thoughts) | hint_metrics(batch.kept, wrong_hints)
             run.done = number
             batch.metrics |= publish(run)
         return report(run, batch, plan, clock)
@@ -171,6 +183,18 @@ def values_of_no_thought(run: Run, groups: list[ScoredGroup]) -> dict[str, Basel
     return thought_baselines(partial(scores_of, run), run.prompts, groups, (len(groups) + 1) // 2)
 
 
+def traces_under_foils(run: Run, groups: list[ScoredGroup]) -> dict[Place, Tensor]:
+    """Before the update, for half of the problems, on the steps for it of a method that reads both prompts.
+
+    A method that scores wrong hints itself needs no look.
+    """
+    due = reads_hints(run) and run.due(run.config.report.thoughts_every, run.done + 1)
+    if not due or any(Output(r.span, name) == FOIL for r in run.algorithm.scoring for name in r.outputs):
+        return {}
+    posterior = next(c for c in run.algorithm.contexts if c.name == "posterior")
+    return read_foils(partial(scores_of, run), posterior, groups, (len(groups) + 1) // 2, partial(has_room, run))
+
+
 def sampler_gap(run: Run, batch: Batch, plan: ReadingPlan) -> dict[str, float]:
     """The sampler's metrics, before the update, where nothing of this step reads traces as they were sampled.
 
@@ -194,7 +218,7 @@ def weighing(run: Run, batch: Batch) -> Iterator[bool]:
 
 def report(run: Run, batch: Batch, plan: ReadingPlan, clock: Clock) -> StepReport:
     """The step's metrics, held-out figures, warnings and traces; the guards remember what they see of it."""
-    metrics, marks = step_metrics(run, batch, plan), ""
+    metrics, marks = step_metrics(run, batch, plan), NO_MARKS
     if run.due(run.config.evaluation.every, run.done) and not run.guard.stale:
         with clock("eval"), run.world.whole_weights():
             held_out, marks = held_out_metrics(run)
@@ -206,7 +230,8 @@ def report(run: Run, batch: Batch, plan: ReadingPlan, clock: Clock) -> StepRepor
     warnings += mismatch_warnings(metrics)
     shown = traces_shown(run, batch.kept, batch.credits)
     verified = run.algorithm.verified and run.reward is None
-    watched, parted = run.guard.watch.step(run.done, metrics, marks, verified)  # last: nothing takes it back
-    unread = run.guard.reading.step(metrics)
+    # last: nothing takes it back
+    watched, parted = run.guard.watch.step(run.done, metrics, marks.sampled, verified, marks.majority)
+    unread = [*run.guard.reading.step(metrics), *run.guard.traces.step(metrics)]
     remarks, run.remarks = run.remarks, []
     return StepReport(run.done, metrics | watched, (*remarks, *warnings, *parted, *unread), shown)
