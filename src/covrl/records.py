@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,22 @@ Closing = Literal["sampled", "appended", "none"]
 
 Verdict = Literal["right", "wrong", "unknown"]
 
+Speaker = Literal["system", "user", "assistant"]
+"""Whose words a message of a conversation are."""
+
+SPEAKERS: tuple[Speaker, ...] = get_args(Speaker)
+
+
+class Turn(NamedTuple):
+    """A message of the conversation that a question ends.
+
+    Example:
+        >>> Turn("system", "You are a careful tutor.")
+    """
+
+    role: Speaker
+    text: str
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -36,7 +52,10 @@ class Problem:
 
     ``answer`` is the one that likelihoods score; ``accepted`` lists further answers that a verifier takes.
     ``hint`` is what the posterior prompt shows; ``None`` means the answer itself. ``solution`` is a worked solution
-    where the data has one: it teaches a base the format before RL, and RL never sees it.
+    where the data has one: it teaches a base the format before RL, and RL never sees it. ``turns`` stand before the
+    question in both prompts; a system message at their beginning takes the place of ``prompts.system``.
+    ``template_options`` are the problem's own variables of the chat template. ``origin`` names the source of data that
+    the problem is from, where there are several: figures are kept for each.
     """
 
     id: str
@@ -45,6 +64,9 @@ class Problem:
     accepted: tuple[str, ...] = ()
     hint: str | None = None
     solution: str | None = None
+    turns: tuple[Turn, ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    origin: str = ""
 
     @property
     def shown(self) -> str:
