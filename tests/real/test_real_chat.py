@@ -47,7 +47,7 @@ def test_rows_of_verl_and_of_trl_are_trained_on(real_model: Path, tmp_path: Path
     table = {
         "model": {"path": str(real_model), "dtype": "bfloat16", "device": "cpu"},
         "problems": {"train": str(tmp_path / "chat.jsonl")},
-        "prompts": WORDS,
+        "prompts": WORDS | {"close": "e"},  # which ends a trace soon
         "generation": {"max_trace_tokens": 12, "max_answer_tokens": 4},
         "training": {"steps": 1, "problems_per_step": 2, "rollouts_per_problem": 2, "warmup_steps": 0},
         "evaluation": {"every": 0},
@@ -58,7 +58,7 @@ def test_rows_of_verl_and_of_trl_are_trained_on(real_model: Path, tmp_path: Path
         ("And 2 + 2?", "4", 3),
         ("What is 1 + 1?", "2", 0),
     ]
-    trained = api.train_run(run, api.new_run_folder(tmp_path / "run") or tmp_path / "run")
-    (report,) = trained.reports
+    api.new_run_folder(tmp_path / "run")
+    (report,) = api.train_run(run, tmp_path / "run").reports
     assert report.metrics["grad_norm/total"] > 0
     assert "Be brief." in (tmp_path / "run" / "traces.jsonl").read_text()
