@@ -401,7 +401,7 @@ def test_texts_that_would_break_the_line_are_escaped(write: Write) -> None:
 
 @pytest.fixture
 def parquet(tmp_path: Path) -> Callable[[list[dict[str, Any]]], str]:
-    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install covrl[data])")
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra data)")
     import_parquet = pytest.importorskip("pyarrow.parquet")
 
     def write(rows: list[dict[str, Any]]) -> str:
@@ -565,7 +565,7 @@ def test_a_data_set_without_owner_or_split_is_told_the_form(source: str) -> None
 
 
 def test_the_real_datasets_package_on_a_local_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets", reason="datasets is not installed (pip install covrl[data])")
+    pytest.importorskip("datasets", reason="datasets is not installed (the extra data)")
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text(json.dumps(row(more=["two"])) + "\n" + json.dumps(row(answer="3", more=[])))
