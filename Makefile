@@ -3,6 +3,7 @@
 # make check        the tests, the linter and the type checker: what CI runs
 # make check-slow   the tests on a real pretrained model, which is downloaded once, and of the site: CI runs them after `check`
 # make docs         the documentation as a site with search, in site/
+# make wheel        source distribution and wheel in dist/, built, checked, and tried without the repository in reach
 # make real         a real pretrained model learns without a verifier; `make real ARGS='--method jepo --seed 1'`
 # make fuzz         the property tests with new random draws
 # make test-compile adds the tests that compile whole models, about a minute
@@ -17,7 +18,7 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 READY = $(VENV)/.ready
 DOCS = $(VENV)/.docs
 
-.PHONY: quickstart real test test-compile test-gym fuzz check check-slow docs base base-common probe clean
+.PHONY: quickstart real test test-compile test-gym fuzz check check-slow docs wheel base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
@@ -54,6 +55,15 @@ check-slow: $(READY) $(DOCS)
 docs: $(READY) $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
+# The build tools are in an environment of their own: nothing else wants them.
+wheel: $(READY)
+	rm -rf dist
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	build/tools/bin/python -m build
+	build/tools/bin/python -m twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/slow/test_wheel.py -rs $(ARGS)
+
 # A real model learns without a verifier: downloads it once, then takes about an hour of two cores (ARGS: see the file).
 real: $(READY)
 	$(VENV)/bin/python benchmarks/real/run.py $(ARGS)
@@ -83,4 +93,4 @@ $(DOCS): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) site build dist

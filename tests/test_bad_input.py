@@ -16,6 +16,8 @@ from projects import PROMPTS, write_rows
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from covrl.extras import install_command
+
 CONFIG = f"""
 [model]
 path = "model"
@@ -192,7 +194,7 @@ def test_a_source_whose_extra_is_missing(
     monkeypatch.setitem(sys.modules, module, None)
     line = refused("--set", f"problems.train={source}")
     assert line.startswith(f"{source}: this source needs the package {module} (")
-    assert line.endswith("pip install 'covrl[data]'")
+    assert line.endswith(install_command("data"))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_tracker_whose_extra_is_missing(
     monkeypatch.setitem(sys.modules, module, None)
     found = covrl("train", "--config", "run.toml", "--out", "run", "--set", f'report.trackers=["{name}"]')
     assert found.code == 2
-    assert found.err == f"covrl: report.trackers: {name} is not installed: pip install 'covrl[{name}]'\n"
+    assert found.err == f"covrl: report.trackers: {name} is not installed: {install_command(name)}\n"
     assert not (project / "run/config.toml").exists()
 
 

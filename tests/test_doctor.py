@@ -10,6 +10,7 @@ from rich.console import Console
 from covrl.cli import doctor
 from covrl.cli.doctor import Finding
 from covrl.cli.show import show_findings
+from covrl.extras import install_command
 
 
 def shown(findings: list[Finding]) -> str:
@@ -43,5 +44,5 @@ def test_a_missing_core_package_is_the_last_line(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_extra_is_no_fault_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     text = shown(doctor._extras())
-    assert "pip install 'covrl[wandb]'" in text
+    assert install_command("wandb") in text
     assert text.strip().splitlines()[-1] == "all that covrl needs is there"

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import covrl as covrl_package
 from covrl.api import alone_in
+from covrl.extras import install_command
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_doctor_names_what_is_there(covrl: Covrl) -> None:
         (["--set", "problems.extract=boxed"], "boxed"),
         (["--set", "training.problems_per_step=8"], "problems_per_step = 8, but there are only 7 problems"),
         (["--set", "generation.max_trace_tokens=200"], "exceed the model's context of 128"),
-        (["--set", "report.trackers=[\"trackio\"]", "--out", "x"], "pip install 'covrl[trackio]'"),
+        (["--set", "report.trackers=[\"trackio\"]", "--out", "x"], install_command("trackio")),
         (["train", "--resume", "nowhere"], "nowhere/config.toml: no such file"),
         (["train", "--resume", "run", "--set", "training.steps=9"], "leave --set out, but for generation.engine"),
         (["train", "--resume", "run", "--set", "generation=3"], "leave --set out, but for generation.engine"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 from covrl.algorithms import make_algorithm, with_every_setting
 from covrl.algorithms.base import Algorithm, Setup
-from covrl.config import ProblemsConfig, RewardConfig, RunConfig, check
+from covrl.config import ProblemsConfig, RewardConfig, RunConfig, SourceConfig, check
 from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
@@ -19,10 +22,10 @@ from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
 from covrl.models.model import load_model
 from covrl.problems.foils import with_foils
-from covrl.problems.loading import Fields, load_problems
+from covrl.problems.loading import Fields, load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
-from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
+from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row, option_notes
 from covrl.prompts import Prompts, dated
 from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.code_tests import isolation_notes
@@ -66,12 +69,15 @@ def build(
         UserError: a setting, the model, or a problem cannot be used.
     """
     data = _data(config, problems, held_out, label)
-    source = ProblemSource(data.train, config.training.seed)
+    weights = source_weights(config.problems) if problems is None else None
+    source = ProblemSource(data.train, config.training.seed, weights)
     if config.training.problems_per_step > len(data.train) and not evaluation_only:
         raise UserError(
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only {len(data.train)} "
             "problems, and the same problem twice in a step gives the same traces twice; lower it"
         )
+    if weights and not evaluation_only:
+        _check_shares(data.train, weights, config.training.problems_per_step)
     world = join_world(config.model.device)
     given = as_reward(reward)
     config = named_in_config(config, given, algorithm)
@@ -87,7 +93,7 @@ def build(
         config = config.model_copy(update={"algorithm": with_every_setting(config.algorithm, type(method))})
     if method.wants_foils:
         data = data._replace(train=with_foils(data.train, config.training.seed))
-        source = ProblemSource(data.train, config.training.seed)
+        source = ProblemSource(data.train, config.training.seed, weights)
     every = [*data.train, *data.held_out, *(replace(p, hint=p.foil) for p in data.train if p.foil is not None)]
     check_tokens(prompts, every)
     check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], every)
@@ -97,8 +103,9 @@ def build(
     longest = longest_row(prompts, config, every)
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
     slow = emulated_note(config.model.dtype, policy.device)
+    said = option_notes(prompts, [*data.train, *data.held_out])
     unisolated = isolation_notes(config.rewards.verifier, config.evaluation.verifier)
-    notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes, *unisolated)
+    notes = (*policy.given_up, *proved, *([slow] if slow else []), *prompts.notes, *said, *unisolated)
     limits = config.generation
     grade = grade or make_grader(config.evaluation.verifier)
     run = Run(
@@ -167,10 +174,11 @@ def _data(
     label: TraceLabel | None,
 ) -> _Data:
     """What is given, and the rest from ``[problems]``; the task's own label goes with its own problems."""
-    task = task_of(config.problems.train) if problems is None else None
+    train = config.problems.train
+    task = task_of(train) if problems is None and isinstance(train, str) else None
     fields = problem_fields(config.problems)
     if problems is None:
-        problems = load_problems(config.problems.train, fields)
+        problems = training_problems(config.problems)
     if held_out is None and config.problems.held_out:
         held_out = load_problems(config.problems.held_out, fields)
     if config.problems.shuffle_hints:
@@ -249,6 +257,62 @@ def build_evaluation(config: RunConfig, source: str) -> Run:
     return build(config, problems, problems, label=task.label if task else None, evaluation_only=True)
 
 
+def training_problems(config: ProblemsConfig) -> list[Problem]:
+    """The problems that are trained on; of several sources each with the name of its own as ``origin``.
+
+    Raises:
+        UserError: a source cannot be read, or two of them have a name or a problem's id in common.
+    """
+    if isinstance(config.train, str):
+        return load_problems(config.train, problem_fields(config))
+    found: dict[str, Problem] = {}
+    for name, source in _named(config.train).items():
+        for problem in load_problems(source.source, problem_fields(source.fields_of(config)), name):
+            if problem.id in found:
+                raise UserError(
+                    f"problems.train: the sources {found[problem.id].origin} and {name} both have a problem "
+                    f"{problem.id!r}: give them other ids (id_field), or none, so that they are numbered"
+                )
+            found[problem.id] = replace(problem, origin=name)
+    return list(found.values())
+
+
+def source_weights(config: ProblemsConfig) -> dict[str, float] | None:
+    """The weight of each source by its name, where there are several; see :func:`training_problems`."""
+    if isinstance(config.train, str):
+        return None
+    return {name: source.weight for name, source in _named(config.train).items()}
+
+
+def _named(sources: Sequence[SourceConfig]) -> dict[str, SourceConfig]:
+    named: dict[str, SourceConfig] = {}
+    for source in sources:
+        name = source.name or re.sub(r"[^\w.-]+", "-", stem_of(source.source))
+        if name in named:
+            raise UserError(
+                f"problems.train: {named[name].source} and {source.source} would both be called {name}: give one of "
+                "them another name"
+            )
+        named[name] = source
+    return named
+
+
+def _check_shares(problems: Sequence[Problem], weights: Mapping[str, float], per_step: int) -> None:
+    """No source has to give a step more problems than it has.
+
+    Raises:
+        UserError: one has; says how many it would be.
+    """
+    counts = Counter(problem.origin for problem in problems)
+    for name, weight in weights.items():
+        most = ceil(per_step * weight / sum(weights.values()))
+        if most > counts[name]:
+            raise UserError(
+                f"problems.train: by its weight {name} gives up to {most} of the {per_step} problems of a step, but it "
+                f"has only {counts[name]}: lower its weight or training.problems_per_step"
+            )
+
+
 def problem_fields(config: ProblemsConfig) -> Fields:
     """The field names of ``[problems]`` as the loader takes them."""
     return Fields(
@@ -258,4 +322,5 @@ def problem_fields(config: ProblemsConfig) -> Fields:
         id=config.id_field or None,
         extract=config.extract,
         solution=config.solution_field or None,
+        system=config.system_field or None,
     )

@@ -158,15 +158,16 @@ def _after_closed(config: PromptConfig, template: ChatTemplate, thought: Thought
 def _keeps_open(config: PromptConfig, template: ChatTemplate) -> str:
     """An option that keeps the template from closing the thought, found by trying those that it names."""
     names = dict.fromkeys(_IDENTIFIER.findall(template.source))
+    where = "the problem's own template_options" if template.of_problem else "prompts.template_options"
     for name, value in product(names, (True, False)):
-        changed = ChatTemplate(template.tokenizer, template.system, template.options | {name: value}, template.day)
+        changed = template.given(template.options | {name: value})
         try:
             thought = found_thought(changed.render(_probe(config)).rpartition(END)[2], config)
         except UserError:  # it wants another kind of value
             continue
         if not (thought and thought.closed):
-            return f"set prompts.template_options.{name} = {str(value).lower()}"
-    return "set in prompts.template_options what keeps the template from it"
+            return f"set {where}.{name} = {str(value).lower()}"
+    return f"set in {where} what keeps the template from it"
 
 
 def _inside_opened(config: PromptConfig, thought: Thought) -> tuple[Layout, list[str]]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from covrl.errors import UserError
+from covrl.records import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,36 +48,51 @@ class Header(NamedTuple):
 
 
 class ChatTemplate:
-    """Renders a system and a user text up to where the assistant begins.
+    """Renders a user's text, and the turns before it, up to where the assistant begins.
 
     Example:
-        >>> ChatTemplate(tokenizer, "Be brief.", {"enable_thinking": False}, date(2026, 1, 31)).render("2 + 2?")
+        >>> turns = (Turn("system", "Be brief."),)
+        >>> ChatTemplate(tokenizer, turns, {"enable_thinking": False}, date(2026, 1, 31)).render("2 + 2?")
 
-    ``options`` are handed to the template as its variables; ``day`` is the date that it reads.
+    ``turns`` are those that the template is tried with; others with the same roles may be rendered. ``options`` are
+    handed to the template as its variables; ``day`` is the date that it reads. ``of_problem`` says that turns or
+    options are a problem's own, for what an error proposes.
 
     Raises:
         UserError: (on first use) the template is broken, refuses the messages, or does not show one of them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str, options: Mapping[str, Any], day: date) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        turns: Sequence[Turn],
+        options: Mapping[str, Any],
+        day: date,
+        of_problem: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.name = tokenizer_name(tokenizer)
-        self.system = system
+        self.turns = tuple(turns)
         self.options = dict(options)
         self.day = day
+        self.of_problem = of_problem
 
-    def render(self, user: str) -> str:
+    def render(self, user: str, turns: Sequence[Turn] | None = None) -> str:
         """The whole prompt as text."""
-        return self._run(self._messages(self.system, user))
+        return self._run(self._messages(self.turns if turns is None else turns, user))
 
     def shows(self, user: str, reply: str) -> str:
         """A conversation in which the assistant has answered."""
-        return self._run([*self._messages(self.system, user), self._message("assistant", reply)], generation=False)
+        messages = [*self._messages(self.turns, user), self._message("assistant", reply)]
+        return self._run(messages, generation=False)
 
     def without(self, name: str, user: str) -> str:
         """The prompt as if the option ``name`` were not set."""
-        kept = {key: value for key, value in self.options.items() if key != name}
-        return ChatTemplate(self.tokenizer, self.system, kept, self.day).render(user)
+        return self.given({key: value for key, value in self.options.items() if key != name}).render(user)
+
+    def given(self, options: Mapping[str, Any]) -> ChatTemplate:
+        """The same template with other options."""
+        return ChatTemplate(self.tokenizer, self.turns, options, self.day, self.of_problem)
 
     @cached_property
     def source(self) -> str:
@@ -107,18 +123,20 @@ class ChatTemplate:
             UserError: it fails with a text and with parts, or shows the system or the user message with neither.
         """
         failed: UserError | None = None
+        system = any(turn.role == "system" for turn in self.turns)
+        marked = [turn._replace(text=SYSTEM) if turn.role == "system" else turn for turn in self.turns]
         for parts in (False, True):
             try:
-                text = self._run(self._messages(SYSTEM if self.system else "", QUESTION, parts))
+                text = self._run(self._messages(marked, QUESTION, parts))
             except UserError as error:
                 failed = failed or error
                 continue
             if QUESTION not in text:
                 continue
-            if self.system and SYSTEM not in text:
+            if system and SYSTEM not in text:
                 raise UserError(
-                    f"the chat template of the tokenizer {self.name} drops the system message, so prompts.system "
-                    "would not be in the prompt: leave it empty and put its text at the beginning of prompts.user"
+                    f"the chat template of the tokenizer {self.name} drops the system message, so it would not be in "
+                    f"the prompt: {self._without_system_message}"
                 )
             return parts
         raise failed or UserError(
@@ -128,7 +146,7 @@ class ChatTemplate:
 
     def header(self) -> Header:
         """Whether the assistant's header is in the prompt. Templates may write it always, at the flag, or never."""
-        message = self._messages(self.system, QUESTION + END)
+        message = self._messages(self.turns, QUESTION + END)
         with_flag, without = self._run(message), self._run(message, generation=False)
         if with_flag != without:
             return Header(missing=False)
@@ -144,11 +162,10 @@ class ChatTemplate:
         return Header(missing=not _ASSISTANT.search(tail))
 
     def _on(self, day: date) -> ChatTemplate:
-        return ChatTemplate(self.tokenizer, self.system, self.options, day)
+        return ChatTemplate(self.tokenizer, self.turns, self.options, day, self.of_problem)
 
-    def _messages(self, system: str, user: str, parts: bool | None = None) -> list[dict[str, Any]]:
-        roles = [("system", system)] if system else []
-        return [self._message(role, text, parts) for role, text in [*roles, ("user", user)]]
+    def _messages(self, turns: Sequence[Turn], user: str, parts: bool | None = None) -> list[dict[str, Any]]:
+        return [self._message(role, text, parts) for role, text in [*turns, ("user", user)]]
 
     def _message(self, role: str, text: str, parts: bool | None = None) -> dict[str, Any]:
         in_parts = self.in_parts if parts is None else parts
@@ -173,12 +190,19 @@ class ChatTemplate:
         where = f" in line {line}" if line else ""
         remedy = f"mend it in the model's folder; {DO_WITHOUT}"
         if messages[0]["role"] == "system" and self._works_without_system():
-            remedy = f"leave prompts.system empty and put its text at the beginning of prompts.user; {DO_WITHOUT}"
+            remedy = f"{self._without_system_message}; {DO_WITHOUT}"
         return f"the chat template of the tokenizer {self.name} fails{where}: {why}; {remedy}"
 
+    @property
+    def _without_system_message(self) -> str:
+        if self.of_problem:
+            return "put the text of its system message at the beginning of the question"
+        return "leave prompts.system empty and put its text at the beginning of prompts.user"
+
     def _works_without_system(self) -> bool:
+        others = [turn for turn in self.turns if turn.role != "system"]
         try:
-            return QUESTION in ChatTemplate(self.tokenizer, "", self.options, self.day).render(QUESTION)
+            return QUESTION in ChatTemplate(self.tokenizer, others, self.options, self.day).render(QUESTION)
         except UserError:
             return False
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,10 +20,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     PlainValidator,
     PositiveInt,
+    Tag,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -34,6 +36,7 @@ from covrl.conditions import parse_condition
 from covrl.errors import UserError
 from covrl.escapes import lost_backslash
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file
+from covrl.problems.conversation import CALLED_WITH
 from covrl.rewards.functions import wrong_name
 from covrl.rewards.names import parse_name
 from covrl.styles import STYLED, Style, Template, with_style, with_template
@@ -81,7 +84,9 @@ def _count_or_auto(value: Any) -> int | Literal["auto"]:
         raise ValueError('should be an integer of at least 1, or "auto"') from None
 
 
-CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
+CountOrAuto = Annotated[
+    int | Literal["auto"], PlainValidator(_count_or_auto, json_schema_input_type=PositiveInt | Literal["auto"])
+]
 """A portion of work: a number, or what fits the machine (:mod:`covrl.training.fit`)."""
 
 
@@ -145,14 +150,6 @@ class LoraConfig(Settings):
         if not self.rank and changed:
             raise ValueError(f"{changed[0]} is set, but rank is 0, so all weights are trained: set lora.rank too")
         return self
-
-
-CALLED_WITH = frozenset({
-    "conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
-    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-    "sanitize_control_tokens", "tokenizer_kwargs", "strftime_now", "covrl_date",
-})  # fmt: skip
-"""How a chat template is called, which is not the user's to say."""
 
 
 class PromptConfig(Settings):
@@ -264,6 +261,50 @@ class PromptConfig(Settings):
             raise ValueError("there is no such day; expected a date such as 2026-01-31") from None
 
 
+class SourceConfig(Settings):
+    """One of several sources of training problems: a table ``[[problems.train]]`` (docs/own-data.md).
+
+    Names of fields that are left out are those of ``[problems]``.
+    """
+
+    source: Name = Field(description="a file, a data set by name or a split, as problems.train names one")
+    weight: float = Field(1.0, gt=0, description="share of the problems of a step, over the sum of all weights")
+    name: str = Field("", description="what figures and ids call it; empty: the file's or data set's own name")
+    question_field: str | None = None
+    answer_field: str | None = None
+    system_field: str | None = None
+    accepted_field: str | None = None
+    id_field: str | None = None
+    solution_field: str | None = None
+    extract: Literal["none", "hash", "boxed"] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[\w.-]+", value):
+            raise ValueError("a name has letters, digits, _, . and - alone")
+        return value
+
+    def fields_of(self, problems: ProblemsConfig) -> ProblemsConfig:
+        """``[problems]`` with the fields of this source."""
+        own = {key: value for key, value in self.model_dump().items() if key in _FIELDS and value is not None}
+        return problems.model_copy(update=own)
+
+
+_FIELDS = frozenset(name for name in SourceConfig.model_fields if name.endswith("_field") or name == "extract")
+
+
+def _form(value: Any) -> str:
+    return "(tables)" if isinstance(value, list | tuple) else "(name)"
+
+
+Sources = Annotated[
+    Annotated[Name, Tag("(name)")] | Annotated[tuple[SourceConfig, ...], Field(min_length=1), Tag("(tables)")],
+    Discriminator(_form),
+]
+"""One source by its name, or several as tables. No key is spelt like the tags, which errors leave out."""
+
+
 class ProblemsConfig(Settings):
     """Where questions and answers come from.
 
@@ -271,13 +312,26 @@ class ProblemsConfig(Settings):
     an embedded task (``digits:train``).
     """
 
-    train: Name = Field("digits:train", description="source that is trained on")
+    train: Sources = Field(
+        "digits:train", description="source that is trained on, or several as tables [[problems.train]]"
+    )
     held_out: Name = Field("", description="source that is evaluated during training; empty for none")
     test: Name = Field(
         "", description="source that `covrl compare` measures trained models on too; no other command reads it"
     )
-    question_field: str = "question"
-    answer_field: str = "answer"
+    question_field: str = Field(
+        "question",
+        description="field with the question, or with a list of messages whose last one of the user it is; question: "
+        "also prompt or messages, where a row has no field of that name",
+    )
+    answer_field: str = Field(
+        "answer",
+        description="field with the answer; answer: also reward_model.ground_truth, ground_truth, completion or the "
+        "assistant's reply in the messages, where a row has no field of that name",
+    )
+    system_field: str = Field(
+        "", description="field with the problem's own system message, in the place of prompts.system; null for none"
+    )
     accepted_field: str = Field("", description="field with further accepted answers: graded, not scored")
     id_field: str = Field("", description="field with the problem's id; empty: file name and row number")
     solution_field: str = Field("", description="field with a worked solution, for `covrl warm-format` alone")
@@ -287,6 +341,12 @@ class ProblemsConfig(Settings):
     shuffle_hints: bool = Field(
         False, description="control: the posterior prompt shows another problem's answer, everything else unchanged"
     )
+
+    @property
+    def train_names(self) -> str:
+        """What is trained on, for people."""
+        several = [self.train] if isinstance(self.train, str) else [source.source for source in self.train]
+        return ", ".join(several)
 
 
 class RewardsConfig(Settings):
@@ -604,7 +664,7 @@ def check(cls: type[Checked], table: Mapping[str, Any], where: str = "") -> Chec
 
 
 def _explain(cls: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
+    path = [str(part) for part in error["loc"] if part not in ("(name)", "(tables)")]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         section = _section(cls, path[:-1])
@@ -633,16 +693,27 @@ def _short(value: Any) -> str:
 
 def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     for part in path:
+        if part.isdigit():  # of a table in a list
+            continue
         if part not in cls.model_fields:  # the name of a reward, whose table is next
             cls = RewardConfig
             continue
         inner = cls.model_fields[part].annotation
         if get_origin(inner) is dict:
             continue
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        found = next(_models_in(inner), None)
+        if found is None:
             break
-        cls = inner
+        cls = found
     return cls
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The classes of settings in a type such as ``str | tuple[SourceConfig, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

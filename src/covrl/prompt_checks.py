@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from covrl.chat_template import QUESTION, REPLY, tokenizer_name
 from covrl.config import RunConfig
 from covrl.errors import UserError
-from covrl.prompts import ROLES, Prompts, Role, shortened
-from covrl.records import Problem
+from covrl.prompts import ROLES, Frame, Prompts, Role, shortened
+from covrl.records import Problem, Turn
 
 
 def check_tokens(prompts: Prompts, problems: Sequence[Problem]) -> None:
@@ -140,27 +143,26 @@ def may_exceed(
 
     First by their bytes, which costs nothing; then by the tokens of their texts, counted in one go and not in place.
     """
-    frames = [_Frame(prompts, role) for role in roles]
-    suffix = len(prompts.encode(prompts.config.answer_suffix))
+    frames, suffix = _Frames(prompts, roles), len(prompts.encode(prompts.config.answer_suffix))
 
     def beyond(problem: Problem, sizes: Mapping[str, int]) -> bool:
         answer = sizes[problem.answer] + suffix if answers else 0
-        return any(f.tokens(sizes[problem.question], sizes[problem.shown]) + answer > room for f in frames)
+        return frames.tokens(problem, sizes) + answer > room
 
-    texts = {text for p in problems for text in (p.question, p.shown, p.answer)}
+    texts = {text for p in problems for text in (*_texts(p), p.answer)}
     most = {text: most_tokens(text) for text in texts}
     near = [p for p in problems if beyond(p, most)]
-    texts = sorted({text for p in near for text in (p.question, p.shown, p.answer)})
+    texts = sorted({text for p in near for text in (*_texts(p), p.answer)})
     counted = dict(zip(texts, prompts.counts(texts), strict=True))
     return [p for p in near if beyond(p, counted)]
 
 
 def longest_prompt(prompts: Prompts, problems: Sequence[Problem], roles: Sequence[Role] = ROLES) -> int:
     """Tokens of the longest prompt, or a few more; texts are counted in one go and not in place."""
-    texts = sorted({text for p in problems for text in (p.question, p.shown)})
+    texts = sorted({text for p in problems for text in _texts(p)})
     counted = dict(zip(texts, prompts.counts(texts), strict=True))
-    frames = [_Frame(prompts, role) for role in roles]
-    return max(f.tokens(counted[p.question], counted[p.shown]) for p in problems for f in frames)
+    frames = _Frames(prompts, roles)
+    return max(frames.tokens(p, counted) for p in problems)
 
 
 def longest_row(prompts: Prompts, config: RunConfig, problems: Sequence[Problem]) -> int:
@@ -173,17 +175,35 @@ def longest_row(prompts: Prompts, config: RunConfig, problems: Sequence[Problem]
     return longest_prompt(prompts, problems) + generation.max_trace_tokens + tags + answer
 
 
-class _Frame:
-    """What a prompt is beside its question and hint: its tokens, and how often each stands in it."""
+def _texts(problem: Problem) -> list[str]:
+    """What stands in a problem's prompts."""
+    return [problem.question, problem.shown, *(turn.text for turn in problem.turns)]
 
-    def __init__(self, prompts: Prompts, role: Role) -> None:
-        marked = prompts.text(Problem("", QUESTION, REPLY, hint=REPLY), role)
-        self.questions, self.hints = marked.count(QUESTION), marked.count(REPLY)
-        self.own = prompts.counts([marked])[0] + BORDERS
 
-    def tokens(self, question: int, hint: int) -> int:
-        """Most tokens of a prompt whose question and hint have so many."""
-        return self.own + self.questions * question + self.hints * hint
+class _Frames:
+    """What prompts are beside their problem's texts: tokens, and how often question and hint stand in them.
+
+    A frame is measured once for all problems whose turns have the same roles and whose options are the same.
+    """
+
+    def __init__(self, prompts: Prompts, roles: Sequence[Role]) -> None:
+        self._prompts, self._roles = prompts, roles
+        self._known: dict[Frame, list[tuple[int, int, int]]] = {}
+
+    def tokens(self, problem: Problem, sizes: Mapping[str, int]) -> int:
+        """Most tokens of one of the problem's prompts, if its texts have so many each."""
+        frame = self._prompts.frame(problem)
+        shape = frame.turns[len(frame.turns) - len(problem.turns) :]
+        if frame not in self._known:
+            self._known[frame] = [self._measured(problem, shape, role) for role in self._roles]
+        turns = sum(sizes[turn.text] for turn, kept in zip(problem.turns, shape, strict=True) if turn.text != kept.text)
+        question, hint = sizes[problem.question], sizes[problem.shown]
+        return turns + max(own + q * question + h * hint for own, q, h in self._known[frame])
+
+    def _measured(self, problem: Problem, shape: tuple[Turn, ...], role: Role) -> tuple[int, int, int]:
+        marked = replace(problem, question=QUESTION, answer=REPLY, hint=REPLY, turns=shape)
+        text = self._prompts.text(marked, role)
+        return self._prompts.length(text) + BORDERS, text.count(QUESTION), text.count(REPLY)
 
 
 def most_tokens(text: str) -> int:
@@ -194,3 +214,15 @@ def most_tokens(text: str) -> int:
     """
     forms = [text] if text.isascii() else [text, unicodedata.normalize("NFKD", text)]
     return 2 * max(len(form.encode("utf-8", "replace")) for form in forms) + 8
+
+
+def option_notes(prompts: Prompts, problems: Sequence[Problem]) -> list[str]:
+    """What a user must know of the problems' own options for the chat template: those that it does not read."""
+    counted = Counter(name for problem in problems for name in problem.template_options)
+    template = prompts.template
+    if template is None:
+        why = "no chat template is used"
+    else:
+        why = "the chat template does not read it"
+        counted = {n: c for n, c in counted.items() if not re.search(rf"\b{re.escape(n)}\b", template.source)}
+    return [f"template_options.{name} of {count:,} problems does nothing: {why}" for name, count in counted.items()]

@@ -4,42 +4,61 @@ Token in, token out: a sampled trace is never tokenised again. The question's pr
 answer are each encoded apart, so no merge crosses a border and the trace has the same ids in every context.
 What a prior-context row holds besides question and trace does not depend on y before the answer span.
 
-What a data set wrote is text: a question that spells ``<|im_end|>`` or ``</think>`` gets the ids of those letters,
-never the token that ends a turn or a thought (:meth:`Prompts.literal`). Templates and tags of the settings may name any
-token.
+What a data set wrote is text: a question, or a turn before it, that spells ``<|im_end|>`` or ``</think>`` gets the ids
+of those letters, never the token that ends a turn or a thought (:mod:`covrl.text_ids`). Templates and tags of the
+settings may name any token.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property, lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from uuid import uuid4
 
 from covrl.chat_layout import Layout, Wording, chat_layout, plain_layout
 from covrl.chat_template import ChatTemplate, holds, tokenizer_name
-from covrl.config import PromptConfig
+from covrl.config import CALLED_WITH, PromptConfig
 from covrl.errors import UserError
 from covrl.generation.stop import Stop, StopRule
-from covrl.records import Problem, Rollout, Row, Span
+from covrl.records import Problem, Rollout, Row, Span, Turn
+from covrl.text_ids import Ids, TextIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = tuple[int, ...]
 Role = Literal["prior", "posterior"]
 ROLES: tuple[Role, ...] = ("prior", "posterior")
 
-_TAG = re.compile(r"\s*(?:<[^<>\s]+>|\[[A-Z_]+\])\s*")
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-"""What an added token looks like that steers a model, and one that only spells a byte."""
-
 CACHED = 16_384
-"""Texts whose ids are kept."""
+"""Prompts and frames that are kept."""
+
+HARMLESS = "c"
+"""Stands for a text of a problem where its template is looked at."""
+
+
+class Said(NamedTuple):
+    """What a problem puts into one of its prompts; ``options`` are JSON, in which 1 and true differ."""
+
+    question: str
+    hint: str
+    turns: tuple[Turn, ...] = ()
+    options: str = "{}"
+
+
+class Frame(NamedTuple):
+    """How prompts of one kind are rendered: the template with their options, the words that go with it, and turns.
+
+    The texts of the turns are of no matter, but for a system message that the template may read.
+    """
+
+    template: ChatTemplate | None
+    layout: Layout
+    turns: tuple[Turn, ...]
 
 
 class Prompts:
@@ -53,10 +72,11 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self._known_controls: dict[Role, Ids] = {}
+        self._known_controls = lru_cache(CACHED)(self._template_controls)
+        self._known_frames = lru_cache(CACHED)(self._make_frame)
         # every trace of a problem asks for the same prompts and answer, at sampling, scoring and training
         self._prompt = lru_cache(CACHED)(self._render)
-        self._plain = lru_cache(CACHED)(self._tokenize)
+        self._ids = TextIds(tokenizer)
 
     def prior(self, problem: Problem) -> Ids:
         """Prompt ids that do not depend on the answer."""
@@ -184,14 +204,14 @@ class Prompts:
         stop = len(before) + len(rollout.trace_ids)
         return before + rollout.trace_ids, {"trace": Span(len(before), stop)}
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The words of both prompts as the chat template, if there is one, lets them stand.
 
         Raises:
             UserError: the chat template fails, loses a text, or does not go with the settings.
         """
-        return plain_layout(self.config) if self.template is None else chat_layout(self.config, self.template)
+        return self._frame(Said("", "")).layout
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -211,47 +231,93 @@ class Prompts:
     @cached_property
     def template(self) -> ChatTemplate | None:
         """The chat template, if one is used; without ``prompts.date`` it reads today's."""
+        return self._template(self._turns(Said("", "")), "{}", of_problem=False)
+
+    def _template(self, turns: tuple[Turn, ...], options: str, of_problem: bool) -> ChatTemplate | None:
         config = self.config
         if config.chat == "never" or not self.tokenizer.chat_template:
             return None
         day = date.fromisoformat(config.date) if config.date else date.today()
-        return ChatTemplate(self.tokenizer, config.system, config.template_options, day)
+        every = config.template_options | json.loads(options)
+        return ChatTemplate(self.tokenizer, turns, every, day, of_problem)
+
+    def frame(self, problem: Problem) -> Frame:
+        """The template and the wording of a problem's prompts.
+
+        Raises:
+            UserError: the chat template does not go with the problem's turns or options.
+        """
+        return self._frame(_said(problem, "prior"))
+
+    def _frame(self, said: Said) -> Frame:
+        """Depends on the texts of turns in as far as a template may read them: on a system message, if it is harmless.
+
+        One that spells a control token is rendered as any other text, whatever a template would make of it.
+        """
+        of_settings = self._turns(said)[: -len(said.turns) or None]
+        shape = (*of_settings, *(t if self._is_read(t) else t._replace(text=HARMLESS) for t in said.turns))
+        return self._known_frames(shape, said.options, bool(said.turns) or said.options != "{}")
+
+    def _is_read(self, turn: Turn) -> bool:
+        """Whether a problem's own turn stays with the template: a system message that spells no control token."""
+        return turn.role == "system" and not self._ids.spells(turn.text)
+
+    def _make_frame(self, turns: tuple[Turn, ...], options: str, of_problem: bool) -> Frame:
+        if taken := sorted(CALLED_WITH & json.loads(options).keys()):
+            raise UserError(f"template_options: {taken[0]} is how the template is called, and no variable of it")
+        values = json.loads(options).values()
+        if any(self._ids.spells(text) for text in (options, *map(str, values))):
+            raise UserError(f"template_options: a control token of the tokenizer {self._name} is spelt in {options}")
+        template = self._template(turns, options, of_problem)
+        if template is None and any(turn.role != "system" for turn in turns):
+            why = 'prompts.chat is "never"' if self.config.chat == "never" else "the tokenizer has no chat template"
+            raise UserError(f"it has messages before its question, but {why}, so nothing says how they are written")
+        layout = plain_layout(self.config) if template is None else chat_layout(self.config, template)
+        return Frame(template, layout, turns)
+
+    def _turns(self, said: Said) -> tuple[Turn, ...]:
+        """The messages before the question: the problem's own, after the settings' system message if it has none."""
+        if self.config.system and not (said.turns and said.turns[0].role == "system"):
+            return (Turn("system", self.config.system), *said.turns)
+        return said.turns
 
     def text(self, problem: Problem, role: Role) -> str:
         """A prompt as text, without a beginning of sequence that the tokenizer adds.
 
         Raises:
-            UserError: the chat template loses or changes the question or the hint.
+            UserError: the chat template loses or changes the question, the hint or a turn before them.
         """
         try:
-            return self._rendered(role, problem.question, problem.shown)
+            return self._rendered(role, _said(problem, role))
         except UserError as error:
             raise UserError(f"problem {problem.id}: {error}") from None
 
     def _prompt_of(self, problem: Problem, role: Role) -> Ids:
         try:
-            return self._prompt(role, problem.question, problem.shown if role == "posterior" else "")
+            return self._prompt(role, _said(problem, role))
         except UserError as error:
             raise UserError(f"problem {problem.id}: {error}") from None
 
-    def _render(self, role: Role, question: str, hint: str) -> Ids:
-        begin = () if self.template else self._start_ids  # a chat template writes its own beginning of sequence
-        whole = self._plain(self._rendered(role, question, hint))
-        unknown = self._spelt_unknown
-        spelt = unknown is not None and (unknown in question or unknown in hint)
-        if not spelt and self._controls(whole) == self._template_controls(role):
+    def _render(self, role: Role, said: Said) -> Ids:
+        begin = () if self.template else self._ids.start_ids  # a chat template writes its own beginning of sequence
+        whole = self._ids.plain(self._rendered(role, said))
+        unknown, texts = self._ids.spelt_unknown, (said.question, said.hint, *(turn.text for turn in said.turns))
+        spelt = unknown is not None and any(unknown in text for text in texts)
+        if not spelt and self._ids.controls(whole) == self._known_controls(role, self._frame(said)):
             return begin + whole
-        return begin + self._in_parts(role, question, hint)
+        return begin + self._in_parts(role, said)
 
-    def _rendered(self, role: Role, question: str, hint: str) -> str:
-        """The prompt as text. The prior's is rendered without a hint, whatever its words."""
-        words: Wording = getattr(self.layout, role)
-        said = {"question": question} | ({"hint": hint} if role == "posterior" else {})
-        user, opening = _filled(words.user, said), _filled(words.opening, said)
-        if self.template is None:
-            return self.config.system + user + opening
-        begun = self.template.render(user)
-        for name, text in said.items():
+    def _rendered(self, role: Role, said: Said, frame: Frame | None = None) -> str:
+        """The prompt as text, in the problem's own frame if none is given. The prior's is rendered without a hint."""
+        frame = frame or self._frame(said)
+        words: Wording = getattr(frame.layout, role)
+        filled = {"question": said.question} | ({"hint": said.hint} if role == "posterior" else {})
+        user, opening = _filled(words.user, filled), _filled(words.opening, filled)
+        turns = self._turns(said)
+        if frame.template is None:
+            return "".join(turn.text for turn in turns) + user + opening
+        begun = frame.template.render(user, turns)
+        for name, text in [*filled.items(), *_messages(said)]:
             if not holds(begun + opening, text):
                 raise UserError(
                     f"the chat template of the tokenizer {self._name} does not show the {name} as it is "
@@ -259,170 +325,76 @@ class Prompts:
                 )
         return begun + opening
 
-    def _template_controls(self, role: Role) -> Ids:
+    def _template_controls(self, role: Role, frame: Frame) -> Ids:
         """The control tokens that a prompt has by its template alone, in order."""
-        if role not in self._known_controls:
-            self._known_controls[role] = self._controls(self._plain(self._rendered(role, "a", "b")))
-        return self._known_controls[role]
+        return self._ids.controls(self._ids.plain(self._rendered(role, Said("a", "b", frame.turns), frame)))
 
-    def _in_parts(self, role: Role, question: str, hint: str) -> Ids:
-        """A prompt whose question or hint spells a control token: the template as ever, these as mere text."""
-        texts = {"question": question, "hint": hint}
-        marks = {name: f"covrl-{name}-{uuid4().hex}" for name in texts}
-        rendered = self._rendered(role, marks["question"], marks["hint"])
-        found = re.split(f"({'|'.join(marks.values())})", rendered)
-        said = {mark: texts[name] for name, mark in marks.items()}
+    def _in_parts(self, role: Role, said: Said) -> Ids:
+        """A prompt in which a text of the problem spells a control token: the template as ever, these as mere text.
+
+        A system message that spells none stays with the template, which may read it (:meth:`_frame`).
+        """
+        frame = self._frame(said)
+        texts = [said.question, said.hint, *(turn.text for turn in said.turns)]
+        kept = [False, False, *map(self._is_read, said.turns)]
+        marks = [text if keep else f"covrl-{uuid4().hex}" for text, keep in zip(texts, kept, strict=True)]
+        turns = tuple(t._replace(text=mark) for t, mark in zip(said.turns, marks[2:], strict=True))
+        rendered = self._rendered(role, Said(marks[0], marks[1], turns, said.options), frame)
+        literal = {mark: text for mark, text, keep in zip(marks, texts, kept, strict=True) if not keep}
         ids: Ids = ()
-        for piece in found:
-            if piece in said:
-                ids += self.literal(said[piece], ids)
+        for piece in re.split(f"({'|'.join(literal)})", rendered):
+            if piece in literal:
+                ids += self._ids.literal(literal[piece], ids)
             else:
-                ids += self.encode(piece) if ids else self._plain(piece)
-        if self._controls(ids) != self._template_controls(role):
+                ids += self.encode(piece) if ids else self._ids.plain(piece)
+        if self._ids.controls(ids) != self._known_controls(role, frame):
             raise UserError(
-                f"its question or hint writes control tokens of the tokenizer {self._name} into the prompt; "
+                f"its question, hint or a turn writes control tokens of the tokenizer {self._name} into the prompt; "
                 "leave the problem out"
             )
         return ids
 
-    @cached_property
-    def _start_ids(self) -> Ids:
-        """What the tokenizer itself puts before every text: a beginning-of-sequence id, which may be its end too.
-
-        What it puts after a text, an end of sequence, is no part of it.
-        """
-        for text in ("a", "0", "\n"):
-            alone, whole = self._plain(text), tuple(self.tokenizer(text).input_ids)
-            for start in range(len(whole) if alone else 0):
-                if whole[start : start + len(alone)] == alone:
-                    return whole[:start]
-        return tuple(i for i in self.tokenizer("").input_ids if i != self.tokenizer.eos_token_id)
-
     def encode(self, text: str) -> Ids:
-        """Ids of a text that continues another one, without a beginning of sequence.
+        """Ids of a text that continues another one (:meth:`covrl.text_ids.TextIds.encode`)."""
+        return self._ids.encode(text)
 
-        A sentencepiece-like tokenizer puts a space before whatever it encodes; behind a line break it does not.
-        """
-        ids = self._plain(text)
-        first = str(self.tokenizer.convert_ids_to_tokens(list(ids[:1]))[0]) if ids else ""
-        if not first.startswith("▁") or text.startswith((" ", "▁")):
-            return ids
-        line_break, behind = self._plain("\n"), self._plain("\n" + text)
-        return behind[len(line_break) :] if behind[: len(line_break)] == line_break else ids
-
-    def literal(self, text: str, before: Ids | None = None) -> Ids:
-        """Ids of a text that somebody else wrote: a control token that it spells is encoded letter by letter.
-
-        ``before`` says that it stands in a prompt behind these ids (``()``: at the beginning); else it continues one.
-
-        Raises:
-            UserError: the text is no Unicode text, or holds a control token that is a single character.
-        """
-        first = self._plain if before == () else self.encode
-        pieces = [text]
-        while any(found := [self._control_spans(piece) for piece in pieces]):
-            pieces = [part for piece, spans in zip(pieces, found, strict=True) for part in self._cut(piece, spans)]
-        ids: Ids = ()
-        for piece in pieces:
-            ids += self.encode(piece) if ids else first(piece)
-        return ids
+    def literal(self, text: str) -> Ids:
+        """Ids of a text that somebody else wrote, as mere text (:meth:`covrl.text_ids.TextIds.literal`)."""
+        return self._ids.literal(text)
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """How many ids each text has by itself, all counted in one go; one that spells a control token has more."""
-        if not texts:
-            return []
-        try:
-            found = self.tokenizer(list(texts), add_special_tokens=False).input_ids
-        except (TypeError, UnicodeEncodeError):
-            found = [self._tokenize(text) for text in texts]  # which says what is wrong with the one that is no text
-        apart = [
-            bool(self._controls(tuple(ids))) or (self._spelt_unknown or "\0") in text
-            for ids, text in zip(found, texts, strict=True)
-        ]
-        return [len(self.literal(t)) if spelt else len(ids) for t, ids, spelt in zip(texts, found, apart, strict=True)]
+        """How many ids each text has by itself, all counted in one go."""
+        return self._ids.counts(texts)
 
-    def _control_spans(self, text: str) -> list[tuple[int, int]]:
-        """From where to where the text spells a control token."""
-        unknown, controls = self._spelt_unknown, self._control_ids
-        spelt = [found.span() for found in re.finditer(re.escape(unknown), text)] if unknown else []
-        if not self._controls(self._plain(text)):
-            return spelt
-        if self.tokenizer.is_fast:
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            return sorted({*spelt, *((start, stop) for i, (start, stop) in spans if i in controls)})
-        names = [re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in sorted(controls)]
-        names += [re.escape(unknown)] if unknown else []
-        return [found.span() for found in re.finditer("|".join(names), text)] or [(0, len(text))]
-
-    def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-        """The text in pieces: it is cut behind the first character of each span."""
-        for start, stop in spans:
-            if stop - start < 2:
-                raise UserError(f"{text[start:stop]!r} is a control token of the tokenizer {self._name}")
-        edges = [0, *(start + 1 for start, _ in spans), len(text)]
-        return [text[a:b] for a, b in pairwise(edges)]
-
-    def _controls(self, ids: Ids) -> Ids:
-        return tuple(i for i in ids if i in self._control_ids)
-
-    @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        """Tokens that steer a model: those marked special, and added ones that look like a tag (``<think>``).
-
-        A token for what is unknown is none of them where any text may hold it; unless it has another office too.
-        """
-        tokenizer = self.tokenizer
-        added = tokenizer.added_tokens_decoder.items()
-        tags = {i for i, t in added if not _BYTE.fullmatch(t.content) and (t.special or _TAG.fullmatch(t.content))}
-        offices = {i for name, i in _offices(tokenizer) if name != "unk_token"}
-        unknown = {tokenizer.unk_token_id} - offices if self._meets_unknown else set()
-        return frozenset((tags | offices | set(tokenizer.all_special_ids)) - unknown)
-
-    @cached_property
-    def _meets_unknown(self) -> bool:
-        """Whether ordinary text gets the unknown token. Byte-level tokenizers know every text."""
-        unknown = self.tokenizer.unk_token_id
-        return unknown is not None and unknown in self._plain("\ue000\u05d0数☃é\U0001f984")
-
-    @cached_property
-    def _spelt_unknown(self) -> str | None:
-        """The unknown token's own text, where its id does not tell whether a text spells it."""
-        text = str(self.tokenizer.unk_token)
-        return text if self._meets_unknown and len(text) > 1 else None
+    def length(self, rendered: str) -> int:
+        """How many ids a rendered text has, in which the template's own control tokens are tokens."""
+        return len(self._ids.plain(rendered))
 
     def reads_back(self, text: str) -> str:
-        """What the ids of a text that continues another one decode to, as the stop rule decodes a trace.
-
-        A sentencepiece-like decoder drops a space at the very beginning, so a text that does not come back by itself
-        is tried behind a line break too.
-        """
-        ids, line_break = self.encode(text), self._plain("\n")
-        alone, start = self._decoded(ids), self._decoded(line_break)
-        behind = self._decoded(line_break + ids)
-        return behind.removeprefix(start) if alone != text and behind.startswith(start) else alone
-
-    def _decoded(self, ids: Ids) -> str:
-        kept = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        return str(self.tokenizer.decode(list(ids), **kept)) if ids else ""
-
-    def _tokenize(self, text: str) -> Ids:
-        if not text:
-            return ()
-        try:
-            return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
-        except (TypeError, UnicodeEncodeError):
-            lone = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
-            if lone is None:
-                raise
-        raise UserError(
-            f"a text holds \\u{ord(lone):04x}, half of a surrogate pair, which is no character: {text[:60]!r}"
-        )
+        """What the ids of a text that continues another one decode to."""
+        return self._ids.reads_back(text)
 
 
 def _filled(template: str, said: Mapping[str, str]) -> str:
     """The template with each ``{name}`` of ``said`` replaced, in one go: what is put in is not looked at."""
     return re.sub(r"\{(\w+)\}", lambda found: said.get(found[1], found[0]), template)
+
+
+def _said(problem: Problem, role: Role) -> Said:
+    """What the problem puts into the prompt; nothing of the answer or the hint into the prior's."""
+    hint = problem.shown if role == "posterior" else ""
+    own = dict(problem.template_options)
+    options = json.dumps(own, ensure_ascii=False, sort_keys=True) if own else "{}"
+    return Said(problem.question, hint, tuple(Turn(*turn) for turn in problem.turns), options)
+
+
+def _messages(said: Said) -> list[tuple[str, str]]:
+    """The turns that a template has to show as they are, with their names for messages.
+
+    That it shows a system message at all is known of the template; it may take a command out of it.
+    """
+    named = [(f"{turn.role} message {i}", turn) for i, turn in enumerate(said.turns, 1)]
+    return [(name, turn.text) for name, turn in named if turn.role != "system"]
 
 
 def dated(config: PromptConfig, tokenizer: PreTrainedTokenizerBase, today: date) -> PromptConfig:
@@ -431,13 +403,6 @@ def dated(config: PromptConfig, tokenizer: PreTrainedTokenizerBase, today: date)
     if config.date or template is None or not template.reads_date:
         return config
     return config.model_copy(update={"date": today.isoformat()})
-
-
-def _offices(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
-    """The tokenizer's special tokens by what they are for."""
-    vocabulary = tokenizer.get_vocab()
-    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
-    return [(name, vocabulary[token]) for name, token in named.items() if token in vocabulary]
 
 
 def shortened(text: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,22 @@ Closing = Literal["sampled", "appended", "none"]
 """Whether the closing tag's ids are sampled trace tokens, are appended by the template, or are absent."""
 
 Verdict = Literal["right", "wrong", "unknown"]
+
+Speaker = Literal["system", "user", "assistant"]
+"""Whose words a message of a conversation are."""
+
+SPEAKERS: tuple[Speaker, ...] = get_args(Speaker)
+
+
+class Turn(NamedTuple):
+    """A message of the conversation that a question ends.
+
+    Example:
+        >>> Turn("system", "You are a careful tutor.")
+    """
+
+    role: Speaker
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +54,9 @@ class Problem:
     ``hint`` is what the posterior prompt shows; ``None`` means the answer itself. ``foil`` is a wrong answer that a
     method may show in the hint's place (:func:`covrl.problems.foils.with_foils` gives each problem one).
     ``solution`` is a worked solution where the data has one: it teaches a base the format before RL, and RL never
-    sees it.
+    sees it. ``turns`` stand before the question in both prompts; a system message at their beginning takes the place
+    of ``prompts.system``. ``template_options`` are the problem's own variables of the chat template. ``origin`` names
+    the source of data that the problem is from, where there are several: figures are kept for each.
     """
 
     id: str
@@ -48,6 +66,9 @@ class Problem:
     hint: str | None = None
     solution: str | None = None
     foil: str | None = None
+    turns: tuple[Turn, ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    origin: str = ""
 
     @property
     def shown(self) -> str:

@@ -27,6 +27,7 @@ from covrl.cli.app import main
 from covrl.config import RunConfig, check
 from covrl.distributed.world import World
 from covrl.errors import EngineError, TrainingStoppedError, UserError
+from covrl.extras import install_command
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import make_generator
@@ -527,7 +528,7 @@ def test_vllm_that_is_not_installed_is_one_line(
     arguments = ["train", "--config", "run.toml", "--out", "run", "--set", "generation.engine=vllm"]
     code, said = command(monkeypatch, capsys, *arguments)
     assert code == 2
-    assert "generation.engine = vllm: vllm is not installed; pip install 'covrl[vllm]'" in said
+    assert f"generation.engine = vllm: vllm is not installed; {install_command('vllm')}" in said
     assert "Traceback" not in said
     assert not Path("run").exists()
 

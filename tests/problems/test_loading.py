@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covrl.errors import UserError
+from covrl.extras import install_command
 from covrl.problems import digits
 from covrl.problems.loading import Extract, Fields, load_problems
 from covrl.problems.tasks import find_task
@@ -198,9 +199,15 @@ def test_loading_imports_neither_torch_nor_the_extras() -> None:
     [
         (row(question=""), "problem 'train/1': question (field 'question'): empty"),
         (row(question=" \n"), "problem 'train/1': question (field 'question'): nothing but white space"),
-        (row(question=None), "problem 'train/1': question (field 'question'): expected text, found null"),
-        (row(question=7), "problem 'train/1': question (field 'question'): expected text, found the number 7"),
-        (row(question=["q"]), "problem 'train/1': question (field 'question'): expected text, found a list"),
+        (
+            row(question=None),
+            "problem 'train/1': question (field 'question'): expected text or a list of messages, found null",
+        ),
+        (
+            row(question=7),
+            "problem 'train/1': question (field 'question'): expected text or a list of messages, found the number 7",
+        ),
+        (row(question=["q"]), "question (field 'question'), message 1: expected an object with role and content"),
         (row(answer=""), "problem 'train/1': answer (field 'answer'): empty"),
         (row(answer="\t"), "problem 'train/1': answer (field 'answer'): nothing but white space"),
         (row(answer=None), "problem 'train/1': answer (field 'answer'): expected text or a number, found null"),
@@ -394,7 +401,7 @@ def test_texts_that_would_break_the_line_are_escaped(write: Write) -> None:
 
 @pytest.fixture
 def parquet(tmp_path: Path) -> Callable[[list[dict[str, Any]]], str]:
-    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install covrl[data])")
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra data)")
     import_parquet = pytest.importorskip("pyarrow.parquet")
 
     def write(rows: list[dict[str, Any]]) -> str:
@@ -458,7 +465,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, module: str, 
     monkeypatch.setitem(sys.modules, module, None)
     message = error_of(source)
     assert f"{source.split('/')[-1]}: this source needs the package {module} (" in message
-    assert message.endswith("pip install 'covrl[data]'")  # quoted: brackets are a pattern in some shells
+    assert message.endswith(install_command("data"))
 
 
 class FakeTable:
@@ -558,7 +565,7 @@ def test_a_data_set_without_owner_or_split_is_told_the_form(source: str) -> None
 
 
 def test_the_real_datasets_package_on_a_local_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets", reason="datasets is not installed (pip install covrl[data])")
+    pytest.importorskip("datasets", reason="datasets is not installed (the extra data)")
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text(json.dumps(row(more=["two"])) + "\n" + json.dumps(row(answer="3", more=[])))

@@ -73,7 +73,7 @@ def test_graders_by_name() -> None:
 
 def test_without_the_extra_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("covrl.rewards.outside.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'covrl\[reasoning-gym\]'"):
+    with pytest.raises(UserError, match="the verifier reasoning-gym is not installed: pip install 'reasoning-gym"):
         make_verifier("reasoning-gym")
 
 

@@ -21,6 +21,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
+from covrl.extras import install_command
 from covrl.models import gguf as reading
 from covrl.models.model import load_model, load_tokenizer
 
@@ -216,7 +217,7 @@ def test_a_missing_package_is_named_with_the_extra(made: Path, monkeypatch: pyte
     own = reading.find_spec
     monkeypatch.setattr(reading, "find_spec", lambda name: None if name == missing else own(name))
     said = refusal(made / "plain.gguf")
-    assert said.endswith(f"needs the package {missing}: pip install 'covrl[gguf]'")
+    assert said.endswith(f"needs the package {missing}: {install_command('gguf')}")
 
 
 def test_the_folder_of_a_file_is_told_to_name_it(made: Path, tmp_path: Path) -> None:

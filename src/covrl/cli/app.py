@@ -391,6 +391,65 @@ def algorithms(
     show_algorithms(Console(), found)
 
 
+@app.command("config")
+def config_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]…", help="Sections, settings or methods. [every section]")
+    ] = None,
+    check: Annotated[Path | None, typer.Option(metavar="FILE", help="Check a settings file; load nothing.")] = None,
+    settings: Settings = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema, for editors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, of all methods too.")] = False,
+) -> None:
+    """List settings with default, unit and evidence; check a file; print a JSON schema for editors."""
+    if (check is not None) + schema + as_json > 1 or (names and (check is not None or schema)):
+        raise UserError("give one of names, --check FILE, --schema and --json (names go with --json)")
+    if settings and check is None:
+        raise UserError("--set changes settings of a file: give it with --check")
+    _cpu_defaults()
+    from covrl.cli.settings import run_config
+
+    run_config(names or [], check, schema, as_json, settings or [])
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file for fields, prompts and model.")] = None,
+    settings: Settings = None,
+    model: Annotated[
+        str | None, typer.Option(help="Count its tokens. [the file's; without either, characters are counted]")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Look for its problems in this source too; may be repeated.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows that are shown as they will be read.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+) -> None:
+    """Show a set of problems as it will be read: rows, lengths, forms of answers, duplicates, overlap with others."""
+    _cpu_defaults()
+    from covrl.cli.data import DataRequest, run_data
+
+    run_data(DataRequest(source, config, settings or [], model, against or [], rows, as_json))
+
+
+@app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="Of a recipe. [all are listed]")] = None,
+) -> None:
+    """List the recipes, or print one: a settings file to start from."""
+    from covrl.recipes import find_recipe, list_recipes
+
+    if name is not None:
+        print(find_recipe(name).file.read_text(encoding="utf-8"), end="")
+        return
+    from rich.console import Console
+
+    from covrl.cli.settings import show_recipes
+
+    show_recipes(Console(), list_recipes())
+
+
 @app.command()
 def doctor() -> None:
     """Show what is installed, which device is used, and what is missing."""

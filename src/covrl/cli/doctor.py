@@ -7,6 +7,7 @@ import platform
 from importlib import metadata
 from typing import NamedTuple
 
+from covrl.extras import core_command, install_command
 from covrl.rewards.isolation import fault
 
 EXTRAS = {
@@ -40,13 +41,13 @@ def _packages() -> list[Finding]:
     found = [Finding("covrl", _version("covrl") or "not installed"), Finding("python", platform.python_version())]
     for name in CORE:
         version = _version(name)
-        found.append(Finding(name, version or "missing", bool(version), "" if version else "pip install covrl"))
+        found.append(Finding(name, version or "missing", bool(version), "" if version else core_command(name)))
     return found
 
 
 def _extras() -> list[Finding]:
     return [
-        Finding(name, version or f"not installed ({use})", True, "" if version else f"pip install 'covrl[{extra}]'")
+        Finding(name, version or f"not installed ({use})", True, "" if version else install_command(extra))
         for name, (extra, use) in EXTRAS.items()
         for version in [_version(name)]
     ]

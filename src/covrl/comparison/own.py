@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from covrl.algorithms import ALGORITHMS, find_algorithm
-from covrl.assembly import build_algorithm, problem_fields
+from covrl.assembly import build_algorithm, problem_fields, training_problems
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
 from covrl.config import AlgorithmTable, RunConfig, check, config_from, override, read_settings
@@ -60,7 +60,7 @@ class Own:
     def about(self) -> str:
         """Its description in a table."""
         problems = self.config.problems
-        return f"From {self.config.model.path}, trained on {problems.train}"
+        return f"From {self.config.model.path}, trained on {problems.train_names}"
 
     def exams(self, split: str | None, samples: int, problems: int | None) -> tuple[Exam, ...]:
         """What models are measured on: the file's test problems, if it has any, and its held-out ones.
@@ -163,8 +163,9 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
             find_algorithm(_method_of(name, config.algorithm.name))
     before = _known(folder / FILE)
     fields, problems = problem_fields(config.problems), config.problems
-    sources = {"train": problems.train, "held_out": problems.held_out, "test": problems.test}
-    data = {key: load_problems(source, fields) for key, source in sources.items() if source}
+    sources = {"held_out": problems.held_out, "test": problems.test}
+    data = {"train": training_problems(problems)}
+    data |= {key: load_problems(source, fields) for key, source in sources.items() if source}
     if config.training.problems_per_step > len(data["train"]):
         raise UserError(
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only "

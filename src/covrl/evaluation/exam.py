@@ -148,7 +148,8 @@ def from_json(line: str | bytes) -> Solved:
 
 def digest(problem: Problem) -> str:
     """A hash that shows whether a problem has changed since it was sampled."""
-    text = "\x00".join((problem.question, problem.answer, *problem.accepted))
+    around = [repr(tuple(turn)) for turn in problem.turns] + [repr(o) for o in sorted(problem.template_options.items())]
+    text = "\x00".join((problem.question, problem.answer, *problem.accepted, *around))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

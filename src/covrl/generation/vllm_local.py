@@ -1,4 +1,4 @@
-"""vLLM in the trainer's own process, asleep while the trainer works; needs ``pip install 'covrl[vllm]'``.
+"""vLLM in the trainer's own process, asleep while the trainer works; needs the extra ``vllm``.
 
 Written against vLLM 0.32: ``LLM`` with the engine core in this process, ``reload_weights`` on its worker to replace
 weights in place, sleep level 2 (weights and cache are dropped, not copied) where there is an accelerator.
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from covrl.errors import EngineError, UserError
+from covrl.extras import install_command
 from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
 
 
@@ -32,7 +33,7 @@ def import_vllm() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise UserError(f"generation.engine = vllm: vllm is installed, but {error.name} is not: {error}") from error
-        raise UserError("generation.engine = vllm: vllm is not installed; pip install 'covrl[vllm]'") from None
+        raise UserError(f"generation.engine = vllm: vllm is not installed; {install_command('vllm')}") from None
     except (ImportError, OSError, RuntimeError) as error:
         said = str(error).splitlines()[0]
         raise UserError(f"generation.engine = vllm: vllm is installed but cannot be imported: {said}") from error

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from covrl.config import LoraConfig
 from covrl.errors import UserError
+from covrl.extras import install_command
 from covrl.models.text import has_more_than_text, trunk
 from covrl.models.trust import tried
 
@@ -206,7 +207,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise UserError("LoRA needs the package peft: pip install 'covrl[lora]'") from None
+        raise UserError(f"LoRA needs the package peft: {install_command('lora')}") from None
     return peft
 
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from covrl.errors import UserError
+from covrl.extras import install_command
 
 NEEDED = ("gguf", "accelerate")
 """Packages that transformers' reader imports."""
@@ -65,7 +66,7 @@ def read_config(source: str) -> Any:
     if not Path(source).is_file():
         raise UserError(f"model.path: there is no file {source}")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"model.path: {source} needs the package {missing[0]}: pip install 'covrl[gguf]'")
+        raise UserError(f"model.path: {source} needs the package {missing[0]}: {install_command('gguf')}")
     with open(source, "rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"model.path: {source} is no GGUF file: it does not begin with the letters GGUF")

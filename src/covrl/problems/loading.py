@@ -26,8 +26,20 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from covrl.errors import UserError
 from covrl.escapes import lost_backslash
+from covrl.extras import install_command
+from covrl.problems.conversation import (
+    ANSWERS,
+    OPTIONS,
+    QUESTIONS,
+    REPLY,
+    Conversation,
+    read_conversation,
+    read_options,
+    read_reply,
+)
 from covrl.problems.tasks import find_task
-from covrl.records import Problem
+from covrl.problems.values import check_text, kind, row_error
+from covrl.records import Problem, Turn
 from covrl.rewards.extract import EXTRACTORS
 
 Extract = Literal["none", "hash", "boxed"]
@@ -44,7 +56,6 @@ FIELDS_LISTED = 20
 
 _HUB_SOURCE = re.compile(r"hf:(?P<name>[^/:\s]+/[^/:\s]+)(?:/(?P<config>[^:\s]+))?:(?P<split>.+)")
 _TASK_SOURCE = re.compile(r"(?P<task>[A-Za-z][\w-]*):(?P<split>[\w-]*)")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _GROUPED_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _NOTHING_FOUND = {"hash": "#### with an answer after it", "boxed": r"\boxed{} with an answer in it"}
 
@@ -59,7 +70,11 @@ class Fields:
     taken as they are; it may be empty or null. ``extract`` is how the answer is taken from its field: as it is, after
     the last ``####`` (there thousands separators are removed: 1,200 becomes 1200), or from the last ``\boxed{}``.
     ``solution`` names a field with a worked solution; without one, a field that the answer was extracted from is the
-    solution (up to the last ``####``).
+    solution (up to the last ``####``). ``system`` names a field with the problem's own system message.
+
+    A question may be a list of messages (:mod:`covrl.problems.conversation`). With the names of question and answer
+    left as they are, a row without such a field is read as TRL and verl write it. Variables for the chat template are
+    read where a row has them.
 
     Example:
         >>> Fields(question="problem", answer="solution", extract="boxed")
@@ -73,11 +88,22 @@ class Fields:
     solution: str | None = None
     every: bool = False
     truth: bool = False
+    system: str | None = None
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The fields that may hold the question: the first that a row has is read."""
+        return (self.question, *(QUESTIONS if self.question == Fields.question else ()))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The fields that may hold the answer: the first that a row has is read."""
+        return (self.answer, *((*ANSWERS, REPLY) if self.answer == Fields.answer else ()))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The fields that are read, as they are named."""
-        every = (self.question, self.answer, self.accepted, self.id, self.solution)
+        every = (*self.questions, *self.answers, self.accepted, self.id, self.solution, self.system, OPTIONS)
         return tuple(name for name in every if name is not None)
 
 
@@ -88,8 +114,10 @@ class _Row(NamedTuple):
     """Other columns of the row, which no field needs."""
 
 
-def load_problems(source: str, fields: Fields = Fields()) -> list[Problem]:
-    """All problems of a source, in its order. An id is the row's own, or ``<file stem>/<row number from 0>``.
+def load_problems(source: str, fields: Fields = Fields(), name: str = "") -> list[Problem]:
+    """All problems of a source, in its order. An id is the row's own, or ``<name>/<row number from 0>``.
+
+    Without a ``name`` it is the file's, without its ending, or the data set's.
 
     Example:
         >>> load_problems("gsm8k/train.jsonl", Fields(extract="hash"))[0].id
@@ -101,13 +129,13 @@ def load_problems(source: str, fields: Fields = Fields()) -> list[Problem]:
     if fields.extract not in get_args(Extract):
         raise UserError(f"extract: expected one of {', '.join(get_args(Extract))}, found {fields.extract!r}")
     if rows := _rows(source, fields.names):
-        return _problems(rows, source, stem_of(source), fields)
+        return _problems(rows, source, name or stem_of(source), fields)
     if task := _TASK_SOURCE.fullmatch(source):
         try:
             return find_task(task["task"], where="").problems(task["split"])
         except UserError as error:
-            raise _error(source, f"{error} ({FORMS})") from None
-    raise _error(source or "problems", f"not a source of problems: {FORMS}")
+            raise row_error(source, f"{error} ({FORMS})") from None
+    raise row_error(source or "problems", f"not a source of problems: {FORMS}")
 
 
 def read_rows(source: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -120,10 +148,10 @@ def read_rows(source: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[
     """
     rows = _rows(source, names)
     if rows is None:
-        raise _error(source or "problems", f"not a file or data set: {FORMS}")
+        raise row_error(source or "problems", f"not a file or data set: {FORMS}")
     for row in rows:
         if not isinstance(row.value, Mapping):
-            raise _error(row.where, f"expected an object with fields, found {_kind(row.value)}")
+            raise row_error(row.where, f"expected an object with fields, found {kind(row.value)}")
         yield row.where, row.value
 
 
@@ -145,7 +173,7 @@ def stem_of(source: str) -> str:
 def _rows(source: str, names: Sequence[str]) -> Iterator[_Row] | None:
     """The rows of a data set or file; None for any other source."""
     if "\0" in source:
-        raise _error(source, "holds a NUL, so it is no name of a file")
+        raise row_error(source, "holds a NUL, so it is no name of a file")
     if source.startswith("hf:"):
         return _hub_rows(source, names)
     suffix = _suffix(source)
@@ -168,11 +196,11 @@ def _problems(rows: Iterator[_Row], source: str, stem: str, fields: Fields) -> l
         problem = _problem(row, f"{stem}/{number}", fields)
         if problem.id in places:
             first = places[problem.id]
-            raise _error(row.where, f"the problem id {problem.id!r} is that of {first} too; ids must be unique")
+            raise row_error(row.where, f"the problem id {problem.id!r} is that of {first} too; ids must be unique")
         places[problem.id] = row.where
         problems.append(problem)
     if not problems:
-        raise _error(source, "there are no problems in it")
+        raise row_error(source, "there are no problems in it")
     return problems
 
 
@@ -181,42 +209,94 @@ def _problems(rows: Iterator[_Row], source: str, stem: str, fields: Fields) -> l
 
 def _problem(row: _Row, default_id: str, fields: Fields) -> Problem:
     if not isinstance(row.value, Mapping):
-        raise _error(row.where, f"expected an object with fields, found {_kind(row.value)}")
+        raise row_error(row.where, f"expected an object with fields, found {kind(row.value)}")
     problem_id = default_id
     if fields.id is not None:
         problem_id = _answer_text(_field(row, "id", fields.id), f"{row.where}: id (field {fields.id!r})")
     place = f"{row.where}: problem {problem_id!r}"
-    spot = f"{place}: question (field {fields.question!r})"
-    question = _field(row, "question", fields.question)
-    if not isinstance(question, str):
-        raise _error(spot, f"expected text, found {_kind(question)}")
-    _check_text(question, spot)
-    spot = f"{place}: answer (field {fields.answer!r})"
-    value = _field(row, "answer", fields.answer)
+    said = _conversation(row, place, fields)
+    name, value = _answer(row, said, fields)
+    spot = f"{place}: answer (field {name!r})"
+    value = read_reply(value, spot) if name == REPLY else value
     value = str(value) if fields.truth and isinstance(value, bool) else value
     answers = [_extracted(*a, fields.extract) for a in _answer_list(value, spot)]
     if not answers:
-        raise _error(spot, "an empty list, so there is no answer to score")
+        raise row_error(spot, "an empty list, so there is no answer to score")
     if fields.every and len(answers) > 1:
         answers = [", ".join(answer.strip().strip("$") for answer in answers)]
     if fields.accepted is not None:
         answers += _accepted(_field(row, "accepted", fields.accepted), f"{place}: accepted (field {fields.accepted!r})")
     answer, *accepted = dict.fromkeys(answers)
-    solution = _solution(row, place, fields)
-    return Problem(id=problem_id, question=question, answer=answer, accepted=tuple(accepted), solution=solution)
+    if fields.solution is not None:
+        name, value = fields.solution, _field(row, "solution", fields.solution)
+    return Problem(
+        id=problem_id,
+        question=said.question,
+        answer=answer,
+        accepted=tuple(accepted),
+        solution=_solution(name, value, place, fields),
+        turns=said.turns,
+        template_options=read_options(row.value.get(OPTIONS), f"{place}: {OPTIONS}"),
+    )
 
 
-def _solution(row: _Row, place: str, fields: Fields) -> str | None:
-    name = fields.solution or (fields.answer if fields.extract != "none" else None)
-    if name is None:
+def _conversation(row: _Row, place: str, fields: Fields) -> Conversation:
+    """The row's question, and the messages around it."""
+    name, value = _first(row, "question", fields.questions)
+    spot = f"{place}: question (field {name!r})"
+    if isinstance(value, list):
+        said = read_conversation(value, spot)
+    elif isinstance(value, str):
+        check_text(value, spot)
+        said = Conversation(value)
+    else:
+        raise row_error(spot, f"expected text or a list of messages, found {kind(value)}")
+    if fields.system is None or (system := _field(row, "system message", fields.system)) is None:
+        return said
+    spot = f"{place}: system message (field {fields.system!r})"
+    if not isinstance(system, str):
+        raise row_error(spot, f"expected text, found {kind(system)}")
+    check_text(system, spot)
+    if said.turns and said.turns[0].role == "system":
+        raise row_error(spot, f"the messages of {name!r} have a system message too; there is one at most")
+    return said._replace(turns=(Turn("system", system), *said.turns))
+
+
+def _answer(row: _Row, said: Conversation, fields: Fields) -> tuple[str, Any]:
+    """The field that has the row's answer, and what is in it; the assistant's reply where no field has it."""
+    if said.reply is not None and fields.answer == Fields.answer and not _has(row, fields.answers):
+        return next(name for name in fields.questions if _has(row, (name,))), said.reply
+    return _first(row, "answer", fields.answers)
+
+
+def _has(row: _Row, names: Sequence[str]) -> bool:
+    return any(_present(row, name) for name in names)
+
+
+def _first(row: _Row, role: str, names: Sequence[str]) -> tuple[str, Any]:
+    """The first of the fields that the row has, and its value."""
+    name = next((name for name in names if _present(row, name)), names[0])
+    return name, _field(row, role, name)
+
+
+def _present(row: _Row, name: str) -> bool:
+    try:
+        _reach(row.value, name)
+    except (LookupError, ValueError):
+        return False
+    return True
+
+
+def _solution(name: str, value: Any, place: str, fields: Fields) -> str | None:
+    """The worked solution of a field, or of what the answer was taken from."""
+    if fields.solution is None and fields.extract == "none":
         return None
-    value = _field(row, "solution", name)
     if isinstance(value, list) and value:
         value = value[0]
     if not isinstance(value, str):
-        raise _error(f"{place}: solution (field {name!r})", f"expected text, found {_kind(value)}")
+        raise row_error(f"{place}: solution (field {name!r})", f"expected text, found {kind(value)}")
     if lost := lost_backslash(value):
-        raise _error(f"{place}: solution (field {name!r})", lost)
+        raise row_error(f"{place}: solution (field {name!r})", lost)
     cut = value.rpartition("####")[0] if fields.extract == "hash" and "####" in value else value
     return cut.strip() or None
 
@@ -225,7 +305,7 @@ def _accepted(value: Any, spot: str) -> list[str]:
     if value is None:  # how a table marks a row without a list
         return []
     if not isinstance(value, list):
-        raise _error(spot, f"expected a list of answers, found {_kind(value)}")
+        raise row_error(spot, f"expected a list of answers, found {kind(value)}")
     return [text for text, _ in _answer_list(value, spot)]
 
 
@@ -240,8 +320,8 @@ def _answer_list(value: Any, spot: str) -> list[tuple[str, str]]:
 def _answer_text(value: Any, spot: str) -> str:
     text = value if isinstance(value, str) else _number_text(value)
     if text is None:
-        raise _error(spot, f"expected text or a number, found {_kind(value)}")
-    _check_text(text, spot, is_formula=True)
+        raise row_error(spot, f"expected text or a number, found {kind(value)}")
+    check_text(text, spot, is_formula=True)
     return text.strip()
 
 
@@ -249,7 +329,7 @@ def _extracted(text: str, spot: str, extract: Extract) -> str:
     found = EXTRACTORS[extract](text)
     if found is None:
         shown = text if len(text) <= 60 else f"…{text[-60:]}"
-        raise _error(
+        raise row_error(
             spot,
             f"there is no {_NOTHING_FOUND[extract]} in {shown!r}; correct the row, "
             'or set extract = "none" if the field holds the answer alone',
@@ -271,16 +351,6 @@ def _number_text(value: Any) -> str | None:
     return "0" if text == "-0" else text
 
 
-def _check_text(text: str, spot: str, is_formula: bool = False) -> None:
-    if not text.strip():
-        raise _error(spot, "nothing but white space" if text else "empty")
-    if lone := _LONE_SURROGATE.search(text):
-        code = f"\\u{ord(lone[0]):04x}"
-        raise _error(spot, f"holds {code}, half of a surrogate pair, which is no character; correct it or remove it")
-    if lost := lost_backslash(text, is_formula):
-        raise _error(spot, lost)
-
-
 def _field(row: _Row, role: str, name: str) -> Any:
     try:
         return _reach(row.value, name)
@@ -291,7 +361,7 @@ def _field(row: _Row, role: str, name: str) -> Any:
     listed = ", ".join(leaves[:FIELDS_LISTED]) + (", …" if len(leaves) > FIELDS_LISTED else "")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.65)  # solution is not what was meant by question
     hint = f"did you mean {near[0]}? " if near else ""
-    raise _error(row.where, f"no field {name!r} ({role}): {hint}the row has {listed or 'no fields'}")
+    raise row_error(row.where, f"no field {name!r} ({role}): {hint}the row has {listed or 'no fields'}")
 
 
 def _reach(value: Any, name: str) -> Any:
@@ -319,24 +389,6 @@ def _paths(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{key}.")
 
 
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case int() | float() | Decimal():
-            return f"the number {value}"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case Mapping():
-            return "an object"
-        case _:
-            return type(value).__name__
-
-
 # Files
 
 
@@ -358,7 +410,7 @@ def _decoded(raw: bytes, path: Path, first_line: int) -> str:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = first_line + raw.count(b"\n", 0, error.start)
-        raise _error(f"{path}:{line}", f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8") from None
+        raise row_error(f"{path}:{line}", f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8") from None
 
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
@@ -371,7 +423,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
     except (ValueError, RecursionError) as error:  # a number of over 4,300 digits; very deep nesting
         what, line = str(error), first_line
     array = "the file is one array of objects, or " if path.suffix.lower() == ".json" else ""
-    raise _error(f"{path}:{line}", f"not JSON: {what}; {array}each line holds one whole object")
+    raise row_error(f"{path}:{line}", f"not JSON: {what}; {array}each line holds one whole object")
 
 
 def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[_Row]:
@@ -385,7 +437,7 @@ def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[_Row]:
             for number, row in enumerate(rows, 1):
                 yield _Row(f"{path}: row {number}", row, unread)
     except arrow.ArrowException as error:
-        raise _error(path, f"not a Parquet file that can be read: {error}") from None
+        raise row_error(path, f"not a Parquet file that can be read: {error}") from None
 
 
 def _columns(columns: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -401,13 +453,13 @@ def _reading(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except FileNotFoundError:
-        raise _error(path, "no such file") from None
+        raise row_error(path, "no such file") from None
     except IsADirectoryError:
-        raise _error(path, "is a folder, not a file") from None
+        raise row_error(path, "is a folder, not a file") from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise _error(path, f"not a whole gzip file: {error}") from None
+        raise row_error(path, f"not a whole gzip file: {error}") from None
     except OSError as error:
-        raise _error(path, f"cannot be read: {error.strerror or error}") from None
+        raise row_error(path, f"cannot be read: {error.strerror or error}") from None
 
 
 # Data sets by name
@@ -416,7 +468,7 @@ def _reading(path: Path) -> Generator[None, None, None]:
 def _hub_rows(source: str, names: Sequence[str]) -> Iterator[_Row]:
     form = _HUB_SOURCE.fullmatch(source)
     if form is None:
-        raise _error(source, "expected hf:owner/name[/config]:split, such as hf:openai/gsm8k/main:train")
+        raise row_error(source, "expected hf:owner/name[/config]:split, such as hf:openai/gsm8k/main:train")
     datasets = _extra("datasets", source)
     try:
         table = datasets.load_dataset(form["name"], form["config"], split=form["split"])
@@ -426,7 +478,7 @@ def _hub_rows(source: str, names: Sequence[str]) -> Iterator[_Row]:
     except Exception as error:  # the hub client, the network and every file format raise their own
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         cause = _hub_cause(error, form["config"], form["split"])
-        raise _error(source, f"{cause} ({said}); or give the path of a .jsonl or .parquet file of it") from None
+        raise row_error(source, f"{cause} ({said}); or give the path of a .jsonl or .parquet file of it") from None
 
 
 def _hub_cause(error: Exception, config: str | None, split: str) -> str:
@@ -455,13 +507,5 @@ def _extra(module: str, source: str | Path) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise _error(source, f"this source needs the package {module} ({error}): pip install 'covrl[data]'") from None
-
-
-def _error(where: str | Path, what: str) -> UserError:
-    return UserError(_printable(f"{where}: {what}"))
-
-
-def _printable(text: str) -> str:
-    """The text on one line that every terminal can show: line ends, controls and lone surrogates are escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        what = f"this source needs the package {module} ({error}): {install_command('data')}"
+        raise row_error(source, what) from None

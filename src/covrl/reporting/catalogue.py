@@ -99,6 +99,16 @@ CHARTS = (
         ("reward/prior", "reward/posterior"), shade=True,
     ),
     ChartSpec(
+        LEARNING, "Reward by source of data", "",
+        "Mean reward of prior traces of each source, with several. All rise; one that falls pays for the others.",
+        ("data/*/reward",),
+    ),
+    ChartSpec(
+        LEARNING, "Right and broken traces by source of data", "share",
+        "Of the sampled traces of each source: right, where a verifier graded them, and without a closing tag.",
+        ("data/*/right_share", "data/*/invalid_share"), zero=True,
+    ),
+    ChartSpec(
         LEARNING, "KL per trace", "nats",
         "Levels off. A steady rise means that training drifts to traces that the question alone does not lead to.",
         ("kl/nats_per_trace",), zero=True,
@@ -238,6 +248,11 @@ CHARTS = (
         UPDATES, "Groups without signal", "share",
         "Admitted groups in which no response has any weight, because all rewards are equal.",
         ("groups/without_signal_share",), zero=True,
+    ),
+    ChartSpec(
+        UPDATES, "Problems by source of data", "",
+        "How many problems of the step are from each source: its weight's share, to within a problem.",
+        ("data/*/problems",), zero=True,
     ),
     ChartSpec(UPDATES, "Learning rate", "", "Follows the schedule.", ("optim/lr",), zero=True),
     ChartSpec(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from covrl.errors import UserError
+from covrl.extras import install_command
 from covrl.records import StepReport
 from covrl.reporting.sinks import Sink
 
@@ -27,7 +28,7 @@ def _package(name: str) -> Any:
     try:
         return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError:
-        raise UserError(f"report.trackers: {name} is not installed: pip install 'covrl[{name}]'") from None
+        raise UserError(f"report.trackers: {name} is not installed: {install_command(name)}") from None
 
 
 def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Sink]:

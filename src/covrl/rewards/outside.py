@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from covrl.errors import UserError
+from covrl.extras import install_command
 from covrl.plugins import load_named
 from covrl.records import Problem
 from covrl.rewards.extract import DEFAULT_ORDER, extract_answer
@@ -33,7 +34,7 @@ class GymVerifier:
 
     def __init__(self, time_limit_s: float = 5.0, order: Sequence[str] = DEFAULT_ORDER) -> None:
         if find_spec("reasoning_gym") is None:
-            raise UserError("the verifier reasoning-gym needs an extra: pip install 'covrl[reasoning-gym]'")
+            raise UserError(f"the verifier reasoning-gym is not installed: {install_command('reasoning-gym')}")
         self.order = tuple(order)
         self.workers = Workers(_count(), time_limit_s, "covrl.rewards.gym_worker", what="reasoning-gym")
 
@@ -112,4 +113,6 @@ def _fields(problem: Problem) -> dict[str, Any]:
         "accepted": problem.accepted,
         "hint": problem.hint,
         "solution": problem.solution,
+        "turns": problem.turns,
+        "template_options": dict(problem.template_options),
     }

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from covrl.plugins import load_named
-from covrl.records import Problem
+from covrl.records import Problem, Turn
 from covrl.rewards.functions import plain
 from covrl.rewards.names import GROUP
 from covrl.rewards.workers import Judge, serve
@@ -28,7 +28,8 @@ def load(name: str) -> Judge:
         fields: dict[str, Any]
         fields, response = question
         problem = Problem(**fields)
-        problem = replace(problem, accepted=tuple(problem.accepted))  # JSON knows lists only
+        turns = tuple(Turn(*turn) for turn in problem.turns)
+        problem = replace(problem, accepted=tuple(problem.accepted), turns=turns)  # JSON knows lists only
         try:
             given = function(problem, response)
         except Exception as error:

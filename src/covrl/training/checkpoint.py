@@ -32,6 +32,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from covrl import files
 from covrl.errors import UserError, first_fault
+from covrl.records import Problem
 from covrl.training.boundary import Boundary
 from covrl.training.memory import take_portions
 from covrl.training.models import save_trained
@@ -274,12 +275,16 @@ def fingerprint(run: Run) -> dict[str, str]:
     problems, prompts = run.source.problems, run.prompts
     tokens = [(prompts.prior(p), prompts.posterior(p), prompts.answer(p)) for p in problems[:FINGERPRINTED]]
     return {
-        "problems.train": _hash(
-            (p.id, p.question, p.answer, p.accepted, p.hint, *(() if p.foil is None else (p.foil,))) for p in problems
-        ),
-        "problems.held_out": _hash((p.id, p.question, p.answer, p.accepted) for p in run.held_out),
+        "problems.train": _hash((p.id, p.question, p.answer, p.accepted, p.hint, *_around(p)) for p in problems),
+        "problems.held_out": _hash((p.id, p.question, p.answer, p.accepted, *_around(p)) for p in run.held_out),
         "tokenizer": _hash(tokens),
     }
+
+
+def _around(problem: Problem) -> list[Any]:
+    """What stands around a question, and its foil; nothing where nothing does, as in checkpoints of older versions."""
+    turns, options = [tuple(turn) for turn in problem.turns], sorted(problem.template_options.items())
+    return [*([turns, options] if turns or options else ()), *(() if problem.foil is None else (problem.foil,))]
 
 
 def _hash(values: Iterator[Any] | list[Any]) -> str:

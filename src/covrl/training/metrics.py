@@ -10,7 +10,14 @@ from covrl.evaluation.trace_monitors import trace_metrics
 from covrl.records import Credit, Output, ScoredGroup, TraceGroup
 from covrl.training.collect import Batch, Clock
 from covrl.training.gradient import Gradient
-from covrl.training.monitors import label_metrics, reward_metrics, rollout_metrics, token_metrics, verdict_metrics
+from covrl.training.monitors import (
+    label_metrics,
+    origin_metrics,
+    reward_metrics,
+    rollout_metrics,
+    token_metrics,
+    verdict_metrics,
+)
 from covrl.training.reading_plan import ReadingPlan
 from covrl.training.run import Run
 from covrl.training.views import trace_group
@@ -65,6 +72,8 @@ def comes_later(run: Run, name: str) -> bool:
         return bool(config.training.stream_norms_every) and name in names
     if family == "label" or name in _LABELLED:
         return run.label is not None
+    if family == "data":
+        return name.split("/")[1] in {problem.origin for problem in run.source.problems}
     if name == "guard/publish_gap":
         return bool(config.guards.publish_check_every)
     return name == "kl/capped_share" and bool(run.algorithm.models)
@@ -110,6 +119,7 @@ def step_metrics(run: Run, batch: Batch, plan: ReadingPlan) -> dict[str, float]:
         metrics |= reward_metrics(kept, credits) | run.algorithm.monitors(kept, credits) | information_metrics(kept)
         if reads_answers(run):
             metrics |= trace_metrics(kept, credits, run.config.report.hedging_words) | fit_metrics(kept)
+        metrics |= origin_metrics(sampled, kept, credits)
     if plan.in_pass and kept:  # groups that were too large for a pass were scored before it
         metrics["tokens/scored"] = token_metrics(kept)["tokens/scored"]
     metrics |= batch.metrics

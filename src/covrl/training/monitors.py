@@ -85,6 +85,37 @@ def reward_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Cre
     return metrics
 
 
+def origin_metrics(
+    sampled: Sequence[Group],
+    kept: Sequence[ScoredGroup],
+    credits: Sequence[Sequence[Credit]],
+) -> dict[str, float]:
+    """For each source of data, where there are several: its problems in the step, mean reward, and how traces ended.
+
+    The reward is that of prior traces of admitted groups.
+    """
+    metrics: dict[str, float] = {}
+    for origin in dict.fromkeys(group.problem.origin for group in sampled):
+        if not origin:
+            continue
+        mine = [group for group in sampled if group.problem.origin == origin]
+        rollouts = _read(mine)
+        found = {"problems": float(len(mine)), "invalid_share": _mean([not r.valid for r in rollouts])}
+        marks = [r.correct for r in rollouts if r.correct is not None]
+        if marks:
+            found["right_share"] = _mean([mark == "right" for mark in marks])
+        rewards = [
+            credit.reward
+            for group, row in zip(kept, credits, strict=True)
+            for rollout, credit in zip(group.rollouts, row, strict=True)
+            if group.problem.origin == origin and rollout.source == "prior" and credit.reward is not None
+        ]
+        if rewards:
+            found["reward"] = _mean(rewards)
+        metrics |= {f"data/{origin}/{name}": value for name, value in found.items()}
+    return metrics
+
+
 def label_metrics(
     groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]], label: TraceLabel, close: str
 ) -> dict[str, float]:

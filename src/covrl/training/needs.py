@@ -95,7 +95,11 @@ def measured(run: Run, trains: bool = True) -> Needs:
 
 def longest_problem(run: Run) -> Problem:
     """The problem with the most text in its prompts, of those that are trained on."""
-    return max(run.source.problems, key=lambda p: len(p.question) + len(p.shown))
+
+    def characters(problem: Problem) -> int:
+        return len(problem.question) + len(problem.shown) + sum(len(turn.text) for turn in problem.turns)
+
+    return max(run.source.problems, key=characters)
 
 
 def _longest_prompt(run: Run) -> int:
