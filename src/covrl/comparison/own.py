@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.assembly import build_algorithm, problem_fields
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
+from covrl.comparison.worker import Order
 from covrl.config import AlgorithmTable, RunConfig, check, config_from, override, read_settings
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest
@@ -56,12 +58,6 @@ class Own:
     facts: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def about(self) -> str:
-        """Its description in a table."""
-        problems = self.config.problems
-        return f"From {self.config.model.path}, trained on {problems.train}"
-
     def exams(self, split: str | None, samples: int, problems: int | None) -> tuple[Exam, ...]:
         """What models are measured on: the file's test problems, if it has any, and its held-out ones.
 
@@ -85,6 +81,19 @@ class Own:
         table = {**self.table, "algorithm": self._algorithm(cell.method)[0]}
         variant = VARIANTS[cell.method] if _is_variant(cell.method) else ()
         return check(RunConfig, override(table, [*variant, *training_settings(cell)]))
+
+    def orders(self, cells: Sequence[Cell], out: Path, threads: int) -> list[Order]:
+        """What the workers have to do for ``cells``: those that differ only in what is measured share one run.
+
+        A run is in the folder of :func:`run_folder`, where it continues from its checkpoint.
+        """
+        about = f"From {self.config.model.path}, trained on {self.config.problems.train}"
+        found = []
+        for _, group in groupby(cells, key=lambda cell: cell.training):
+            each = tuple(group)
+            folder = None if each[0].method == BASE else run_folder(out, each[0])
+            found.append(Order(each, self.cell_config(each[0]), out, folder, threads, about))
+        return found
 
     def _algorithm(self, method: str) -> tuple[dict[str, Any], list[str]]:
         """``[algorithm]`` for a method, and the file's settings there that the method does not have.
@@ -116,6 +125,11 @@ class Own:
             if left := self._algorithm(cell.method)[1]:
                 named = ", ".join(f"algorithm.{key}" for key in left)
                 self.notes.append(f"{cell.method} is trained without {named}: the file's, which it does not know.")
+
+
+def run_folder(out: Path, cell: Cell) -> Path:
+    """The folder of a cell's run; ``out`` is that of the results."""
+    return out.parent / "cells" / cell.training
 
 
 def _is_variant(method: str) -> bool:

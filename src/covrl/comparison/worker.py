@@ -7,7 +7,6 @@ of standard error gives the reason.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -17,16 +16,18 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from covrl.comparison.cells import Cell, Exam, cell_config, present_commit, write_result
+from pydantic import TypeAdapter
+
+from covrl.comparison.cells import Cell, present_commit, write_result
 from covrl.comparison.exam import chance_of, examine, problems_of, source_of
 from covrl.comparison.methods import BASE, settings_of
 from covrl.comparison.training import Trained, open_run, started, train_cell
-from covrl.config import RunConfig, check
+from covrl.config import RunConfig
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.records import Problem, StepReport
 
@@ -45,7 +46,7 @@ class Order:
     """A worker's task: a training, what its model is measured on, and where the results are written.
 
     ``cells`` differ only in their exams. ``folder`` is that of the run, which is kept; None for a temporary one.
-    ``about`` describes the user's own problems in tables; None: the problems are ours.
+    ``about`` describes the problems in tables; with it the results have the figures of each problem.
     """
 
     cells: tuple[Cell, ...]
@@ -55,31 +56,9 @@ class Order:
     threads: int = 1
     about: str | None = None
 
-    def record(self) -> dict[str, Any]:
-        """The order as plain data for JSON."""
-        first, *rest = self.cells
-        return {
-            "cell": first.record(),
-            "also": [asdict(cell.exam) for cell in rest],
-            "config": self.config.model_dump(mode="json"),
-            "out": str(self.out.resolve()),
-            "folder": str(self.folder.resolve()) if self.folder else None,
-            "threads": self.threads,
-            "about": self.about,
-        }
 
-    @staticmethod
-    def read(record: Mapping[str, Any]) -> Order:
-        """The order of a record."""
-        first, folder = Cell.read(record["cell"]), record["folder"]
-        return Order(
-            (first, *(replace(first, exam=Exam(**exam)) for exam in record["also"])),
-            check(RunConfig, record["config"]),
-            Path(record["out"]),
-            Path(folder) if folder else None,
-            record["threads"],
-            record["about"],
-        )
+ORDER = TypeAdapter(Order)
+"""An order as JSON."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     commit = present_commit()
     try:
-        order = Order.read(json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+        order = ORDER.validate_json(Path(arguments[0]).read_bytes())
         for cell, figures in run_order(order):
             print(write_result(order.out, cell, commit, figures))
     except UserError as error:
@@ -99,16 +78,6 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and evaluate a cell of one of our tasks; returns the content of its JSON.
-
-    Raises:
-        UserError: the method, a setting or the base cannot be used.
-    """
-    ((_, figures),) = run_order(Order((cell,), cell_config(cell), Path()))
-    return figures
 
 
 def run_order(order: Order) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -143,7 +112,7 @@ def _folder_of(order: Order) -> Generator[Path]:
 def _figures(order: Order, cell: Cell, trained: Trained, problems: Sequence[Problem]) -> dict[str, Any]:
     exam, columns = examine(trained.run, cell, problems)
     source, course = source_of(order.config.problems, cell), Course(trained)
-    own = {} if order.about is None else {"own": True, "about": order.about, "source": source, "by_problem": columns}
+    own = {} if order.about is None else {"about": order.about, "source": source, "by_problem": columns}
     return {
         "settings": list(settings_of(cell.method)) if cell.method != BASE else [],
         "chance": chance_of(source),
