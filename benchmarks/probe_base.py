@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from covrl.generation.decoding import cache_keyword
 from covrl.problems import animals, digits
+from covrl.problems.embedded import TraceCheck
 from covrl.problems.tasks import Task, find_task
 from covrl.records import Problem
 
@@ -46,7 +47,7 @@ class Probed:
     habits: Sequence[StrEnum]
     right: StrEnum
     write_trace: Callable[..., str]
-    read_trace: Callable[[str, str], digits.TraceCheck | animals.TraceCheck]
+    read_trace: Callable[[str, str], TraceCheck]
     ends_in: Callable[[str, str], bool]
 
 
