@@ -64,10 +64,7 @@ def quickstart(
     shuffle_answers: Annotated[
         bool, typer.Option("--shuffle-answers", help="Control: the posterior sees another problem's answer.")
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/quickstart-DATE-TIME]")] = None,
 ) -> None:
     """Train a tiny shipped base with CoVRL, and show what it learnt."""
@@ -146,9 +143,9 @@ def train(
     named = [f"algorithm.name={algorithm}"] * bool(algorithm) + reward_assignments(reward or [])
     checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-    from covrl.cli.train import TrainRequest, run_train
+    from covrl.cli.train import run_train
 
-    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward, engine))
+    run_train(checked, folder, dry_run, algorithm, reward, engine)
 
 
 def _only_engine(settings: list[str]) -> str | None:
@@ -224,26 +221,24 @@ def evaluate(
 ) -> None:
     """Grade answers under the prior prompt: greedy, avg@n, pass@k, maj@k, entropies, and two models side by side."""
     _cpu_defaults()
-    from covrl.cli.evaluate import EvalRequest, run_eval
+    from covrl.cli.eval_run import Order
+    from covrl.cli.evaluate import numbers, run_eval
 
-    asked = EvalRequest(
+    order = Order(
         models=model,
         problems=problems or [],
         benchmarks=benchmark or [],
         data=data or [],
         n=n,
-        k=k,
+        ks=numbers(k),
         limit=limit,
         temperature=temperature,
         answer_temperature=answer_temperature,
         max_tokens=max_tokens,
         config=config,
         settings=settings or [],
-        out=out,
-        as_json=as_json,
-        traces=traces,
     )
-    run_eval(asked)
+    run_eval(order, out, as_json, traces)
 
 
 @app.command()

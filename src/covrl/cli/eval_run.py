@@ -58,6 +58,11 @@ class Order:
     config: Path | None = None
     settings: Sequence[str] = ()
 
+    @property
+    def single(self) -> bool:
+        """Whether there is one model and one set of problems, so that its figures and traces can stand alone."""
+        return len(self.models) == len(self.problems) == 1 and not self.benchmarks
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
