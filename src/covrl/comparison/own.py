@@ -28,8 +28,7 @@ from covrl.errors import UserError
 from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
 from covrl.files import write_file
-from covrl.models.model import base_source, load_tokenizer, resolve_path
-from covrl.models.trust import quoted, safe_config
+from covrl.models.model import without_weights
 from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
@@ -184,9 +183,9 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only "
             f"{len(data['train'])} problems; lower it"
         )
-    weights, tokenizer = _model(config)
+    model = without_weights(config.model)
     begun = date.fromisoformat(before["date"]) if before else date.today()
-    prompts = dated(config.prompts, tokenizer, begun)  # cells that start on another day use the same date
+    prompts = dated(config.prompts, model.tokenizer, begun)  # cells that start on another day use the same date
     table = override(read_settings(file), assignments)
     if prompts.date:
         table = override(table, [f'prompts.date="{prompts.date}"'])
@@ -196,7 +195,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
         "name": _slug(file.stem),
         "date": begun.isoformat(),
         "config": config.model_dump(mode="json"),
-        "weights": weights,
+        "weights": Fingerprints(Path()).of_model(model),  # keeps no file
         "problems": {**(before or {}).get("problems", {}), **{key: _hash(rows) for key, rows in data.items()}},
     }
     if before:
@@ -205,7 +204,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
     own = Own(_slug(file.stem), table, config, graded, facts)
     if not graded:
         own.notes.append("No accuracy: evaluation.verifier is none, so log p(y|x,z) alone says how training went.")
-    return own, Prompts(tokenizer, prompts)
+    return own, Prompts(model.tokenizer, prompts)
 
 
 def keep(own: Own, folder: Path) -> None:
@@ -219,18 +218,6 @@ def keep(own: Own, folder: Path) -> None:
         write_file(folder / FILE, json.dumps(own.facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-
-
-def _model(config: RunConfig) -> tuple[str, Any]:
-    """Hashes that identify the model's weights and tokenizer."""
-    source = str(resolve_path(config.model.path))
-    base = base_source(source)
-    checked = safe_config(base, config.model.allow_pickle)
-    prints = Fingerprints(Path())  # keeps no file
-    commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
-    weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
-    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
-    return weights, quoted(words, lambda: load_tokenizer(words))
 
 
 def _known(path: Path) -> dict[str, Any] | None:

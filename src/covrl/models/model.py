@@ -193,6 +193,28 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     return language_model, tokenizer
 
 
+class Unloaded(NamedTuple):
+    """What is known of a model before its weights are read: where it is and where its base is, config and tokenizer."""
+
+    source: str
+    base: str
+    config: Any
+    tokenizer: Any
+
+
+def without_weights(config: ModelConfig) -> Unloaded:
+    """A model's config and tokenizer; those of an adapter are its base's, but for a tokenizer of its own.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    source = str(resolve_path(config.path))
+    base = base_source(source)
+    checked = safe_config(base, config.allow_pickle)
+    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
+    return Unloaded(source, base, checked, quoted(words, lambda: load_tokenizer(words)))
+
+
 def base_source(source: str) -> str:
     """Where the weights of a model's folder or hub id are: there, or at the base that an adapter names.
 
