@@ -16,7 +16,7 @@ from covrl.comparison.own import Own
 from covrl.comparison.run import Failure
 
 CONFIG = recipe_config(())
-OWN = Own("rare", CONFIG.model_dump(), CONFIG, graded=True, facts={})
+OWN = Own("rare", CONFIG.model_dump(), CONFIG, facts={})
 
 
 def asked(folder: Path, **changes: Any) -> Comparison:

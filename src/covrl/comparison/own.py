@@ -27,12 +27,12 @@ from covrl.config import AlgorithmTable, RunConfig, check, config_from, override
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
-from covrl.files import write_file
+from covrl.files import made, write_file
 from covrl.models.model import without_weights
 from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
-from covrl.training.resuming import ACCEPTED
+from covrl.training.resuming import flat, why_it_may_change
 
 FILE = "compare.json"
 
@@ -53,7 +53,6 @@ class Own:
     name: str
     table: Mapping[str, Any]
     config: RunConfig
-    graded: bool
     facts: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
 
@@ -200,9 +199,8 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
     }
     if before:
         _check_same(folder, before, facts)
-    graded = config.evaluation.verifier != "none"
-    own = Own(_slug(file.stem), table, config, graded, facts)
-    if not graded:
+    own = Own(_slug(file.stem), table, config, facts)
+    if config.evaluation.verifier == "none":
         own.notes.append("No accuracy: evaluation.verifier is none, so log p(y|x,z) alone says how training went.")
     return own, Prompts(model.tokenizer, prompts)
 
@@ -214,8 +212,7 @@ def keep(own: Own, folder: Path) -> None:
         UserError: the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / FILE, json.dumps(own.facts, indent=1) + "\n")
+        write_file(made(folder) / FILE, json.dumps(own.facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
 
@@ -238,8 +235,8 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     Raises:
         UserError: names the first setting that differs.
     """
-    old, new = (_flat(facts["config"]) for facts in (before, now))
-    younger = _flat(RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json"))
+    old, new = (flat(facts["config"]) for facts in (before, now))
+    younger = flat(RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
         was = old.get(key, younger.get(key))  # a setting that an older version did not have
         if was != new.get(key) and not _may_change(key):
@@ -266,12 +263,7 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _may_change(key: str) -> bool:
-    accepted = key in ACCEPTED or f"{key.partition('.')[0]}." in ACCEPTED
-    return key in FREE or (accepted and key not in WATCHED)
-
-
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{s}.{k}": v for s, values in table.items() for k, v in values.items() if v not in (None, "")}
+    return key in FREE or (why_it_may_change(key) is not None and key not in WATCHED)
 
 
 def _hash(problems: Sequence[Problem]) -> str:
