@@ -24,7 +24,7 @@ from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
-from covrl.models.model import SHIPPED, load_model
+from covrl.models.model import SHIPPED, SHIPPED_BASES, load_model
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
@@ -45,7 +45,6 @@ from covrl.training.run import Run
 from covrl.training.signals import StopRequest
 
 __all__ = [
-    "SHIPPED_RECIPES",
     "Trained",
     "alone_in",
     "ask",
@@ -60,12 +59,6 @@ __all__ = [
     "train",
     "train_run",
 ]
-
-SHIPPED_RECIPES = {
-    "covrl:digits": "quickstart.toml",
-    "covrl:digits-common": "quickstart.toml",
-    "covrl:animals": "animals.toml",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +284,7 @@ def _checkpoint_to_resume(folder: Path, config: RunConfig) -> tuple[Path | None,
 
 def has_settings(model: str) -> bool:
     """Whether a model brings settings: it is a run's folder, or a shipped base, which has its recipe."""
-    return model in SHIPPED_RECIPES or (Path(model) / "config.toml").is_file()
+    return model in SHIPPED_BASES or (Path(model) / "config.toml").is_file()
 
 
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
@@ -305,8 +298,8 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_settings(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
-    elif model in SHIPPED_RECIPES:
-        table = read_toml(SHIPPED / SHIPPED_RECIPES[model])
+    elif model in SHIPPED_BASES:
+        table = read_toml(SHIPPED / SHIPPED_BASES[model][1])
     path = str(model_of_run(Path(model))) if is_run else model
     table["model"] = {**table.get("model", {}), "path": path}
     refuse_idle_style(table, settings, str(file) if file is not None else f"the settings of {model}")

@@ -30,6 +30,13 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else transformer
 
 SHIPPED = Path(__file__).parents[1] / "quickstart"
 
+SHIPPED_BASES = {
+    "covrl:digits": ("base", "quickstart.toml"),
+    "covrl:digits-common": ("base_common", "quickstart.toml"),
+    "covrl:animals": ("base_animals", "animals.toml"),
+}
+"""Models that come with the package: by name, the folder and the recipe in :data:`SHIPPED`."""
+
 
 class Paths(NamedTuple):
     """The fast paths that a model is scored on; :func:`covrl.models.proof.prove_scoring` decides which of them hold.
@@ -283,14 +290,9 @@ def resolve_path(path: str) -> Path | str:
     """
     if not path.startswith("covrl:"):
         return path
-    shipped = {
-        "digits": SHIPPED / "base",
-        "digits-common": SHIPPED / "base_common",
-        "animals": SHIPPED / "base_animals",
-    }
-    if path.removeprefix("covrl:") not in shipped:
-        raise UserError(f"model.path: {path!r} is not shipped; there is {', '.join('covrl:' + n for n in shipped)}")
-    return shipped[path.removeprefix("covrl:")]
+    if path not in SHIPPED_BASES:
+        raise UserError(f"model.path: {path!r} is not shipped; there is {', '.join(SHIPPED_BASES)}")
+    return SHIPPED / SHIPPED_BASES[path][0]
 
 
 def resolve_device(name: str) -> torch.device:
