@@ -42,7 +42,7 @@ from covrl.training.loop import steps
 from covrl.training.optimizer import warm_up_note
 from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.run import Run
-from covrl.training.signals import StopRequest
+from covrl.training.signals import stop_requests
 
 __all__ = [
     "Trained",
@@ -133,8 +133,8 @@ def train_run(
         if world.first:
             cleanup.enter_context(alone_in(folder))
         check_alike(run)
-        stop = cleanup.enter_context(StopRequest(say))
-        run.folder, run.stopping = folder, lambda: stop.requested
+        stopping = cleanup.enter_context(stop_requests(say))
+        run.folder, run.stopping = folder, stopping
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
         for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
@@ -148,7 +148,7 @@ def train_run(
                 keeper.keep(report)  # before the others see it: what they do wrong costs no step
                 for sink in sinks:
                     sink.write(report)
-                if world.any(stop.requested) and run.done < run.config.training.steps:
+                if world.any(stopping()) and run.done < run.config.training.steps:
                     raise RunInterruptedError(f"interrupted after step {run.done}")
         except KeyboardInterrupt:  # inside a step, where the state is not whole: what is on disk stays
             raise RunInterruptedError(f"interrupted inside step {run.done + 1}") from None

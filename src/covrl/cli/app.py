@@ -96,7 +96,7 @@ def quickstart(
 def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
-    from covrl.reporting.terminal import comparison_table, trace_panel
+    from covrl.reporting.tables import comparison_table, trace_panel
 
     console = Console()
     console.print()

@@ -7,10 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +18,7 @@ from covrl.comparison.worker import ORDER, Order
 from covrl.files import alone_in, made
 from covrl.reporting.format import duration
 from covrl.training.machine import SHARED, main_memory
+from covrl.training.signals import handled
 
 JOBS = 2
 POLL_S = 0.1
@@ -119,7 +118,7 @@ def run_cells(
     environment = _environment(share)
     with (
         alone_in(made(out), "a comparison", lock="."),
-        _interrupted_by_sigterm(),
+        handled(signal.default_int_handler, signal.SIGTERM),  # as Ctrl-C, so that no process is left running
         tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch,
     ):
         try:
@@ -195,16 +194,3 @@ def _stop(running: Sequence[_Job], say: Callable[[str], None]) -> None:
         job.process.terminate()
     for job in running:
         job.process.wait()
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Generator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that no process is left running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
