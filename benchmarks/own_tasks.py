@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ def _described(result: Result) -> Result:
     return replace(result, figures=figures)
 
 
+@cache
 def updates_a_step(method: str) -> int:
     """Optimizer steps that a method takes on each batch of rollouts; by default that of the recipe."""
     training = recipe_config(VARIANTS.get(method, ())).training
