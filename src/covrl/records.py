@@ -92,7 +92,11 @@ class Observed(NamedTuple):
 
     def first(self, tokens: int) -> Observed:
         """What was observed of the first so many sampled tokens."""
-        return Observed(*(None if part is None else part[:tokens] for part in self))
+        return Observed(
+            None if self.entropy is None else self.entropy[:tokens],
+            None if self.top_ids is None else self.top_ids[:tokens],
+            None if self.top_log_probs is None else self.top_log_probs[:tokens],
+        )
 
 
 NOTHING_OBSERVED = Observed()

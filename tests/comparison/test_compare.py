@@ -14,6 +14,7 @@ from covrl.comparison.cells import Budget, Cell, Exam, write_result
 from covrl.comparison.compare import Comparison, ask_for, compare
 from covrl.comparison.own import Own
 from covrl.comparison.run import Failure
+from covrl.errors import UserError
 
 CONFIG = recipe_config(())
 OWN = Own("rare", CONFIG.model_dump(), CONFIG, facts={})
@@ -68,3 +69,9 @@ def test_what_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.methods, found.seeds, found.rates) == (("covrl", "covrl-shuffled"), (0, 1), (1e-4, 3e-4))
     assert (found.budget, found.exams) == (Budget("tokens", 1000), (Exam("test", 8, 9),))
     assert len(found.cells()) == 1 + 2 * 2 * 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(workers: list[Cell]) -> None:
+    with pytest.raises(UserError, match="/proc/nowhere: cannot write there"):
+        compare(asked(Path("/proc/nowhere")), "c")
+    assert workers == []

@@ -272,7 +272,6 @@ def test_without_a_verifier_the_likelihood_stands_alone(project: Project, covrl:
         (("--rates", "1e-4,0"), "holds what is no learning rate"),
         (("--rates", "nan"), "holds what is no learning rate"),
         (("--budget", "hours"), "expected steps or tokens, found 'hours'"),
-        (("--out", "/proc/nowhere"), "/proc/nowhere: cannot write there"),
         (("--algorithms", "covrl,covrll"), "unknown method 'covrll': did you mean covrl?"),
         (("--algorithms", "covrl,rover"), "--algorithms rover: training.mini_batches x epochs = 1"),
         (("--algorithms", "covrl-shufled"), "unknown variant 'covrl-shufled'"),
