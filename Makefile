@@ -70,14 +70,14 @@ real: $(READY)
 
 # Makes the shipped base again (about 6 minutes on one core), and measures what it does with a hint.
 base: $(READY)
-	$(VENV)/bin/python -m covrl.quickstart.make_base $(ARGS)
+	$(VENV)/bin/python benchmarks/make_base.py $(ARGS)
 
 # The base of the comparison's common setting: the right procedure in about 20 % of its traces, another in 30 %.
 base-common: $(READY)
-	$(VENV)/bin/python -m covrl.quickstart.make_base --right-share 0.2 --rival-share 0.3 --out src/covrl/quickstart/base_common $(ARGS)
+	$(VENV)/bin/python benchmarks/make_base.py --right-share 0.2 --rival-share 0.3 --out src/covrl/quickstart/base_common $(ARGS)
 
 probe: $(READY)
-	$(VENV)/bin/python -m covrl.quickstart.probe_base $(ARGS)
+	$(VENV)/bin/python benchmarks/probe_base.py $(ARGS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "covrl needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 2; }

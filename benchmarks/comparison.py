@@ -9,8 +9,7 @@ grows by a factor of two. What is measured on test is every method at its own ra
 by.
 
 Writes ``docs/results/STAGE.md`` for every stage, the courses of every method on test into
-``docs/results/curves`` and onto the methods' pages, a short table into the README, and the tuned rates into
-``src/covrl/comparison/rates.toml``, from which `covrl compare` takes them.
+``docs/results/curves`` and onto the methods' pages, and a short table into the README.
 """
 
 from __future__ import annotations
@@ -21,17 +20,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import collapse
 from curve_pages import write_pages
+from curves import curves
+from own_tasks import orders, results
 from readme_table import short_table, write_readme
+from tuning import Tuning
 
-from covrl.comparison import collapse
-from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, read_results
-from covrl.comparison.curves import curves
-from covrl.comparison.methods import BASE, TUNED
+from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing
+from covrl.comparison.methods import BASE
 from covrl.comparison.run import run_cells
 from covrl.comparison.summary import Line, lines
 from covrl.comparison.table import markdown, percent
-from covrl.comparison.tuning import Tuning
 from covrl.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -134,7 +134,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if not asked.list:
-        write_rates(asked.folder)
         write_curves(asked.folder)
         if asked.folder.resolve() == FOLDER:
             write_pages()
@@ -147,9 +146,9 @@ def order(names: Sequence[str], first: bool) -> list[tuple[int, str]]:
     return [(n, name) for n in range(1 if first else 2) for name in names if n < len(STAGES[name])]
 
 
-def results(cells: Iterable[Cell], folder: Path) -> dict[Cell, Result]:
+def results_of(cells: Iterable[Cell], folder: Path) -> dict[Cell, Result]:
     """The results that are there, the newest of each cell."""
-    return found(cells, read_results(folder / "raw"))
+    return found(cells, results(folder / "raw"))
 
 
 def names(stage: Stage, known: Sequence[Result]) -> list[str]:
@@ -175,7 +174,7 @@ def best_ravr(setting: str, known: Sequence[Result]) -> str | None:
 
 def wanted(stage: Stage, folder: Path) -> list[Cell]:
     """The cells that a stage asks for as far as results say: a tuning's grow with what was found."""
-    known = read_results(folder / "raw")
+    known = results(folder / "raw")
     methods = names(stage, known)
     if stage.tunes:
         cells = [
@@ -203,16 +202,16 @@ def untuned(stage: Stage, folder: Path) -> list[Line]:
     """The methods that a stage cannot run yet, as their rates are not tuned: every seed is missing."""
     if stage.tunes or stage.rates:
         return []
-    known = read_results(folder / "raw")
+    known = results(folder / "raw")
     waiting = [method for method in names(stage, known) if TUNING.best(method, stage.setting, known) is None]
     return [Line(method, stage.setting, None, (), stage.seeds) for method in waiting]
 
 
 def lines_of(name: str, folder: Path) -> list[Line]:
     """Everything that a stage shows, in the order of its methods: what is there and what is missing."""
-    parts, known = STAGES[name], read_results(folder / "raw")
+    parts, known = STAGES[name], results(folder / "raw")
     cells = list(dict.fromkeys(cell for part in parts for cell in wanted(part, folder)))
-    every = lines(cells, results(cells, folder)) + [line for part in parts for line in untuned(part, folder)]
+    every = lines(cells, results_of(cells, folder)) + [line for part in parts for line in untuned(part, folder)]
     place = [BASE, *(method for part in parts for method in names(part, known))]
     return sorted(every, key=lambda line: place.index(line.method))
 
@@ -230,11 +229,11 @@ def run(stage: Stage, folder: Path) -> int:
     failed: set[Cell] = set()
     while True:
         cells = wanted(stage, folder)
-        todo = [cell for cell in missing(cells, results(cells, folder)) if cell not in failed]
+        todo = [cell for cell in missing(cells, results_of(cells, folder)) if cell not in failed]
         if not todo:
             return len(failed)
         print(f"{stage.setting}: {len(todo)} of {len(cells)} cells to run", flush=True)
-        failures = run_cells(todo, folder / "raw", say=lambda text: print(text, flush=True))
+        failures = run_cells(orders(todo, folder / "raw"), folder / "raw", say=lambda text: print(text, flush=True))
         failed |= {failure.cell for failure in failures}
 
 
@@ -243,7 +242,7 @@ def write(name: str, folder: Path) -> None:
     every = lines_of(name, folder)
     command = f"python benchmarks/comparison.py --stage {name}"
     more = [collapse.table(collapse.endings(every, WEAK, PLAIN), WEAK, PLAIN)] if name == "beta" else []
-    known = read_results(folder / "raw")
+    known = results(folder / "raw")
     notes = [ravr_note(part.setting, known) for part in STAGES[name] if part.seeds and RAVR in part.methods]
     text = markdown(every, {}, command, more, [*NOTES.get(name, ()), *notes], f"Comparison: {name}")
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
@@ -278,21 +277,9 @@ def write_curves(folder: Path) -> None:
 def rows_of(setting: str, folder: Path) -> dict[str, Line]:
     """The base and the methods with five seeds, by the name that a short table gives them."""
     every = {line.method: line for line in lines_of(f"test-{setting}", folder)}
-    best = best_ravr(setting, read_results(folder / "raw")) or RAVR
+    best = best_ravr(setting, results(folder / "raw")) or RAVR
     named = {method: best if method == RAVR else method for method in (BASE, *LONG)}
     return {row.removesuffix("-tuned"): every[method] for row, method in named.items() if method in every}
-
-
-def write_rates(folder: Path) -> None:
-    """The rates that are tuned so far, for `covrl compare`."""
-    known = read_results(folder / "raw")
-    text = "# Learning rates tuned on dev by benchmarks/comparison.py; not edited by hand.\n"
-    methods = [m for m in dict.fromkeys((*LONG, *RAVRS, *SHORT, *ABLATIONS, *REUSE)) if m != RAVR]
-    for setting in ("rare", "common"):
-        best = {m: TUNING.best(m, setting, known) for m in methods}
-        rows = [f'"{method}" = {rate!r}' for method, rate in best.items() if rate]
-        text += "\n".join(["", f"[{setting}]", *rows, ""])
-    TUNED.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

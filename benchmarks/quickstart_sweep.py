@@ -4,7 +4,7 @@
 
 Each cell is a process of one thread; results are appended as they finish and cells that are there are not run again.
 Prints the table of docs/results/quickstart.md. `--base NAME=FOLDER` adds bases made with other seeds
-(`python -m covrl.quickstart.make_base --seed 1 --out FOLDER`).
+(`python benchmarks/make_base.py --seed 1 --out FOLDER`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
-from covrl.models.model import SHIPPED, load_model
+from covrl.models.model import SHIPPED, SHIPPED_BASES, load_model
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
@@ -42,10 +42,9 @@ from covrl.training.loop import steps
 from covrl.training.optimizer import warm_up_note
 from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.run import Run
-from covrl.training.signals import StopRequest
+from covrl.training.signals import stop_requests
 
 __all__ = [
-    "SHIPPED_RECIPES",
     "Trained",
     "alone_in",
     "ask",
@@ -60,12 +59,6 @@ __all__ = [
     "train",
     "train_run",
 ]
-
-SHIPPED_RECIPES = {
-    "covrl:digits": "quickstart.toml",
-    "covrl:digits-common": "quickstart.toml",
-    "covrl:animals": "animals.toml",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +133,8 @@ def train_run(
         if world.first:
             cleanup.enter_context(alone_in(folder))
         check_alike(run)
-        stop = cleanup.enter_context(StopRequest(say))
-        run.folder, run.stopping = folder, lambda: stop.requested
+        stopping = cleanup.enter_context(stop_requests(say))
+        run.folder, run.stopping = folder, stopping
         keeper = Keeper(run, folder)
         sinks = sinks if world.first else ()
         for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
@@ -155,7 +148,7 @@ def train_run(
                 keeper.keep(report)  # before the others see it: what they do wrong costs no step
                 for sink in sinks:
                     sink.write(report)
-                if world.any(stop.requested) and run.done < run.config.training.steps:
+                if world.any(stopping()) and run.done < run.config.training.steps:
                     raise RunInterruptedError(f"interrupted after step {run.done}")
         except KeyboardInterrupt:  # inside a step, where the state is not whole: what is on disk stays
             raise RunInterruptedError(f"interrupted inside step {run.done + 1}") from None
@@ -291,7 +284,7 @@ def _checkpoint_to_resume(folder: Path, config: RunConfig) -> tuple[Path | None,
 
 def has_settings(model: str) -> bool:
     """Whether a model brings settings: it is a run's folder, or a shipped base, which has its recipe."""
-    return model in SHIPPED_RECIPES or (Path(model) / "config.toml").is_file()
+    return model in SHIPPED_BASES or (Path(model) / "config.toml").is_file()
 
 
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
@@ -305,8 +298,8 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_settings(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
-    elif model in SHIPPED_RECIPES:
-        table = read_toml(SHIPPED / SHIPPED_RECIPES[model])
+    elif model in SHIPPED_BASES:
+        table = read_toml(SHIPPED / SHIPPED_BASES[model][1])
     path = str(model_of_run(Path(model))) if is_run else model
     table["model"] = {**table.get("model", {}), "path": path}
     refuse_idle_style(table, settings, str(file) if file is not None else f"the settings of {model}")

@@ -7,6 +7,7 @@ Importing this module does not import torch. The ``[algorithm]`` table is kept a
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -912,15 +913,8 @@ def _toml_key(key: str) -> str:
 
 
 def _toml_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml_text, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml_key(k)} = {_toml_text(v)}" for k, v in value.items() if v is not None) + "}"
-    if isinstance(value, str):
-        escaped = "".join(
-            f"\\u{ord(c):04x}" if c < " " or c == "\x7f" else {"\\": "\\\\", '"': '\\"'}.get(c, c) for c in value
-        )
-        return f'"{escaped}"'
-    return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # what JSON allows and TOML does not

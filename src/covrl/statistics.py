@@ -59,12 +59,12 @@ def avg_at_n(correct: Sequence[int], n: int) -> float:
 
 
 def bootstrap_intervals(
-    columns: Mapping[Name, Sequence[float]], seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+    columns: Mapping[Name, Sequence[float]], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[Name, Interval]:
     """Interval of each column's mean over problems, by the percentile bootstrap.
 
     ``columns[name][i]`` is the figure of problem ``i``. Problems are drawn with replacement, as many as there are,
-    ``resamples`` times; the interval runs between the (1 − level)/2 quantiles of the means, interpolated between
+    ``resamples`` times; the interval runs between the (1 − LEVEL)/2 quantiles of the means, interpolated between
     neighbours. All columns share the draws, and the same ``seed`` gives the same interval. It covers the choice of
     problems alone. Where every problem has the same figure it has no width, which says nothing of other problems.
 
@@ -81,7 +81,7 @@ def bootstrap_intervals(
         drawn = Counter(rng.choices(rows, k=len(rows)))
         for place, found in enumerate(means):
             found.append(math.fsum(row[place] * count for row, count in drawn.items()) / len(rows))
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     return {
         name: Interval(quantile(found, tail), quantile(found, 1 - tail))
         for name, found in zip(columns, means, strict=True)
@@ -115,9 +115,7 @@ def wilson(share: float, count: int, level: float = LEVEL) -> Interval:
     return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def t_interval(
-    values: Sequence[float], level: float = LEVEL, within: tuple[float, float] = (-math.inf, math.inf)
-) -> Interval | None:
+def t_interval(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Interval | None:
     """Student's interval of the mean of independent runs, cut to ``within``; ``None`` for fewer than two.
 
     For three to five seeds. A bootstrap of so few values is too narrow: three values have ten different resamples,
@@ -126,7 +124,7 @@ def t_interval(
     """
     if len(values) < 2:
         return None
-    half = t_quantile((1 + level) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = t_quantile((1 + LEVEL) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     mean, (least, most) = fmean(values), within
     return Interval(max(mean - half, least), min(mean + half, most))
 

@@ -29,6 +29,7 @@ def result(
         "counting": COUNTING,
         "chance": 1 / 21,
         "steps": 20,
+        "updates": 20,
         "stopped": None,
         "exam": exam,
         "curve": curve,

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tuning import Tuning
+
 from comparison.results import cell as made_cell
 from comparison.results import result
-
 from covrl.comparison.cells import COUNTING, Budget, Cell, Exam, write_result
 from covrl.comparison.methods import BASE
 from covrl.comparison.summary import Line, lines
-from covrl.comparison.tuning import Tuning
 
 # Its name is that of this folder, so it is loaded by its path.
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "comparison.py"
@@ -22,10 +22,8 @@ assert SPEC
 assert SPEC.loader
 benchmark = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = benchmark  # dataclasses look their module up
-sys.path.insert(0, str(SCRIPT.parent))
 SPEC.loader.exec_module(benchmark)
 readme_table = sys.modules["readme_table"]
-sys.path.remove(str(SCRIPT.parent))  # its scripts have names that folders of tests have too
 
 TUNING = Tuning((100,), Budget("steps", 50), Exam("dev", 4, 1000), rates=(1.0, 2.0, 3.0), least=1.0, most=3.0)
 
@@ -118,9 +116,9 @@ def test_reported_results_of_another_counting_are_run_again_and_tuned_ones_stay(
         put(folder, cell, counting=1 if cell.method == "rlpr" else COUNTING)
     ran: list[Cell] = []
 
-    def run_cells(todo, out, say):
-        ran.extend(todo)
-        for cell in todo:
+    def run_cells(orders, out, say):
+        ran.extend(cell for order in orders for cell in order.cells)
+        for cell in ran:
             put(folder, cell)
         return []
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from own_tasks import SETTINGS, outdated, recipe_config
+from pydantic import TypeAdapter
 
 import covrl
 from covrl.comparison.cells import (
@@ -25,16 +27,7 @@ from covrl.comparison.cells import (
     read_results,
     write_result,
 )
-from covrl.comparison.methods import (
-    BASE,
-    RATES,
-    SETTINGS,
-    VARIANTS,
-    check_names,
-    default_rate,
-    recipe_config,
-    settings_of,
-)
+from covrl.comparison.methods import BASE, VARIANTS, settings_of
 from covrl.errors import UserError
 
 CELL = Cell("covrl", "rare", 1.5e-4, 0, Budget("steps", 100), Exam("test"))
@@ -58,7 +51,7 @@ def test_the_file_s_name_tells_cells_apart(one: Cell, other: Cell) -> None:
 
 @given(CELLS)
 def test_a_record_gives_the_cell_back(cell: Cell) -> None:
-    assert Cell.read(json.loads(json.dumps(cell.record()))) == cell
+    assert TypeAdapter(Cell).validate_json(json.dumps(asdict(cell))) == cell
 
 
 def test_the_file_s_name() -> None:
@@ -71,18 +64,6 @@ def test_a_grid_has_the_base_once_and_goes_seed_by_seed() -> None:
     assert [c.setting for c in cells if c.method == BASE] == ["rare", "common"]
     assert [c.seed for c in cells[2:]] == [0] * 8 + [1] * 8
     assert {c.rate for c in cells[2:]} == {1e-4, 3e-4}
-
-
-def test_without_rates_each_method_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("covrl.comparison.methods.RATES", {("covrl", "rare"): 7e-5})
-    cells = grid(["covrl"], ["rare", "common"], [0], Budget("steps", 9), Exam("dev"))
-    assert [c.rate for c in cells[2:]] == [7e-5, 1.5e-4]
-    assert default_rate("grpo", "rare") == recipe_config(()).training.learning_rate
-
-
-def test_the_tuned_rates_are_of_known_methods_and_settings() -> None:
-    check_names(tuple({method for method, _ in RATES}), tuple({setting for _, setting in RATES}))
-    assert all(0 < rate < 0.01 for rate in RATES.values())
 
 
 def test_results_are_written_whole_and_read_back(tmp_path: Path) -> None:
@@ -117,47 +98,25 @@ def test_missing_are_the_cells_without_a_result_of_the_commit() -> None:
     assert missing([*cells, *cells], found(cells, results, "new")) == [cells[0], cells[2]]
 
 
-def test_a_reported_training_whose_costs_another_code_made_is_missing() -> None:
+def test_a_reported_training_whose_costs_another_code_made_is_outdated() -> None:
     old = {"finished": "2026-02-01"}  # results of the first counting hold no number of it
     base, dev = replace(CELL, method=BASE), replace(CELL, exam=Exam("dev"))
-    results = [Result(cell, "old", old) for cell in (CELL, base, dev)]
-    assert set(found([CELL, base, dev], results)) == {base, dev}, "no cost of the base, and no rate, depends on it"
-    assert list(found([CELL], results, "old")) == [CELL], "asked for by its commit"
-    new = Result(CELL, "new", {"finished": "2026-01-01", "counting": COUNTING})
-    assert found([CELL], [*results, new])[CELL] is new, "even where the outdated one is newer"
-    assert missing([CELL], found([CELL], [Result(CELL, "next", {"counting": COUNTING + 1})])) == [CELL]
+    assert [outdated(Result(cell, "old", old)) for cell in (CELL, base, dev)] == [True, False, False]
+    assert not outdated(Result(CELL, "new", {"counting": COUNTING}))
+    assert outdated(Result(CELL, "next", {"counting": COUNTING + 1}))
 
 
 def test_every_variant_changes_the_recipe() -> None:
     plain = recipe_config(("algorithm.name=covrl",))
     for name in VARIANTS:
         assert recipe_config(settings_of(name)) != plain, name
-    ours = tuple(name for name in VARIANTS if name.startswith("covrl-"))
-    check_names((BASE, "covrl", *ours), tuple(SETTINGS))
 
 
 def test_settings_name_shipped_bases() -> None:
     from covrl.models.model import resolve_path
 
-    for setting in SETTINGS.values():
-        assert (Path(resolve_path(setting.model)) / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("methods", "settings", "said"),
-    [
-        (("grpoo-x",), ("rare",), "unknown method 'grpoo-x'"),
-        (("covrl-shufled",), ("rare",), "unknown variant 'covrl-shufled': did you mean covrl-shuffled?"),
-        (("covrl",), ("rarer",), "unknown setting 'rarer'; there are rare, common"),
-        (("broken",), ("rare",), "unknown setting betta: did you mean beta?"),
-    ],
-)
-def test_unknown_names_are_refused_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], settings: tuple[str, ...], said: str
-) -> None:
-    monkeypatch.setitem(VARIANTS, "broken", ("algorithm.name=covrl", "algorithm.betta=1"))
-    with pytest.raises(UserError, match=said.replace("?", r"\?")):
-        check_names(methods, settings)
+    for name in SETTINGS:
+        assert (Path(resolve_path(recipe_config((), name).model.path)) / "model.safetensors").is_file()
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -186,12 +145,6 @@ def test_the_commit_is_that_of_the_package_s_files(tmp_path: Path, monkeypatch: 
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "results")
     assert present_commit() == head, "nor do commits of them"
-    (package / "comparison").mkdir()
-    (package / "comparison" / "rates.toml").write_text("written while cells are running")
-    assert present_commit() == head, "a cell holds its rate itself"
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "rates")
-    assert present_commit() == head
     (package / "new.py").write_text("")
     assert present_commit() == f"{head}-dirty"
     git(tmp_path, "add", ".")

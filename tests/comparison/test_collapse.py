@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from comparison.results import cell, result
+from collapse import Ending, endings, table, verdict
 
+from comparison.results import cell, result
 from covrl.comparison.cells import Cell, Result
-from covrl.comparison.collapse import Ending, endings, table, verdict
 from covrl.comparison.summary import lines
 
 WEAK, PLAIN = "covrl-beta-0.1", "covrl"

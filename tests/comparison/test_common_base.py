@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 
+import base_texts as task
 import pytest
 import torch
+from make_base import BASE_FOLDER, RIGHT_SHARE, RIVAL, digit_rows, main, prior_weights, supervised_rows
+from probe_base import complete
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from covrl.problems.digits import RIGHT, Habit, problems, questions, read_trace
-from covrl.quickstart import task
-from covrl.quickstart.make_base import BASE_FOLDER, RIGHT_SHARE, RIVAL, digit_rows, main, prior_weights, supervised_rows
-from covrl.quickstart.probe_base import complete
 
 COMMON = BASE_FOLDER.with_name("base_common")
 

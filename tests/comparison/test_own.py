@@ -14,15 +14,15 @@ import pytest
 import torch
 from commands import Covrl
 from models import save_tiny
+from own_tasks import SETTINGS
 from projects import PROMPTS, write_rows
 
 from covrl.cli.app import main
 from covrl.comparison import compare as module
 from covrl.comparison import training
 from covrl.comparison.cells import Budget, Cell, Exam, Result, read_results, write_result
-from covrl.comparison.methods import CONFIGS, SETTINGS
 from covrl.comparison.own import Own, load_own
-from covrl.comparison.run import Failure, Share, _orders, divide, run_cells
+from covrl.comparison.run import Failure, Share, divide, run_cells
 from covrl.comparison.summary import lead_by_problem, lines
 from covrl.comparison.worker import run_order
 from covrl.config import RunConfig, check, override, read_toml
@@ -85,9 +85,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     project = Project(tmp_path_factory.mktemp("own"), [])
     threads = torch.get_num_threads()
 
-    def in_process(cells, out, say, share, own) -> list[Failure]:
+    def in_process(orders, out, say, share) -> list[Failure]:
         failures = []
-        for order in _orders(cells, out, share, own):
+        for order in orders:
             project.ran.append(list(order.cells))
             if order.folder:
                 order.folder.mkdir(parents=True, exist_ok=True)
@@ -266,8 +266,12 @@ def test_without_a_verifier_the_likelihood_stands_alone(project: Project, covrl:
     ("typed", "said"),
     [
         (("--config", "no.toml"), "no.toml: no such file"),
-        (("--settings", "rare"), "--config compares on the model and problems of a file, --settings on ours"),
         (("--seeds", ""), "--seeds: expected a list such as a,b,c"),
+        (("--seeds", "0,x"), "--seeds: 'x' is not a number"),
+        (("--seeds", "0,-1"), "-1 is negative"),
+        (("--rates", "1e-4,0"), "holds what is no learning rate"),
+        (("--rates", "nan"), "holds what is no learning rate"),
+        (("--budget", "hours"), "expected steps or tokens, found 'hours'"),
         (("--algorithms", "covrl,covrll"), "unknown method 'covrll': did you mean covrl?"),
         (("--algorithms", "covrl,rover"), "--algorithms rover: training.mini_batches x epochs = 1"),
         (("--algorithms", "covrl-shufled"), "unknown variant 'covrl-shufled'"),
@@ -288,11 +292,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert line.startswith("covrl: ")
     assert said in line
     assert not (project.folder / "bad").exists()
-
-
-def test_set_needs_a_file(covrl: Covrl) -> None:
-    found = covrl("compare", "--algorithms", "covrl", "--set", "training.steps=3")
-    assert (found.code, found.err.startswith("covrl: --set changes settings of a file")) == (2, True)
 
 
 def loaded(project: Project, *settings: str, methods: tuple[str, ...] = ("covrl",)) -> Own:
@@ -321,7 +320,7 @@ def test_a_method_has_the_settings_that_it_knows_and_a_variant_its_own(project: 
 def test_a_real_process_has_its_share_and_ends_where_one_in_this_process_does(project: Project) -> None:
     own, done = loaded(project), project.figures("out", "covrl", 1)
     out = project.folder / "real" / "raw"
-    assert run_cells([cell(seed=1)], out, share=Share(2, 1), own=own) == []
+    assert run_cells(own.orders([cell(seed=1)], out, 1), out, share=Share(2, 1)) == []
     figures = project.figures("real", "covrl", 1)
     assert figures["curve"] == done["curve"]
     assert figures["exam"] == done["exam"]
@@ -365,11 +364,11 @@ def test_our_own_tasks_are_files_that_are_compared_as_before() -> None:
 
     before = ("training.stream_norms_every=0", "report.traces_every=1000000", "evaluation.every=5")
     for name, setting in SETTINGS.items():
-        task = "animals" if name == "animals" else "digits"
-        table = override(read_toml(RECIPES[task].file), (*before, f'model.path="{setting.model}"'))
+        task, ours = "animals" if name == "animals" else "digits", read_toml(setting.file)
+        table = override(read_toml(RECIPES[task].file), (*before, f'model.path="{ours["model"]["path"]}"'))
         table["problems"]["test"] = f"{task}:test"
         table["report"].pop("groups_shown")
-        assert check(RunConfig, table) == check(RunConfig, read_toml(CONFIGS / f"{name}.toml")), name
+        assert check(RunConfig, table) == check(RunConfig, ours), name
 
 
 def test_a_damaged_folder_is_named(project: Project, covrl: Covrl) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from own_tasks import orders
 
 from covrl.comparison.cells import Budget, Cell, Exam, read_results
 from covrl.comparison.run import Failure, run_cells, worker_command
@@ -20,7 +20,7 @@ CELLS = [Cell("covrl", "rare", 1.5e-4, seed, Budget("steps", 1), Exam("dev", 1, 
 STAND_IN = """
 import json, os, pathlib, sys, time
 order = json.load(open(sys.argv[1]))
-cell, out = order["cell"], pathlib.Path(order["out"])
+cell, out = order["cells"][0], pathlib.Path(order["out"])
 alive = out.parent / "alive"
 alive.mkdir(exist_ok=True)
 mine = alive / str(cell["seed"])
@@ -47,7 +47,7 @@ def log(folder: Path) -> list[list[str]]:
 
 def test_every_cell_runs_two_at_a_time_and_a_failure_stops_no_other(tmp_path: Path) -> None:
     said: list[str] = []
-    failures = run_cells(CELLS, tmp_path / "raw", said.append, stand_in)
+    failures = run_cells(orders(CELLS, tmp_path / "raw"), tmp_path / "raw", said.append, stand_in)
     assert failures == [Failure(CELLS[1], "ValueError: it broke")]
     assert sorted(r.cell.seed for r in read_results(tmp_path / "raw")) == [0, 2, 3, 4]
     assert sorted(int(seed) for seed, _, _ in log(tmp_path)) == [0, 1, 2, 3, 4]
@@ -64,7 +64,7 @@ def test_an_interruption_ends_the_processes_and_keeps_what_is_done(tmp_path: Pat
 
     endless = replace(CELLS[0], seed=9)
     with pytest.raises(KeyboardInterrupt):
-        run_cells([endless, CELLS[0]], tmp_path / "raw", interrupt, stand_in)
+        run_cells(orders([endless, CELLS[0]], tmp_path / "raw"), tmp_path / "raw", interrupt, stand_in)
     assert [r.cell.seed for r in read_results(tmp_path / "raw")] == [0]
     assert run_cells([], tmp_path / "raw") == [], "the folder is free again"
 
@@ -73,22 +73,25 @@ def test_a_process_that_is_killed_is_a_failure(tmp_path: Path) -> None:
     def suicide(order: Path) -> list[str]:
         return [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
 
-    assert run_cells(CELLS[:1], tmp_path, command=suicide)[0].reason == "nothing on standard error (signal 9)"
+    assert (
+        run_cells(orders(CELLS[:1], tmp_path), tmp_path, command=suicide)[0].reason
+        == "nothing on standard error (signal 9)"
+    )
 
 
 def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
     with alone_in(tmp_path, lock="."), pytest.raises(UserError, match="a comparison is going on in this folder"):
-        run_cells(CELLS, tmp_path, command=stand_in)
+        run_cells(orders(CELLS, tmp_path), tmp_path, command=stand_in)
     assert list(tmp_path.iterdir()) == [], "the lock leaves nothing behind"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write there"):
-        run_cells(CELLS, tmp_path / "file", command=stand_in)
+        run_cells([], tmp_path / "file", command=stand_in)
 
 
 def test_the_real_worker_writes_a_result_or_says_why_not(tmp_path: Path) -> None:
     base = Cell("base", "rare", 0.0, 0, Budget("steps", 0), Exam("dev", 1, 4))
     odd = replace(CELLS[0], method="no-such-method")
-    failures = run_cells([base, odd], tmp_path)
+    failures = run_cells(orders([base, odd], tmp_path), tmp_path)
     assert [(f.cell, "unknown method 'no-such-method'" in f.reason) for f in failures] == [(odd, True)]
     (result,) = read_results(tmp_path)
     assert result.cell == base
@@ -98,5 +101,4 @@ def test_the_real_worker_writes_a_result_or_says_why_not(tmp_path: Path) -> None
 
 def test_the_worker_s_command_is_this_interpreter_s() -> None:
     assert worker_command(Path("x.json")) == [sys.executable, "-m", "covrl.comparison.worker", "x.json"]
-    assert json.dumps(CELLS[0].record())
     assert os.path.isabs(sys.executable)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from comparison.results import cell, result
 
+from comparison.results import cell, result
 from covrl.comparison.cells import Result
 from covrl.comparison.soon import (
     Pair,

@@ -7,9 +7,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from comparison.results import cell, result
 from rich.console import Console
 
+from comparison.results import cell, result
 from covrl.comparison.cells import Cell, Result
 from covrl.comparison.page import mean_course, render
 from covrl.comparison.summary import (
@@ -180,7 +180,7 @@ def test_the_mean_course_is_over_seeds() -> None:
 
 
 def test_the_cost_counts_updates_beside_steps() -> None:
-    every = made(*(result(cell(name), 0.5) for name in ("grpo", "grpo-reuse", "rover")))
+    every = made(*(result(cell(name), 0.5, updates=n) for name, n in (("grpo", 20), ("grpo-reuse", 80), ("rover", 40))))
     rows = grids(every)["rare"][-1].rows
     assert [(row[0], row[2], row[3]) for row in rows] == [
         ("grpo", "20", "20"),

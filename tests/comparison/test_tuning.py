@@ -5,12 +5,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from comparison.results import cell, result
+from curves import curves, up_to
+from tuning import Tuning
 
+from comparison.results import cell, result
 from covrl.comparison.cells import Budget, Cell, Exam, Result
-from covrl.comparison.curves import curves, up_to
 from covrl.comparison.summary import lines
-from covrl.comparison.tuning import Tuning
 
 TUNING = Tuning((100, 101), Budget("steps", 50), Exam("dev", 4, 1000), rates=(2.0, 4.0), least=0.5, most=16.0)
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from own_tasks import cell_config
 
 from covrl.algorithms.covrl import CoVRL
 from covrl.api import build
 from covrl.comparison import worker
-from covrl.comparison.cells import Budget, Cell, Exam, cell_config, read_results
+from covrl.comparison.cells import Budget, Cell, Exam, read_results
 from covrl.comparison.methods import VARIANTS
 from covrl.comparison.training import planned_steps, train_cell
-from covrl.comparison.worker import Order, run_cell
+from covrl.comparison.worker import ORDER, Order, run_order
 
 TINY = (
     "algorithm.name=covrl",
@@ -34,6 +35,11 @@ CELL = Cell("tiny", "rare", 1.5e-4, 3, Budget("steps", 3), Exam("dev", 2, 6))
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "tiny", TINY)
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    ((_, figures),) = run_order(Order((cell,), cell_config(cell), Path()))
+    return figures
 
 
 def steady(figures: dict[str, Any]) -> dict[str, Any]:
@@ -112,9 +118,9 @@ def test_the_command_writes_the_result(
     told = Order(
         (CELL, replace(CELL, exam=Exam("test"))), cell_config(CELL), tmp_path / "raw", tmp_path / "run", 2, "x"
     )
-    assert Order.read(json.loads(json.dumps(told.record()))) == told
+    assert ORDER.validate_json(ORDER.dump_json(told)) == told
     told = replace(told, cells=(CELL,), folder=None)
-    order.write_text(json.dumps(told.record()))
+    order.write_bytes(ORDER.dump_json(told))
     monkeypatch.setattr(worker, "run_order", lambda order: [(cell, {"steps": 0}) for cell in order.cells])
     assert worker.main([str(order)]) == 0
     assert [r.cell for r in read_results(tmp_path / "raw")] == [CELL]

@@ -15,11 +15,10 @@ from covrl.evaluation.support import (
     answer_entropy,
     deal_against_itself,
     deal_halves,
-    detectable,
     maj_at_k,
+    mean_support,
     null_quantiles,
     rate_intervals,
-    split_half_null,
     support,
 )
 
@@ -55,18 +54,18 @@ def test_different_lengths_are_refused() -> None:
 
 def test_the_null_gains_what_it_loses() -> None:
     marks = [[i % 7 == j % 7 for j in range(8)] for i in range(40)] + [[True] * 8] * 20 + [[False] * 8] * 20
-    null = split_half_null(marks, draws=2000)
+    null = mean_support(deal_against_itself(marks, draws=2000))
     assert null.gained == pytest.approx(null.lost, rel=0.1)
     assert null.gained > 0
     assert null.kept + null.gained + null.lost + null.neither == pytest.approx(len(marks))
 
 
 def test_halves_of_one_right_sample_are_never_both_right() -> None:
-    null = split_half_null([[True, False, False, False]], draws=400)
+    null = mean_support(deal_against_itself([[True, False, False, False]], draws=400))
     assert null.kept == 0
     assert null.gained + null.lost == pytest.approx(1.0)
     with pytest.raises(ValueError, match="two samples"):
-        split_half_null([[True]])
+        deal_against_itself([[True]])
 
 
 def test_the_intervals_hold_the_figures_and_shrink_with_problems() -> None:
@@ -102,17 +101,12 @@ def test_the_nulls_quantiles_hold_what_chance_does_and_not_what_training_did() -
     assert all(low < high for low, high in ends.values())
     low, high = ends["nscr"]
     assert low < 0 < high
-    mean = split_half_null(base)
+    mean = mean_support(deal_against_itself(base))
     assert all(ends[name].low < getattr(mean, name) < ends[name].high for name in ends)
     equal, gained = (rate_intervals(deal_halves(base, other))["nscr"] for other in (same, better))
     assert equal.low < high
     assert equal.high > low
     assert gained.low > high
-
-
-def test_what_n_samples_can_see() -> None:
-    assert detectable(8192) == pytest.approx(3.657e-4, rel=1e-3)
-    assert (1 - detectable(8192)) ** 8192 == pytest.approx(0.05, rel=1e-3)
 
 
 def test_answer_entropy() -> None:

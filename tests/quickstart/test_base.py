@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 import re
 
+import base_texts as task
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from make_base import BASE_FOLDER, build_model, build_tokenizer, collate, supervised_rows, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from covrl.problems.digits import RIGHT, Habit, questions, read_trace, result, write_trace
-from covrl.quickstart import task
-from covrl.quickstart.make_base import BASE_FOLDER, build_model, build_tokenizer, collate, supervised_rows, train
 
 TOKENIZER = build_tokenizer()
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import random
 from itertools import permutations
 
+import base_texts as task
+import make_base
+import make_text_base
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from make_base import Example, build_model, build_tokenizer
+from make_text_base import BASE_FOLDER, VOCABULARY, supervised_rows, train_animals
+from probe_base import PROBED, answer_log_probs, probe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from covrl.api import build
@@ -16,10 +22,6 @@ from covrl.config import RunConfig, check, read_toml
 from covrl.problems.animals import ANIMALS, PHRASINGS, RIGHT, Habit, phrase, questions, read_trace, result
 from covrl.problems.animals import write_trace as write
 from covrl.problems.tasks import find_task
-from covrl.quickstart import make_base, make_text_base, task
-from covrl.quickstart.make_base import Example, build_model, build_tokenizer
-from covrl.quickstart.make_text_base import BASE_FOLDER, VOCABULARY, supervised_rows, train_animals
-from covrl.quickstart.probe_base import PROBED, answer_log_probs, probe
 
 TOKENIZER = build_tokenizer(VOCABULARY)
 RECIPE = BASE_FOLDER.parent / "animals.toml"

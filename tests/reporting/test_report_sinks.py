@@ -150,7 +150,7 @@ def test_a_line_that_the_disk_does_not_take_whole_leaves_nothing(tmp_path):
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.write(StepReport(1, {"a": 1.0}))
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    file = sink._lines._file
+    file = sink._file
 
     class Full:
         """Takes 9 bytes of a line, then is full."""
@@ -167,7 +167,7 @@ def test_a_line_that_the_disk_does_not_take_whole_leaves_nothing(tmp_path):
         def __getattr__(self, name):
             return getattr(file, name)
 
-    sink._lines._file = Full()
+    sink._file = Full()
     with pytest.raises(OSError, match="No space left"):
         sink.write(StepReport(2, {"a": 2.0}))
     sink.close()

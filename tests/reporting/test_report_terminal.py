@@ -7,7 +7,8 @@ from rich.console import Console
 
 from covrl.records import StepReport
 from covrl.reporting.summary import Attempt, Example, ResultRow
-from covrl.reporting.terminal import Progress, comparison_table, sparkline, trace_panel
+from covrl.reporting.tables import comparison_table, trace_panel
+from covrl.reporting.terminal import Progress, sparkline
 
 
 def console(terminal, width=80):

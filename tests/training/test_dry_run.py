@@ -131,7 +131,7 @@ def test_what_is_kept_follows_what_is_trained_and_not_the_callers_mode(make: Mak
 def test_a_machine_that_is_too_small_is_said_with_what_to_change(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tokens_per_pass=10**6)
     enough = dry_run(run).cost
-    assert enough.memory < enough.total
+    assert enough.memory < enough.machine.total
 
     def small(run: Run) -> Memory:
         del run
@@ -139,13 +139,13 @@ def test_a_machine_that_is_too_small_is_said_with_what_to_change(make: Make, mon
 
     monkeypatch.setattr("covrl.training.dry_run.least_memory", small)
     found = dry_run(run)
-    assert found.cost.total == enough.memory // 2
+    assert found.cost.machine.total == enough.memory // 2
     said = [note for note in found.notes if note.startswith("there is ")]
     assert len(said) == 1
     assert "a training pass takes about" in said[0]
     assert "lower training.tokens_per_pass" in said[0]
-    assert ("lower generation.rows_per_pass" in said[0]) == (enough.sampling > 0.8 * found.cost.total)
-    assert enough.rows == 28 * measured(run).row, "no more rows than a step has"
+    assert ("lower generation.rows_per_pass" in said[0]) == (enough.sampling > 0.8 * found.cost.machine.total)
+    assert enough.rows == 28, "no more rows than a step has"
 
 
 def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) -> None:
@@ -153,11 +153,12 @@ def test_a_measurement_leaves_no_gradient_and_its_sum_is_the_memory(make: Make) 
     found = dry_run(run)
     assert all(p.grad is None for p in run.parameters)
     assert run.done == 0
-    cost = found.cost
+    cost, needs = found.cost, found.cost.needs
     assert cost.activations > 0
-    assert cost.memory == cost.weights + cost.gradients + cost.apart + cost.optimizer + cost.activations + cost.logits
+    held = needs.weights + needs.gradients + needs.apart + needs.optimizer + needs.logits
+    assert cost.memory == held + cost.activations
     vocabulary = len(run.prompts.tokenizer)
-    assert cost.logits == 2 * 3 * 4 * vocabulary * 4096, "a small vocabulary does not fill the bound"
+    assert needs.logits == 2 * 3 * 4 * vocabulary * 4096, "a small vocabulary does not fill the bound"
 
 
 def test_answers_that_are_too_long_to_be_written_are_noted(make: Make) -> None:

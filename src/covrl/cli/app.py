@@ -64,10 +64,7 @@ def quickstart(
     shuffle_answers: Annotated[
         bool, typer.Option("--shuffle-answers", help="Control: the posterior sees another problem's answer.")
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/quickstart-DATE-TIME]")] = None,
 ) -> None:
     """Train a tiny shipped base with CoVRL, and show what it learnt."""
@@ -99,7 +96,7 @@ def quickstart(
 def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
-    from covrl.reporting.terminal import comparison_table, trace_panel
+    from covrl.reporting.tables import comparison_table, trace_panel
 
     console = Console()
     console.print()
@@ -146,9 +143,9 @@ def train(
     named = [f"algorithm.name={algorithm}"] * bool(algorithm) + reward_assignments(reward or [])
     checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-    from covrl.cli.train import TrainRequest, run_train
+    from covrl.cli.train import run_train
 
-    run_train(TrainRequest(checked, folder, dry_run, algorithm, reward, engine))
+    run_train(checked, folder, dry_run, algorithm, reward, engine)
 
 
 def _only_engine(settings: list[str]) -> str | None:
@@ -224,26 +221,24 @@ def evaluate(
 ) -> None:
     """Grade answers under the prior prompt: greedy, avg@n, pass@k, maj@k, entropies, and two models side by side."""
     _cpu_defaults()
-    from covrl.cli.evaluate import EvalRequest, run_eval
+    from covrl.cli.eval_run import Order
+    from covrl.cli.evaluate import numbers, run_eval
 
-    asked = EvalRequest(
+    order = Order(
         models=model,
         problems=problems or [],
         benchmarks=benchmark or [],
         data=data or [],
         n=n,
-        k=k,
+        ks=numbers(k),
         limit=limit,
         temperature=temperature,
         answer_temperature=answer_temperature,
         max_tokens=max_tokens,
         config=config,
         settings=settings or [],
-        out=out,
-        as_json=as_json,
-        traces=traces,
     )
-    run_eval(asked)
+    run_eval(order, out, as_json, traces)
 
 
 @app.command()
@@ -464,29 +459,18 @@ def doctor() -> None:
 
 @app.command()
 def compare(
+    config: Annotated[Path, typer.Option(help="TOML file of a run: methods are compared on its model and problems.")],
     algorithms: Annotated[str, typer.Option(metavar="A,B,…", help="Methods or their named variants.")],
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of a run: compare on its model and problems. [our small tasks]")
-    ] = None,
     settings: Settings = None,
     seeds: Annotated[str, typer.Option(metavar="0,1,…", help="Seeds of the runs.")] = "0,1,2",
-    at: Annotated[
-        str | None,
-        typer.Option("--settings", metavar="A,B", help="Our tasks: common, rare, animals. [common,rare]"),
-    ] = None,
-    rates: Annotated[
-        str, typer.Option(metavar="R,…", help="Learning rates. [each method's own; with --config the file's]")
-    ] = "",
+    rates: Annotated[str, typer.Option(metavar="R,…", help="Learning rates. [the file's]")] = "",
     budget: Annotated[str, typer.Option(help="steps or tokens (generated): what is the same for all.")] = "steps",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="With --budget steps. [100; with --config the file's]")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="With --budget steps. [the file's]")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="With --budget tokens.")] = 300_000,
     split: Annotated[
         str | None,
         typer.Option(
-            help="What the trained models are measured on: dev or test [test]; with --config held_out or test "
-            "[both, where the file has problems.test]."
+            help="What the trained models are measured on: held_out or test. [both, where the file has problems.test]"
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", "--samples", min=0, help="Samples per problem (avg@n, pass@k).")] = 8,
@@ -495,7 +479,7 @@ def compare(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of table, page and results. [docs/results; with --config runs/compare-NAME]"),
+        typer.Option(help="Folder of table, page and results. [runs/compare-NAME]"),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the table and the page.")] = "compare",
     commit: Annotated[
@@ -507,23 +491,13 @@ def compare(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each training. [cores divided by jobs]")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="List finished and missing results; run nothing.")] = False,
 ) -> None:
-    """Train methods from the same base, a few at a time, and compare them; only what is missing is run."""
-    if config and at:
-        raise UserError("--config compares on the model and problems of a file, --settings on ours: leave one out")
-    if settings and not config:
-        raise UserError(
-            "--set changes settings of a file: give it with --config (ours are in covrl/comparison/configs)"
-        )
+    """Train methods on the same model and problems, a few at a time, and compare them; what is missing is run."""
     _cpu_defaults()
-    from covrl.comparison.compare import ask_for, ask_for_own, compare_and_show
+    from covrl.comparison.compare import ask_for, compare_and_show
 
-    if config:
-        folder = out or Path("runs") / f"compare-{config.stem}"
-        typed = (algorithms, seeds, rates, budget, steps, tokens, split, n, limit, folder, commit)
-        asked = ask_for_own(config, settings or [], *typed)
-    else:
-        typed = (seeds, rates, budget, steps or 100, tokens, split or "test", n, limit)
-        asked = ask_for(algorithms, at or "common,rare", *typed, out or Path("docs/results"), commit)
+    folder = out or Path("runs") / f"compare-{config.stem}"
+    typed = (algorithms, seeds, rates, budget, steps, tokens, split, n, limit, folder, commit)
+    asked = ask_for(config, settings or [], *typed)
     if not compare_and_show(asked, name, only_list, jobs, threads):
         raise typer.Exit(1)
 

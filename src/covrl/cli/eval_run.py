@@ -24,9 +24,8 @@ from covrl.files import alone_in, made
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.generation.proof import prove
-from covrl.models.model import base_source, load_model, load_tokenizer, resolve_path
+from covrl.models.model import load_model, without_weights
 from covrl.models.text import context_length
-from covrl.models.trust import quoted, safe_config
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_rows, check_tokens
@@ -57,6 +56,11 @@ class Order:
     max_tokens: int | None = None
     config: Path | None = None
     settings: Sequence[str] = ()
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one model and one set of problems, so that its figures and traces can stand alone."""
+        return len(self.models) == len(self.problems) == 1 and not self.benchmarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,21 +217,15 @@ def _candidate(
     name: str, config: RunConfig, exams: Sequence[Exam], order: Order, prints: Fingerprints, today: date
 ) -> _Candidate:
     """Everything about a model that can be checked without its weights."""
-    source = str(resolve_path(config.model.path))
-    base = base_source(source)
-    checked = safe_config(base, config.model.allow_pickle)
-    context = context_length(checked)
-    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
-    tokenizer = quoted(words, lambda: load_tokenizer(words))
-    config = config.model_copy(update={"prompts": dated(config.prompts, tokenizer, today)})
-    commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
-    weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
+    model = without_weights(config.model)
+    context = context_length(model.config)
+    config = config.model_copy(update={"prompts": dated(config.prompts, model.tokenizer, today)})
     own = {exam.name: _as_sat(exam, config, order) for exam in exams}
-    candidate = _Candidate(name, config, tokenizer, context, weights, own)
+    candidate = _Candidate(name, config, model.tokenizer, context, prints.of_model(model), own)
     for exam in own.values():
         prompts = candidate.prompts(exam)
         check_tokens(prompts, [])
-        check_rows(prompts, getattr(checked.get_text_config(), "vocab_size", sys.maxsize), exam.problems)
+        check_rows(prompts, getattr(model.config.get_text_config(), "vocab_size", sys.maxsize), exam.problems)
         check_room(exam, prompts, context, name)
     return candidate
 

@@ -45,63 +45,22 @@ FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
 """The form of the reward for methods without a setting for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvalRequest:
-    """The options of `covrl eval`."""
-
-    models: Sequence[str]
-    problems: Sequence[str]
-    benchmarks: Sequence[str]
-    data: Sequence[str]
-    n: int | None
-    k: str
-    limit: int | None
-    temperature: float | None
-    answer_temperature: float | None
-    max_tokens: int | None
-    config: Path | None
-    settings: Sequence[str]
-    out: Path | None
-    as_json: bool
-    traces: Path | None
-
-    @property
-    def single(self) -> bool:
-        """Whether there is one model and one set of problems: ``--json`` prints its figures, and ``--traces`` is
-        allowed."""
-        return len(self.models) == len(self.problems) == 1 and not self.benchmarks
-
-
-def run_eval(asked: EvalRequest) -> None:
-    """All of :func:`evaluate_several`, in a folder, and its tables."""
-    if asked.traces:
-        if not asked.single:
+def run_eval(order: Order, out: Path | None, as_json: bool, traces: Path | None) -> None:
+    """All of :func:`evaluate_several`, in the folder ``out``, and its tables; or one JSON line of figures."""
+    if traces:
+        if not order.single:
             raise UserError(
                 "--traces is for one model and one --problems: else every trace is under --out, in samples/"
             )
-        check_writable(asked.traces)
-    order = Order(
-        asked.models,
-        asked.problems,
-        asked.benchmarks,
-        asked.data,
-        asked.n,
-        _numbers(asked.k),
-        asked.limit,
-        asked.temperature,
-        asked.answer_temperature,
-        asked.max_tokens,
-        asked.config,
-        asked.settings,
-    )
-    out = asked.out or Path("runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
+        check_writable(traces)
+    out = out or Path("runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     outcome = evaluate_several(order, out, _say)
     paths = write_results(out, outcome)
-    if asked.traces:
+    if traces:
         (solved,) = outcome.solved.values()
-        write_traces(asked.traces, solved)
-    if asked.as_json:
-        print(json.dumps(_figures_alone(asked, outcome, out) if asked.single else outcome.record))
+        write_traces(traces, solved)
+    if as_json:
+        print(json.dumps(_figures_alone(order, outcome, out) if order.single else outcome.record))
         return
     console = Console()
     for table in tables(outcome.record):
@@ -110,13 +69,13 @@ def run_eval(asked: EvalRequest) -> None:
         print(path)
 
 
-def _figures_alone(asked: EvalRequest, outcome: Outcome, out: Path) -> dict[str, Any]:
-    (model,), (problems,) = asked.models, asked.problems
+def _figures_alone(order: Order, outcome: Outcome, out: Path) -> dict[str, Any]:
+    (model,), (problems,) = order.models, order.problems
     figures = outcome.record["figures"][problems][model]
     return {"model": model, "problem_source": problems, "out": str(out)} | figures
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """``1,4,8`` as numbers.
 
     Raises:

@@ -88,23 +88,23 @@ def _cost_table(cost: Cost) -> Table:
     for name in ("estimate", ""):
         table.add_column(name, justify="left" if name else "right")
     sizes = {
-        "weights": cost.weights,
-        "gradients": cost.gradients,
-        "gradients of streams, when measured": cost.apart,
-        "optimizer": cost.optimizer,
+        "weights": cost.needs.weights,
+        "gradients": cost.needs.gradients,
+        "gradients of streams, when measured": cost.needs.apart,
+        "optimizer": cost.needs.optimizer,
         "activations, one pass": cost.activations,
-        "logits at once, at most": cost.logits,
+        "logits at once, at most": cost.needs.logits,
     }
     for name, size in sizes.items():
         table.add_row(name, mebibytes(size))
 
     def size(bytes_: int) -> Text:
-        return Text(mebibytes(bytes_), "bold red" if bytes_ > cost.total else "")
+        return Text(mebibytes(bytes_), "bold red" if bytes_ > cost.machine.total else "")
 
     table.add_row("memory in a training pass", size(cost.memory))
-    table.add_row("rows while sampling, at most", mebibytes(cost.rows))
+    table.add_row("rows while sampling, at most", mebibytes(cost.rows * cost.needs.row))
     table.add_row("memory while sampling", size(cost.sampling))
-    table.add_row(f"there is, of {cost.machine}", mebibytes(cost.total))
+    table.add_row(f"there is, of {cost.machine.of}", mebibytes(cost.machine.total))
     table.add_row("disk", mebibytes(cost.disk))
     table.add_row("time, all steps", duration(cost.seconds))
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -27,31 +26,29 @@ from covrl.training.run import Run
 from covrl.training.warm_format import roles_named, solved_problems, warm_format
 
 
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """The options of `covrl train`: settings of a new run in ``folder``, or None to resume the one that is there."""
+def run_train(
+    config: RunConfig | None,
+    folder: Path,
+    rehearsal: bool,
+    algorithm: str | None,
+    reward: Sequence[str] | None,
+    engine: str | None,
+) -> None:
+    """Begin a run with ``config`` in ``folder``, resume the one that is there (None), or make a dry run.
 
-    config: RunConfig | None
-    folder: Path
-    dry_run: bool
-    algorithm: str | None
-    reward: Sequence[str] | None
-    engine: str | None = None
-    """Of a resumed run, in the place of the one that its file names."""
-
-
-def run_train(asked: TrainRequest) -> None:
-    """Begin or resume a run, or make a dry run; of several processes only the first prints and reports."""
-    if asked.config is not None:
-        run = api.build(asked.config)
+    ``engine`` is that of a resumed run, in the place of the one that its file names. Of several processes only the
+    first prints and reports.
+    """
+    if config is not None:
+        run = api.build(config)
     else:
-        run = api.resume(asked.folder, reward=asked.reward, algorithm=asked.algorithm, engine=asked.engine)
-    if asked.dry_run:
+        run = api.resume(folder, reward=reward, algorithm=algorithm, engine=engine)
+    if rehearsal:
         _rehearse(run)
         return
     check_trackers(run.config.report.trackers)
-    folder = run.world.broadcast(asked.folder)
-    if asked.config is not None:
+    folder = run.world.broadcast(folder)
+    if config is not None:
         run.world.on_rank0(lambda: api.new_run_folder(folder))
     elif run.done >= run.config.training.steps:
         if run.world.first:

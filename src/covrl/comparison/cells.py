@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 import covrl
-from covrl.comparison.methods import BASE, default_rate, recipe_config, settings_of
-from covrl.config import RunConfig
-from covrl.errors import UserError
+from covrl.comparison.methods import BASE
+from covrl.errors import UserError, first_fault
 from covrl.files import write_file
 
 SAMPLES = 8
@@ -97,15 +98,8 @@ class Cell:
         """The name of the result's file."""
         return f"{self}__{commit}.json"
 
-    def record(self) -> dict[str, Any]:
-        """The cell as its JSON has it."""
-        return asdict(self)
 
-    @staticmethod
-    def read(record: Mapping[str, Any]) -> Cell:
-        """The cell of a record; raises KeyError or TypeError if the record is no cell."""
-        plain = {name: record[name] for name in ("method", "setting", "rate", "seed")}
-        return Cell(**plain, budget=Budget(**record["budget"]), exam=Exam(**record["exam"]))
+_CELL = TypeAdapter(Cell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +115,6 @@ class Result:
         """Whether its tokens and seconds may be compared with those of the present code."""
         return self.figures.get("counting", 1) == COUNTING
 
-    @property
-    def outdated(self) -> bool:
-        """Whether it is to be run again: a reported training whose costs are not those of the present code.
-
-        Results on dev stay valid, because rates are chosen only by accuracy; so does the base, which costs nothing.
-        A training on somebody's own problems stays too: its folder has what it cost then.
-        """
-        kept = self.cell.exam.split != "test" or self.cell.method == BASE or self.figures.get("own", False)
-        return not kept and not self.counted
-
 
 def grid(
     methods: Sequence[str],
@@ -138,12 +122,10 @@ def grid(
     seeds: Sequence[int],
     budget: Budget,
     exam: Exam,
-    rates: Sequence[float] = (),
+    rates: Sequence[float],
 ) -> list[Cell]:
     """All cells of a comparison: the base once per setting, then seed by seed, so that every method has its first seed
     soon.
-
-    Without ``rates`` each method has its own.
     """
     bases = [Cell(BASE, setting, 0.0, 0, Budget("steps", 0), exam) for setting in settings]
     return bases + [
@@ -152,7 +134,7 @@ def grid(
         for setting in settings
         for method in methods
         if method != BASE
-        for rate in rates or [default_rate(method, setting)]
+        for rate in rates
     ]
 
 
@@ -168,31 +150,27 @@ def read_results(folder: Path) -> list[Result]:
 def _read(path: Path) -> Result:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Result(Cell.read(record["cell"]), record["commit"], record)
+        return Result(_CELL.validate_python(record["cell"]), record["commit"], record)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the result of a comparison: {type(error).__name__}: {error}") from None
+        what = first_fault(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not the result of a comparison: {what}") from None
 
 
 def write_result(folder: Path, cell: Cell, commit: str, figures: Mapping[str, Any]) -> Path:
     """Write a result's file; it is complete or not there at all."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / cell.file(commit)
-    text = json.dumps(
-        {"cell": cell.record(), "commit": commit, "counting": COUNTING, **figures}, indent=1, allow_nan=False
-    )
-    write_file(target, text + "\n")
+    record = {"cell": asdict(cell), "commit": commit, "counting": COUNTING, **figures}
+    write_file(target, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return target
 
 
 def found(cells: Iterable[Cell], results: Iterable[Result], commit: str | None = None) -> dict[Cell, Result]:
-    """The result of each cell that has one; of several the newest; outdated ones do not count.
-
-    With a ``commit`` only its results count, outdated or not.
-    """
+    """The result of each cell that has one; of several the newest. With a ``commit`` only its results count."""
     wanted = set(cells)
     chosen: dict[Cell, Result] = {}
     for result in sorted(results, key=lambda r: str(r.figures.get("finished", ""))):
-        if result.cell in wanted and (not result.outdated if commit is None else result.commit == commit):
+        if result.cell in wanted and commit in (None, result.commit):
             chosen[result.cell] = result
     return chosen
 
@@ -205,16 +183,14 @@ def missing(cells: Iterable[Cell], results: Mapping[Cell, Result]) -> list[Cell]
 def present_commit() -> str:
     """The last commit that changed the code that runs: ten digits, ``-dirty`` where the package's files differ from it.
 
-    Commits of results and docs do not change it, and neither do the tuned rates, which a tuning writes into the
-    package while cells are running: a cell holds its own. Outside a checkout it is the package's version.
+    Commits of results and docs do not change it. Outside a checkout it is the package's version.
     """
     folder = Path(covrl.__file__).parent
-    code = (".", ":(exclude)comparison/rates.toml")
-    last = _git(folder, "log", "-1", "--abbrev=10", "--format=%h", "--", *code)
+    last = _git(folder, "log", "-1", "--abbrev=10", "--format=%h", "--", ".")
     # A package that is installed inside another project's checkout is not of that project's commit.
     if not last or not _git(folder, "ls-files", "__init__.py"):
         return f"v{covrl.__version__}"
-    return f"{last}-dirty" if _git(folder, "status", "--porcelain", "--", *code) else last
+    return f"{last}-dirty" if _git(folder, "status", "--porcelain", "--", ".") else last
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -223,14 +199,6 @@ def _git(folder: Path, *arguments: str) -> str:
     except OSError:  # no git on this machine
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def cell_config(cell: Cell) -> RunConfig:
-    """The settings of a cell's run on one of our tasks: its file, the method's settings, then what the cell says."""
-    own = training_settings(cell)
-    if cell.method == BASE:
-        return recipe_config(own, cell.setting)
-    return recipe_config((*settings_of(cell.method), *own), cell.setting)
 
 
 def training_settings(cell: Cell) -> tuple[str, ...]:

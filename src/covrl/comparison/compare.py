@@ -13,10 +13,9 @@ from typing import TypeVar
 from rich.console import Console
 
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, present_commit, read_results
-from covrl.comparison.methods import check_names
-from covrl.comparison.own import Own, keep, load_own
+from covrl.comparison.own import Own, keep, load_own, run_folder
 from covrl.comparison.page import render
-from covrl.comparison.run import TWO, Share, cores, divide, run_cells, run_folder
+from covrl.comparison.run import TWO, Share, cores, divide, run_cells
 from covrl.comparison.summary import Line, lines
 from covrl.comparison.table import markdown, show
 from covrl.errors import RunInterruptedError, UserError
@@ -31,20 +30,18 @@ Kind = TypeVar("Kind", int, float)
 class Comparison:
     """What is compared; ``folder`` gets the table and the page, ``folder/raw`` the results.
 
-    With ``commit`` only results of that commit count, otherwise the newest of each cell. ``own`` is a file of settings
-    instead of our tasks; it may name two sources of problems to be measured on, and ``also`` is the second.
+    With ``commit`` only results of that commit count, otherwise the newest of each cell. Models are measured on each
+    of the ``exams``.
     """
 
+    own: Own
     methods: tuple[str, ...]
-    settings: tuple[str, ...]
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
     budget: Budget
-    exam: Exam
+    exams: tuple[Exam, ...]
     folder: Path
     commit: str | None = None
-    own: Own | None = None
-    also: tuple[Exam, ...] = ()
 
     @property
     def raw(self) -> Path:
@@ -53,8 +50,8 @@ class Comparison:
 
     def cells(self) -> list[Cell]:
         """Every cell of the comparison."""
-        cells = grid(self.methods, self.settings, self.seeds, self.budget, self.exam, self.rates)
-        return [replace(cell, exam=exam) for cell in cells for exam in (self.exam, *self.also)]
+        cells = grid(self.methods, (self.own.name,), self.seeds, self.budget, self.exams[0], self.rates)
+        return [replace(cell, exam=exam) for cell in cells for exam in self.exams]
 
     def results(self) -> dict[Cell, Result]:
         """The existing results.
@@ -68,48 +65,8 @@ class Comparison:
         """The cells that have no result yet."""
         return missing(self.cells(), self.results())
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for the reader on how the user's own file was used."""
-        return tuple(self.own.notes) if self.own else ()
-
 
 def ask_for(
-    algorithms: str,
-    settings: str,
-    seeds: str,
-    rates: str,
-    budget: str,
-    steps: int,
-    tokens: int,
-    split: str,
-    samples: int,
-    problems: int | None,
-    folder: Path,
-    commit: str | None = None,
-) -> Comparison:
-    """The comparison that the command line describes; lists are separated by commas, the commit ``HEAD`` is the present
-    one.
-
-    Raises:
-        UserError: an unknown name, an empty list, or something that is no number.
-    """
-    methods, chosen = _names("--algorithms", algorithms), _names("--settings", settings)
-    numbers, learning = _seeds(seeds), _rates(rates)
-    check_names(methods, chosen)
-    return Comparison(
-        methods,
-        chosen,
-        numbers,
-        learning,
-        _budget(budget, steps, tokens),
-        _exam(split, samples, problems),
-        folder,
-        present_commit() if commit == "HEAD" else commit,
-    )
-
-
-def ask_for_own(
     config: Path,
     assignments: Sequence[str],
     algorithms: str,
@@ -126,8 +83,10 @@ def ask_for_own(
 ) -> Comparison:
     """The comparison that the command line describes, on the model and the problems of a settings file.
 
+    Lists are separated by commas, the commit ``HEAD`` is the present one.
+
     Raises:
-        UserError: as :func:`ask_for` and :func:`load_own`.
+        UserError: an unknown name, an empty list, something that is no number, or as :func:`load_own`.
     """
     methods, numbers, learning = _names("--algorithms", algorithms), _seeds(seeds), _rates(rates)
     own, prompts = load_own(config, assignments, methods, folder)
@@ -135,20 +94,9 @@ def ask_for_own(
     if not learning:
         learning = (training.learning_rate,)
         own.notes.append(f"Every method has the learning rate of the file, {learning[0]:g}: none was tuned.")
-    exam, *also = own.exams(split, samples, problems)
-    spent = _budget(budget, steps or training.steps, tokens)
-    asked = Comparison(
-        methods,
-        (own.name,),
-        numbers,
-        learning,
-        spent,
-        exam,
-        folder,
-        present_commit() if commit == "HEAD" else commit,
-        own,
-        tuple(also),
-    )
+    exams, spent = own.exams(split, samples, problems), _budget(budget, steps or training.steps, tokens)
+    counted = present_commit() if commit == "HEAD" else commit
+    asked = Comparison(own, methods, numbers, learning, spent, exams, folder, counted)
     own.check_methods(asked.cells(), prompts)
     return asked
 
@@ -176,13 +124,6 @@ def _budget(kind: str, steps: int, tokens: int) -> Budget:
     raise UserError(f"--budget: expected steps or tokens, found {kind!r}")
 
 
-def _exam(split: str, samples: int, problems: int | None) -> Exam:
-    match split:
-        case "dev" | "test":
-            return Exam(split, samples, problems)
-    raise UserError(f"--split: expected dev or test, found {split!r}")
-
-
 def compare(
     asked: Comparison,
     command: str,
@@ -195,12 +136,12 @@ def compare(
     Raises:
         UserError: the folder cannot be used, or another comparison is running in it.
     """
-    if asked.own:
-        keep(asked.own, asked.folder)
-    failed = {f.cell: f.reason for f in run_cells(asked.missing(), asked.raw, say, share=share, own=asked.own)}
+    keep(asked.own, asked.folder)
+    orders = asked.own.orders(asked.missing(), asked.raw, share.threads)
+    failed = {f.cell: f.reason for f in run_cells(orders, asked.raw, say, share=share)}
     every = lines(asked.cells(), asked.results())
-    (asked.folder / f"{name}.md").write_text(markdown(every, failed, command, notes=asked.notes), encoding="utf-8")
-    (asked.folder / f"{name}.html").write_text(render(every, failed, asked.notes), encoding="utf-8")
+    (asked.folder / f"{name}.md").write_text(markdown(every, failed, command, notes=asked.own.notes), encoding="utf-8")
+    (asked.folder / f"{name}.html").write_text(render(every, failed, asked.own.notes), encoding="utf-8")
     return every, failed
 
 
@@ -224,27 +165,20 @@ def compare_and_show(
     say: Callable[[str], None] = lambda text: print(visible(text), file=sys.stderr, flush=True)  # noqa: E731
     every, left = ({cell.training: cell for cell in cells} for cells in (asked.cells(), asked.missing()))
     say(f"{len(left)} of {len(every)} cells are missing")
-    for note in asked.notes:
+    for note in asked.own.notes:
         say(note)
-    share = _share(asked, jobs, threads, len(every))
+    accelerator = resolve_device(asked.own.config.model.device).type != "cpu"
+    share = divide(jobs, threads, cores(), len(every), accelerator)
     if left:
         say(f"{share.jobs} at a time, {share.threads} thread{'s' if share.threads > 1 else ''} each")
     try:
         found_lines, failed = compare(asked, shlex.join(["covrl", *sys.argv[1:]]), say, name, share)
     except KeyboardInterrupt:
         raise RunInterruptedError("interrupted; the same command goes on where this was") from None
-    show(Console(), found_lines, failed, asked.notes)
+    show(Console(), found_lines, failed, asked.own.notes)
     for suffix in ("md", "html"):
         print(asked.folder / f"{name}.{suffix}")
     return not failed
-
-
-def _share(asked: Comparison, jobs: int | None, threads: int | None, most: int) -> Share:
-    """How the machine is divided; our own tasks are too small for a second thread."""
-    if asked.own is None:
-        return divide(jobs, threads or 1, cores(), most)
-    accelerator = resolve_device(asked.own.config.model.device).type != "cpu"
-    return divide(jobs, threads, cores(), most, accelerator)
 
 
 def states(asked: Comparison) -> list[tuple[str, str]]:
@@ -266,7 +200,7 @@ def states(asked: Comparison) -> list[tuple[str, str]]:
 def _progress(asked: Comparison, cell: Cell) -> str:
     """The progress of a cell that is not finished."""
     folder = run_folder(asked.raw, cell)
-    if asked.own is None or not (folder / "config.toml").exists():
+    if not (folder / "config.toml").exists():
         return "missing"
     there = checkpoints(folder / "checkpoints")
     step = step_of(there[-1]) if there else 0

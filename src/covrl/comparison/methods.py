@@ -1,38 +1,13 @@
-"""What can be compared, as data: the settings, and every method with its controls and ablations."""
+"""The methods that can be compared, with controls and ablations: settings by name."""
 
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
-from typing import NamedTuple
 
-from covrl.config import RunConfig, check, override, read_toml
 from covrl.errors import UserError
-
-CONFIGS = Path(__file__).with_name("configs")
-"""Our own tasks, each a file of settings."""
 
 BASE = "base"
 """The untrained model: a row of every table, evaluated once per setting."""
-
-
-class Setting(NamedTuple):
-    """A base and problems that all methods start from, as a file of settings, and what a table says of it."""
-
-    file: Path
-    about: str
-
-    @property
-    def model(self) -> str:
-        """Where the base is."""
-        return read_toml(self.file)["model"]["path"]
-
-
-SETTINGS = {
-    "rare": Setting(CONFIGS / "rare.toml", "the right procedure in about 0.5 % of the base's traces"),
-    "common": Setting(CONFIGS / "common.toml", "the right procedure in about 20 % of the base's traces"),
-    "animals": Setting(CONFIGS / "animals.toml", "answers in words, in five phrasings"),
-}
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     # a method that is refused with a single update a batch
@@ -72,57 +47,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """Settings by name: variants of methods, and methods that need other settings than the recipe's. Any other name is the
 method of that name with its own defaults."""
 
-TUNED = Path(__file__).with_name("rates.toml")
-"""The file of tuned learning rates: one table per setting, one rate per method."""
-
-
-def read_rates(path: Path = TUNED) -> dict[tuple[str, str], float]:
-    """Learning rates that were tuned on dev, by (method, setting)."""
-    return {(method, setting): rate for setting, rates in read_toml(path).items() for method, rate in rates.items()}
-
-
-RATES = read_rates()
-
 
 def settings_of(method: str) -> tuple[str, ...]:
     """The ``section.key=value`` settings that make a run one of this method."""
     return VARIANTS.get(method, (f"algorithm.name={method}",))
-
-
-def default_rate(method: str, setting: str) -> float:
-    """The default learning rate of a method: the tuned one, else the recipe's."""
-    recipe = read_toml(SETTINGS[setting].file)["training"]["learning_rate"]
-    return RATES.get((method, setting), recipe)
-
-
-def updates_a_step(method: str) -> int:
-    """Optimizer steps that a method takes on each batch of rollouts; by default that of the recipe."""
-    training = recipe_config(VARIANTS.get(method, ())).training
-    return min(training.mini_batches, training.problems_per_step) * training.epochs
-
-
-def recipe_config(settings: tuple[str, ...], setting: str = "rare") -> RunConfig:
-    """The file of one of our tasks with settings applied; raises UserError like every config."""
-    return check(RunConfig, override(read_toml(SETTINGS[setting].file), settings))
-
-
-def check_names(methods: tuple[str, ...], settings: tuple[str, ...]) -> None:
-    """Every name must be known, and the variants' settings must be the method's, before anything is trained.
-
-    Raises:
-        UserError: names the first that is not, and the nearest that is.
-    """
-    from covrl.algorithms import find_algorithm
-
-    for name in settings:
-        if name not in SETTINGS:
-            raise UserError(f"--settings: unknown setting {name!r}; there are {', '.join(SETTINGS)}")
-    for name in methods:
-        if name == BASE:
-            continue
-        check_variant(name)
-        table = recipe_config(settings_of(name)).algorithm
-        check(find_algorithm(table.name).Config, table.settings, where=f"--algorithms {name}: ")
 
 
 def check_variant(name: str) -> None:

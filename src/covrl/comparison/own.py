@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,17 @@ from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.assembly import build_algorithm, problem_fields, training_problems
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
+from covrl.comparison.worker import Order
 from covrl.config import AlgorithmTable, RunConfig, check, config_from, override, read_settings
 from covrl.errors import UserError
 from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
-from covrl.files import write_file
-from covrl.models.model import base_source, load_tokenizer, resolve_path
-from covrl.models.trust import quoted, safe_config
+from covrl.files import made, write_file
+from covrl.models.model import without_weights
 from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
-from covrl.training.resuming import ACCEPTED
+from covrl.training.resuming import flat, why_it_may_change
 
 FILE = "compare.json"
 
@@ -52,15 +53,8 @@ class Own:
     name: str
     table: Mapping[str, Any]
     config: RunConfig
-    graded: bool
     facts: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def about(self) -> str:
-        """Its description in a table."""
-        problems = self.config.problems
-        return f"From {self.config.model.path}, trained on {problems.train_names}"
 
     def exams(self, split: str | None, samples: int, problems: int | None) -> tuple[Exam, ...]:
         """What models are measured on: the file's test problems, if it has any, and its held-out ones.
@@ -85,6 +79,19 @@ class Own:
         table = {**self.table, "algorithm": self._algorithm(cell.method)[0]}
         variant = VARIANTS[cell.method] if _is_variant(cell.method) else ()
         return check(RunConfig, override(table, [*variant, *training_settings(cell)]))
+
+    def orders(self, cells: Sequence[Cell], out: Path, threads: int) -> list[Order]:
+        """What the workers have to do for ``cells``: those that differ only in what is measured share one run.
+
+        A run is in the folder of :func:`run_folder`, where it continues from its checkpoint.
+        """
+        about = f"From {self.config.model.path}, trained on {self.config.problems.train_names}"
+        found = []
+        for _, group in groupby(cells, key=lambda cell: cell.training):
+            each = tuple(group)
+            folder = None if each[0].method == BASE else run_folder(out, each[0])
+            found.append(Order(each, self.cell_config(each[0]), out, folder, threads, about))
+        return found
 
     def _algorithm(self, method: str) -> tuple[dict[str, Any], list[str]]:
         """``[algorithm]`` for a method, and the file's settings there that the method does not have.
@@ -116,6 +123,11 @@ class Own:
             if left := self._algorithm(cell.method)[1]:
                 named = ", ".join(f"algorithm.{key}" for key in left)
                 self.notes.append(f"{cell.method} is trained without {named}: the file's, which it does not know.")
+
+
+def run_folder(out: Path, cell: Cell) -> Path:
+    """The folder of a cell's run; ``out`` is that of the results."""
+    return out.parent / "cells" / cell.training
 
 
 def _is_variant(method: str) -> bool:
@@ -171,9 +183,9 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only "
             f"{len(data['train'])} problems; lower it"
         )
-    weights, tokenizer = _model(config)
+    model = without_weights(config.model)
     begun = date.fromisoformat(before["date"]) if before else date.today()
-    prompts = dated(config.prompts, tokenizer, begun)  # cells that start on another day use the same date
+    prompts = dated(config.prompts, model.tokenizer, begun)  # cells that start on another day use the same date
     table = override(read_settings(file), assignments)
     if prompts.date:
         table = override(table, [f'prompts.date="{prompts.date}"'])
@@ -183,16 +195,15 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
         "name": _slug(file.stem),
         "date": begun.isoformat(),
         "config": config.model_dump(mode="json"),
-        "weights": weights,
+        "weights": Fingerprints(Path()).of_model(model),  # keeps no file
         "problems": {**(before or {}).get("problems", {}), **{key: _hash(rows) for key, rows in data.items()}},
     }
     if before:
         _check_same(folder, before, facts)
-    graded = config.evaluation.verifier != "none"
-    own = Own(_slug(file.stem), table, config, graded, facts)
-    if not graded:
+    own = Own(_slug(file.stem), table, config, facts)
+    if config.evaluation.verifier == "none":
         own.notes.append("No accuracy: evaluation.verifier is none, so log p(y|x,z) alone says how training went.")
-    return own, Prompts(tokenizer, prompts)
+    return own, Prompts(model.tokenizer, prompts)
 
 
 def keep(own: Own, folder: Path) -> None:
@@ -202,22 +213,9 @@ def keep(own: Own, folder: Path) -> None:
         UserError: the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / FILE, json.dumps(own.facts, indent=1) + "\n")
+        write_file(made(folder) / FILE, json.dumps(own.facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-
-
-def _model(config: RunConfig) -> tuple[str, Any]:
-    """Hashes that identify the model's weights and tokenizer."""
-    source = str(resolve_path(config.model.path))
-    base = base_source(source)
-    checked = safe_config(base, config.model.allow_pickle)
-    prints = Fingerprints(Path())  # keeps no file
-    commit = getattr(checked, "_commit_hash", None)  # of a snapshot of the hub
-    weights = "-".join(filter(None, [prints.of(Path(p)) for p in dict.fromkeys((source, base))] + [commit]))
-    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
-    return weights, quoted(words, lambda: load_tokenizer(words))
 
 
 def _known(path: Path) -> dict[str, Any] | None:
@@ -238,8 +236,8 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     Raises:
         UserError: names the first setting that differs.
     """
-    old, new = (_flat(facts["config"]) for facts in (before, now))
-    younger = _flat(RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json"))
+    old, new = (flat(facts["config"]) for facts in (before, now))
+    younger = flat(RunConfig.model_validate({"model": {"path": "-"}}).model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
         was = old.get(key, younger.get(key))  # a setting that an older version did not have
         if was != new.get(key) and not _may_change(key):
@@ -266,12 +264,7 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _may_change(key: str) -> bool:
-    accepted = key in ACCEPTED or f"{key.partition('.')[0]}." in ACCEPTED
-    return key in FREE or (accepted and key not in WATCHED)
-
-
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{s}.{k}": v for s, values in table.items() for k, v in values.items() if v not in (None, "")}
+    return key in FREE or (why_it_may_change(key) is not None and key not in WATCHED)
 
 
 def _hash(problems: Sequence[Problem]) -> str:

@@ -8,7 +8,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from covrl.comparison.cells import Cell
-from covrl.comparison.methods import BASE, SETTINGS
+from covrl.comparison.methods import BASE
 from covrl.comparison.summary import AXES, UNITS, Axis, Figure, Line, Measure, course, measures, places, remarks
 from covrl.comparison.table import ABOUT, count_text, grids, value_text
 from covrl.reporting.charts import (
@@ -50,14 +50,11 @@ def render(every: Sequence[Line], failures: Mapping[Cell, str], notes: Sequence[
 
 def _courses(setting: str, here: Sequence[Line]) -> list[tuple[str, str, list[Markup]]]:
     """The curves of training: title, subject and charts, for likelihood and, if there is any, accuracy."""
-    ours = setting in SETTINGS
-    accuracy, likelihood = _charts(here, "accuracy"), _charts(here, "log_prob")
-    found = []
-    if ours or any(accuracy):
-        found.append((f"{setting}: accuracy", f"Held-out{' (dev)' if ours else ''} accuracy, greedy", accuracy))
-    if any(likelihood):
-        found.append((f"{setting}: likelihood", "Held-out log p(y|x,z) after one sampled trace", likelihood))
-    return found
+    every = [
+        (f"{setting}: accuracy", "Held-out accuracy, greedy", _charts(here, "accuracy")),
+        (f"{setting}: likelihood", "Held-out log p(y|x,z) after one sampled trace", _charts(here, "log_prob")),
+    ]
+    return [(title, subject, drawn) for title, subject, drawn in every if any(drawn)]
 
 
 def _seeds(here: Sequence[Line]) -> list[Markup]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from covrl.comparison.cells import Cell, cell_config
-from covrl.comparison.methods import BASE
-from covrl.comparison.own import Own
-from covrl.comparison.worker import Order
+from covrl.comparison.cells import Cell
+from covrl.comparison.worker import ORDER, Order
 from covrl.files import alone_in, made
 from covrl.reporting.format import duration
 from covrl.training.machine import SHARED, main_memory
+from covrl.training.signals import handled
 
 JOBS = 2
 POLL_S = 0.1
@@ -102,30 +97,28 @@ def worker_command(order: Path) -> list[str]:
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    orders: Sequence[Order],
     out: Path,
     say: Callable[[str], None] = lambda _: None,
     command: Callable[[Path], list[str]] = worker_command,
     share: Share = TWO,
-    own: Own | None = None,
 ) -> list[Failure]:
-    """Run every cell in a fresh process, a few at a time; returns those that failed. A failed cell does not stop the
-    others.
+    """Run every order in a fresh process, a few at a time; returns the cells that failed. A failed one does not stop
+    the others.
 
-    Each writes its result into ``out`` when it ends, so an interruption loses only the cells in progress, and the next
-    call runs what is missing. On the user's ``own`` problems a cell is a run in ``out/../cells`` that continues from
-    its checkpoint, and cells that differ only in what is measured share one run. ``say`` gets a line for every cell
-    that ends, and now and then the progress of the others.
+    Each writes its results into ``out`` when it ends, so an interruption loses only the cells in progress, and the
+    next call runs what is missing. ``say`` gets a line for every order that ends, and now and then the progress of the
+    others.
 
     Raises:
         UserError: ``out`` cannot be written, or another comparison is running in it.
     """
     failures: list[Failure] = []
-    waiting, running = _orders(cells, out, share, own), []
+    waiting, running = list(orders), []
     environment = _environment(share)
     with (
         alone_in(made(out), "a comparison", lock="."),
-        _interrupted_by_sigterm(),
+        handled(signal.default_int_handler, signal.SIGTERM),  # as Ctrl-C, so that no process is left running
         tempfile.TemporaryDirectory(prefix="covrl-compare-") as scratch,
     ):
         try:
@@ -147,22 +140,6 @@ def run_cells(
     return failures
 
 
-def run_folder(out: Path, cell: Cell) -> Path:
-    """The folder of a cell's run; ``out`` is that of the results."""
-    return out.parent / "cells" / cell.training
-
-
-def _orders(cells: Sequence[Cell], out: Path, share: Share, own: Own | None) -> list[Order]:
-    if own is None:
-        return [Order((cell,), cell_config(cell), out, threads=share.threads) for cell in cells]
-    found = []
-    for _, group in groupby(cells, key=lambda cell: cell.training):
-        each = tuple(group)
-        folder = None if each[0].method == BASE else run_folder(out, each[0])
-        found.append(Order(each, own.cell_config(each[0]), out, folder, share.threads, own.about))
-    return found
-
-
 def _environment(share: Share) -> dict[str, str]:
     """The environment of the processes. The memory that is free now is divided, because later ones would find less."""
     shared = {SHARED: f"{share.jobs}:{main_memory().free}"} if share.jobs > 1 else {}
@@ -173,7 +150,7 @@ def _start(
     order: Order, number: int, scratch: Path, environment: dict[str, str], command: Callable[[Path], list[str]]
 ) -> _Job:
     file, log = scratch / f"{number}.json", scratch / f"{number}.log"
-    file.write_text(json.dumps(order.record()), encoding="utf-8")
+    file.write_bytes(ORDER.dump_json(order))
     if order.folder:
         order.folder.mkdir(parents=True, exist_ok=True)
         log = order.folder / "log.txt"
@@ -217,16 +194,3 @@ def _stop(running: Sequence[_Job], say: Callable[[str], None]) -> None:
         job.process.terminate()
     for job in running:
         job.process.wait()
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Generator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that no process is left running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

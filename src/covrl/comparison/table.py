@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covrl.comparison.cells import Cell, Result
-from covrl.comparison.methods import BASE, SETTINGS, updates_a_step
+from covrl.comparison.methods import BASE
 from covrl.comparison.soon import (
     came,
     pairs_at_equal_rates,
@@ -38,6 +37,7 @@ from covrl.comparison.summary import (
     verdict,
 )
 from covrl.reporting.format import ABSENT, duration
+from covrl.reporting.tables import TitledTable, markdown_table, markdown_text
 from covrl.reporting.text import visible
 
 WIDE = 150  # width from which a terminal shows the whole table
@@ -57,18 +57,9 @@ ABOUT = (
 )
 
 
-class Grid(NamedTuple):
-    """A table as text: its heading, an introduction, its head and its rows."""
-
-    title: str
-    about: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-def grids(every: Sequence[Line]) -> dict[str, list[Grid]]:
+def grids(every: Sequence[Line]) -> dict[str, list[TitledTable]]:
     """The tables of each setting: what was reached, the first method against each other one, and the cost."""
-    found: dict[str, list[Grid]] = {}
+    found: dict[str, list[TitledTable]] = {}
     told: set[str] = set()
     for name, here in places(every).items():
         first = here[0].setting not in told  # the cost of training does not depend on what was measured
@@ -77,21 +68,15 @@ def grids(every: Sequence[Line]) -> dict[str, list[Grid]]:
     return found
 
 
-def _ours(here: Sequence[Line]) -> bool:
-    return here[0].setting in SETTINGS
-
-
-def _held_out(here: Sequence[Line]) -> str:
-    """The name of the problems on which accuracy in training is measured."""
-    return "held-out (dev)" if _ours(here) else "held-out"
-
-
 def _learnt(here: Sequence[Line]) -> bool:
-    """Whether "learnt" can be defined by a level: our own tasks can be learnt fully, others may be too hard."""
-    return _ours(here) or any(at is not None for line in here for axis in AXES for at in line.reached(axis, LEVEL))
+    """Whether "learnt" can be defined by a level: a task whose chance is known can be learnt fully, others may be too
+    hard."""
+    if any(r.figures["chance"] is not None for line in here for r in line.results):
+        return True
+    return any(at is not None for line in here for axis in AXES for at in line.reached(axis, LEVEL))
 
 
-def _against(setting: str, here: Sequence[Line], soon: bool = True) -> list[Grid]:
+def _against(setting: str, here: Sequence[Line], soon: bool = True) -> list[TitledTable]:
     """The first method's lead over each other one; where it has several rates, how soon it learns at each of them."""
     trained = [line for line in here if line.method != BASE]
     first = [line for line in trained if line.method == trained[0].method]
@@ -112,14 +97,14 @@ def _against(setting: str, here: Sequence[Line], soon: bool = True) -> list[Grid
         rows.append([other.method, other.rate_text, str(len(both)), *texts, verdict(at)])
     about = (
         f"Lead of {first[0].method} in percentage points by seed, with Student's 95 % intervals. At equal tokens: "
-        f"{_held_out(here)} accuracy after the most tokens that all trainings of the two reached. The verdict is ahead "
+        "held-out accuracy after the most tokens that all trainings of the two reached. The verdict is ahead "
         "or behind only where the intervals of both axes say so."
     )
-    against = Grid(f"{setting}: {first[0].method} against the others", about, head, rows)
+    against = TitledTable(f"{setting}: {first[0].method} against the others", about, head, rows)
     return [against, *paired, *([_how_soon(setting, first[0], trained[1:])] if soon else [])]
 
 
-def _paired(setting: str, here: Sequence[Line], trained: Sequence[Line]) -> list[Grid]:
+def _paired(setting: str, here: Sequence[Line], trained: Sequence[Line]) -> list[TitledTable]:
     """The first method's lead over each other one at the same rate, problem by problem; none if per-problem results
     were not kept."""
     first = [line for line in trained if line.method == trained[0].method]
@@ -140,10 +125,10 @@ def _paired(setting: str, here: Sequence[Line], trained: Sequence[Line]) -> list
         "and nothing of other seeds."
     )
     title = f"{setting}: {first[0].method} against the others, problem by problem"
-    return [Grid(title, about, ["against", "rate", *shown.values()], rows)] if rows else []
+    return [TitledTable(title, about, ["against", "rate", *shown.values()], rows)] if rows else []
 
 
-def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
+def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> TitledTable:
     """How many times the tokens of the first method the others needed until they had learnt the task."""
     head = ["against", "rate", *(f"{name}, times" for name in AXES.values()), f"{first.method} learns"]
     rows = []
@@ -151,15 +136,15 @@ def _how_soon(setting: str, first: Line, others: Sequence[Line]) -> Grid:
         times = [times_as_long(first, other, axis, LEVEL) for axis in AXES]
         rows.append([other.method, other.rate_text, *map(times_text, times), sooner(times)])
     about = (
-        f"How many times the tokens of {first.method} the other one needed until held-out (dev) accuracy first was "
+        f"How many times the tokens of {first.method} the other one needed until held-out accuracy first was "
         f"{LEVEL_TEXT}: geometric mean over seeds, with Student's 95 % interval of the logs; – where a seed never came "
         "there, or the two cannot be told apart in one, as accuracy is known at evaluations only. Sooner or later only "
         "where both intervals say so."
     )
-    return Grid(f"{setting}: how soon {first.method} learns", about, head, rows)
+    return TitledTable(f"{setting}: how soon {first.method} learns", about, head, rows)
 
 
-def _at_equal_rates(setting: str, trained: Sequence[Line]) -> Grid:
+def _at_equal_rates(setting: str, trained: Sequence[Line]) -> TitledTable:
     """How many times the tokens of the first method the others needed, at the rates that both were trained with."""
     (first, mine), *others = _by_method(trained).items()
     counted = f"came there: both, {first} alone, other alone"
@@ -174,12 +159,12 @@ def _at_equal_rates(setting: str, trained: Sequence[Line]) -> Grid:
     about = (
         f"A larger rate often learns sooner, and rates are tuned for where a training ends. So this holds {first} "
         "against each other method at every rate that both were trained with: how many times the tokens the other "
-        f"needed until held-out (dev) accuracy first was {LEVEL_TEXT}, geometric mean over rates with Student's 95 % "
+        f"needed until held-out accuracy first was {LEVEL_TEXT}, geometric mean over rates with Student's 95 % "
         "interval of the logs, then every rate, the mean of its seeds. It is of the trainings in which both came there "
         "(1 where they cannot be told apart, as accuracy is known at evaluations only). Sooner or later only where "
         "both intervals say so and none of those in which one came there alone says otherwise."
     )
-    return Grid(f"{setting}: how soon {first} learns at equal rates", about, [*head, f"{first} learns"], rows)
+    return TitledTable(f"{setting}: how soon {first} learns at equal rates", about, [*head, f"{first} learns"], rows)
 
 
 def _by_method(every: Sequence[Line]) -> dict[str, list[Line]]:
@@ -189,36 +174,30 @@ def _by_method(every: Sequence[Line]) -> dict[str, list[Line]]:
     return found
 
 
-def _reached(setting: str, here: Sequence[Line]) -> Grid:
+def _reached(setting: str, here: Sequence[Line]) -> TitledTable:
     results = [r for line in here for r in line.results]
     shown = measures(results)
     equal = {axis: tokens for axis in AXES if (tokens := common_tokens(here, axis))}
-    about = f"{_about(here, results)}."
+    about = f"{results[0].figures.get('about', here[0].setting) if results else here[0].setting}."
     about += "" if _chance(results) == ABSENT else f" Chance: {_chance(results)}."
     if results:
         exam, split = results[0].figures["exam"], results[0].cell.exam.split.replace("_", "-")
         about += f" {exam['problems']:,} {split} problems{_named(results[0])}."
     if equal:
         after = " and ".join(f"{count_text(tokens)} {AXES[axis]}" for axis, tokens in equal.items())
-        about += f" The last columns: {_held_out(here)} accuracy after {after}, which all trainings reached."
+        about += f" The last columns: held-out accuracy after {after}, which all trainings reached."
     head = ["method", "rate", "seeds", *shown.values(), *(f"at {count_text(t)} {AXES[a]}" for a, t in equal.items())]
     # Chance is not defined for pass@k, and a guess has no trace that could be sound.
     guess = [_chance(results) if name in ("greedy", "avg@n") else "" for name in shown]
     chance = ["chance", "", "", *guess, *([_chance(results)] * len(equal))]
-    rows = [chance] if _ours(here) or _chance(results) != ABSENT else []
+    rows = [chance] if _chance(results) != ABSENT else []
     for line in here:
         figures = [line.figure(measure) for measure in shown]
         figures += [line.at(axis, tokens) for axis, tokens in equal.items()]
         units = [*(UNITS.get(measure, "share") for measure in shown), *("share" for _ in equal)]
         rows.append([*_names(line), *map(figure_text, figures, units)])
     title = "accuracy" if not results or "greedy" in shown else "likelihood"
-    return Grid(f"{setting}: {title}", about[:1].upper() + about[1:] if _ours(here) else about, head, rows)
-
-
-def _about(here: Sequence[Line], results: Sequence[Result]) -> str:
-    if _ours(here):
-        return SETTINGS[here[0].setting].about
-    return str(results[0].figures.get("about", here[0].setting)) if results else here[0].setting
+    return TitledTable(f"{setting}: {title}", about, head, rows)
 
 
 def _named(result: Result) -> str:
@@ -227,7 +206,7 @@ def _named(result: Result) -> str:
     return f" of {source}, measured after the last step" if source else ""
 
 
-def _cost(setting: str, here: Sequence[Line]) -> Grid:
+def _cost(setting: str, here: Sequence[Line]) -> TitledTable:
     counts = ("generated", "scored", "trained")
     learnt = _learnt(here)
     firsts = [f"{name} to {LEVEL_TEXT}" for name in AXES.values()] if learnt else []
@@ -242,7 +221,7 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
         whole = sum(s for s in seconds if s is not None)
         times = [ABSENT if s is None else f"{duration(s)} ({s / whole:.0%})" if whole else "0s" for s in seconds]
         ends = sorted({min(steps), max(steps)}) if steps else []
-        taken = [r.figures.get("updates", r.figures["steps"] * updates_a_step(line.method)) for r in line.results]
+        taken = [r.figures["updates"] for r in line.results]
         updates = sorted({min(taken), max(taken)}) if taken else []
         shown = ["–".join(map(str, numbers)) or ABSENT for numbers in (ends, updates)]
         soon = [reach_text(line, a) for a in AXES] if learnt else []
@@ -250,19 +229,14 @@ def _cost(setting: str, here: Sequence[Line]) -> Grid:
     about = (
         "Tokens and time of one training, mean over seeds. Steps: batches of rollouts; updates: optimizer steps on "
         "them. Generated: sampled; scored: gone forward without gradient; "
-        f"trained: gone forward and backward. {_clock(here)}"
+        "trained: gone forward and backward. CPU time by phase, of all threads together; on an accelerator time on the "
+        "wall."
     )
     about += (
-        f" The last columns: tokens until {_held_out(here)} accuracy first was {LEVEL_TEXT}, on the straight line "
+        f" The last columns: tokens until held-out accuracy first was {LEVEL_TEXT}, on the straight line "
         "between evaluations, mean and range of the seeds that came there."
     ) * learnt
-    return Grid(f"{setting}: cost", about, head, rows)
-
-
-def _clock(here: Sequence[Line]) -> str:
-    if _ours(here):
-        return "CPU time by phase, on one thread."
-    return "CPU time by phase, of all threads together; on an accelerator time on the wall."
+    return TitledTable(f"{setting}: cost", about, head, rows)
 
 
 def _names(line: Line) -> list[str]:
@@ -330,7 +304,7 @@ def markdown(
     every: Sequence[Line],
     failures: Mapping[Cell, str],
     command: str,
-    more: Sequence[Grid] = (),
+    more: Sequence[TitledTable] = (),
     notes: Sequence[str] = (),
     title: str = "Comparison",
 ) -> str:
@@ -340,16 +314,16 @@ def markdown(
     """
     parts = [f"Made by `{command}`.", ABOUT]
     for grid in (*(grid for tables in grids(every).values() for grid in tables), *more):
-        rule = ["---", *["---:"] * (len(grid.head) - 1)]
-        table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (grid.head, rule, *grid.rows))
-        parts += [f"## {grid.title[:1].upper()}{grid.title[1:]}", grid.about, table]
+        heading, rows = grid.title[:1].upper() + grid.title[1:], [[*map(_in_line, row)] for row in grid.rows]
+        parts.append(markdown_table(grid._replace(title=heading, rows=rows)))
     said = [*notes, *remarks(every, failures)]
-    parts += ["## Remarks", "\n".join(f"- {_cell(text)}" for text in said)] if said else []
+    parts += ["## Remarks", "\n".join(f"- {markdown_text(text)}" for text in said)] if said else []
     return "\n\n".join([f"# {title}", *parts]) + "\n"
 
 
-def _cell(text: str) -> str:
-    return visible(text).replace("\n", ": ").replace("|", "\\|")
+def _in_line(figure: str) -> str:
+    """A figure with its seeds behind a colon instead of below it."""
+    return figure.replace("\n", ": ")
 
 
 def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str], notes: Sequence[str] = ()) -> None:
@@ -371,7 +345,7 @@ def show(console: Console, every: Sequence[Line], failures: Mapping[Cell, str], 
         console.print(Text(visible(text), "yellow" if text.startswith(("Missing", "Failed", "Stopped")) else "dim"))
 
 
-def _narrow(grid: Grid, width: int) -> tuple[list[str], list[list[str]]]:
+def _narrow(grid: TitledTable, width: int) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """Head and rows for a narrow terminal: fewer and lower columns, and the rate below a method that has several."""
     kept = [i for i, name in enumerate(grid.head) if not _beside(name)]
     found = _lowered(grid, kept)
@@ -383,7 +357,7 @@ def _narrow(grid: Grid, width: int) -> tuple[list[str], list[list[str]]]:
     return found
 
 
-def _lowered(grid: Grid, kept: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+def _lowered(grid: TitledTable, kept: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     methods = [row[0] for row in grid.rows]
     rates = grid.head.index("rate") if "rate" in grid.head and len(set(methods)) < len(methods) else None
     rows = []

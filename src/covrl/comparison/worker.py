@@ -7,7 +7,6 @@ of standard error gives the reason.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -15,26 +14,32 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from covrl.comparison.cells import Cell, Exam, cell_config, present_commit, write_result
+from pydantic import TypeAdapter
+
+from covrl.comparison.cells import Cell, present_commit, write_result
 from covrl.comparison.exam import chance_of, examine, problems_of, source_of
 from covrl.comparison.methods import BASE, settings_of
 from covrl.comparison.training import Trained, open_run, started, train_cell
-from covrl.config import RunConfig, check
+from covrl.config import RunConfig
 from covrl.errors import TrainingStoppedError, UserError
-from covrl.records import Problem, StepReport
+from covrl.records import Problem
 
 PHASES = ("generate", "score", "train")
 COUNTS = ("generated", "scored", "trained")
 """Tokens by what was done with them: sampled; gone forward without gradient; gone forward and backward.
 
 A change of what a method spends, or of how it is counted, must raise ``cells.COUNTING``."""
+
+HELD_OUT = ("accuracy", "sound", "log_prob")
+"""Figures of the evaluations in training."""
 
 WATCH_S = 2.0
 """Seconds between checks that the parent process still runs."""
@@ -45,7 +50,7 @@ class Order:
     """A worker's task: a training, what its model is measured on, and where the results are written.
 
     ``cells`` differ only in their exams. ``folder`` is that of the run, which is kept; None for a temporary one.
-    ``about`` describes the user's own problems in tables; None: the problems are ours.
+    ``about`` describes the problems in tables; with it the results have the figures of each problem.
     """
 
     cells: tuple[Cell, ...]
@@ -55,31 +60,9 @@ class Order:
     threads: int = 1
     about: str | None = None
 
-    def record(self) -> dict[str, Any]:
-        """The order as plain data for JSON."""
-        first, *rest = self.cells
-        return {
-            "cell": first.record(),
-            "also": [asdict(cell.exam) for cell in rest],
-            "config": self.config.model_dump(mode="json"),
-            "out": str(self.out.resolve()),
-            "folder": str(self.folder.resolve()) if self.folder else None,
-            "threads": self.threads,
-            "about": self.about,
-        }
 
-    @staticmethod
-    def read(record: Mapping[str, Any]) -> Order:
-        """The order of a record."""
-        first, folder = Cell.read(record["cell"]), record["folder"]
-        return Order(
-            (first, *(replace(first, exam=Exam(**exam)) for exam in record["also"])),
-            check(RunConfig, record["config"]),
-            Path(record["out"]),
-            Path(folder) if folder else None,
-            record["threads"],
-            record["about"],
-        )
+ORDER = TypeAdapter(Order)
+"""An order as JSON."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     commit = present_commit()
     try:
-        order = Order.read(json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+        order = ORDER.validate_json(Path(arguments[0]).read_bytes())
         for cell, figures in run_order(order):
             print(write_result(order.out, cell, commit, figures))
     except UserError as error:
@@ -99,16 +82,6 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and evaluate a cell of one of our tasks; returns the content of its JSON.
-
-    Raises:
-        UserError: the method, a setting or the base cannot be used.
-    """
-    ((_, figures),) = run_order(Order((cell,), cell_config(cell), Path()))
-    return figures
 
 
 def run_order(order: Order) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -142,61 +115,47 @@ def _folder_of(order: Order) -> Generator[Path]:
 
 def _figures(order: Order, cell: Cell, trained: Trained, problems: Sequence[Problem]) -> dict[str, Any]:
     exam, columns = examine(trained.run, cell, problems)
-    source, course = source_of(order.config.problems, cell), Course(trained)
-    own = {} if order.about is None else {"own": True, "about": order.about, "source": source, "by_problem": columns}
+    source = source_of(order.config.problems, cell)
+    own = {} if order.about is None else {"about": order.about, "source": source, "by_problem": columns}
     return {
         "settings": list(settings_of(cell.method)) if cell.method != BASE else [],
         "chance": chance_of(source),
         "steps": trained.run.done,
-        "updates": course.updates,
         "stopped": trained.stopped,
         "exam": exam,
-        "tokens": course.tokens(),
-        "seconds": course.seconds,
-        "curve": course.points,
+        **_course(trained),
         "counting": trained.start["counting"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **own,
     }
 
 
-class Course:
-    """What is kept of a training: held-out points against tokens, seconds by phase, and its optimizer steps.
+def _course(trained: Trained) -> dict[str, Any]:
+    """What is kept of a training: optimizer steps, tokens, seconds by phase, and held-out figures against tokens.
 
-    ``points`` begin with the base itself. Token counts are sums up to and with the step, ``None`` where the loop does
-    not count them. Seconds are CPU seconds, on an accelerator wall seconds.
+    The curve begins with the base itself. Token counts are sums up to and with the step, None where the loop does not
+    count them. Seconds are CPU seconds, on an accelerator wall seconds.
     """
+    reports = trained.reports
+    tokens = {n: list(accumulate((r.metrics.get(f"tokens/{n}") for r in reports), _plus, initial=0.0)) for n in COUNTS}
+    measured = [(i, r.step, r.metrics) for i, r in enumerate(reports, 1) if "eval/log_prob" in r.metrics]
+    if trained.start["metrics"]:
+        measured.insert(0, (0, 0, trained.start["metrics"]))
+    return {
+        "updates": sum(int(r.metrics.get("optim/updates", 0)) for r in reports),
+        "tokens": {name: sums[-1] for name, sums in tokens.items()},
+        "seconds": {phase: sum((r.metrics.get(f"time/{phase}", 0.0) for r in reports), 0.0) for phase in PHASES},
+        "curve": [
+            {"step": step}
+            | {name: sums[i] for name, sums in tokens.items()}
+            | {name: _finite(metrics.get(f"eval/{name}")) for name in HELD_OUT}
+            for i, step, metrics in measured
+        ],
+    }
 
-    def __init__(self, trained: Trained) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.updates = 0
-        self.points: list[dict[str, Any]] = []
-        self._sums: dict[str, float | None] = dict.fromkeys(COUNTS, 0.0)
-        if trained.start["metrics"]:
-            self._point(0, trained.start["metrics"])
-        for report in trained.reports:
-            self._add(report)
 
-    def tokens(self) -> dict[str, float | None]:
-        """Tokens of the whole training, by what was done with them."""
-        return dict(self._sums)
-
-    def _add(self, report: StepReport) -> None:
-        """Add a step, and keep its held-out figures if it has any."""
-        metrics = report.metrics
-        self.updates += int(metrics.get("optim/updates", 0))
-        for phase in PHASES:
-            self.seconds[phase] += metrics.get(f"time/{phase}", 0.0)
-        for name in COUNTS:
-            before, here = self._sums[name], metrics.get(f"tokens/{name}")
-            self._sums[name] = None if before is None or here is None else before + here
-        if "eval/log_prob" in metrics:
-            self._point(report.step, metrics)
-
-    def _point(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        shown = {"accuracy": "eval/accuracy", "sound": "eval/sound", "log_prob": "eval/log_prob"}
-        figures = {name: _finite(metrics.get(key)) for name, key in shown.items()}
-        self.points.append({"step": step, **self._sums, **figures})
+def _plus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 def _finite(value: float | None) -> float | None:

@@ -16,6 +16,7 @@ from typing import Any
 from covrl.errors import UserError
 from covrl.evaluation.exam import Solved, digest, from_json, to_json
 from covrl.files import write_file
+from covrl.models.model import Unloaded
 from covrl.records import Problem
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.index.json", "config.json", "adapter_config.json", "tokenizer*.json")
@@ -131,6 +132,11 @@ class Fingerprints:
         for path in names:
             found.update(f"{path.name}/{self._hash(path)}/".encode())
         return found.hexdigest()[:16]
+
+    def of_model(self, model: Unloaded) -> str:
+        """The fingerprint of a model and its base, and of a snapshot of the hub its commit."""
+        folders = [self.of(Path(path)) for path in dict.fromkeys((model.source, model.base))]
+        return "-".join(filter(None, [*folders, getattr(model.config, "_commit_hash", None)]))
 
     def save(self) -> None:
         """Write the hashes for the next call.

@@ -8,7 +8,7 @@ budget n if at least one of n samples is right. Over problems, P are solved by b
 
 Use the same n, temperature, prompt, token limit and grader for both. S and E are small counts, dominated by borderline
 problems: a problem with success rate p is missed by n samples with probability (1−p)^n. So compare with
-:func:`split_half_null`, which compares the base with itself, and with :func:`null_quantiles`.
+:func:`deal_against_itself`, the base compared with itself, and with :func:`null_quantiles`.
 """
 
 from __future__ import annotations
@@ -116,15 +116,6 @@ def mean_support(deals: Sequence[Outcomes]) -> Support:
     return Support(*(fmean(getattr(part, name) for part in found) for name in ("kept", "gained", "lost", "neither")))
 
 
-def split_half_null(marks: Sequence[Sequence[bool]], seed: int = 0, draws: int = 200) -> Support:
-    """The means of :func:`deal_against_itself`: gained and lost are equal in expectation.
-
-    Raises:
-        ValueError: a problem has fewer than two samples.
-    """
-    return mean_support(deal_against_itself(marks, seed, draws))
-
-
 def null_quantiles(deals: Sequence[Outcomes]) -> dict[str, Interval]:
     """Between which values 95 % of the draws of a null lie, for each rate: these problems, chance alone."""
     found = [_counted(outcomes) for outcomes in deals]
@@ -154,11 +145,6 @@ def _ends(values: dict[str, list[float]]) -> dict[str, Interval]:
 def _counted(outcomes: Outcomes) -> Support:
     pairs = Counter(outcomes)
     return Support(pairs[True, True], pairs[False, True], pairs[True, False], pairs[False, False])
-
-
-def detectable(n: int, miss: float = 0.05) -> float:
-    """The success rate that n samples find with probability 1 − ``miss``: −ln(miss)/n (for rates well below 1)."""
-    return -math.log(miss) / n
 
 
 def answer_entropy(answers: Sequence[Answer]) -> float:

@@ -65,6 +65,17 @@ def room_to_add(taken: int, most: int) -> int:
     return min(more, most - taken) if taken < most else more
 
 
+def attend_rows(call: Call, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """One token per row over the row's own keys: ``[B, H', g, D]`` and ``[B, H', K, D]`` -> ``[B, H', g, D]``.
+
+    ``mask`` is added to the logits.
+    """
+    if call.cap is None:
+        return scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=call.scaling)
+    logits = call.logits(rows.flatten(0, 1), keys.flatten(0, 1)).unflatten(0, rows.shape[:2])
+    return torch.softmax(logits if mask is None else logits + mask, dim=-1).to(values.dtype) @ values
+
+
 @dataclass(slots=True)
 class Shared:
     """Rows that continue prompts: row i continues prompt ``of[i]`` and has ``taken`` tokens of its own.
@@ -162,12 +173,8 @@ class Shared:
         mask = self._mask(window, rows.dtype) if self.ragged or window is not None else None
         if self.prompts:
             out = self._attend_apart(call, rows, self.prompts[call.layer], own, mask)
-        elif call.cap is None:
-            out = scaled_dot_product_attention(rows, own[0], own[1], attn_mask=mask, scale=call.scaling)
         else:
-            logits = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, (batch, shared))
-            weights = torch.softmax(logits if mask is None else logits + mask, dim=-1).to(value.dtype)
-            out = weights @ own[1]
+            out = attend_rows(call, rows, own[0], own[1], mask)
         return out.reshape(1, batch, heads, size)
 
     def _attend_apart(

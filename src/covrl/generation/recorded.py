@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from covrl.generation.decoding import Shared, change_layers, room_to_add
+from covrl.generation.decoding import Shared, attend_rows, change_layers, room_to_add
 from covrl.models.shared import Call, additive, nothing_masked
 
 Step = Callable[[], Tensor]
@@ -110,12 +109,7 @@ class Fixed:
             kept.index_copy_(2, self.at, fresh[0].transpose(0, 1)[:, :, None].to(kept.dtype))
         if (call.window, rows.dtype) not in self.masks:
             self.masks[call.window, rows.dtype] = self._seen(call.window, rows.dtype)
-        mask = self.masks[call.window, rows.dtype]
-        if call.cap is None:
-            out = scaled_dot_product_attention(rows, own[0], own[1], attn_mask=mask, scale=call.scaling)
-        else:
-            logits = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, (batch, shared))
-            out = torch.softmax(logits + mask, dim=-1).to(value.dtype) @ own[1]
+        out = attend_rows(call, rows, own[0], own[1], self.masks[call.window, rows.dtype])
         return out.reshape(1, batch, heads, size)
 
     def _seen(self, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -60,7 +60,7 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def add_adapter(model: Any, settings: LoraConfig, seed: int, base: str, name: str = POLICY) -> None:
+def add_adapter(model: Any, settings: LoraConfig, seed: int, base: str) -> None:
     """Put a new adapter in, on and trained, all other weights frozen. Its ``B`` is 0: the model computes what it did.
 
     ``A`` is drawn from ``seed`` on the CPU, whatever the device. ``base`` is what its file will name as its model.
@@ -79,11 +79,11 @@ def add_adapter(model: Any, settings: LoraConfig, seed: int, base: str, name: st
         base_model_name_or_path=base,
     )
     head = model.get_output_embeddings()
-    _inject(model, config, name)
+    _inject(model, config, POLICY)
     if model.get_output_embeddings() is not head:
         raise UserError(_head_error(", ".join(targets)))
     generator = torch.Generator().manual_seed(seed)
-    for key, weight in adapter_weights(model, name).items():
+    for key, weight in adapter_weights(model).items():
         with torch.no_grad():
             if ".lora_A." in key:  # as PEFT and nn.Linear draw it
                 drawn = torch.empty(weight.shape, dtype=torch.float32)
@@ -91,19 +91,19 @@ def add_adapter(model: Any, settings: LoraConfig, seed: int, base: str, name: st
                 weight.copy_(drawn)
             else:
                 weight.zero_()
-    use_adapter(model, name, trained=True)
+    use_adapter(model, POLICY, trained=True)
 
 
-def load_adapter(model: Any, folder: Path, name: str = POLICY) -> None:
+def load_adapter(model: Any, folder: Path) -> None:
     """Put the adapter of a folder in, on, and the only weights that would take a gradient.
 
     Raises:
         UserError: PEFT is not installed, the files are damaged or of another model, or it is no plain LoRA.
     """
     config, tensors = _plain_lora(folder), read_weights(folder)
-    tried(f"{folder}: an adapter of another model", lambda: _inject(model, config, name))
-    tried(f"{folder}: cannot use {WEIGHTS}", lambda: put_weights(model, name, tensors, folder))
-    use_adapter(model, name, trained=True)
+    tried(f"{folder}: an adapter of another model", lambda: _inject(model, config, POLICY))
+    tried(f"{folder}: cannot use {WEIGHTS}", lambda: put_weights(model, POLICY, tensors, folder))
+    use_adapter(model, POLICY, trained=True)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -30,6 +30,13 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else transformer
 
 SHIPPED = Path(__file__).parents[1] / "quickstart"
 
+SHIPPED_BASES = {
+    "covrl:digits": ("base", "quickstart.toml"),
+    "covrl:digits-common": ("base_common", "quickstart.toml"),
+    "covrl:animals": ("base_animals", "animals.toml"),
+}
+"""Models that come with the package: by name, the folder and the recipe in :data:`SHIPPED`."""
+
 
 class Paths(NamedTuple):
     """The fast paths that a model is scored on; :func:`covrl.models.proof.prove_scoring` decides which of them hold.
@@ -193,6 +200,28 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     return language_model, tokenizer
 
 
+class Unloaded(NamedTuple):
+    """What is known of a model before its weights are read: where it is and where its base is, config and tokenizer."""
+
+    source: str
+    base: str
+    config: Any
+    tokenizer: Any
+
+
+def without_weights(config: ModelConfig) -> Unloaded:
+    """A model's config and tokenizer; those of an adapter are its base's, but for a tokenizer of its own.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    source = str(resolve_path(config.path))
+    base = base_source(source)
+    checked = safe_config(base, config.allow_pickle)
+    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
+    return Unloaded(source, base, checked, quoted(words, lambda: load_tokenizer(words)))
+
+
 def base_source(source: str) -> str:
     """Where the weights of a model's folder or hub id are: there, or at the base that an adapter names.
 
@@ -261,14 +290,9 @@ def resolve_path(path: str) -> Path | str:
     """
     if not path.startswith("covrl:"):
         return path
-    shipped = {
-        "digits": SHIPPED / "base",
-        "digits-common": SHIPPED / "base_common",
-        "animals": SHIPPED / "base_animals",
-    }
-    if path.removeprefix("covrl:") not in shipped:
-        raise UserError(f"model.path: {path!r} is not shipped; there is {', '.join('covrl:' + n for n in shipped)}")
-    return shipped[path.removeprefix("covrl:")]
+    if path not in SHIPPED_BASES:
+        raise UserError(f"model.path: {path!r} is not shipped; there is {', '.join(SHIPPED_BASES)}")
+    return SHIPPED / SHIPPED_BASES[path][0]
 
 
 def resolve_device(name: str) -> torch.device:

@@ -28,18 +28,14 @@ be read against :func:`chance`.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from itertools import accumulate
-from typing import Literal, get_args
 
-from covrl.problems.digits import CLOSING_TAG
+from covrl.problems import embedded
+from covrl.problems.embedded import CLOSING_TAG, Split, TraceCheck
 from covrl.records import Problem
-
-Split = Literal["base", "train", "dev", "test"]
 
 SIZE = 5
 """Animals in a question."""
@@ -80,20 +76,6 @@ class Habit(StrEnum):
 
 
 RIGHT = Habit.NAME_INNER
-
-
-@dataclass(frozen=True, slots=True)
-class TraceCheck:
-    """The procedure that a trace follows, and whether its steps are true.
-
-    ``habit`` is the procedure that the trace's words claim, ``None`` if they are no procedure's. ``false_step``
-    holds if any animal of it is not what the procedure gives, or if the trace cannot be read. ``sound`` holds for
-    the right procedure with every step true and in order.
-    """
-
-    habit: Habit | None
-    false_step: bool
-    sound: bool
 
 
 def _animals(question: str) -> list[str]:
@@ -193,7 +175,7 @@ def read_trace(question: str, trace_text: str) -> TraceCheck:
 
 
 def _hash(*parts: str) -> int:
-    return int.from_bytes(hashlib.sha256("/".join(["animals", *parts]).encode()).digest()[:8], "big")
+    return embedded.hashed("animals", *parts)
 
 
 def _drawn(index: int, size: int) -> str:
@@ -207,25 +189,14 @@ def _drawn(index: int, size: int) -> str:
 
 
 def split_of(question: str) -> Split:
-    """The split of a question: 40 % base, 40 % train, 10 % dev, 10 % test, the same on every machine."""
-    match _hash("split", question) % 10:
-        case 0 | 1 | 2 | 3:
-            return "base"
-        case 4 | 5 | 6 | 7:
-            return "train"
-        case 8:
-            return "dev"
-        case _:
-            return "test"
+    """The split of a question, the same on every machine."""
+    return embedded.split_of(_hash("split", question))
 
 
 @cache
 def _by_split() -> dict[str, tuple[str, ...]]:
-    lists: dict[str, list[str]] = {split: [] for split in get_args(Split)}
     drawn = dict.fromkeys(_drawn(index, SIZE) for index in range(2 * COUNT))
-    for question in list(drawn)[:COUNT]:
-        lists[split_of(question)].append(question)
-    return {split: tuple(members) for split, members in lists.items()}
+    return embedded.by_split(list(drawn)[:COUNT], split_of)
 
 
 def questions(split: Split) -> tuple[str, ...]:

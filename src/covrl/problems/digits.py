@@ -23,25 +23,19 @@ The 30,240 questions are split by a hash of their text: ``base`` (supervised tra
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from itertools import accumulate, permutations
-from typing import Literal, get_args
 
+from covrl.problems import embedded
+from covrl.problems.embedded import CLOSING_TAG, Split, TraceCheck
 from covrl.records import Problem
-
-Split = Literal["base", "train", "dev", "test"]
 
 SIZE = 5
 """Digits in a question."""
-
-CLOSING_TAG = "</think>"
-"""The closing tag, which a trace may still have when it is read: a rollout's text has it."""
 
 
 class Habit(StrEnum):
@@ -61,20 +55,6 @@ RIGHT = Habit.MIDDLE
 
 RESULT_DIGITS = 3
 """Digits in a result."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceCheck:
-    """The procedure that a trace follows, and whether its steps are true.
-
-    ``habit`` is the procedure that the trace's words claim, ``None`` if they are no procedure's. ``false_step``
-    holds if any digit of it is not what the procedure gives, or if the trace cannot be read. ``sound`` holds for
-    the right procedure with every step true and in order.
-    """
-
-    habit: Habit | None
-    false_step: bool
-    sound: bool
 
 
 def _work(habit: Habit, digits: str) -> tuple[str, str]:
@@ -150,20 +130,12 @@ def read_trace(question: str, trace_text: str) -> TraceCheck:
 
 
 def _hash(question: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"digits/{question}".encode()).digest()[:8], "big")
+    return embedded.hashed("digits", question)
 
 
 def split_of(question: str) -> Split:
-    """The split of a question: 40 % base, 40 % train, 10 % dev, 10 % test, the same on every machine."""
-    match _hash(question) % 10:
-        case 0 | 1 | 2 | 3:
-            return "base"
-        case 4 | 5 | 6 | 7:
-            return "train"
-        case 8:
-            return "dev"
-        case _:
-            return "test"
+    """The split of a question, the same on every machine."""
+    return embedded.split_of(_hash(question))
 
 
 def _in_hash_order(size: int) -> Iterable[str]:
@@ -172,10 +144,7 @@ def _in_hash_order(size: int) -> Iterable[str]:
 
 @cache
 def _by_split() -> dict[str, tuple[str, ...]]:
-    lists: dict[str, list[str]] = {split: [] for split in get_args(Split)}
-    for question in _in_hash_order(SIZE):
-        lists[split_of(question)].append(question)
-    return {split: tuple(members) for split, members in lists.items()}
+    return embedded.by_split(_in_hash_order(SIZE), split_of)
 
 
 def questions(split: Split) -> tuple[str, ...]:

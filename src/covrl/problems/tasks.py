@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, get_args
 
 from covrl.errors import UserError
 from covrl.problems import animals, digits
+from covrl.problems.embedded import SPLITS, Split, TraceCheck
 from covrl.records import SOUND, Problem, Rollout
 
 
-class Task(Protocol):
-    """An embedded task."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An embedded task.
 
-    @property
-    def name(self) -> str:
-        """Its name on the command line and in problem sources."""
-        ...
+    ``name`` is its name on the command line and in problem sources, ``chance`` the accuracy that is reached without the
+    right procedure, ``longer`` a number of problems of a size that is in no split.
+    """
+
+    name: str
+    of_split: Callable[[Split], list[Problem]]
+    longer: Callable[[int], list[Problem]]
+    chance: Callable[[], float]
+    read_trace: Callable[[str, str], TraceCheck]
 
     def problems(self, split: str) -> list[Problem]:
         """All problems of a split; ``longer`` is a size that is in none of them.
@@ -25,69 +32,23 @@ class Task(Protocol):
         Raises:
             UserError: no such split.
         """
-        ...
-
-    def chance(self) -> float:
-        """The accuracy that is reached without the right procedure."""
-        ...
+        if split == "longer":
+            return self.longer(2000)
+        for known in SPLITS:
+            if split == known:
+                return self.of_split(known)
+        raise UserError(f"task {self.name} has no split {split!r}; there are {', '.join([*SPLITS, 'longer'])}")
 
     def label(self, problem: Problem, rollout: Rollout) -> str:
         """``sound`` (the right procedure, every step true and in order), ``false step`` or ``other procedure``."""
-        ...
+        found = self.read_trace(problem.question, rollout.text)
+        return SOUND if found.sound else "false step" if found.false_step else "other procedure"
 
 
-@dataclass(frozen=True, slots=True)
-class DigitsTask:
-    """Five digits, eight competing procedures (:mod:`covrl.problems.digits`)."""
-
-    name: str = "digits"
-
-    def problems(self, split: str) -> list[Problem]:
-        if split == "longer":
-            return digits.longer(2000)
-        for known in get_args(digits.Split):
-            if split == known:
-                return digits.problems(known)
-        raise _no_split(self, split)
-
-    def chance(self) -> float:
-        return digits.chance()
-
-    def label(self, problem: Problem, rollout: Rollout) -> str:
-        return _label(digits.read_trace(problem.question, rollout.text))
-
-
-@dataclass(frozen=True, slots=True)
-class AnimalsTask:
-    """Five animals, eight competing procedures, answers in words (:mod:`covrl.problems.animals`)."""
-
-    name: str = "animals"
-
-    def problems(self, split: str) -> list[Problem]:
-        if split == "longer":
-            return animals.longer(2000)
-        for known in get_args(animals.Split):
-            if split == known:
-                return animals.problems(known)
-        raise _no_split(self, split)
-
-    def chance(self) -> float:
-        return animals.chance()
-
-    def label(self, problem: Problem, rollout: Rollout) -> str:
-        return _label(animals.read_trace(problem.question, rollout.text))
-
-
-def _no_split(task: Task, split: str) -> UserError:
-    known = ", ".join([*get_args(digits.Split), "longer"])
-    return UserError(f"task {task.name} has no split {split!r}; there are {known}")
-
-
-def _label(found: digits.TraceCheck | animals.TraceCheck) -> str:
-    return SOUND if found.sound else "false step" if found.false_step else "other procedure"
-
-
-TASKS: dict[str, Task] = {task.name: task for task in (DigitsTask(), AnimalsTask())}
+TASKS = {
+    "digits": Task("digits", digits.problems, digits.longer, digits.chance, digits.read_trace),
+    "animals": Task("animals", animals.problems, animals.longer, animals.chance, animals.read_trace),
+}
 
 
 def task_of(source: str) -> Task | None:

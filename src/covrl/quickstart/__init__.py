@@ -1,1 +1,1 @@
-"""The embedded laptop task: its prompts, its tiny base model and the commands that make and measure it."""
+"""The embedded laptop tasks: their recipes and tiny bases, and the command that trains and measures them."""

@@ -22,7 +22,7 @@ MEASURES = {
 }
 
 
-def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
+def summary_of(folder: Path) -> RunSummary:
     """The content of a run's files: settings, curves, traces, and each held-out measure at its first and last
     evaluation.
 
@@ -40,9 +40,8 @@ def summary_of(folder: Path, chance: float | None = None) -> RunSummary:
         headline=_headline(steps, config),
         config=config,
         steps=steps,
-        results=_first_and_last(steps, chance),
+        results=_first_and_last(steps),
         notes=_blind(steps),
-        chance=chance,
     )
 
 
@@ -65,12 +64,11 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _first_and_last(steps: Sequence[StepReport], chance: float | None) -> list[ResultRow]:
+def _first_and_last(steps: Sequence[StepReport]) -> list[ResultRow]:
     rows = []
     for metric, (label, unit) in MEASURES.items():
         seen = [(s.step, s.metrics[metric]) for s in steps if math.isfinite(s.metrics.get(metric, math.nan))]
         if len(seen) > 1:
             (first, before), (last, after) = seen[0], seen[-1]
-            beside = chance if metric == "eval/accuracy" else None
-            rows.append(ResultRow(label, before, after, beside, note=f"at step {first} and at step {last}", unit=unit))
+            rows.append(ResultRow(label, before, after, note=f"at step {first} and at step {last}", unit=unit))
     return rows

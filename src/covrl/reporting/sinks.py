@@ -42,45 +42,65 @@ class Sink(Protocol):
         ...
 
 
-class JsonlSink:
+class _LineFile:
+    """A file of JSON lines, opened for appending on the first line so that an idle sink leaves no file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._file: FileIO | None = None
+        self._closed = False
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add a line, whole or not at all."""
+        if self._closed:
+            raise ValueError(f"{self._path} is closed")
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(self._path)
+            self._file = self._path.open("ab", buffering=0)
+        self._write(self._file, _encode(record) + b"\n")
+
+    def _write(self, file: FileIO, line: bytes) -> None:
+        """Write a whole line or nothing, so that the file stays readable if the disk is full."""
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while line:  # a write may write only a part
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._closed = True
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class JsonlSink(_LineFile):
     """Writes each step's metrics and warnings as one line of ``metrics.jsonl``.
 
     Example:
         >>> JsonlSink("runs/sort/metrics.jsonl").write(StepReport(step=1, metrics={"reward/prior": -2.1}))
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._lines = _LineFile(Path(path))
-
     def write(self, report: StepReport) -> None:
         metrics = {name: _finite(value) for name, value in report.metrics.items()}
         # A warning may quote another package.
-        self._lines.append({"step": report.step, "metrics": metrics, "warnings": list(map(redacted, report.warnings))})
-
-    def sync(self) -> None:
-        """Force what was written to the disk."""
-        self._lines.sync()
-
-    def close(self) -> None:
-        self._lines.close()
+        self.append({"step": report.step, "metrics": metrics, "warnings": list(map(redacted, report.warnings))})
 
 
-class TracesSink:
+class TracesSink(_LineFile):
     """Writes the trace groups of each report that has some as one line of ``traces.jsonl``."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._lines = _LineFile(Path(path))
 
     def write(self, report: StepReport) -> None:
         if report.groups:
-            self._lines.append({"step": report.step, "groups": [_group_record(group) for group in report.groups]})
-
-    def sync(self) -> None:
-        """Force what was written to the disk."""
-        self._lines.sync()
-
-    def close(self) -> None:
-        self._lines.close()
+            self.append({"step": report.step, "groups": [_group_record(group) for group in report.groups]})
 
 
 def cut_behind(path: str | Path, step: int, every_step: bool = False) -> list[str]:
@@ -143,44 +163,6 @@ def read_steps(metrics: str | Path, traces: str | Path | None = None) -> list[St
     """
     groups = read_traces(traces) if traces is not None and Path(traces).exists() else {}
     return [replace(report, groups=groups.get(report.step, ())) for report in read_metrics(metrics)]
-
-
-class _LineFile:
-    """A file of JSON lines, opened for appending on the first line so that an idle sink leaves no file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: FileIO | None = None
-        self._closed = False
-
-    def append(self, record: Mapping[str, object]) -> None:
-        if self._closed:
-            raise ValueError(f"{self._path} is closed")
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _mend(self._path)
-            self._file = self._path.open("ab", buffering=0)
-        self._write(self._file, _encode(record) + b"\n")
-
-    def _write(self, file: FileIO, line: bytes) -> None:
-        """Write a whole line or nothing, so that the file stays readable if the disk is full."""
-        size = file.seek(0, os.SEEK_END)
-        try:
-            while line:  # a write may write only a part
-                line = line[file.write(line) :]
-        except OSError:
-            file.truncate(size)
-            raise
-
-    def sync(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._closed = True
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _mend(path: Path) -> None:

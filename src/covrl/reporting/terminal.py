@@ -21,10 +21,7 @@ from rich.text import Text
 from covrl.records import StepReport
 from covrl.reporting.format import duration, number
 from covrl.reporting.scales import without_outliers
-from covrl.reporting.tables import comparison_table, trace_panel
 from covrl.reporting.text import one_line, visible, warning_key
-
-__all__ = ["Progress", "comparison_table", "sparkline", "trace_panel"]
 
 PLAIN_LINES = 20  # step lines in a log of one run; evaluation steps are preferred
 ACCURACY = "eval/accuracy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
@@ -96,23 +97,10 @@ class UserVerifier:
 
     def judge_all(self, rows: Sequence[tuple[Problem, str]]) -> list[Judgement]:
         """One judgement a row, in order."""
-        questions = [[_fields(problem), response] for problem, response in rows]
+        questions = [[asdict(problem), response] for problem, response in rows]
         replies = self.workers.ask(questions, lambda q: len(q[1]))
         return [Judgement(reply.verdict, None, reply.why) for reply in replies]
 
     def close(self) -> None:
         """End the worker processes."""
         self.workers.close()
-
-
-def _fields(problem: Problem) -> dict[str, Any]:
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "accepted": problem.accepted,
-        "hint": problem.hint,
-        "solution": problem.solution,
-        "turns": problem.turns,
-        "template_options": dict(problem.template_options),
-    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -37,18 +37,20 @@ _MAYBE_UNIT = re.compile(r"[\d})] ?(?!i)[A-Za-z]{1,2}$")
 
 def exact_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
     """Right if the answer has the same characters as the reference or an accepted one, after stripping spaces."""
-    found = extract_answer(response, order)
-    if found is None:
-        return nothing(order)
-    return judgement(found, combine([_exact(r, found.text) for r in references(problem)]))
+    return _compared(_exact, problem, response, order)
 
 
 def normalised_text(problem: Problem, response: str, order: Sequence[str] = DEFAULT_ORDER) -> Judgement:
     """Right if the two are equal after normalising (:func:`covrl.rewards.normalise.normalise`) or as plain numbers."""
+    return _compared(_text, problem, response, order)
+
+
+def _compared(compare: Callable[[str, str], Reply], problem: Problem, response: str, order: Sequence[str]) -> Judgement:
+    """How the answer of a response compares with the best of the references."""
     found = extract_answer(response, order)
     if found is None:
         return nothing(order)
-    return judgement(found, combine([_text(r, found.text) for r in references(problem)]))
+    return judgement(found, combine([compare(r, found.text) for r in references(problem)]))
 
 
 class MathVerifier:

@@ -20,6 +20,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -295,19 +296,9 @@ def _hash(values: Iterator[Any] | list[Any]) -> str:
 
 
 def _state(run: Run, at: Boundary) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "done": at.done,
-        "problems": at.problems,
-        "best": at.best,
-        "algorithm": at.algorithm,
-        "guards": at.guards,
-        "portions": at.portions,
-        "paths": _paths(run),
-        "proof": PROOF,
-        "fingerprint": fingerprint(run),
-        "config": run.config.model_dump(mode="json"),
-    }
+    boundary = {name: value for name, value in asdict(at).items() if name != "updates"}  # the optimizer's file has it
+    settings = {"fingerprint": fingerprint(run), "config": run.config.model_dump(mode="json")}
+    return {"format": FORMAT} | boundary | {"paths": _paths(run), "proof": PROOF} | settings
 
 
 def _carriers(run: Run) -> dict[str, Any]:

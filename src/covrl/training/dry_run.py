@@ -24,38 +24,34 @@ ANSWERS_LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """An estimate: bytes on the device and on disk, seconds for the whole run.
+    """An estimate: what the run ``needs`` of the ``machine``'s memory, bytes on disk, seconds for the whole run.
 
     Time is one measured round of sampling and scoring, scaled to a step; training is taken as three scorings
-    (forward, backward twice as dear). ``activations`` are what one training pass keeps for its backward
-    (:func:`covrl.training.needs.pass_bytes`); ``logits`` is the bound on what the head holds at once. ``rows`` is what
-    the rows that are decoded side by side hold, keys and values most of all, and ``ready`` what weights are cast to for
-    that. ``apart`` are the gradients of single streams, in steps that measure them. ``total`` is what there is, of
-    ``machine``.
+    (forward, backward twice as dear). ``tokens`` are the padded ones of the largest training pass, ``rows`` what is
+    decoded side by side.
     """
 
-    weights: int
-    optimizer: int
-    gradients: int
-    apart: int
-    activations: int
-    logits: int
+    needs: Needs
+    tokens: int
     rows: int
-    ready: int
     disk: int
     seconds: float
-    total: int
-    machine: str
+    machine: Memory
+
+    @property
+    def activations(self) -> int:
+        """Bytes that the largest training pass keeps for its backward (:func:`covrl.training.needs.pass_bytes`)."""
+        return self.needs.fixed + round(self.needs.token * self.tokens)
 
     @property
     def memory(self) -> int:
         """Bytes on the device in a training pass."""
-        return self.weights + self.gradients + self.apart + self.optimizer + self.activations + self.logits
+        return self.needs.training(self.tokens)
 
     @property
     def sampling(self) -> int:
         """Bytes on the device while sampling; gradients are gone by then."""
-        return self.weights + self.optimizer + self.ready + self.rows
+        return self.needs.sampling(self.rows)
 
 
 GAIN_PROBLEMS, GAIN_TRACES = 8, 2
@@ -171,17 +167,5 @@ def _cost(run: Run, seconds: float, needs: Needs, machine: Memory) -> Cost:
     training = run.config.training
     copies = run.config.checkpoint.keep + 1  # the best beside the newest
     rows = min(rows_at_once(run) or 0, training.problems_per_step * training.rollouts_per_problem)
-    return Cost(
-        weights=needs.weights,
-        optimizer=needs.optimizer,
-        gradients=needs.gradients,
-        apart=needs.apart,
-        activations=needs.fixed + round(needs.token * largest_pass(run, needs.trace)),
-        logits=needs.logits,
-        rows=rows * needs.row,
-        ready=needs.ready,
-        disk=needs.gradients * copies + needs.optimizer * run.config.checkpoint.keep,
-        seconds=seconds,
-        total=machine.total,
-        machine=machine.of,
-    )
+    disk = needs.gradients * copies + needs.optimizer * run.config.checkpoint.keep
+    return Cost(needs, largest_pass(run, needs.trace), rows, disk, seconds, machine)

@@ -18,8 +18,7 @@ def new_run_folder(folder: Path) -> None:
     if (folder / "config.toml").exists():
         raise UserError(f"{folder}: there is a run in this folder already; resume it, or choose another with --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = files.made(folder) / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:

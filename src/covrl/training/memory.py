@@ -21,24 +21,17 @@ from covrl.training.run import Run
 T = TypeVar("T")
 
 
-def with_less(
-    attempt: Callable[[PassLimits], T],
-    limits: PassLimits,
-    agreed: Callable[[Exception], bool],
-    sizes: Callable[[], tuple[int, int]],
-    explain: Callable[[PassLimits], str],
-) -> tuple[T, PassLimits, str | None]:
-    """``attempt(limits)``; where memory runs out, again with half the tokens and half the logits of a pass, and so on.
+def with_smaller_passes(run: Run, attempt: Callable[[PassLimits], T], pairs: Sequence[tuple[Problem, Rollout]]) -> T:
+    """``attempt`` with the run's limits; where memory runs out, again with half the tokens and half the logits of a
+    pass, and so on.
 
-    ``attempt`` has to start from nothing each time: what a failed one left behind must not count. Returns what it
-    gave, the limits that did, and a warning if these are not the first. ``agreed`` says whether all ranks have the
-    error, so that they can try again together. ``sizes`` gives the padded tokens of the largest trace, which comes
-    alone in the end, and of all.
+    Smaller limits are kept from then on, and said once. ``attempt`` has to start from nothing each time: what a failed
+    one left behind must not count. It is repeated only where all ranks can do so together.
 
     Raises:
-        OutOfMemoryError: not even passes of one trace each fit; ``explain`` gives the arithmetic.
+        OutOfMemoryError: not even passes of one trace each fit, with the arithmetic.
     """
-    tried = limits
+    tried = run.limits
     while True:
         try:
             found = attempt(tried)
@@ -48,30 +41,16 @@ def with_less(
             failed = error.with_traceback(None)  # which holds the failed pass's tensors
             text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         else:
-            return found, tried, None if tried is limits else _warning(limits, tried, text)
+            if tried is not run.limits:
+                run.remarks.append(_warning(run.limits, tried, text))
+                run.limits = tried
+            return found
         _free()
-        largest, all_of_them = sizes()
-        once_more = tried is limits or tried.tokens > largest
-        if not agreed(failed) or not once_more:
-            raise OutOfMemoryError(f"{text}: {explain(tried)}") from failed
+        largest, all_of_them = pass_sizes(run, pairs)
+        once_more = tried is run.limits or tried.tokens > largest
+        if not run.world.agreed(failed) or not once_more:
+            raise OutOfMemoryError(f"{text}: {pass_arithmetic(run, pairs, tried)}") from failed
         tried = _halved(tried, all_of_them)
-
-
-def with_smaller_passes(run: Run, attempt: Callable[[PassLimits], T], pairs: Sequence[tuple[Problem, Rollout]]) -> T:
-    """``attempt`` with the run's limits, or, where all ranks can do so together, with less, which is then kept.
-
-    Raises:
-        OutOfMemoryError: not even passes of one trace each fit, with the arithmetic.
-    """
-    found, run.limits, warning = with_less(
-        attempt,
-        run.limits,
-        run.world.agreed,
-        sizes=lambda: pass_sizes(run, pairs),
-        explain=lambda limits: pass_arithmetic(run, pairs, limits),
-    )
-    run.remarks += [warning] if warning else []
-    return found
 
 
 def _halved(limits: PassLimits, all_of_them: int) -> PassLimits:

@@ -52,9 +52,9 @@ def check_config(state: Mapping[str, Any], now: RunConfig, method: type[Algorith
     if before is None:  # a checkpoint of format 1
         return []
     before, now = _with_every_setting(before, now, method, where)
-    old, new = _flat(before), _flat(_declared(before, now))
+    old, new = flat(before), flat(_declared(before, now))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    refused = [key for key in changed if _reason(key) is None]
+    refused = [key for key in changed if why_it_may_change(key) is None]
     if refused:
         key, others = refused[0], refused[1:]
         also = f"; the same for {', '.join(others)}" if others else ""
@@ -62,7 +62,7 @@ def check_config(state: Mapping[str, Any], now: RunConfig, method: type[Algorith
             f"{where}: {key} is {new.get(key)!r}, but up to step {state['done']} the run was trained with "
             f"{old.get(key)!r}: put it back, or begin a new run{also}"
         )
-    return [f"resumed with {k} = {new.get(k)!r} (it was {old.get(k)!r}): {_reason(k)}" for k in changed]
+    return [f"resumed with {k} = {new.get(k)!r} (it was {old.get(k)!r}): {why_it_may_change(k)}" for k in changed]
 
 
 def check_inputs(state: Mapping[str, Any], run: Run) -> list[str]:
@@ -114,7 +114,8 @@ def check_versions(folder: Path) -> list[str]:
     return [f"resumed, but not bit for bit: {', '.join(changed)}"] if changed else []
 
 
-def _reason(key: str) -> str | None:
+def why_it_may_change(key: str) -> str | None:
+    """What the change of a setting does to a run that goes on; None where it is refused."""
     whole_section = f"{key.partition('.')[0]}."
     return ACCEPTED.get(key, ACCEPTED.get(whole_section))
 
@@ -150,5 +151,6 @@ def _declared(before: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
     return table
 
 
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+def flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of settings as one table, by ``section.key``; what is not set is left out."""
     return {f"{s}.{k}": v for s, values in table.items() for k, v in values.items() if v is not None}

@@ -5,38 +5,38 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
 
 
-class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets ``requested``; a second one interrupts at once.
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Generator[None]:
+    """While entered, ``handler`` gets these signals. In a thread other than the main one they are left as they are."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
-    ``say`` is told about the first. In a thread other than the main one, signals are left as they are.
+
+@contextmanager
+def stop_requests(say: Callable[[str], None] = lambda _: None) -> Generator[Callable[[], bool]]:
+    """Yields whether somebody has asked to stop: by the first SIGINT or SIGTERM, of which ``say`` is told.
+
+    A second one interrupts at once.
     """
+    came: list[int] = []
 
-    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
-        self.requested = False
-        self._say = say
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # ty: ignore[invalid-argument-type]
-        self._before.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         del frame
-        if self.requested:
+        if came:
             raise KeyboardInterrupt
-        self.requested = True
+        came.append(number)
         with contextlib.suppress(RuntimeError):  # it came while a line was being written: stopping is what counts
-            self._say(f"{signal.Signals(number).name}: stopping before the next pass; send it again to stop at once")
+            say(f"{signal.Signals(number).name}: stopping before the next pass; send it again to stop at once")
+
+    with handled(handle, signal.SIGINT, signal.SIGTERM):
+        yield lambda: bool(came)

@@ -1,4 +1,4 @@
-"""Makes the base model of the laptop task: ``python -m covrl.quickstart.make_base``.
+"""Makes the base model of the laptop task: ``python benchmarks/make_base.py``.
 
 It builds a tokenizer and trains a Llama model of 0.34 M parameters, supervised, on the questions of the ``base``
 split. The result is a plain Hugging Face folder. The base follows all eight procedures without false steps, but
@@ -21,15 +21,16 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+import base_texts as task
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from covrl.models.model import SHIPPED
 from covrl.problems.digits import RIGHT, Habit, questions, result, write_trace
-from covrl.quickstart import task
 
-BASE_FOLDER = Path(__file__).parent / "base"
+BASE_FOLDER = SHIPPED / "base"
 
 RIGHT_SHARE = 0.005
 
@@ -221,12 +222,12 @@ def make(
     arguments: Sequence[str] | None,
     parents: Sequence[argparse.ArgumentParser] = (),
 ) -> None:
-    """The command ``name``: trains a base by ``run(seed, steps)`` and writes its folder.
+    """The script ``name``: trains a base by ``run(seed, steps)`` and writes its folder.
 
     ``parents`` are parsers of further options, which the caller has read.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m {name}", description="Makes the base model of an embedded task.", parents=parents
+        prog=f"python benchmarks/{name}.py", description="Makes the base model of an embedded task.", parents=parents
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=folder, help="the folder to write (default: the shipped one)")
@@ -245,7 +246,7 @@ def make(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: trains the base of the digits task and writes its folder."""
-    parser = argparse.ArgumentParser("python -m covrl.quickstart.make_base", add_help=False)
+    parser = argparse.ArgumentParser("python benchmarks/make_base.py", add_help=False)
     parser.add_argument(
         "--right-share",
         type=_share,
@@ -264,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(weights.values()) < 0:
         parser.error("the right procedure and its rival have shares of more than 1 together")
     run = partial(train, batch=partial(digit_rows, weights=weights))
-    make("covrl.quickstart.make_base", BASE_FOLDER, STEPS, run, arguments, [parser])
+    make("make_base", BASE_FOLDER, STEPS, run, arguments, [parser])
 
 
 def _share(text: str) -> float:

@@ -12,8 +12,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from covrl.comparison.summary import Line
-from covrl.comparison.table import Grid, percent
+from covrl.comparison.table import percent
 from covrl.reporting.format import ABSENT
+from covrl.reporting.tables import TitledTable
 
 
 class Ending(NamedTuple):
@@ -67,7 +68,7 @@ def verdict(found: Sequence[Ending], method: str, other: str) -> str:
     return f"{begun}It does, at all {len(found)} rates."
 
 
-def table(found: Sequence[Ending], method: str, other: str) -> Grid:
+def table(found: Sequence[Ending], method: str, other: str) -> TitledTable:
     """The figures behind :func:`verdict`."""
     head = ["rate", f"{method}: peak", f"{method}: end", f"{other}: end", "ends below both"]
     answers = {None: ABSENT, True: "yes", False: "no"}
@@ -76,4 +77,4 @@ def table(found: Sequence[Ending], method: str, other: str) -> Grid:
         for e in found
     ]
     about = f"Held-out (dev) accuracy over training, greedy, mean over seeds. {verdict(found, method, other)}"
-    return Grid(f"Peak and end of {method}", about, head, rows)
+    return TitledTable(f"Peak and end of {method}", about, head, rows)

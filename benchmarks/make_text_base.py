@@ -1,6 +1,6 @@
-"""Makes the base model of the animals task: ``python -m covrl.quickstart.make_text_base``.
+"""Makes the base model of the animals task: ``python benchmarks/make_text_base.py``.
 
-Model, optimizer and loss are those of :mod:`covrl.quickstart.make_base`; what differs is the vocabulary and what an
+Model, optimizer and loss are those of :mod:`make_base`; what differs is the vocabulary and what an
 answer is: a phrase of five or six words in one of five phrasings, about two animals from the middle of the trace.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+import base_texts as task
+from make_base import Example, make, train
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from covrl.models.model import SHIPPED
 from covrl.problems.animals import (
     ANIMALS,
     PHRASINGS,
@@ -22,10 +24,8 @@ from covrl.problems.animals import (
     result,
     write_trace,
 )
-from covrl.quickstart import task
-from covrl.quickstart.make_base import Example, make, train
 
-BASE_FOLDER = Path(__file__).parent / "base_animals"
+BASE_FOLDER = SHIPPED / "base_animals"
 
 # Words with the space before them, where they have one, so that a text is its tokens joined.
 LINE_WORDS = ("by name", "by size", "by place")
@@ -117,13 +117,13 @@ def animal_rows(rng: random.Random) -> list[Example]:
 
 
 def train_animals(seed: int, steps: int) -> Iterator[tuple[int, float, PreTrainedTokenizerFast, LlamaForCausalLM]]:
-    """Trains a base of the animals task; see :func:`covrl.quickstart.make_base.train`."""
+    """Trains a base of the animals task; see :func:`make_base.train`."""
     return train(seed, steps, VOCABULARY, animal_rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: trains the base of the animals task and writes its folder."""
-    make("covrl.quickstart.make_text_base", BASE_FOLDER, STEPS, train_animals, arguments)
+    make("make_text_base", BASE_FOLDER, STEPS, train_animals, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the base model of an embedded task: ``python -m covrl.quickstart.probe_base [--task animals]``.
+"""Measures the base model of an embedded task: ``python benchmarks/probe_base.py [--task animals]``.
 
 It samples traces for questions of the ``dev`` split, at temperature 1 and from the whole distribution. Under the
 prior prompt it prints the share of each procedure, the share of traces with a false step, the accuracy of the
@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import base_texts as task
+import make_base
+import make_text_base
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from covrl.generation.decoding import cache_keyword
 from covrl.problems import animals, digits
+from covrl.problems.embedded import TraceCheck
 from covrl.problems.tasks import Task, find_task
-from covrl.quickstart import make_base, make_text_base, task
 from covrl.records import Problem
 
 BATCH = 512
@@ -44,7 +47,7 @@ class Probed:
     habits: Sequence[StrEnum]
     right: StrEnum
     write_trace: Callable[..., str]
-    read_trace: Callable[[str, str], digits.TraceCheck | animals.TraceCheck]
+    read_trace: Callable[[str, str], TraceCheck]
     ends_in: Callable[[str, str], bool]
 
 
@@ -223,7 +226,7 @@ def probe(name: str, folder: Path, count: int, seed: int) -> dict[str, dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: prints the figures as lines, or as one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m covrl.quickstart.probe_base", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python benchmarks/probe_base.py", description=__doc__.split("\n")[0])
     parser.add_argument("--task", choices=list(PROBED), default="digits")
     parser.add_argument("--model", type=Path, help="a model folder (default: the task's shipped base)")
     parser.add_argument("--problems", type=int, default=4096, help="traces for each figure")
