@@ -263,10 +263,10 @@ class Prompts:
         return turn.role == "system" and not self._ids.spells(turn.text)
 
     def _make_frame(self, turns: tuple[Turn, ...], options: str, of_problem: bool) -> Frame:
-        if taken := sorted(CALLED_WITH & json.loads(options).keys()):
+        given = json.loads(options)
+        if taken := sorted(CALLED_WITH & given.keys()):
             raise UserError(f"template_options: {taken[0]} is how the template is called, and no variable of it")
-        values = json.loads(options).values()
-        if any(self._ids.spells(text) for text in (options, *map(str, values))):
+        if given and any(self._ids.spells(text) for text in (options, *map(str, given.values()))):
             raise UserError(f"template_options: a control token of the tokenizer {self._name} is spelt in {options}")
         template = self._template(turns, options, of_problem)
         if template is None and any(turn.role != "system" for turn in turns):

@@ -15,7 +15,6 @@ from training.test_step import make_run
 from covrl.evaluation.hints import (
     blind_share,
     fit_metrics,
-    foils,
     hint_margin,
     hint_metrics,
     own_bounds,
@@ -77,21 +76,6 @@ def test_a_style_that_any_hint_brings_is_blind_and_a_change_that_only_one_brings
     assert shares == sorted(shares)  # ty: ignore[invalid-argument-type]
     assert shares[-1] > 0.999  # ty: ignore[unsupported-operator]
     assert blind_share(torch.zeros(3), torch.zeros(3)) is None
-
-
-def test_a_foil_is_wrong_in_any_spelling_and_of_the_nearest_length() -> None:
-    problems = [
-        Problem("a", "?", "1/2", accepted=("3",)),
-        Problem("b", "?", "0.5"),
-        Problem("c", "?", "3"),
-        Problem("d", "?", "1000000"),
-        Problem("e", "?", "250"),
-    ]
-    assert foils(problems)[0] == "250"  # 0.5 is its own answer, 3 is accepted
-    assert foils(problems)[2] == "250"  # as near as 1/2 and 0.5, and the next one
-    assert foils(problems[:2]) == [None, None]
-    shown = Problem("f", "?", "7", hint="8")
-    assert foils([shown, Problem("g", "?", "8"), Problem("h", "?", "9")])[0] == "9"
 
 
 OTHER = Problem("other", "b", "a")

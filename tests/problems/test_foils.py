@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from covrl.errors import UserError
+from covrl.problems.foils import foils as all_foils
 from covrl.problems.foils import with_foils
 from covrl.records import Problem
 
@@ -46,3 +47,11 @@ def test_a_foil_that_is_given_stays_and_the_seed_decides_among_equals() -> None:
 def test_without_another_answer_there_is_none_and_the_problem_is_named() -> None:
     with pytest.raises(UserError, match=r"problem p0: no other problem has another answer"):
         with_foils(problems("7", "7.0"), seed=0)
+
+
+def test_the_hint_and_accepted_answers_are_no_foils_and_where_none_is_left_there_is_none() -> None:
+    given = [Problem("a", "?", "1/2", accepted=("3",)), Problem("b", "?", "0.5"), Problem("c", "?", "3")]
+    assert all_foils([*given, Problem("d", "?", "250")])[0] == "250"
+    assert all_foils(given[:2]) == [None, None]
+    shown = [Problem("f", "?", "7", hint="8"), Problem("g", "?", "8"), Problem("h", "?", "9")]
+    assert all_foils(shown)[0] == "9"

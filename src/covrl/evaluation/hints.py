@@ -28,8 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from covrl.evaluation.exam import spelling
 from covrl.evaluation.thoughts import Read
+from covrl.problems.foils import foils
 from covrl.prompts import Prompts
 from covrl.records import Group, Output, Problem, Rollout, ScoredGroup, Scores
 from covrl.rewards.likelihood import answer_reward
@@ -84,22 +84,6 @@ def posterior_fit(log_w: Sequence[float]) -> Fit:
     """
     w = [math.exp(value - max(log_w)) for value in log_w]
     return Fit(sum(w) ** 2 / sum(v * v for v in w), variance(log_w))
-
-
-def foils(problems: Sequence[Problem]) -> list[str | None]:
-    """For each problem another one's answer that is wrong here, of nearest length; None where there is none.
-
-    Wrong is what differs from its answer, its hint and its accepted answers in normal form. Of equally near ones it is
-    the next in the list, which goes round.
-    """
-    spelt = [spelling(problem.answer) for problem in problems]
-    found: list[str | None] = []
-    for place, problem in enumerate(problems):
-        right = {spelling(text) for text in (problem.answer, problem.shown, *problem.accepted)}
-        further = [(place + step) % len(problems) for step in range(1, len(problems))]
-        wrong = [problems[i].answer for i in further if spelt[i] not in right]
-        found.append(min(wrong, key=lambda answer: abs(len(answer) - len(problem.answer)), default=None))
-    return found
 
 
 def read_foils(

@@ -15,17 +15,30 @@ Value = Fraction | str
 
 
 def with_foils(problems: Sequence[Problem], seed: int) -> list[Problem]:
-    """Each problem with another's answer as its ``foil``; one that has a foil keeps it.
-
-    The foil is of the same form (number, words, formula) where there is one, then nearest in length, then drawn by
-    ``seed`` and id. It differs from the answer and from all accepted ones in value (:func:`value`), so that another
-    spelling of the right answer is no foil.
+    """Each problem with its ``foil``, from :func:`foils`.
 
     Raises:
-        UserError: there is no other answer; names the problem.
+        UserError: a problem has none; names it.
+    """
+    found = foils(problems, seed)
+    for problem, foil in zip(problems, found, strict=True):
+        if foil is None:
+            raise UserError(
+                f"problem {problem.id}: no other problem has another answer, so there is none to show as a wrong hint; "
+                "set algorithm.contrast = 0, or train on problems whose answers differ"
+            )
+    return [replace(problem, foil=foil) for problem, foil in zip(problems, found, strict=True)]
+
+
+def foils(problems: Sequence[Problem], seed: int = 0) -> list[str | None]:
+    """Each problem's own foil, else another's answer that is wrong here; None where there is none.
+
+    It is of the same form (number, words, formula) where there is one, then nearest in length, then drawn by ``seed``
+    and id. It differs from the answer, the hint and all accepted answers in value (:func:`value`), so that another
+    spelling of the right answer is no foil.
     """
     pool = _Pool([p.answer for p in problems])
-    return [p if p.foil is not None else replace(p, foil=pool.unlike(p, seed)) for p in problems]
+    return [p.foil if p.foil is not None else pool.unlike(p, seed) for p in problems]
 
 
 def value(answer: str) -> Value:
@@ -46,19 +59,16 @@ class _Pool:
         for found, answer in distinct.items():
             self.by_form.setdefault(_form(answer), {}).setdefault(len(answer), []).append((found, answer))
 
-    def unlike(self, problem: Problem, seed: int) -> str:
-        """An answer that is none of the problem's own."""
-        own = {value(answer) for answer in (problem.answer, *problem.accepted)}
+    def unlike(self, problem: Problem, seed: int) -> str | None:
+        """An answer that is none of the problem's own; None where there is no other."""
+        own = {value(answer) for answer in (problem.answer, problem.shown, *problem.accepted)}
         draw = random.Random(f"foil/{seed}/{problem.id}")
         for alike in self._nearest(problem.answer):
             start = draw.randrange(len(alike))
             for found, answer in (*alike[start:], *alike[:start]):
                 if found not in own:
                     return answer
-        raise UserError(
-            f"problem {problem.id}: no other problem has another answer, so there is none to show as a wrong hint; "
-            "set algorithm.contrast = 0, or train on problems whose answers differ"
-        )
+        return None
 
     def _nearest(self, answer: str) -> Iterator[list[tuple[Value, str]]]:
         """Answers of one length at a time: those of the same form first, and of these the nearest length."""

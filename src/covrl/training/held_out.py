@@ -8,11 +8,12 @@ from functools import partial
 from typing import NamedTuple
 
 from covrl.evaluation.accuracy import Evaluation, Evaluator, Graded
-from covrl.evaluation.hints import foils, hint_margin, own_bounds
+from covrl.evaluation.hints import hint_margin, own_bounds
 from covrl.evaluation.information import first_reading, information_metrics
 from covrl.evaluation.majority import majority_marks
 from covrl.evaluation.thoughts import thought_baselines, thought_metrics
 from covrl.generation.base import Draw, Sampling
+from covrl.problems.foils import foils
 from covrl.records import Problem, Request, Rollout, ScoredGroup
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
