@@ -67,10 +67,11 @@ class FakeServer:
             self.now += 1
             self.most = max(self.most, self.now)
         try:
-            self._send(handler, self.reply(body))
+            given = self.reply(body)
         finally:
-            with self.lock:
+            with self.lock:  # before the reply is sent: the next request may come as soon as it is read
                 self.now -= 1
+        self._send(handler, given)
 
     def _send(self, handler: BaseHTTPRequestHandler, given: Any) -> None:
         if given == "close":

@@ -10,9 +10,10 @@ import pytest
 
 from covrl.errors import UserError
 from covrl.evaluation.benchmarks import Suite
-from covrl.evaluation.exam import Exam, Sample, Solved, from_json, spelling, to_json
+from covrl.evaluation.exam import Exam, Sample, Solved, from_json, to_json
 from covrl.evaluation.metrics import check_ks, diversity, figures, overall, supports
 from covrl.records import Problem
+from covrl.rewards.normalise import spelling
 
 
 def sample(answer: str | None, right: bool, trace: str = "a b c d", nats: float = 1.0) -> Sample:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from covrl.evaluation.exam import spelling
 from covrl.evaluation.same import MOST_COMPARED, Said, classes
 from covrl.records import Problem, Verdict
 from covrl.rewards.graders import make_grader
+from covrl.rewards.normalise import spelling
 
 PROBLEM = Problem("p", "q", "7")
 

@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from covrl.evaluation.accuracy import Evaluator
-from covrl.evaluation.exam import spelling
 from covrl.generation.base import Draw
 from covrl.records import Problem, Rollout
+from covrl.rewards.normalise import spelling
 from covrl.statistics import bootstrap_intervals
 
 DEFENDS = 0.8

@@ -24,7 +24,7 @@ from covrl.records import Finish, Grader, Problem, TraceLabel, Verdict
 from covrl.rewards.choice import letter_of
 from covrl.rewards.extract import extract_answer
 from covrl.rewards.graders import make_grader
-from covrl.rewards.normalise import normalise, plain_number
+from covrl.rewards.normalise import spelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,6 @@ def digest(problem: Problem) -> str:
     around = [repr(tuple(turn)) for turn in problem.turns] + [repr(o) for o in sorted(problem.template_options.items())]
     text = "\x00".join((problem.question, problem.answer, *problem.accepted, *around))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def spelling(answer: str) -> str | None:
-    """A normal form for answers that are equal as text or as plain numbers; None for an empty one."""
-    text = normalise(answer)
-    value = plain_number(text)
-    return (str(value) if value is not None else text) or None
 
 
 def check_room(exam: Exam, prompts: Prompts, context: int | None, model: str) -> None:

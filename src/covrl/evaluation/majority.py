@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from covrl.evaluation.accuracy import Graded
-from covrl.evaluation.exam import spelling
 from covrl.evaluation.same import Said, classes
 from covrl.records import Grader
+from covrl.rewards.normalise import spelling
 
 
 def majority_marks(rows: Sequence[Sequence[Graded]], verifier: str, grade: Grader | None) -> str:

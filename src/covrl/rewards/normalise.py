@@ -151,6 +151,13 @@ def plain_number(text: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
+def spelling(answer: str) -> str | None:
+    """A normal form for answers that are equal as text or as plain numbers; None for an empty one."""
+    text = normalise(answer)
+    value = plain_number(text)
+    return (str(value) if value is not None else text) or None
+
+
 class NotMathematicsError(ValueError):
     """Text that has no safe mathematical reading; the message gives the reason."""
 
