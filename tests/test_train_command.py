@@ -56,6 +56,31 @@ every = 2
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("algorithm.name=clip_delta",), "clip_delta takes scores of reasoning steps: set steps.server to the address"),
+        (("algorithm.name=clip_delta", "steps.server=localhost:1"), "expected http://HOST:PORT"),
+        (("algorithm.name=grpo", "steps.server=http://localhost:1"), "grpo takes no scores of reasoning steps"),
+        (("algorithm.name=cure", "training.rollouts_per_problem=6"), "so it needs a multiple of 4"),
+        (("algorithm.name=vineppo", "algorithm.steps=chapters"), "[algorithm] "),
+        (("algorithm.name=opsd", "algorithm.teacher=hinter"), "[algorithm] "),
+        (("algorithm.name=grpo", "algorithm.contrast=-1"), "[algorithm] "),
+        (("prompts.posterior_template=loud",), "prompts.posterior_template"),
+        (("steps.rule=words",), "steps.rule"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(
+    covrl: Covrl, project: Path, settings: tuple[str, ...], said: str
+) -> None:
+    given = [part for setting in ("rewards.verifier=numeric", *settings) for part in ("--set", setting)]
+    code, _, err = covrl("train", "--config", "run.toml", "--out", "run", *given)
+    last = err.strip().splitlines()[-1]
+    assert code == 2
+    assert said in last, err
+    assert not (project / "run").exists() or not any((project / "run").iterdir())
+
+
 def test_train_writes_a_run_and_its_last_lines_load_the_model(covrl: Covrl, project: Path) -> None:
     code, out, _ = covrl("train", "--config", "run.toml", "--out", "run")
     assert code == 0

@@ -208,6 +208,10 @@ def build_algorithm(
     else:
         method = make_algorithm(config.algorithm, setup)
     check_method(method)
+    if config.steps.server and not method.wants_step_scores:
+        raise UserError(
+            f"steps.server = {config.steps.server}: {method.name} takes no scores of reasoning steps; leave it out"
+        )
     if training.rollouts_per_problem < method.rollouts_wanted:
         raise UserError(
             f"training.rollouts_per_problem = {training.rollouts_per_problem}: {method.name} compares the traces of a "
