@@ -13,6 +13,7 @@ from training.test_step import make_run
 from covrl.api import build
 from covrl.errors import TrainingStoppedError
 from covrl.generation.base import Draw
+from covrl.problems.source import ProblemSource
 from covrl.problems.tasks import find_task
 from covrl.quickstart.run import load_config
 from covrl.records import Problem
@@ -73,7 +74,7 @@ def long_answer_run(**algorithm: Any) -> Run:
         head.bias = torch.nn.Parameter(bias)
     run.parameters = run.models["policy"].parameters()
     problems = [Problem(f"long{i}", "ab"[i % 2] * 3, "ab" * 29 + "a" * (i % 3)) for i in range(5)]
-    run.source.problems = problems
+    run.source = ProblemSource(problems, 0)
     return run
 
 

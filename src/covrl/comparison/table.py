@@ -221,7 +221,7 @@ def _cost(setting: str, here: Sequence[Line]) -> TitledTable:
         whole = sum(s for s in seconds if s is not None)
         times = [ABSENT if s is None else f"{duration(s)} ({s / whole:.0%})" if whole else "0s" for s in seconds]
         ends = sorted({min(steps), max(steps)}) if steps else []
-        taken = [r.figures["updates"] for r in line.results]
+        taken = [r.figures["updates"] for r in line.results if "updates" in r.figures]  # older results have none
         updates = sorted({min(taken), max(taken)}) if taken else []
         shown = ["–".join(map(str, numbers)) or ABSENT for numbers in (ends, updates)]
         soon = [reach_text(line, a) for a in AXES] if learnt else []

@@ -32,6 +32,7 @@ FOLDER_BYTES = 64 << 20
 """What all files of an isolated program may hold; they are in memory."""
 
 _NOBODY = 65534
+_FOLDER = "/tmp/covrl-program"
 _ENVIRONMENT = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _WORKER = Path(__file__).with_name("code_sandbox.py")
 _LIBRARIES = ("/usr", "/bin", "/lib", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
@@ -79,7 +80,7 @@ def run_program(program: str, tests: Sequence[str], seconds: float, memory: int,
         task.write(json.dumps(job).encode())
         task.seek(0)
         command = [*(_bubblewrap() if isolated else ()), sys.executable, "-I", "-B", str(_WORKER)]
-        home = dict.fromkeys(("HOME", "TMPDIR"), "/tmp" if isolated else folder)
+        home = dict.fromkeys(("HOME", "TMPDIR"), _FOLDER if isolated else folder)
         streams = {"stdin": task, "stdout": output, "stderr": errors}
         code = _exit_code(command, clock_limit(seconds), cwd=folder, env=home | _ENVIRONMENT, **streams)
         output.seek(0)
@@ -114,7 +115,8 @@ def _bubblewrap() -> list[str]:
     spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     root = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     user = root if os.getuid() == 0 else ["--unshare-user"]
-    folder = ["--perms", "1777", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    folder = ["--perms", "1777", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp"]
+    folder += ["--perms", "1777", "--dir", _FOLDER, "--chdir", _FOLDER]  # /tmp itself may hold Python's folders
     shown = dict.fromkeys((*_LIBRARIES, sys.base_prefix, sys.prefix, str(_WORKER)), "--ro-bind-try")
     shown |= dict.fromkeys(("/dev/null", "/dev/urandom"), "--dev-bind")
     above = {str(parent): None for path in shown for parent in reversed(Path(path).parents)}
