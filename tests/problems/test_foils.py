@@ -53,5 +53,5 @@ def test_the_hint_and_accepted_answers_are_no_foils_and_where_none_is_left_there
     given = [Problem("a", "?", "1/2", accepted=("3",)), Problem("b", "?", "0.5"), Problem("c", "?", "3")]
     assert all_foils([*given, Problem("d", "?", "250")])[0] == "250"
     assert all_foils(given[:2]) == [None, None]
-    shown = [Problem("f", "?", "7", hint="8"), Problem("g", "?", "8"), Problem("h", "?", "9")]
-    assert all_foils(shown)[0] == "9"
+    shown = [Problem("f", "?", "7", hint="8"), Problem("g", "?", "8"), Problem("h", "?", "99")]
+    assert all_foils(shown)[0] == "99"  # though the hint is nearer in length
