@@ -80,10 +80,10 @@ COVRL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def method_run(case: str, dtype: str = "float64") -> Run:
+def method_run(case: str, dtype: str = "float64", **more: Any) -> Run:
     """A run of the method; models beside the policy are copies that have moved away from it."""
     name, settings = (METHODS | COVRL)[case]
-    run = make_run(dtype=dtype, name=name, **settings)
+    run = make_run(dtype=dtype, name=name, **settings | more)
     run.reward = (lambda problem, text: float(len(text) % 2)) if run.algorithm.verified else None
     for i, spec in enumerate(run.algorithm.models):
         beside = HeadOnTrunk(run.models["policy"]) if spec.on_trunk else frozen_copy(run.models["policy"])

@@ -15,7 +15,7 @@ from covrl.objectives.ratio import (
 )
 from covrl.objectives.returns import generalised_advantages, return_to_go, whitened
 from covrl.objectives.sequences import next_in_sequence, sequence_mean
-from covrl.objectives.written import written_only
+from covrl.objectives.written import written_only, written_part
 
 __all__ = [
     "capped",
@@ -47,4 +47,5 @@ __all__ = [
     "truncated_importance",
     "whitened",
     "written_only",
+    "written_part",
 ]
