@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from commands import Covrl, here
 from hypothesis import settings
+from proved import prove_once
 
 from covrl.rewards.isolation import fault
 
@@ -44,6 +46,14 @@ def covrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     """Runs a command in the test's process and gives its exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", "200")
     return lambda *arguments: here(monkeypatch, capfd, *arguments)
+
+
+@pytest.fixture(scope="module")
+def proved_once() -> Iterator[None]:
+    """The paths of a model are proved at its first build; most of a small run's build is that proof."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("covrl.assembly.prove", prove_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import many_lora
 from worlds import Worlds
 
+pytestmark = pytest.mark.usefixtures("proved_once")
+
 pytest.importorskip("peft")
 
 TOLERANCE = {"bfloat16": 0.2}

@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import many
 from worlds import Worlds
 
+pytestmark = pytest.mark.usefixtures("proved_once")
+
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 """Starts several processes: :func:`torchrun`, or without its imports the fixture ``worlds``."""
 
