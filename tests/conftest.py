@@ -32,6 +32,7 @@ LONGEST = (
     "test_checkpoint.py",
     "test_foreign_checkpoint.py",
     "test_group_expected.py",
+    "test_learning.py",
 )
 """The files that take longest come first, so that no worker begins one of them when the others are done."""
 
