@@ -132,7 +132,7 @@ def config(folder: Path, name: str) -> RunConfig:
                 "dtype": dtype,
             },
             "prompts": PROMPTS,
-            "generation": {"max_trace_tokens": 30, "max_answer_tokens": 8},
+            "generation": {"max_trace_tokens": 30, "max_answer_tokens": 20},
             "training": {
                 "rollouts_per_problem": 3,
                 "problems_per_step": 3,

@@ -82,7 +82,7 @@ def make_run(
     table = {
         "model": {"path": "model", "device": "cpu", "dtype": dtype},
         "prompts": PROMPTS,
-        "generation": {"max_trace_tokens": 24, "max_answer_tokens": 8},
+        "generation": {"max_trace_tokens": 24, "max_answer_tokens": 24},
         "training": {
             "rollouts_per_problem": 4,
             "problems_per_step": 3,
