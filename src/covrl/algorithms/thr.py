@@ -147,7 +147,7 @@ def token_influence(states: GroupStates, by_length: bool) -> list[Tensor]:
     outcomes = [outcome(rollout) for rollout in states.rollouts]
     right = [i for i, value in enumerate(outcomes) if value == 1.0 and len(states.targets[i])]
     if not right or 0.0 not in outcomes:
-        return [hidden.new_zeros(len(hidden), dtype=_wide(hidden)) for hidden in states.hidden]
+        return [hidden.new_zeros(len(hidden)) for hidden in states.hidden]
     known = torch.cat(states.targets).unique()
     step = sum(
         step_on_output(*part, 1 / len(states.targets[i]) if by_length else 1.0)
@@ -163,8 +163,4 @@ def _parts(states: GroupStates, response: int, known: Tensor) -> Iterator[tuple[
     """(g ``[n, K]``, h ``[n, D]``) of a response's tokens, a few positions at a time."""
     hidden, targets = states.hidden[response], states.targets[response]
     for at in states.chunks(response):
-        yield residuals(states.log_probs(hidden[at]), targets[at], known), hidden[at].to(_wide(hidden))
-
-
-def _wide(hidden: Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        yield residuals(states.log_probs(hidden[at]), targets[at], known), hidden[at]

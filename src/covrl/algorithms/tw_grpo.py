@@ -80,9 +80,8 @@ class TWGRPO(GroupMethod):
 
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """Also the mean weight of a token, by which a step is larger than GRPO's."""
-        every = [
-            w for g in groups for w in position_weights([s[DIVERGENCE].double() for s in g.scores], self.own.alpha)
-        ]
+        scores = [[s[DIVERGENCE].double() for s in group.scores] for group in groups]
+        every = [weight for row in scores for weight in position_weights(row, self.own.alpha)]
         mean = float(torch.cat(every).mean()) if every else float("nan")
         return super().monitors(groups, credits) | {"tw_grpo/mean_weight": mean}
 
@@ -109,7 +108,9 @@ def divergences(states: GroupStates) -> list[Tensor]:
     longest = max(lengths, default=0)
     at_once = max(1, states.positions // max(len(lengths), 1))
     parts = [_divergence(states, slice(at, min(at + at_once, longest))) for at in range(0, longest, at_once)]
-    every = torch.cat(parts) if parts else torch.zeros(0)
+    if not parts:
+        return [hidden.new_zeros(0) for hidden in states.hidden]
+    every = torch.cat(parts)
     return [every[:length] for length in lengths]
 
 

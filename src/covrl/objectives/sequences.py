@@ -33,6 +33,6 @@ def between_extremes(values: Tensor, owner: Tensor) -> Tensor:
     count = int(place.max()) + 1 if len(place) else 0
     least = values.new_full((count,), float("inf")).scatter_reduce(0, place, values, "amin")
     room = values.new_full((count,), -float("inf")).scatter_reduce(0, place, values, "amax") - least
-    return (
-        torch.where(room[place] > 0, (values - least[place]) / room.clamp_min(1e-30)[place], 0.5) if count else values
-    )
+    if not count:
+        return values
+    return torch.where(room[place] > 0, (values - least[place]) / room.clamp_min(1e-30)[place], 0.5)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from covrl.models.projection import Projection
 from covrl.records import Output, Problem, Rollout, Scores
+from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, PassLimits, Reading, Trunk, make_packs, make_unit
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 class GroupStates:
     """The responses of one group as the model sees them.
 
-    ``hidden[i]`` ``[T_i, D]`` are the last hidden states that predict response i's tokens ``targets[i]`` ``[T_i]``;
-    both are empty for a rollout that is not read. ``positions`` are as many as may have logits at once.
+    ``hidden[i]`` ``[T_i, D]`` are the last hidden states that predict response i's tokens ``targets[i]`` ``[T_i]``, in
+    float32 or wider; both are empty for a rollout that is not read. ``positions`` are as many as may have logits at
+    once.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -90,12 +92,13 @@ def _states(
 ) -> tuple[GroupStates, list[int]]:
     """Hidden states of a group's responses under one context, and the tokens of each one's row."""
     model = models[context.model]
-    wanted = [Reading("trace", (context.name,), lambda logits, targets: (), ())]
+    wanted = [Reading("trace", (context.name,), log_prob, ("log_prob",))]  # of which only the rows are made
     units = [make_unit(i, (context,), wanted, problem, rollout) for i, rollout in enumerate(rollouts)]
     hidden: dict[int, Tensor] = {}
     for pack in make_packs([unit for unit in units if unit.rows], limits.tokens):
         trunk = Trunk(models, (context,), pack)
-        hidden |= {unit.index: trunk.before([unit], context.name, "trace") for unit in pack}
+        found = {unit.index: trunk.before([unit], context.name, "trace") for unit in pack}
+        hidden |= {index: states.to(model.score_dtype) for index, states in found.items()}
     project = model.projection().prepared()
     nothing = torch.zeros(0, _width(project, hidden), dtype=model.score_dtype, device=model.device)
     ids = [rollout.trace_ids if i in hidden else () for i, rollout in enumerate(rollouts)]
