@@ -58,6 +58,7 @@ class C3PO(GroupMethod):
     paper: ClassVar[str] = "arXiv 2506.14731"
     evidence: ClassVar[str] = "confirmed in the paper's text; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = C3POConfig
+    credit_scope: Literal["group", "batch"] = "batch"
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.own: C3POConfig = config

@@ -70,6 +70,7 @@ class STEER(GroupMethod):
     paper: ClassVar[str] = "STEER, 2025"
     evidence: ClassVar[str] = "confirmed in the authors' code; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = STEERConfig
+    credit_scope: Literal["group", "batch"] = "batch"
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.own: STEERConfig = config
