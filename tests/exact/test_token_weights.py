@@ -15,8 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from covrl.errors import UserError
 from covrl.records import Group
 from covrl.scoring.pack import PassLimits
+from covrl.training.method_checks import check_method
+from covrl.training.reading_plan import reading_plan
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from exact import world
@@ -318,3 +321,20 @@ def test_a_reading_of_a_group_does_not_depend_on_passes_chunks_or_the_order_of_i
             assert one.tokens == other.tokens
     assert any(bool(s[output].any()) for s in whole.scores)
     assert not any(s[output].requires_grad for s in whole.scores)
+
+
+def test_a_group_reading_is_made_before_credit_whatever_else_credit_looks_at() -> None:
+    """With a KL in the reward credit needs the policy's scores: no pass credits a group then, and the gradient holds."""
+    run = make_run("thr", kl="k1", kl_in="reward", kl_weight=0.2)
+    assert run.algorithm.credit_scope == "group"
+    assert run.algorithm.credit_reads == "all"
+    assert reading_plan(run.algorithm, on_policy=True) == reading_plan(run.algorithm, on_policy=False)
+    rollouts = [response(run, ids, reward, i) for i, (ids, reward) in enumerate(VERDICTS[-1])]
+    assert float(world.production_gradient(run, rollouts)[0].norm()) > 1e-3
+
+
+def test_a_group_reading_of_a_context_that_is_not_there_is_one_line() -> None:
+    algorithm = make_run("thr").algorithm
+    algorithm.group_readings = tuple(r._replace(context="posterior") for r in algorithm.group_readings)
+    with pytest.raises(UserError, match="the group reading 'influence' is in the context 'posterior'; there is prior"):
+        check_method(algorithm)
