@@ -29,13 +29,8 @@ def test_every_method_is_made_with_these_settings(name: str) -> None:
 
 def test_a_response_is_right_where_the_sum_is_written_as_a_number_of_its_own() -> None:
     problem = Problem("p", "What is 8 plus 9?", "17")
-    assert [three_steps.said(problem, text) for text in ("It is 17.", "8+9=17", "117", "seventeen", "")] == [
-        1,
-        1,
-        0,
-        0,
-        0,
-    ]
+    assert [three_steps.said(problem, text) for text in ("It is 17.", "8+9=17")] == [1, 1]
+    assert [three_steps.said(problem, text) for text in ("117", "seventeen", "")] == [0, 0, 0]
 
 
 def test_a_methods_line_takes_the_place_of_its_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

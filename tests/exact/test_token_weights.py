@@ -324,7 +324,7 @@ def test_a_reading_of_a_group_does_not_depend_on_passes_chunks_or_the_order_of_i
 
 
 def test_a_group_reading_is_made_before_credit_whatever_else_credit_looks_at() -> None:
-    """With a KL in the reward credit needs the policy's scores: no pass credits a group then, and the gradient holds."""
+    """With a KL in the reward credit needs the policy's scores; no pass credits a group then."""
     run = make_run("thr", kl="k1", kl_in="reward", kl_weight=0.2)
     assert run.algorithm.credit_scope == "group"
     assert run.algorithm.credit_reads == "all"
