@@ -164,6 +164,7 @@ def line(run: Run) -> dict[str, Any]:
         "moved": moved,
         "cpu_seconds": round(seconds, 1),
         "warnings": sorted({w.partition(":")[0] for report in reports for w in report.warnings}),
+        "own": {k: round(v, 5) for k, v in metrics[-1].items() if k.startswith(f"{run.algorithm.name}/")},
         "settings": SMALLER.get(run.algorithm.name, {}),
         "machine": f"{processor()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
     }
