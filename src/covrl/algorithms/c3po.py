@@ -76,7 +76,9 @@ class C3PO(GroupMethod):
             for i in sorted(range(len(row)), key=lambda i: group.rollouts[i].request.index):
                 rollout = group.rollouts[i]
                 taken = self.selected(rollout, used)
-                row[i] = replace(row[i], weights={k: torch.where(taken, w, 0.0) for k, w in row[i].weights.items()})
+                row[i] = replace(
+                    row[i], weights={k: torch.where(taken.to(w.device), w, 0.0) for k, w in row[i].weights.items()}
+                )
                 used += rollout.loss_tokens
         return credits
 

@@ -91,14 +91,14 @@ class STEER(GroupMethod):
         """The family's credit; beside it each token's |A|, and the smallest and largest Ω of the batch."""
         credits = super().credit(groups)
         pairs = [pair for g, row in zip(groups, credits, strict=True) for pair in zip(g.scores, row, strict=True)]
-        every = [self.strength(own) * self.change(scores.values).double() for scores, own in pairs]
+        every = [self.strength(own) * self.change(scores.values).cpu().double() for scores, own in pairs]
         omega = torch.cat(every) if every else torch.zeros(0)
         least, most = (float(omega.min()), float(omega.max())) if len(omega) else (0.0, 0.0)
         return [[self._ranged(own, least, most) for own in row] for row in credits]
 
     def strength(self, own: Credit) -> Tensor:
         """|A| of each token ``[T]``: its weight, without the response's share in a mean over responses."""
-        weight = own.weights["policy"].abs().double()
+        weight = own.weights["policy"].abs().cpu().double()
         return weight * len(weight) if self.config.aggregation == "sequence_mean" else weight
 
     def _ranged(self, own: Credit, least: float, most: float) -> Credit:

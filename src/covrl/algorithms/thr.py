@@ -90,7 +90,7 @@ class NTHR(GroupMethod):
         tau = self.own.beta * threshold(group.scores, outcomes)
         rows = zip(group.rollouts, group.scores, outcomes, advantages, strict=True)
         return [
-            at_each_token(r, a or 0.0) * self.factor(s[INFLUENCE].double(), value == 1.0, tau, accuracy)
+            at_each_token(r, a or 0.0) * self.factor(s[INFLUENCE].cpu().double(), value == 1.0, tau, accuracy)
             for r, s, value, a in rows
         ]
 
@@ -130,7 +130,7 @@ class THR(NTHR):
 def threshold(scores: Sequence[Scores], outcomes: Sequence[float | None]) -> float:
     """The least mean of s over a right response's own tokens."""
     right = [s[INFLUENCE] for s, value in zip(scores, outcomes, strict=True) if value == 1.0]
-    return min((float(score.double().mean()) for score in right if len(score)), default=0.0)
+    return min((float(score.cpu().double().mean()) for score in right if len(score)), default=0.0)
 
 
 def token_influence(states: GroupStates, by_length: bool) -> list[Tensor]:

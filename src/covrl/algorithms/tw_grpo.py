@@ -74,13 +74,13 @@ class TWGRPO(GroupMethod):
 
     def _credit_group(self, group: ScoredGroup) -> list[Credit]:
         found = super()._credit_group(group)
-        scores = [s[DIVERGENCE].double() for s in group.scores]
+        scores = [s[DIVERGENCE].cpu().double() for s in group.scores]
         weights = position_weights(scores, self.own.alpha)
         return [weighted(own, weight) for own, weight in zip(found, weights, strict=True)]
 
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """Also the mean weight of a token, by which a step is larger than GRPO's."""
-        scores = [[s[DIVERGENCE].double() for s in group.scores] for group in groups]
+        scores = [[s[DIVERGENCE].cpu().double() for s in group.scores] for group in groups]
         every = [weight for row in scores for weight in position_weights(row, self.own.alpha)]
         mean = float(torch.cat(every).mean()) if every else float("nan")
         return super().monitors(groups, credits) | {"tw_grpo/mean_weight": mean}
