@@ -69,6 +69,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cure": ("cure", {}),
     "cure, per parent": ("cure", {"branches": 1, "baseline": "per_parent", "resample": False}),
     "clip_delta": ("clip_delta", {}),
+    "tempo": ("tempo", {}),
+    "thr": ("thr", {"kl": "k3", "kl_weight": 0.1}),
+    "nthr": ("nthr", {}),
+    "tw_grpo": ("tw_grpo", {}),
+    "steer": ("steer", {}),
+    "steer, linear and exact": ("steer", {"weights": "linear", "metric": "exact", "aggregation": "sequence_mean"}),
+    "dhpo": ("dhpo", {"gate": "high_entropy"}),
+    "c3po": ("c3po", {"budget": 400, "cut": "token"}),
 }
 
 

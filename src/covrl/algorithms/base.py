@@ -17,6 +17,7 @@ from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
+from covrl.scoring.groups import GroupReading
 from covrl.scoring.pack import Context, Reading
 
 
@@ -133,6 +134,7 @@ class Algorithm(ABC):
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
     streams: tuple[Stream, ...]
+    group_readings: tuple[GroupReading, ...] = ()
     wants_step_scores: bool = False
     wants_foils: bool = False
     credit_reads: tuple[str, ...] | Literal["all"] = "all"

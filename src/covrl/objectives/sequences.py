@@ -29,3 +29,19 @@ def next_in_sequence(values: Tensor, owner: Tensor) -> Tensor:
     following = torch.cat([values[1:], values.new_zeros(min(1, len(values)))])
     same = torch.cat([owner[1:] == owner[:-1], owner.new_zeros(min(1, len(owner)), dtype=torch.bool)])
     return torch.where(same, following, torch.zeros_like(following))
+
+
+def between_extremes(values: Tensor, owner: Tensor) -> Tensor:
+    """(value − least)/(largest − least) of each token's own sequence, in [0, 1]; ½ where all are equal; ``[N]``.
+
+    Example:
+        >>> between_extremes(torch.tensor([0.2, 1.4, 0.8, 3.0]), torch.tensor([0, 0, 0, 1]))
+        tensor([0.0000, 1.0000, 0.5000, 0.5000])
+    """
+    _, place = torch.unique(owner, return_inverse=True)
+    count = int(place.max()) + 1 if len(place) else 0
+    least = values.new_full((count,), float("inf")).scatter_reduce(0, place, values, "amin")
+    room = values.new_full((count,), -float("inf")).scatter_reduce(0, place, values, "amax") - least
+    if not count:
+        return values
+    return torch.where(room[place] > 0, (values - least[place]) / room.clamp_min(1e-30)[place], 0.5)

@@ -38,7 +38,7 @@ def check_method(algorithm: Algorithm) -> None:
         UserError: one does not; names the method, what is declared, and what there is.
     """
     said = f"algorithm {algorithm.name}: "
-    for name in ("contexts", "scoring", "training", "streams"):
+    for name in ("contexts", "scoring", "training", "streams", "group_readings"):
         if not isinstance(getattr(algorithm, name, None), tuple):
             raise UserError(f"{said}self.{name} has to be set in __init__, to a tuple")
     for old, new in RENAMED.items():
@@ -59,6 +59,8 @@ def check_method(algorithm: Algorithm) -> None:
     for reading in (*algorithm.scoring, *algorithm.training):
         for name in reading.contexts:
             _known(f"{said}a reading of the span {reading.span!r} is in the context", name, contexts)
+    for reading in algorithm.group_readings:
+        _known(f"{said}the group reading {reading.output!r} is in the context", reading.context, contexts)
     for stream in algorithm.streams:
         spans = {reading.span for reading in algorithm.training}
         _known(f"{said}the stream {stream.name!r} is on the span", stream.span, spans)
