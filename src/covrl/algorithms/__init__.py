@@ -50,6 +50,12 @@ ALGORITHMS = {
     "steer": "covrl.algorithms.steer:STEER",
     "dhpo": "covrl.algorithms.dhpo:DHPO",
     "c3po": "covrl.algorithms.c3po:C3PO",
+    "grpo_lambda": "covrl.algorithms.grpo_lambda:GRPOLambda",
+    "train_long_think_short": "covrl.algorithms.train_long_think_short:TrainLongThinkShort",
+    "rlsp": "covrl.algorithms.rlsp:RLSP",
+    "prorl": "covrl.algorithms.prorl:ProRL",
+    "a_star_po": "covrl.algorithms.a_star_po:AStarPO",
+    "recap": "covrl.algorithms.recap:RECAP",
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
-from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
+from covrl.records import Credit, Group, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.groups import GroupReading
 from covrl.scoring.pack import Context, Reading
 
@@ -85,11 +85,12 @@ class ModelSpec(NamedTuple):
         >>> ModelSpec("reference")                              # the base, frozen
         >>> ModelSpec("reference", "copy", every=50)            # becomes the policy every 50 steps
         >>> ModelSpec("reference", "average", keep=0.99)        # 0.99 of itself + 0.01 of the policy, every step
+        >>> ModelSpec("reference", "reset")                     # becomes the policy where reset_after says so
         >>> ModelSpec("critic", trainable=True, head="value", rate=10.0)
     """
 
     name: str
-    follows: Literal["frozen", "copy", "average"] = "frozen"
+    follows: Literal["frozen", "copy", "average", "reset"] = "frozen"
     every: int = 1
     keep: float = 0.0
     trainable: bool = False
@@ -97,6 +98,17 @@ class ModelSpec(NamedTuple):
     on_trunk: bool = False
     rate: float = 1.0
     learning_rate: float | None = None
+
+
+class Reset(NamedTuple):
+    """What begins anew after a step: ``models`` become the policy, and ``optimizer`` forgets the policy's moments.
+
+    Example:
+        >>> Reset(("reference",), optimizer=True)
+    """
+
+    models: tuple[str, ...]
+    optimizer: bool = False
 
 
 class Algorithm(ABC):
@@ -179,6 +191,26 @@ class Algorithm(ABC):
     def after_step(self, metrics: Mapping[str, float]) -> None:
         """Change what :meth:`state_dict` has, after a step with these metrics, equal on all ranks. Default: nothing."""
         del metrics
+
+    def reset_after(self, metrics: Mapping[str, float]) -> Reset | None:
+        """What begins anew after a step with these metrics, equal on all ranks; it may change the memory.
+
+        Called after :meth:`after_step`; the models have ``follows = "reset"``.
+        """
+        del metrics
+        return None
+
+    def survey_wanted(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Problems of which the policy as it was before its first update is to be sampled. Default: none.
+
+        They are planned with ``draw.purpose == "survey"``, judged, and given to :meth:`take_survey`.
+        """
+        del problems
+        return []
+
+    def take_survey(self, groups: Sequence[Group]) -> None:
+        """Remember what the survey's rollouts say; it has to be in :meth:`state_dict`."""
+        del groups
 
     def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
         """Why going on makes no sense, with advice, or None. Default: never."""

@@ -229,7 +229,10 @@ class GroupMethod(Algorithm):
         return [self._credit_group(group) for group in groups]
 
     def _credit_group(self, group: ScoredGroup) -> list[Credit]:
-        marked = self.mark(group)
+        return self._credit_marked(group, self.mark(group))
+
+    def _credit_marked(self, group: ScoredGroup, marked: Sequence[Marked]) -> list[Credit]:
+        """Credit of a group whose responses have these rewards."""
         values = self._values(group, self.advantages(marked))
         rows = zip(group.rollouts, group.scores, marked, values, strict=True)
         return [self.credit_of(r, s, m, value) for r, s, m, value in rows]

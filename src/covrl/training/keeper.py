@@ -81,7 +81,7 @@ class Keeper:
         there = self._root / f"step-{self._boundary.done:06d}"
         if self._run.world.broadcast(there.is_dir()):
             return there
-        if updates_of(self._run) != self._boundary.updates:
+        if (self._run.done, updates_of(self._run)) != (self._boundary.done, self._boundary.updates):
             return None
         with self._saving(f"after step {self._boundary.done}"):
             return self._save()

@@ -28,7 +28,7 @@ RENAMED = {
 """Declarations of versions up to f21ff7b, and what a method declares now. Unread, ``scope`` would let a method that
 needs the whole batch be credited group by group."""
 
-HEADS, FOLLOWS = ("lm", "value"), ("frozen", "copy", "average")
+HEADS, FOLLOWS = ("lm", "value"), ("frozen", "copy", "average", "reset")
 
 
 def check_method(algorithm: Algorithm) -> None:

@@ -288,7 +288,10 @@ def frozen_copy(model: LanguageModel, device: torch.device | None = None) -> Lan
     return copied
 
 
-@torch.no_grad()
+STEADY = ("copy", "average")
+"""Models that follow the policy by the number of steps."""
+
+
 def follow(specs: Sequence[ModelSpec], models: Mapping[str, LanguageModel], done: int) -> None:
     """Move the models that follow the policy, after ``done`` steps.
 
@@ -296,8 +299,12 @@ def follow(specs: Sequence[ModelSpec], models: Mapping[str, LanguageModel], done
     Of adapters it is their two factors that are averaged.
     """
     for spec in specs:
-        if spec.follows == "frozen" or done % spec.every:
-            continue
-        keep = 0.0 if spec.follows == "copy" else spec.keep
-        for own, policy in zip(models[spec.name].own_weights(), models["policy"].own_weights(), strict=True):
-            own.lerp_(policy.to(own), 1.0 - keep)
+        if spec.follows in STEADY and not done % spec.every:
+            move_to_policy(models, spec.name, 0.0 if spec.follows == "copy" else spec.keep)
+
+
+@torch.no_grad()
+def move_to_policy(models: Mapping[str, LanguageModel], name: str, keep: float = 0.0) -> None:
+    """Make a model ``keep`` of itself and the rest of the policy."""
+    for own, policy in zip(models[name].own_weights(), models["policy"].own_weights(), strict=True):
+        own.lerp_(policy.to(own), 1.0 - keep)

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from covrl.algorithms.base import Reset
+from covrl.errors import UserError
 from covrl.generation.base import Sampling
-from covrl.training.models import follow
+from covrl.training.models import STEADY, follow, move_to_policy
 from covrl.training.publish_check import TOKENS, BothSides
 from covrl.training.run import Run
 
 
 def publish(run: Run) -> dict[str, float]:
     """Hand the new weights on. ``guard/publish_gap`` on the steps on which the generator is compared."""
-    followed = any(spec.follows != "frozen" for spec in run.algorithm.models)
+    followed = any(spec.follows in STEADY for spec in run.algorithm.models)
     with run.world.whole_weights() if followed else nullcontext():
         follow(run.algorithm.models, run.models, run.done)
     run.generator.publish(run.done)
     if not run.due(run.config.guards.publish_check_every, run.done):
         return {}
     return {"guard/publish_gap": look_at_generator(run)}
+
+
+def begin_anew(run: Run, wanted: Reset) -> str:
+    """Make models the policy, and let the optimizer forget its moments; what happened, for the step's report.
+
+    Raises:
+        UserError: a model of them is none that is reset.
+    """
+    follows = {spec.name: spec.follows for spec in run.algorithm.models}
+    for name in wanted.models:
+        if follows.get(name) != "reset":
+            raise UserError(
+                f"algorithm {run.algorithm.name}: reset_after names the model {name!r}, which has follows = "
+                f"{follows.get(name)!r}; a model that is reset follows nothing else: follows = 'reset'"
+            )
+    with run.world.whole_weights():
+        for name in wanted.models:
+            move_to_policy(run.models, name)
+    if wanted.optimizer:
+        run.optimizers["policy"].state.clear()
+    done = [f"{name} is the policy of now" for name in wanted.models]
+    done += ["the optimizer's moments begin at 0"] * wanted.optimizer
+    return f"reset after step {run.done}: {', and '.join(done) or 'nothing'}"
 
 
 def look_at_generator(run: Run, first: bool = False) -> float:

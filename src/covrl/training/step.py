@@ -40,10 +40,11 @@ from covrl.training.models import rest
 from covrl.training.monitors import label_warnings, verdict_warnings
 from covrl.training.non_finite import gradient_error
 from covrl.training.optimizer import learning_rate, set_learning_rate
-from covrl.training.publish import publish
+from covrl.training.publish import begin_anew, publish
 from covrl.training.reading_plan import ReadingPlan, plan_of_step
 from covrl.training.run import Run
 from covrl.training.scores import groups_with_first, has_room, scores_of
+from covrl.training.survey import survey
 from covrl.training.undo import between_passes, take_back, whole_or_undone
 
 
@@ -61,6 +62,7 @@ def take_step(run: Run) -> StepReport:
         with clock("step"):
             with left_out_if_not_finite(run, batch):
                 with run.world.whole_weights():
+                    survey(run, clock)
                     collect(run, batch, draw, plan, clock)  # plan, generate, judge, score, admit
                     with clock("score"):
                         thoughts = values_of_no_thought(run, batch.kept)
@@ -237,5 +239,7 @@ def report(run: Run, batch: Batch, plan: ReadingPlan, clock: Clock) -> StepRepor
     # last: nothing takes it back
     watched, parted = run.guard.watch.step(run.done, metrics, marks.sampled, verified, marks.majority)
     unread = [*run.guard.reading.step(metrics), *run.guard.traces.step(metrics)]
+    if wanted := run.algorithm.reset_after(metrics):
+        run.remarks.append(begin_anew(run, wanted))
     remarks, run.remarks = run.remarks, []
     return StepReport(run.done, metrics | watched, (*remarks, *warnings, *parted, *unread), shown)

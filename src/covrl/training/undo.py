@@ -143,6 +143,8 @@ def _put_optimizer_states(run: Run, saved: Sequence[dict[str, Any] | None]) -> N
             continue
         now = optimizer.state[parameter]
         for key, value in state.items():
+            if isinstance(value, Tensor) and key not in now:  # the step had forgotten it
+                now[key] = torch.zeros_like(parameter) if value.ndim else torch.zeros_like(value)
             if isinstance(value, Tensor):
                 local_part(now[key]).copy_(value)
             else:
