@@ -102,7 +102,13 @@ FAILURES = ("reward", "nan", "loss", "gradient", "loss, merged", "gradient, merg
 STOPPED = {"sampling": ("sampling", (0, 1)), "training": ("training", (0, 1)), "training, one rank": ("training", (1,))}
 
 
-SMALLER: dict[str, dict[str, Any]] = {"cure": {"branches": 2}, "vineppo": {"continuations": 2}, "c3po": {"budget": 100}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "cure": {"branches": 2},
+    "vineppo": {"continuations": 2},
+    "c3po": {"budget": 100},
+    "train_long_think_short": {"instruction": "{budget}", "start": 30, "end": 10},
+    "a_star_po": {"samples": 2},
+}
 """Settings with which a method fits three traces of a problem, or costs less."""
 
 

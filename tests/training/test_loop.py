@@ -37,7 +37,10 @@ PROMPTS = {
     "answer_prefix": "",
     "answer_suffix": "t",
 }
-ALONE = ("rationalise", "opsd", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta")
+ALONE = (
+    *("rationalise", "opsd", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta"),
+    *("rlsp", "a_star_po"),
+)
 """Methods to which a single trace of a problem teaches something."""
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
@@ -220,7 +223,7 @@ def test_methods_that_compare_no_traces_take_a_single_one(name: str) -> None:
     assert method.name == name
 
 
-@pytest.mark.parametrize("name", ["psr", "nsr", "w_reinforce", "rapo", "thr", "nthr"])
+@pytest.mark.parametrize("name", ["psr", "nsr", "w_reinforce", "rapo", "thr", "nthr", "grpo_lambda"])
 def test_a_shaped_reward_is_no_verdict(folder: Path, name: str) -> None:
     run = make_run(name)
     run.reward = lambda problem, text: 0.4

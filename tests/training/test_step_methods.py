@@ -77,6 +77,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "steer, linear and exact": ("steer", {"weights": "linear", "metric": "exact", "aggregation": "sequence_mean"}),
     "dhpo": ("dhpo", {"gate": "high_entropy"}),
     "c3po": ("c3po", {"budget": 400, "cut": "token"}),
+    "grpo_lambda": ("grpo_lambda", {"top_share": 0.5}),
+    "train_long_think_short": ("train_long_think_short", {"start": 30, "end": 10, "instruction": "{budget}"}),
+    "rlsp": ("rlsp", {"exploration": 5.0}),
+    "prorl": ("prorl", {"kl_weight": 0.1}),
+    "prorl, second version": ("prorl", {"normalise": "batch", "kl": "k2", "kl_weight": 0.1, "resample": False}),
+    "a_star_po": ("a_star_po", {"estimate": "zero", "beta": 0.1}),
+    "recap": ("recap", {}),
 }
 
 

@@ -41,8 +41,19 @@ GOAL, LENGTH = Output("trace", "goal"), Output("trace", "length")
 SURVEY = "survey"
 
 
+GROUP_LOSS = ("ratio", "surrogate", "clip", "clip_low", "clip_high", "dual_clip", "kl", "kl_in", "kl_weight")
+REPLACED = (
+    "A*-PO's squared residual takes the place of ratio, clip and KL, and V* that of group statistics; its settings are "
+    "beta, value_beta, samples and estimate"
+)
+
+
 class AStarPOConfig(Settings):
     """A*-PO's settings."""
+
+    absent: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (*GROUP_LOSS, "advantage", "aggregation", "resample", "entropy_weight", "overlong_buffer"), REPLACED
+    )
 
     beta: float = Field(1e-3, gt=0, description="β₂, of the log-ratio. CONFIRMED-code: 1e-3")
     value_beta: float = Field(0.5, gt=0, description="β₁, of V*. CONFIRMED-code: 0.5")

@@ -52,7 +52,7 @@ class TrainLongThinkShortConfig(GroupConfig):
     form_weight: float = Field(0.1, ge=0, description="w_f. INFERRED")
     only_right: bool = Field(False, description="pay for the length of right responses alone (INFERRED)")
     instruction: str = Field(
-        "\nUse exactly {budget} tokens.", description="what follows the question; {budget} is L (wording INFERRED)"
+        " Use exactly {budget} tokens.", description="what follows the question; {budget} is L (wording INFERRED)"
     )
 
     @model_validator(mode="after")
