@@ -81,7 +81,7 @@ class Turns:
         Raises what the earliest pass raised that failed, after all threads have ended.
         """
         threads = torch.get_num_threads()
-        given = (passes, sizes, most, threads // WORKERS)
+        given = (passes, sizes, most, max(1, threads // WORKERS))
         helpers = [threading.Thread(target=self._work, args=given, daemon=True) for _ in range(WORKERS - 1)]
         try:
             for helper in helpers:
