@@ -17,7 +17,7 @@ from training.test_step import credited, gradient, make_run
 from covrl.distributed.world import World
 from covrl.errors import RunInterruptedError
 from covrl.models.compute import compile_trunk
-from covrl.models.model import Paths
+from covrl.models.model import LanguageModel, Paths
 from covrl.records import Credit, Row, ScoredGroup, Scores
 from covrl.scoring import pack
 from covrl.scoring.pack import PassLimits, Unit, even_packs, even_shares, flat_tokens
@@ -197,6 +197,9 @@ def test_what_cannot_go_side_by_side_goes_one_after_the_other(two_threads: None)
 
     assert workers([model], Two()) == 1
     assert workers([make_run("llama", "float32").models["policy"]], World()) == 1  # prompts are not shared
+    other = LanguageModel(model.model)  # of the same weights, as a reference that is the policy without its adapter
+    other.paths = Paths()
+    assert workers([model, other], World()) == 1
     model.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert workers([model], World()) == 1
     compiled = shared_run("grpo").models["policy"]

@@ -27,9 +27,6 @@ from covrl.records import NOT_OBSERVED, Observe, Request, Rollout
 DRAWN_BYTES = 32 << 20
 """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
 
-DRAWN_BYTES_CPU = 1 << 20
-"""The same on a CPU, for each thread: what a core's cache holds, and small enough that its pages are used again."""
-
 
 class DecodingPaths(NamedTuple):
     """How rows are decoded: with prompts stored once; with prompts of different lengths in a batch; with a cache.
@@ -197,15 +194,13 @@ def next_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Token ids ``[B]`` at ``draws`` ``[B]`` (None: the mode), and their log-probs ``[B]`` as they were sampled.
 
-    Logits ``[B, V]`` are processed a few rows at once (:data:`DRAWN_BYTES`), whatever the vocabulary; ``watch`` gets
-    the log-probs of each such part.
+    Logits ``[B, V]`` are processed in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary; ``watch``
+    gets the log-probs of each such part.
 
     Raises:
         FloatingPointError: a row's probabilities are not finite.
     """
-    in_cache = DRAWN_BYTES_CPU * torch.get_num_threads()
-    most = min(DRAWN_BYTES, in_cache) if logits.device.type == "cpu" else DRAWN_BYTES
-    rows = max(most // (8 * logits.shape[1]), 1)
+    rows = max(DRAWN_BYTES // (8 * logits.shape[1]), 1)
     found = []
     for start in range(0, len(logits), rows):
         part = logits[start : start + rows]
@@ -250,7 +245,7 @@ def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | Non
     if draws is None:
         return log_probs.argmax(dim=-1)
     wide = torch.float32 if log_probs.device.type == "mps" else torch.float64
-    cumulative = log_probs.to(wide, copy=True).exp_().cumsum_(dim=-1)
+    cumulative = log_probs.to(wide, copy=True).exp_().cumsum_(dim=-1)  # in place: new memory costs as much as the sums
     whole = cumulative[:, -1:]
     if not bool(torch.isfinite(whole).all()):
         raise FloatingPointError("the model's logits are not finite, so no token can be sampled")

@@ -31,9 +31,11 @@ def workers(models: Iterable[LanguageModel], world: World) -> int:
     Passes of several threads need models that lay prompts and traces end to end, as then no padding depends on how
     rows are packed, and that keep nothing from pass to pass.
     """
+    trunks = list({id(m.trunk_of): m.trunk_of for m in models}.values())
     alone = world.size == 1 and torch.get_num_threads() >= WORKERS
-    apart = all(m.device.type == "cpu" and m.paths.shared and passes_are_apart(m.trunk_of.model) for m in models)
-    return WORKERS if alone and apart else 1
+    own_weights = len({id(trunk.model) for trunk in trunks}) == len(trunks)  # else a pass switches adapters
+    apart = all(t.device.type == "cpu" and t.paths.shared and passes_are_apart(t.model) for t in trunks)
+    return WORKERS if alone and own_weights and apart else 1
 
 
 class _LeftError(Exception):
@@ -131,12 +133,10 @@ class Turns:
             return number
 
     def _wait(self, what: Hashable, *_: object) -> None:
-        own = getattr(self.number, "own", None)
-        if own is None:  # one pass after the other
-            return
+        own = self._own
 
         def mine() -> bool:
-            return min(self.failed, default=own) < own or all(what in h for i, h in self.had.items() if i < own)
+            return min(self.failed, default=own) < own or all(what in had for i, had in self.had.items() if i < own)
 
         with self.changed:
             self.changed.wait_for(mine)
@@ -144,7 +144,12 @@ class Turns:
                 raise _LeftError
 
     def _done(self, what: Hashable, *_: object) -> None:
-        if (own := getattr(self.number, "own", None)) is not None:
-            with self.changed:
-                self.had[own].add(what)
-                self.changed.notify_all()
+        with self.changed:
+            if self._own in self.had:
+                self.had[self._own].add(what)
+            self.changed.notify_all()
+
+    @property
+    def _own(self) -> int:
+        """The number of this thread's pass."""
+        return getattr(self.number, "own", 0)
