@@ -16,8 +16,9 @@ from training.test_step import credited, gradient, make_run
 
 from covrl.distributed.world import World
 from covrl.errors import RunInterruptedError
-from covrl.models.compute import compile_trunk
+from covrl.models.compute import compute_in_bfloat16
 from covrl.models.model import LanguageModel, Paths
+from covrl.models.text import trunk
 from covrl.records import Credit, Row, ScoredGroup, Scores
 from covrl.scoring import pack
 from covrl.scoring.pack import PassLimits, Unit, even_packs, even_shares, flat_tokens
@@ -59,11 +60,15 @@ def one_after_the_other(self: Turns, passes: Sequence[Callable[[], None]], sizes
     torch.set_num_threads(2)
 
 
-@pytest.mark.parametrize("tokens", [150, 400])
+@pytest.mark.parametrize(("tokens", "dtype"), [(150, "float32"), (400, "float32"), (150, "mixed")])
 def test_the_bits_are_those_of_one_pass_after_the_other(
-    monkeypatch: pytest.MonkeyPatch, two_threads: None, tokens: int
+    monkeypatch: pytest.MonkeyPatch, two_threads: None, tokens: int, dtype: str
 ) -> None:
+    """In ``mixed`` too, where threads share autocast's casts of the weights."""
     run = shared_run("covrl")
+    if dtype == "mixed":
+        run.models["policy"].compute_dtype = torch.bfloat16
+        compute_in_bfloat16(run.models["policy"].model)
     groups, credits = sampled(run)
     limits = PassLimits(tokens, 1 << 20)
     ran = []
@@ -81,7 +86,7 @@ def test_the_bits_are_those_of_one_pass_after_the_other(
     assert all(torch.equal(one, gradient(run, limits, groups, credits)) for one in found)
     torch.set_num_threads(1)
     whole = gradient(run, PassLimits(1 << 20, 1 << 30), groups, credits)
-    assert float((found[0] - whole).norm() / whole.norm()) < 1e-5
+    assert float((found[0] - whole).norm() / whole.norm()) < (1e-5 if dtype == "float32" else 0.05)
 
 
 def test_groups_that_are_credited_in_a_pass_give_the_same_bits(
@@ -203,7 +208,7 @@ def test_what_cannot_go_side_by_side_goes_one_after_the_other(two_threads: None)
     model.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert workers([model], World()) == 1
     compiled = shared_run("grpo").models["policy"]
-    compile_trunk(compiled.model)
+    trunk(compiled.model).forward = lambda *_, **__: None  # as compile_trunk() puts one in its place
     assert workers([compiled], World()) == 1
 
 
