@@ -149,7 +149,8 @@ class OfWeight(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        own = isinstance(result, Tensor) and not func.is_view and not str(func).endswith("_.Tensor")
+        in_place = func.__name__.partition(".")[0].endswith("_")
+        own = isinstance(result, Tensor) and not func.is_view and not in_place
         self.count += own and result.numel() == self.size
         return result
 

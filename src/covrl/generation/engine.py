@@ -245,7 +245,7 @@ def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | Non
     if draws is None:
         return log_probs.argmax(dim=-1)
     wide = torch.float32 if log_probs.device.type == "mps" else torch.float64
-    cumulative = log_probs.to(wide).exp().cumsum(dim=-1)
+    cumulative = log_probs.to(wide, copy=True).exp_().cumsum_(dim=-1)  # in place: new memory costs as much as the sums
     whole = cumulative[:, -1:]
     if not bool(torch.isfinite(whole).all()):
         raise FloatingPointError("the model's logits are not finite, so no token can be sampled")

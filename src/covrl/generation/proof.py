@@ -18,7 +18,8 @@ from covrl.generation.decoding import LONG, MANY, ROOM
 from covrl.generation.engine import LADDER, DecodingPaths, TorchGenerator
 from covrl.models.compute import weights_ready
 from covrl.models.model import LanguageModel, Paths
-from covrl.models.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, rope_switches, words
+from covrl.models.proof import Row, Stage, Trial, ordinary_text, prove_scoring, reach_of, words
+from covrl.models.text import rope_switches
 from covrl.models.trust import tried
 
 STEPS = ROOM + 6

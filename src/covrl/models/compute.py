@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from covrl.errors import UserError
 from covrl.models.adapters import as_now
-from covrl.models.text import trunk
+from covrl.models.text import rope_switches, trunk
 
 
 def blocks(model: Any) -> list[nn.Module]:
@@ -161,6 +161,17 @@ def compile_trunk(model: Any) -> None:
             raise UserError(cannot_compile(type(model).__name__, error)) from error
 
     inside.forward = MethodType(forward, inside)
+
+
+def passes_are_apart(model: Any) -> bool:
+    """Whether passes of several threads at once leave each other alone.
+
+    A compiled trunk is not made for several threads, and rotary frequencies that change with a row's length are those
+    of the latest pass.
+    """
+    own = trunk(model).__dict__.get("forward")
+    plain = own is None or getattr(own, "__func__", None) is _autocast
+    return plain and not rope_switches(model.config)
 
 
 def is_compile_error(error: BaseException) -> bool:

@@ -15,7 +15,8 @@ from covrl.config import TrainingConfig
 def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
     """The optimizer at its peak learning rate; :func:`set_learning_rate` sets each step's.
 
-    Shards of parameters and whole parameters are in groups apart, as no operation takes both.
+    Shards of parameters and whole parameters are in groups apart, as no operation takes both. On a CPU a weight's
+    operations are one pass over its memory instead of a dozen.
     """
     kinds = [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (False, True)]
     groups = [
@@ -24,7 +25,8 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -
         if kind
         for decays in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas)
+    fused = True if all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in parameters) else None
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas, fused=fused)
 
 
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
