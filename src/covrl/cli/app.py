@@ -278,6 +278,33 @@ def calibrate(
 
 
 @app.command()
+def preflight(
+    model: Annotated[str, typer.Option(help="Folder of a run or model, .gguf file, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
+    ] = None,
+    settings: Settings = None,
+    quick: Annotated[bool, typer.Option("--quick", help="20 problems, 2 traces: a fifth of the time.")] = False,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=2, help="Traces per problem and prompt. [4]")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only the first problems. [60]")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for preflight.json and preflight.html.")] = None,
+) -> None:
+    """Measure before training which method will work on these problems with this model, or that none will."""
+    _cpu_defaults()
+    from covrl.cli.evaluate import TraceRequest
+    from covrl.cli.preflight import QUICK_PROBLEMS, QUICK_TRACES, PreflightRequest, run_preflight
+
+    traces, most = n or (QUICK_TRACES if quick else 4), limit or (QUICK_PROBLEMS if quick else 60)
+    asked = TraceRequest(model, problems, config, settings or [], traces, most, as_json)
+    run_preflight(PreflightRequest(asked, max_tokens, out))
+
+
+@app.command()
 def prompts(
     model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
     problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],

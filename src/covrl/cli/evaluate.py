@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from covrl.evaluation.calibration import calibration, gain_beside, mark
 from covrl.evaluation.evaluate import check_writable, write_traces
 from covrl.evaluation.leaking import measure_leaks
 from covrl.evaluation.posterior_gain import gain_sentence
+from covrl.evaluation.signal import FORMS
 from covrl.evaluation.styles import check_style, recommend, try_style, wordings
 from covrl.files import write_file
 from covrl.generation.base import Sampling
@@ -40,9 +41,6 @@ from covrl.rewards.likelihood import Form
 
 TRIED_TOKENS = 96
 """Token limit of a trace of `covrl prompts` if the settings allow more: about a minute with a small model."""
-
-FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
-"""The form of the reward for methods without a setting for it."""
 
 
 def run_eval(order: Order, out: Path | None, as_json: bool, traces: Path | None) -> None:

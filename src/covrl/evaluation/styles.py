@@ -34,7 +34,7 @@ from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.statistics import Interval, wilson
-from covrl.styles import STYLED, STYLES
+from covrl.styles import STYLED, STYLES, TEMPLATES
 
 OWN = "own"
 """The name of the settings' own wording if it is not that of a style."""
@@ -115,6 +115,18 @@ def wordings(own: PromptConfig) -> dict[str, PromptConfig]:
     found: dict[str, PromptConfig] = {style: check(PromptConfig, {"style": style, **kept}) for style in STYLES}
     same = any(all(getattr(own, name) == getattr(each, name) for name in STYLED) for each in found.values())
     return found if same else {OWN: own, **found}
+
+
+def template_wordings(own: PromptConfig) -> dict[str, PromptConfig]:
+    """The wording under each of the six posterior templates, "style" first; a template of ``own`` is not kept.
+
+    Where ``own`` has a wording of its own for the posterior, "style" is that wording.
+    """
+    hinted = ("posterior_template", "posterior_user", "posterior_open")
+    kept = own.model_dump(exclude=set(hinted))
+    found = {name: check(PromptConfig, {**kept, "posterior_template": name}) for name in TEMPLATES}
+    as_it_is = own if own.posterior_template == "style" else check(PromptConfig, kept)
+    return {"style": as_it_is, **found}
 
 
 def check_style(
