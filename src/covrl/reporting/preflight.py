@@ -21,7 +21,8 @@ def headline(record: Mapping[str, Any]) -> str:
     advice = record["advice"]
     if advice["method"] is None:
         return "Do not train yet: no method is advised on these problems with this model."
-    shown = f", prompts.posterior_template = {advice['template']}" if advice["template"] else ""
+    template = advice["template"]
+    shown = f", prompts.posterior_template = {template}" if template not in (None, "style") else ""
     return f"Train with {advice['method']} (algorithm.name = {advice['method']}{shown})."
 
 
@@ -29,7 +30,7 @@ def grids(record: Mapping[str, Any]) -> list[TitledTable]:
     """The checks, the templates, the methods, the forms of the reward, and the cost."""
     about = f"{record['problems']:,} problems, {record['n']} traces of each prompt for each, up to "
     about += f"{record['max_tokens']:,} tokens; in brackets 95 % intervals over problems"
-    tables = [_checks(record, about), _templates(record), _methods(record), _forms(record)]
+    tables = [_checks(record, about), _templates(record), _traces(record), _methods(record), _forms(record)]
     return [table for table in tables if table.rows]
 
 
@@ -48,19 +49,6 @@ def _checks(record: Mapping[str, Any], about: str) -> TitledTable:
 
 
 def _templates(record: Mapping[str, Any]) -> TitledTable:
-    heads = [
-        "template",
-        "utility",
-        "margin",
-        "wrong pull",
-        "right pull",
-        "gain",
-        "KL",
-        "ESS",
-        "blind",
-        "closed",
-        "length",
-    ]
     rows = [
         [
             found["template"],
@@ -69,21 +57,34 @@ def _templates(record: Mapping[str, Any]) -> TitledTable:
             _pull(found, "wrong_hint"),
             _pull(found, "right_hint"),
             _with(found["posterior_gain"]["nats"], found["posterior_gain"]["interval"]),
-            number(found["kl"]),
-            number(found["monitors"].get("posterior/ess")),
-            number(found["monitors"].get("hint/blind_share"), "share"),
-            number(found["closed"], "share"),
-            number(found["monitors"].get("style/length_ratio")),
         ]
         for found in record["templates"]
     ]
     about = (
         "how the answer is shown. Utility: right answers after its traces less those after prior ones, answered from "
-        "the prior prompt; margin: what a wrong hint costs, nats; pulls: answers that are the hint, less prior ones; "
-        "gain: log p(answer) over prior traces, nats; KL: nats a trace; ESS: of its traces for a question; blind: what "
-        "any hint would do; length: over that of prior traces"
+        "the prior prompt; margin: what a wrong hint costs, nats; pulls: answers that are the hint, less those after "
+        "prior traces; gain: log p(answer) over prior traces, nats"
     )
+    heads = ["template", "utility", "margin", "wrong hint's pull", "right hint's pull", "gain"]
     return TitledTable("With the answer in sight", about, heads, rows)
+
+
+def _traces(record: Mapping[str, Any]) -> TitledTable:
+    names = {"posterior/ess": "", "hint/blind_share": "share", "style/length_ratio": "", "style/hedges_posterior": ""}
+    rows = [
+        [
+            found["template"],
+            number(found["closed"], "share"),
+            number(found["kl"]),
+            *(number(found["monitors"].get(name), unit) for name, unit in names.items()),
+        ]
+        for found in record["templates"]
+    ]
+    about = (
+        "KL: log q − log p, nats a trace; ESS: effective number of a question's traces; blind: share of what the hint "
+        "does that any hint would do; length: over that of prior traces; hedges: words of doubt in 100 tokens"
+    )
+    return TitledTable("Its traces", about, ["template", "closed", "KL", "ESS", "blind", "length", "hedges"], rows)
 
 
 def _methods(record: Mapping[str, Any]) -> TitledTable:
@@ -132,7 +133,7 @@ def _with(value: float | None, ends: Sequence[float] | None, unit: str = "") -> 
     if value is None or not ends:
         return shown
     low, high = (100 * e if unit == "share" else e for e in ends)
-    return f"{shown} ({number(low)} to {number(high)})"
+    return f"{shown} ({number(low)} to {number(high)})" if low < high else shown
 
 
 def render_preflight(record: Mapping[str, Any]) -> str:
