@@ -209,6 +209,9 @@ def test_what_it_cannot_measure_is_one_line(covrl: Covrl, tmp_path: Path) -> Non
     done = covrl(*asked, "digits:dev", "--set", "evaluation.verifier=none")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "evaluation.verifier is none" in done.err
+    done = covrl(*asked, "digits:dev", "--templates", "check,chek")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "there is no template 'chek'; known: style, neutral" in done.err
     write_rows(tmp_path / "one.jsonl", [{"question": "12507", "answer": "125"}])
     done = covrl(*asked, str(tmp_path / "one.jsonl"))
     assert done.code == 2

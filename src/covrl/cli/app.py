@@ -285,11 +285,16 @@ def preflight(
         Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
     ] = None,
     settings: Settings = None,
-    quick: Annotated[bool, typer.Option("--quick", help="20 problems, 2 traces: a fifth of the time.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="20 problems, 2 traces, 3 templates: a tenth of the time.")
+    ] = False,
     n: Annotated[int | None, typer.Option("--n", "-n", min=2, help="Traces per problem and prompt. [4]")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Only the first problems. [60]")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Of the posterior prompt. [all six; of --quick: three]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for preflight.json and preflight.html.")] = None,
@@ -297,11 +302,12 @@ def preflight(
     """Measure before training which method will work on these problems with this model, or that none will."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest
-    from covrl.cli.preflight import QUICK_PROBLEMS, QUICK_TRACES, PreflightRequest, run_preflight
+    from covrl.cli.preflight import FULL, QUICK, PreflightRequest, named_templates, run_preflight
 
-    traces, most = n or (QUICK_TRACES if quick else 4), limit or (QUICK_PROBLEMS if quick else 60)
-    asked = TraceRequest(model, problems, config, settings or [], traces, most, as_json)
-    run_preflight(PreflightRequest(asked, max_tokens, out))
+    size = QUICK if quick else FULL
+    asked = TraceRequest(model, problems, config, settings or [], n or size.traces, limit or size.problems, as_json)
+    chosen = size.templates if templates is None else named_templates(templates)
+    run_preflight(PreflightRequest(asked, max_tokens, chosen, out))
 
 
 @app.command()

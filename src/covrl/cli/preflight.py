@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from rich.console import Console
 
@@ -31,10 +31,21 @@ from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
 from covrl.rewards.code_tests import isolation_notes
 from covrl.scoring.pack import PassLimits
+from covrl.styles import Template
 from covrl.training.dry_run import dry_run
 from covrl.training.run import Run
 
-QUICK_PROBLEMS, QUICK_TRACES = 20, 2
+
+class Size(NamedTuple):
+    """How much is sampled: problems, traces of each prompt for each of them, and which templates."""
+
+    problems: int
+    traces: int
+    templates: tuple[str, ...]
+
+
+FULL = Size(60, 4, get_args(Template))
+QUICK = Size(20, 2, ("style", "neutral", "check"))
 
 STYLE_PROBLEMS, STYLE_TRACES = 8, 2
 """Problems, and traces of each prompt a problem, that the style is chosen by where the settings have none."""
@@ -42,10 +53,11 @@ STYLE_PROBLEMS, STYLE_TRACES = 8, 2
 
 @dataclass(frozen=True, slots=True)
 class PreflightRequest:
-    """The options of the command: those that it shares with others, and the most tokens of a trace."""
+    """The options of the command: those that it shares with others, the most tokens of a trace, and templates."""
 
     traces: TraceRequest
     max_tokens: int | None
+    templates: tuple[str, ...]
     out: Path | None
 
 
@@ -80,7 +92,8 @@ def run_preflight(asked: PreflightRequest) -> None:
         "n": given.n,
     }
     record |= {"max_tokens": tokens, "style": prompts.style}
-    record |= _measured(run, prompts, problems, given.n, said, notes)
+    templates = usable_templates(run, prompts, problems, asked.templates, notes)
+    record |= _measured(run, prompts, problems, given.n, templates, said)
     record |= {"notes": notes, "cost": _cost(config, prompts, record["advice"], given.problems, said)}
     record["seconds"] = said.seconds
     _show(record, asked)
@@ -137,9 +150,14 @@ def _style(
 
 
 def _measured(
-    run: Run, wording: PromptConfig, problems: tuple[Problem, ...], n: int, say: Callable[[str], None], notes: list[str]
+    run: Run,
+    wording: PromptConfig,
+    problems: tuple[Problem, ...],
+    n: int,
+    templates: Mapping[str, Prompts],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The figures and the advice, over the templates that can be used."""
+    """The figures and the advice."""
     config, model = run.config, run.models["policy"]
     assert run.evaluator is not None
     assert run.evaluator.grade is not None
@@ -148,31 +166,45 @@ def _measured(
         evaluator, run.evaluator.grade, model, problems, n, config.generation.temperature, config.training.seed,
         rows_of(config.generation), PassLimits.of(config.training),
     )  # fmt: skip
-    templates = usable_templates(run, wording, problems, notes)
     group, words = config.training.rollouts_per_problem, config.report.hedging_words
     return preflight(bench, templates, reward_form(config), group, words, say)
 
 
+def named_templates(text: str) -> tuple[str, ...]:
+    """``check,style`` as names, each once.
+
+    Raises:
+        UserError: there is no such template.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    known = get_args(Template)
+    wrong = next((name for name in names if name not in known), None)
+    if wrong is not None:
+        raise UserError(f"--templates {text}: there is no template {wrong!r}; known: {', '.join(known)}")
+    return names
+
+
 def usable_templates(
-    run: Run, wording: PromptConfig, problems: tuple[Problem, ...], notes: list[str]
+    run: Run, wording: PromptConfig, problems: tuple[Problem, ...], names: Sequence[str], notes: list[str]
 ) -> dict[str, Prompts]:
-    """The wording's templates that the model can be shown, with right and with wrong answers; ``notes`` get why not."""
+    """Those of the wording's templates that the model can be shown with right and with wrong answers.
+
+    ``notes`` get why another cannot.
+    """
     shown = [replace(p, hint=foil) for p, foil in zip(problems, foils(problems), strict=True) if foil]
     found: dict[str, Prompts] = {}
-    for name, each in template_wordings(wording).items():
-        prompts = Prompts(run.prompts.tokenizer, each)
+    of_wording = template_wordings(wording)
+    for name in names:
+        prompts = Prompts(run.prompts.tokenizer, of_wording[name])
         try:
-            check_style(prompts, run.models["policy"], run.config, [*problems, *shown], _tokens(run))
+            limit = run.config.generation.max_trace_tokens
+            check_style(prompts, run.models["policy"], run.config, [*problems, *shown], limit)
             _check_words(prompts, problems[0])
         except UserError as error:
             notes.append(f"template {name} cannot be used: {error}")
         else:
             found[name] = prompts
     return found
-
-
-def _tokens(run: Run) -> int:
-    return run.config.generation.max_trace_tokens
 
 
 def _check_words(prompts: Prompts, problem: Problem) -> None:
