@@ -145,7 +145,8 @@ def _hint_margin(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
 def _sampled_traces(run: Run, problems: Sequence[Problem], indices: Sequence[int] | None = None) -> list[Rollout]:
     """A prior trace a problem at the temperature of training, with the same random numbers at every evaluation.
 
-    Where each has one, forks are observed in the first. A problem that comes often has another of the ``indices`` each time.
+    Where each has one, forks are observed in the first. A problem that comes often has another of the ``indices`` each
+    time.
     """
     asked = _prior_requests(run, problems)
     if samples_with_trainer(run.generator) and indices is None:  # other engines may not know entropies
