@@ -323,13 +323,16 @@ def prompts(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
     ] = None,
+    templates: Annotated[
+        bool, typer.Option("--templates", help="The six posterior templates of the settings' style, not the styles.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
 ) -> None:
     """Show each style of prompts with sampled traces and their rewards, and recommend one."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest, run_prompts
 
-    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens)
+    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens, templates)
 
 
 @app.command()

@@ -227,6 +227,22 @@ def recommend(tried: Sequence[Tried], max_tokens: int) -> tuple[str | None, list
     return best.name, said
 
 
+def recommend_template(tried: Sequence[Tried]) -> tuple[str | None, list[str]]:
+    """The posterior template with the greatest posterior gain (None: none has one), and what that does not show."""
+    known = [t for t in tried if t.gain.nats is not None]
+    if not known:
+        return None, ["No template is recommended: under none of them have closed traces of both prompts been sampled."]
+    best = max(known, key=lambda t: t.gain.nats or 0.0)
+    others = ", ".join(f"{t.name} {t.gain.nats:.1f}" for t in sorted(known, key=lambda t: -(t.gain.nats or 0.0))[1:])
+    return best.name, [
+        f'Greatest posterior gain: prompts.posterior_template = "{best.name}", {best.gain.nats:.1f} nats'
+        f"{f' ({others})' if others else ''}.",
+        gain_sentence(best.gain),
+        "A gain does not tell a trace that derives the answer from one that copies it: covrl preflight does, by what a "
+        "wrong hint costs and how far it pulls.",
+    ]
+
+
 def _lead(best: Tried, second: Tried) -> str:
     """Whether the lead of the best style over the second is decided on these problems."""
     each = [a - b for a, b in zip(best.rewards, second.rewards, strict=True)]
