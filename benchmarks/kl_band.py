@@ -148,9 +148,9 @@ def page(results: Mapping[Cell, Result]) -> str:
         "# A KL in a band, and safe learning rates",
         "",
         "`python benchmarks/kl_band.py`. Digits, rare setting; greedy accuracy on dev in %, the lowest of "
-        f"{len(SEEDS)} seeds; `-` where none is there. Rule, fixed beforehand: a rate is safe with {percent(SAFE)} % and "
-        "more in every seed (bold); the range is the highest over the lowest of the longest row of safe rates; the claim "
-        "is that a band at least doubles it.",
+        f"{len(SEEDS)} seeds; `-` where none is there. Rule, fixed beforehand: a rate is safe with {percent(SAFE)} % "
+        "and more in every seed (bold); the range is the highest over the lowest of the longest row of safe rates; the "
+        "claim is that a band at least doubles it.",
         "",
         f"| rate | {' | '.join(methods)} |",
         f"|---:|{'---:|' * len(methods)}",

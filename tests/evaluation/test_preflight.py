@@ -15,12 +15,12 @@ from commands import Covrl
 from projects import write_rows
 
 from covrl.config import PromptConfig, read_toml
+from covrl.config.styles import TEMPLATES
 from covrl.evaluation.preflight_rule import advise, best_template, checks, defends, usable
 from covrl.evaluation.signal import method_reward, signal
 from covrl.evaluation.styles import template_wordings
 from covrl.models.model import SHIPPED
 from covrl.problems.tasks import find_task
-from covrl.styles import TEMPLATES
 
 
 def test_the_signal_of_a_reward_that_is_the_mark_is_the_marks_own_deviation() -> None:

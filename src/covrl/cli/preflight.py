@@ -16,6 +16,7 @@ from covrl import api
 from covrl.cli.evaluate import TRIED_TOKENS, TraceRequest, reward_form
 from covrl.cli.show import mebibytes
 from covrl.config import AlgorithmTable, PromptConfig, RunConfig, check, read_settings
+from covrl.config.styles import Template
 from covrl.errors import UserError
 from covrl.evaluation.bench import Bench
 from covrl.evaluation.preflight import preflight
@@ -31,7 +32,6 @@ from covrl.reporting.tables import show_table
 from covrl.reporting.text import visible
 from covrl.rewards.code_tests import isolation_notes
 from covrl.scoring.pack import PassLimits
-from covrl.styles import Template
 from covrl.training.dry_run import dry_run
 from covrl.training.run import Run
 
