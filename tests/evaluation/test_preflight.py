@@ -163,6 +163,9 @@ def test_the_best_template_is_the_best_of_the_usable_ones() -> None:
     assert best["template"] == "check"
     assert [usable(row) for row in rows] == [False, True, True]
     assert defends(rows[0])
+    unsure = template("bare", 0.9, wrong=0.8)
+    unsure["anchoring"]["intervals"]["wrong_hint"] = [-0.1, 0.99]
+    assert (usable(unsure), defends(unsure)) == (False, False), "what is not shown does not count"
     assert best_template(rows[:1]) is rows[0]
 
 

@@ -56,15 +56,18 @@ def shown(found: Figure | None, least: float) -> bool:
 
 def usable(template: Figure) -> bool:
     """Whether a template's traces use the hint's content: utility, margin, and no defence of any answer."""
-    return shown(template["utility"], POINTS) and shown(template["margin"], 0.0) and not defends(template)
+    return shown(template["utility"], POINTS) and shown(template["margin"], 0.0) and not pulled(template)
+
+
+def pulled(template: Figure) -> bool:
+    """Whether a wrong hint pulls answers nearly as far as the right one (:mod:`covrl.evaluation.anchoring`)."""
+    found = template["anchoring"]
+    return found is not None and found["wrong_hint"] > DEFENDS * found["right_hint"]
 
 
 def defends(template: Figure) -> bool:
-    """Whether a wrong hint pulls answers nearly as far as the right one (:mod:`covrl.evaluation.anchoring`)."""
-    found = template["anchoring"]
-    if found is None:
-        return False
-    return found["intervals"]["wrong_hint"][0] > 0 and found["wrong_hint"] > DEFENDS * found["right_hint"]
+    """Whether that is shown: the wrong hint's pull is above 0 with its interval."""
+    return pulled(template) and template["anchoring"]["intervals"]["wrong_hint"][0] > 0
 
 
 def best_template(templates: Sequence[Figure]) -> Figure | None:
@@ -86,7 +89,7 @@ def checks(record: Mapping[str, Any]) -> list[Check]:
         found += [
             _check("after hinted thoughts − after own ones (utility)", best["utility"], POINTS, "share", SPEC),
             _check("price of a wrong hint (margin)", best["margin"], 0.0, "nats", SPEC),
-            _check("a wrong hint's pull, at most", wrong, most, "share", OURS)._replace(met=not defends(best)),
+            _check("a wrong hint's pull, at most", wrong, most, "share", OURS)._replace(met=not pulled(best)),
             _check("after hinted thoughts − not thinking", best["hinted"], POINTS, "share", OURS),
         ]
     return [*found, _calibrated(record["calibration"])]
