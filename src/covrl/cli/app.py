@@ -286,10 +286,10 @@ def preflight(
     ] = None,
     settings: Settings = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="20 problems, 2 traces, 3 templates: a tenth of the time.")
+        bool, typer.Option("--quick", help="12 problems, 2 traces, 3 templates: an eighth of the time.")
     ] = False,
     n: Annotated[int | None, typer.Option("--n", "-n", min=2, help="Traces per problem and prompt. [4]")] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Only the first problems. [60]")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only the first problems. [30]")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
     ] = None,

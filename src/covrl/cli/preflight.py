@@ -44,8 +44,8 @@ class Size(NamedTuple):
     templates: tuple[str, ...]
 
 
-FULL = Size(60, 4, get_args(Template))
-QUICK = Size(20, 2, ("style", "neutral", "check"))
+FULL = Size(30, 4, get_args(Template))
+QUICK = Size(12, 2, ("style", "neutral", "check"))
 
 STYLE_PROBLEMS, STYLE_TRACES = 8, 2
 """Problems, and traces of each prompt a problem, that the style is chosen by where the settings have none."""

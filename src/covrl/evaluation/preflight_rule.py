@@ -218,6 +218,11 @@ def _cautions(record: Mapping[str, Any], method: str | None) -> list[str]:
     gain = thinking["gain"]
     if gain is not None and gain["interval"] and gain["interval"][1] < 0:
         found.append(f"The answer is less likely after a thought than after none (gain {gain['value']:.1f} nats).")
+    if not record["methods"]:
+        found.append(
+            "The signal of first steps is not known: of no question have two traces closed and stated a conclusion of "
+            "their own."
+        )
     if method is not None:
         found.append(record["calibration"]["sentence"])
     if len(record["templates"]) > 1:
