@@ -278,6 +278,39 @@ def calibrate(
 
 
 @app.command()
+def preflight(
+    model: Annotated[str, typer.Option(help="Folder of a run or model, .gguf file, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
+    ] = None,
+    settings: Settings = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="12 problems, 2 traces, 3 templates: an eighth of the time.")
+    ] = False,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=2, help="Traces per problem and prompt. [4]")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only the first problems. [30]")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Of the posterior prompt. [all six; of --quick: three]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for preflight.json and preflight.html.")] = None,
+) -> None:
+    """Measure before training which method will work on these problems with this model, or that none will."""
+    _cpu_defaults()
+    from covrl.cli.evaluate import TraceRequest
+    from covrl.cli.preflight import FULL, QUICK, PreflightRequest, named_templates, run_preflight
+
+    size = QUICK if quick else FULL
+    asked = TraceRequest(model, problems, config, settings or [], n or size.traces, limit or size.problems, as_json)
+    chosen = size.templates if templates is None else named_templates(templates)
+    run_preflight(PreflightRequest(asked, max_tokens, chosen, out))
+
+
+@app.command()
 def prompts(
     model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
     problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
@@ -290,13 +323,16 @@ def prompts(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
     ] = None,
+    templates: Annotated[
+        bool, typer.Option("--templates", help="The six posterior templates of the settings' style, not the styles.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
 ) -> None:
     """Show each style of prompts with sampled traces and their rewards, and recommend one."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest, run_prompts
 
-    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens)
+    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens, templates)
 
 
 @app.command()

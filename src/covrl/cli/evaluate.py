@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -22,7 +22,15 @@ from covrl.evaluation.calibration import calibration, gain_beside, mark
 from covrl.evaluation.evaluate import check_writable, write_traces
 from covrl.evaluation.leaking import measure_leaks
 from covrl.evaluation.posterior_gain import gain_sentence
-from covrl.evaluation.styles import check_style, recommend, try_style, wordings
+from covrl.evaluation.signal import FORMS
+from covrl.evaluation.styles import (
+    check_style,
+    recommend,
+    recommend_template,
+    template_wordings,
+    try_style,
+    wordings,
+)
 from covrl.files import write_file
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
@@ -40,9 +48,6 @@ from covrl.rewards.likelihood import Form
 
 TRIED_TOKENS = 96
 """Token limit of a trace of `covrl prompts` if the settings allow more: about a minute with a small model."""
-
-FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
-"""The form of the reward for methods without a setting for it."""
 
 
 def run_eval(order: Order, out: Path | None, as_json: bool, traces: Path | None) -> None:
@@ -141,8 +146,10 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     show_leaks(Console(), record)
 
 
-def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
+def run_prompts(asked: TraceRequest, max_tokens: int | None, templates: bool = False) -> None:
     """Try each style of wording on the first problems; print prompts, traces, figures and a recommendation.
+
+    With ``templates`` it is the posterior templates that are tried, on the settings' own wording of all else.
 
     Raises:
         UserError: the model or the problems cannot be used, or no style can be.
@@ -152,10 +159,9 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
     tokens = max_tokens or min(config.generation.max_trace_tokens, TRIED_TOKENS)
     model, tokenizer = load_model(config.model, config.generation.temperature)
     generator = TorchGenerator(model.model, tokenizer, rows_of(config.generation))
-    worded = {
-        name: Prompts(tokenizer, wording)
-        for name, wording in wordings(dated(config.prompts, tokenizer, date.today())).items()
-    }
+    own = dated(config.prompts, tokenizer, date.today())
+    tried_wordings = template_wordings(own) if templates else wordings(own)
+    worded = {name: Prompts(tokenizer, wording) for name, wording in tried_wordings.items()}
     unusable: dict[str, str] = {}
     for name, prompts in worded.items():
         try:
@@ -165,7 +171,8 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
     usable = {name: prompts for name, prompts in worded.items() if name not in unusable}
     if not usable:
         name, why = next(iter(unusable.items()))
-        raise UserError(f"none of the styles can be used with this model and these problems: {name}: {why}")
+        kind = "templates" if templates else "styles"
+        raise UserError(f"none of the {kind} can be used with this model and these problems: {name}: {why}")
     limits = config.generation.model_copy(update={"max_trace_tokens": tokens})
     tried_config = config.model_copy(update={"generation": limits})
     longest = max(longest_row(prompts, tried_config, problems) for prompts in usable.values())
@@ -177,7 +184,7 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
         tried.append(try_style(name, generator, model, prompts, problems, config, asked.n, tokens))
         if not asked.as_json:
             show_style(console, tried[-1].record())
-    best, sentences = recommend(tried, tokens)
+    best, sentences = recommend_template(tried) if templates else recommend(tried, tokens)
     record = {
         "model": asked.model, "problem_source": asked.problems, "problems": len(problems), "n": asked.n,
         "max_tokens": tokens, "styles": [t.record() for t in tried], "unusable": unusable, "recommended": best,

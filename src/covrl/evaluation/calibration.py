@@ -31,6 +31,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
@@ -105,11 +107,19 @@ def mark(
         asked = [(p, i) for p in problems[start : start + together] for i in range(samples)]
         graded = evaluator.examine(asked, temperature, Draw(seed, 0, "calibrate"))
         scores = answer_scores(model, evaluator.prompts, [(g.problem, g.rollout) for g in graded])
-        for g, s, own in zip(graded, scores, _own_verdicts(evaluator, graded), strict=True):
-            if s is not None:
-                reward = answer_reward(s, form)
-                found.append(Marked(g.problem.id, float(s.sum()), len(s), g.verdict, reward, own))
+        found += marked(graded, scores, own_verdicts(evaluator, graded), form)
     return found, samples * len(problems)
+
+
+def marked(
+    graded: Sequence[Graded], scores: Sequence[Tensor | None], own: Sequence[Verdict], form: Form
+) -> list[Marked]:
+    """Those of the traces that an answer follows, from its log-probs ``[A]`` and the verdict on each trace's text."""
+    return [
+        Marked(g.problem.id, float(s.sum()), len(s), g.verdict, answer_reward(s, form), mine)
+        for g, s, mine in zip(graded, scores, own, strict=True)
+        if s is not None
+    ]
 
 
 def gain_beside(
@@ -131,7 +141,7 @@ def gain_beside(
     return posterior_gain([*prior, *(d.worth for d in drawn)], seed)
 
 
-def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:
+def own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:
     """The verdict on each trace by its own text."""
     if evaluator.label is not None:
         return ["right" if g.label == SOUND else "wrong" for g in graded]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from covrl.evaluation.bench import TRAINING_READS
 from covrl.evaluation.posterior_gain import FORMAT_SHARE, PosteriorGain, draw_roles, gain_sentence, posterior_gain
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engines import rows_of
@@ -105,7 +106,7 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     score_groups(run, groups)
     scored = time.perf_counter()
     share = run.config.training.problems_per_step / len(problems)
-    seconds = share * ((sampled - start) + 4 * (scored - sampled)) * run.config.training.steps
+    seconds = share * ((sampled - start) + TRAINING_READS * (scored - sampled)) * run.config.training.steps
     rollouts = tuple(r for g in groups for r in g.rollouts)
     needs, machine = measured(run), least_memory(run)
     cost = _cost(run, seconds, needs, machine)

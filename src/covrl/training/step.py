@@ -16,6 +16,7 @@ from torch import Tensor
 from covrl.errors import NonFiniteError
 from covrl.evaluation.hints import FOIL, Place, hint_metrics, read_foils
 from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metrics
+from covrl.evaluation.trace_monitors import words_lift
 from covrl.generation.base import Draw
 from covrl.records import Credit, Output, ScoredGroup, StepReport
 from covrl.scoring.pack import PassLimits
@@ -75,6 +76,7 @@ def take_step(run: Run) -> StepReport:
                         updates.append((made, optimize(run, made, plan)))
                 batch.metrics = {"optim/lr": rate} | update_metrics(updates) | sampler
                 batch.metrics |= thought_metrics(batch.kept, thoughts) | hint_metrics(batch.kept, wrong_hints)
+                batch.metrics |= style_of_kl(run, batch.kept)
             run.done = number
             batch.metrics |= publish(run)
         return report(run, batch, plan, clock)
@@ -197,6 +199,13 @@ def traces_under_foils(run: Run, groups: list[ScoredGroup]) -> dict[Place, Tenso
         return {}
     posterior = next(c for c in run.algorithm.contexts if c.name == "posterior")
     return read_foils(partial(scores_of, run), posterior, groups, (len(groups) + 1) // 2, partial(has_room, run))
+
+
+def style_of_kl(run: Run, groups: list[ScoredGroup]) -> dict[str, float]:
+    """Where the KL between both prompts lies, by words, on the steps for it of a method that reads one."""
+    if not reads_hints(run) or not run.due(run.config.report.thoughts_every, run.done + 1):
+        return {}
+    return words_lift(groups, run.config.report.hedging_words, run.prompts.reads_back_ids)
 
 
 def sampler_gap(run: Run, batch: Batch, plan: ReadingPlan) -> dict[str, float]:
