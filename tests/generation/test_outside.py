@@ -373,7 +373,9 @@ def test_weights_that_cannot_be_written_are_one_line_and_leave_nothing(
     backend = ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
     full_disk(monkeypatch, error)
     folder = backend._folder / "step-000007"
-    with pytest.raises(EngineError, match=rf"cannot be written to {folder}/000 \(No space left on device.*TMPDIR") as said:
+    with pytest.raises(
+        EngineError, match=rf"cannot be written to {folder}/000 \(No space left on device.*TMPDIR"
+    ) as said:
         backend.load(7)
     assert "does the server see that folder" not in str(said.value)
     assert not folder.exists()
