@@ -290,7 +290,8 @@ def has_settings(model: str) -> bool:
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
     """Settings to use ``model`` with: those of ``file``, else of the run that it is the folder of, else the defaults.
 
-    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments.
+    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments. The engine that a
+    run trained with is not taken from its folder: it may be training, and a server would get other weights then.
     """
     is_run = (Path(model) / "config.toml").is_file()
     table: dict[str, Any] = {}
@@ -298,6 +299,8 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_settings(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
+        if isinstance(table.get("generation"), dict):
+            table["generation"].pop("engine", None)
     elif model in SHIPPED_BASES:
         table = read_toml(SHIPPED / SHIPPED_BASES[model][1])
     path = str(model_of_run(Path(model))) if is_run else model

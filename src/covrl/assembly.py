@@ -98,8 +98,7 @@ def build(
     check_tokens(prompts, every)
     check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], every)
     check_lengths(prompts, policy.context_length, config, every)
-    engine = "torch" if evaluation_only else config.generation.engine
-    generator = make_generator(config, engine, policy.model, tokenizer, world)
+    generator = make_generator(config, config.generation.engine, policy.model, tokenizer, world)
     longest = longest_row(prompts, config, every)
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
     slow = emulated_note(config.model.dtype, policy.device)
@@ -127,13 +126,15 @@ def build(
             grade,
             data.label,
             answer_temperature=config.evaluation.answer_temperature,
+            world=world,
         ),
         held_out=data.held_out,
         notes=notes,
         world=world,
     )
     run = fit(run, trains=not evaluation_only)
-    distribute(run)
+    if not evaluation_only:  # there each rank has loaded all weights
+        distribute(run)
     return run
 
 

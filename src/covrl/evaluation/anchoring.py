@@ -48,7 +48,7 @@ def answers_said(
         return [None] * len(traces)
     replies = answering.answered([p for p, _ in asked], traces, temperature, Draw(seed, 0, "anchoring"))
     wrong = [(replace(p, answer=foil, accepted=()), g.answer) for (p, foil), g in zip(asked, replies, strict=True)]
-    are_foils = (verdict == "right" for verdict in answering.grade(wrong))
+    are_foils = (verdict == "right" for verdict in answering.verdicts(wrong))
     return [
         None if _equal(p, foil) else Said(graded.verdict == "right", graded.reply is not None and is_foil)
         for (p, foil), graded, is_foil in zip(asked, replies, are_foils, strict=True)

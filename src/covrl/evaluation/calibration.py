@@ -100,11 +100,13 @@ def mark(
 ) -> tuple[list[Marked], int]:  # fmt: skip
     """``samples`` prior traces a problem, scored and marked; and how many traces there were, unclosed ones included."""
     found: list[Marked] = []
-    together = max(rows_per_pass // samples, 1)
+    together = max(evaluator.world.size * rows_per_pass // samples, 1)
     for start in range(0, len(problems), together):
         asked = [(p, i) for p in problems[start : start + together] for i in range(samples)]
         graded = evaluator.examine(asked, temperature, Draw(seed, 0, "calibrate"))
-        scores = answer_scores(model, evaluator.prompts, [(g.problem, g.rollout) for g in graded])
+        scores = answer_scores(
+            model, evaluator.prompts, [(g.problem, g.rollout) for g in graded], world=evaluator.world
+        )
         for g, s, own in zip(graded, scores, _own_verdicts(evaluator, graded), strict=True):
             if s is not None:
                 reward = answer_reward(s, form)
@@ -123,8 +125,9 @@ def gain_beside(
     prompts = evaluator.prompts
     sampling = Sampling(evaluator.max_trace_tokens, prompts.config.close, temperature)
     drawn = draw_roles(
-        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",), rows_per_pass
-    )
+        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",),
+        evaluator.world.size * rows_per_pass, world=evaluator.world,
+    )  # fmt: skip
     closed = Counter(m.problem for m in marked)
     prior = [Worth(m.problem, "prior", m.log_prob) for m in marked]
     prior += [Worth(p.id, "prior", None) for p in problems for _ in range(samples - closed[p.id])]
@@ -138,7 +141,7 @@ def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdic
     close = evaluator.prompts.config.close
     said = [conclusion(g.rollout.text.removesuffix(close)) for g in graded]
     rows = [(g.problem, text) for g, text in zip(graded, said, strict=True) if text is not None]
-    verdicts = iter(evaluator.grade(rows) if evaluator.grade and rows else ())
+    verdicts = iter(evaluator.verdicts(rows))
     return ["unknown" if text is None else next(verdicts) for text in said]
 
 

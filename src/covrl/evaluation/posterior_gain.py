@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from covrl.distributed.world import World
 from covrl.evaluation.likelihood import answer_log_probs
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.models.model import LanguageModel
@@ -144,6 +145,7 @@ def draw_roles(
     roles: Sequence[Role] = ROLES,
     rows_per_pass: int = 256,
     tokens_per_pass: int = 16384,
+    world: World | None = None,
 ) -> list[Drawn]:
     """``samples`` traces a problem from each role's prompt, and ``model``'s log p of the answer after each."""
     found: list[Drawn] = []
@@ -157,6 +159,6 @@ def draw_roles(
         ]
         rollouts = generator.generate(requests, sampling, Draw(seed, 0, "roles"))
         pairs = [(p, rollout) for (p, _), rollout in zip(asked, rollouts, strict=True)]
-        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass)
+        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass, world=world)
         found += [Drawn(*pair, None if s is None else s.total) for pair, s in zip(pairs, scores, strict=True)]
     return found

@@ -28,12 +28,14 @@ _ODD = 0x9E3779B97F4A7C15  # the increment of the keyed random numbers, so that 
 
 
 class Ask(NamedTuple):
-    """One row to sample: the ids before it, a seed below 2**63, the token limit, the number of likeliest tokens."""
+    """One row to sample: the ids before it, a seed below 2**63, the token limit, the number of likeliest tokens, and
+    the nucleus (:class:`covrl.generation.base.Sampling`)."""
 
     ids: tuple[int, ...]
     seed: int
     max_tokens: int
     top_k: int = 0
+    top_p: float = 1.0
 
 
 class Drawn(NamedTuple):
@@ -120,7 +122,7 @@ class OutsideGenerator:
         rows_of = _by_text(traces, lambda trace: rule.rest(trace.prefix))
         while rows_of:
             for stop, rows in rows_of.items():
-                asked = [_ask(requests[i], traces[i], keys[i]) for i in rows]
+                asked = [_ask(requests[i], traces[i], keys[i], sampling.top_p) for i in rows]
                 drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends))
                 for i, part in zip(rows, drawn, strict=True):
                     self._take(traces[i], part, rule, requests[i].observe.top_k)
@@ -174,11 +176,11 @@ def _by_text(traces: Sequence[Trace], upto: Callable[[Trace], str]) -> dict[str,
     return found
 
 
-def _ask(request: Request, trace: Trace, key: int) -> Ask:
+def _ask(request: Request, trace: Trace, key: int, top_p: float) -> Ask:
     """The row from where it is; its seed is the key at the position in the trace that is sampled next."""
     own = request.prefix_ids + tuple(trace.ids)
     seed = ((key + _ODD * len(own)) % 2**64) >> 1
-    return Ask(request.prompt_ids + own, seed, trace.left, request.observe.top_k)
+    return Ask(request.prompt_ids + own, seed, trace.left, request.observe.top_k, top_p)
 
 
 def _likeliest(told: Mapping[int, float], top_k: int) -> Seen:

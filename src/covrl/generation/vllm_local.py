@@ -96,7 +96,7 @@ class LocalVllm:
     def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int]) -> Any:
         return self._vllm.SamplingParams(
             temperature=temperature,
-            top_p=1.0,
+            top_p=row.top_p,
             top_k=0,
             min_p=0.0,
             seed=row.seed,

@@ -67,7 +67,6 @@ class ServerVllm:
         common = {
             "model": self._served,
             "temperature": temperature,
-            "top_p": 1.0,
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -88,7 +87,7 @@ class ServerVllm:
 
     def _draw(self, row: Ask, common: Mapping[str, Any]) -> Drawn:
         own = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens, "logprobs": row.top_k}
-        answer = self._ask("/v1/completions", {**common, **own})
+        answer = self._ask("/v1/completions", {**common, **own, "top_p": row.top_p})
         try:
             choice = answer["choices"][0]
             told = choice["logprobs"]
