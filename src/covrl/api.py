@@ -34,6 +34,7 @@ from covrl.rewards.functions import name_of
 from covrl.rewards.named import Given, Reward, as_reward
 from covrl.rewards.steps import StepScorer
 from covrl.secrets import redacted
+from covrl.training.ahead import resumed_note
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike
 from covrl.training.folder import model_of_run, new_run_folder
@@ -139,7 +140,7 @@ def train_run(
         sinks = sinks if world.first else ()
         for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
             say(redacted(note))
-        for closed in (keeper, *sinks):
+        for closed in (run.ahead, keeper, *sinks):
             cleanup.callback(closed.close)
         try:
             for made in steps(run):
@@ -224,7 +225,7 @@ def resume(
     if found:
         changes += check_inputs(state, run)
         load_checkpoint(run, found)
-        notes += [*changes, *check_versions(found)]
+        notes += [*changes, *check_versions(found), *filter(None, [resumed_note(config, run.done)])]
     if changes:  # the steps behind the checkpoint will not be the same again: what they found best still counts
         run.best = max(filter(None, (run.best, best_value(folder / "best"))), default=None)
     run.notes = (*run.notes, *notes)

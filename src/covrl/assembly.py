@@ -34,6 +34,7 @@ from covrl.rewards.graders import make_grader
 from covrl.rewards.named import Given, Reward, as_reward, load_reward
 from covrl.rewards.step_server import StepServer
 from covrl.rewards.steps import StepScorer
+from covrl.training.ahead import check_ahead
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.method_checks import check_method
@@ -99,6 +100,8 @@ def build(
     check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], every)
     check_lengths(prompts, policy.context_length, config, every)
     generator = make_generator(config, config.generation.engine, policy.model, tokenizer, world)
+    if not evaluation_only:
+        check_ahead(config, generator, world.size)
     longest = longest_row(prompts, config, every)
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
     slow = emulated_note(config.model.dtype, policy.device)

@@ -130,6 +130,22 @@ def temperature_zero_is_greedy(make: Make) -> None:
         assert tuple(best.tolist()) == r.trace_ids
 
 
+def a_nucleus_is_drawn_from_alone(make: Make) -> None:
+    """Of the temperature's distribution, the fewest tokens with that probability; log-probs are of these."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    for temperature, top_p in ((1.0, 0.6), (0.7, 0.3)):
+        found = engine.generate(requests(9), Sampling(8, "Q", temperature, top_p), DRAW)
+        for r in found:
+            for logs, token, told in zip(own_logs(model, r, temperature), r.trace_ids, r.log_probs, strict=True):
+                probs, ids = logs.exp().sort(descending=True)
+                kept = int((probs.cumsum(0) - probs < top_p).sum())
+                place = ids.tolist().index(token)
+                assert place < kept
+                assert abs(float((probs[place] / probs[:kept].sum()).log()) - told) < TOLERANCE
+
+
 def a_trace_ends_at_the_stop_text_or_at_its_limit(make: Make) -> None:
     tokenizer = TOKENIZERS["characters"]()
     model = model_of(tokenizer)
@@ -359,6 +375,7 @@ CONTRACT = {
         samples_follow_the_distribution,
         a_sample_depends_on_its_key_alone,
         temperature_zero_is_greedy,
+        a_nucleus_is_drawn_from_alone,
         a_trace_ends_at_the_stop_text_or_at_its_limit,
         an_end_counts_only_behind_the_texts_before_it,
         a_stop_text_inside_a_token_is_left_to_the_template,

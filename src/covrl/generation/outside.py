@@ -7,7 +7,9 @@ useless sampling; where it stopped does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -53,12 +55,14 @@ class Drawn(NamedTuple):
 class Backend(Protocol):
     """The interface of an engine.
 
-    ``name`` identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
+    ``apart`` says whether it computes in another process, so that it can sample while the trainer trains. ``name``
+    identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
     engine that we know returns exact entropies, so they are not requested.
     """
 
     name: str
     most_top_k: int
+    apart: bool
 
     def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
         """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its token limit.
@@ -77,7 +81,8 @@ class OutsideGenerator:
 
     Samples are a function of (run seed, step, problem, rollout index) with the engine's own generator: the key of a
     trace is the seed of its row. They differ from the torch engine's samples. ``wasted`` counts the tokens that the
-    engine sampled after the end of a trace; more than a few mean that it ignores the stop text.
+    engine sampled after the end of a trace; more than a few mean that it ignores the stop text. Weights are not
+    replaced while another thread is in :meth:`generate_ahead`.
     """
 
     of_trainer = False
@@ -88,6 +93,7 @@ class OutsideGenerator:
         self.version = 0
         self.wasted = 0
         self._behind = False
+        self._turns = Turns()
         self._rules = StopRules(tokenizer)
         self._ends = end_tokens(model, tokenizer)
 
@@ -96,16 +102,29 @@ class OutsideGenerator:
 
         So if a server died in the meantime, the step that made these weights still counts and can be saved.
         """
-        self.version, self._behind = version, True
-        try:
-            self._catch_up()
-        except EngineError:
-            return
+        with self._turns.publishing():
+            self.version, self._behind = version, True
+            try:
+                self.catch_up()
+            except EngineError:
+                return
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Send the weights of the last publish, if they have not arrived.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
         if self._behind:
             self.backend.load(self.version)
             self._behind = False
+
+    def generate_ahead(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout] | None:
+        """:meth:`generate` in a thread of its own, while others train the weights and may sample; None if the engine
+        lacks the weights of the last publish, as they cannot be sent from here.
+        """
+        with self._turns.sampling():
+            return None if self._behind else self.generate(requests, sampling, draw)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order.
@@ -117,7 +136,7 @@ class OutsideGenerator:
         rule = self._rules[sampling.stop, sampling.after]
         traces = begin(requests, sampling, rule, self._ends)
         refuse_what_cannot_be_observed(requests, self.backend.name, entropy=False, most=self.backend.most_top_k)
-        self._catch_up()
+        self.catch_up()
         keys = [trace_key(draw, r.problem_id, r.index) for r in requests]
         rows_of = _by_text(traces, lambda trace: rule.rest(trace.prefix))
         while rows_of:
@@ -142,6 +161,40 @@ class OutsideGenerator:
         for token, log_prob, sight in zip(part.ids, part.log_probs, seen, strict=True):
             self.wasted += not trace.open
             trace.take(token, log_prob, rule, self._ends, sight)
+
+
+class Turns:
+    """Whether weights are sampled from or replaced: never both, and replacing goes first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sampling = self._publishing = False
+
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """Entered when nothing is being replaced; of one thread at a time."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._publishing)
+            self._sampling = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sampling = False
+                self._changed.notify_all()
+
+    @contextmanager
+    def publishing(self) -> Generator[None]:
+        """Entered when nothing is sampled; nothing begins before it is left."""
+        with self._changed:
+            self._publishing = True
+            self._changed.wait_for(lambda: not self._sampling)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._publishing = False
+                self._changed.notify_all()
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:

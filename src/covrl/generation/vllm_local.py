@@ -49,6 +49,7 @@ class LocalVllm:
 
     name = "vllm"
     most_top_k = MOST_TOP_K
+    apart = False
 
     def __init__(self, source: str, model: Any, dtype: str, memory: float, rows: int) -> None:
         self._vllm = import_vllm()

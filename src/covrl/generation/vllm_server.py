@@ -42,6 +42,7 @@ class ServerVllm:
     """
 
     most_top_k = MOST_TOP_K
+    apart = True
 
     def __init__(self, address: str, model: Any, rows: int) -> None:
         self.name = f"the vLLM server at {address}"
