@@ -101,7 +101,7 @@ def build(
     check_lengths(prompts, policy.context_length, config, every)
     generator = make_generator(config, config.generation.engine, policy.model, tokenizer, world)
     if not evaluation_only:
-        check_ahead(config, generator, world.size)
+        check_ahead(config, generator)
     longest = longest_row(prompts, config, every)
     proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
     slow = emulated_note(config.model.dtype, policy.device)

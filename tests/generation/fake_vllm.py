@@ -7,6 +7,7 @@ What it imitates was read off vLLM 0.32; ``docs/engines.md`` says which parts ra
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 MUTANTS = ("stop", "seed", "log-prob", "top-k", "nucleus", "publish", "publish in part", "stale cache")
+ON_RANK = ("publish", "publish in part", "one layer")
+"""What may be wrong with a single rank's engine, or a single server: it keeps all old weights, or some."""
 
 
 @dataclass
@@ -49,7 +52,12 @@ class LLM:
     made: ClassVar[list[LLM]] = []
 
     def __init__(self, model: str, **settings: Any) -> None:
+        if settings.get("distributed_executor_backend") == "external_launcher":  # torchrun's, with its groups of ranks
+            assert int(os.environ["WORLD_SIZE"]) % settings["tensor_parallel_size"] == 0
+            assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         self.settings = settings
+        self.asked: list[tuple[int, ...]] = []
+        self.woken = 0
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.fresh: dict[str, torch.Tensor] = {}
@@ -63,6 +71,7 @@ class LLM:
     ) -> list[SimpleNamespace]:
         if self.asleep:
             raise RuntimeError("asked for samples while asleep")
+        self.asked += [tuple(prompt["prompt_token_ids"]) for prompt in prompts]
         rows = [_Row(self, list(prompt["prompt_token_ids"]), p) for prompt, p in zip(prompts, params, strict=True)]
         while running := [row for row in rows if row.finish is None]:
             ids = [row.prompt + row.ids for row in running]
@@ -75,17 +84,20 @@ class LLM:
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[None]:
         assert method == "reload_weights"
-        if "weights_path" in kwargs:
+        known = dict(self.model.named_parameters())
+        if "weights_path" in kwargs:  # some layers at a time: what is not there stays as it is
             weights = load_file(Path(kwargs["weights_path"]) / "model.safetensors")
+            assert set(weights) <= set(known)
         else:
             weights = dict(kwargs["weights_iterator"])
-        known = dict(self.model.named_parameters())
-        assert set(known) == set(weights)
+            assert set(known) == set(weights)
         if self.broken == "publish":
             return [None]
+        if self.broken == "one layer":
+            weights = {name: w for name, w in weights.items() if ".layers.1." not in name}
         if self.broken == "publish in part":  # as an engine that keeps packed copies of its matrices
             weights = {name: w for name, w in weights.items() if "proj" not in name}
-        self.fresh = {name: w.clone() for name, w in weights.items()}
+        self.fresh |= {name: w.to(torch.float32, copy=True) for name, w in weights.items()}
         if self.slept:
             self._apply()
         return [None]
@@ -101,6 +113,7 @@ class LLM:
             for name, parameter in self.model.named_parameters():
                 if name in self.fresh:
                     parameter.copy_(self.fresh[name])
+        self.fresh = {}
 
     def sleep(self, level: int) -> None:
         assert level == 2
@@ -111,6 +124,7 @@ class LLM:
                 parameter.zero_()
 
     def wake_up(self, tags: Sequence[str]) -> None:
+        self.woken += "weights" in tags
         self.asleep -= set(tags)
 
 

@@ -30,19 +30,19 @@ from covrl.training.method_checks import planned
 if TYPE_CHECKING:
     from covrl.training.run import Run
 
-Batch = dict[Request, Rollout]
-
 
 class Ahead:
     """What is sampled for later steps, one step after another, in a thread of its own.
 
-    ``jobs`` are the steps that were begun, by their draw's number; ``asked`` and ``again`` count the requests of the
-    present step that were due to be sampled ahead, and those of them that were not and are sampled now.
+    ``jobs`` are the steps that were begun, by their draw's number: of several processes each samples a share.
+    ``asked`` and ``again`` count the requests of the present step that were due to be sampled ahead, and those of them
+    that were not and are sampled now.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.jobs: dict[int, Future[Batch]] = {}
+        self.jobs: dict[int, Future[list[Rollout]]] = {}
+        self.found: dict[int, dict[Request, Rollout]] = {}
         self.asked = self.again = 0
         self._pool = ThreadPoolExecutor(1, "covrl-ahead") if steps else None
 
@@ -52,14 +52,26 @@ class Ahead:
         Raises:
             EngineError: the engine failed, now or while it sampled ahead.
         """
-        job = self.jobs.get(draw.step)
-        found = job.result() if job is not None else {}
+        found = self._found(run, draw.step)
         left = [request for request in requests if request not in found]
-        if job is not None:
+        if draw.step in self.jobs:
             self.asked, self.again = self.asked + len(requests), self.again + len(left)
         self._begin(run, sampling, draw)
         fresh = iter(run.generator.generate(left, sampling, draw) if left else ())
         return [found[request] if request in found else next(fresh) for request in requests]
+
+    def _found(self, run: Run, step: int) -> dict[Request, Rollout]:
+        """What all ranks sampled ahead for a step."""
+        if step not in self.found and step in self.jobs:
+            own: list[Rollout] = []
+            failed: Exception | None = None
+            try:
+                own = self.jobs[step].result()
+            except Exception as error:
+                failed = error
+            run.world.raise_together(failed)
+            self.found[step] = {rollout.request: rollout for rollout in run.world.gathered(own)}
+        return self.found.get(step, {})
 
     def _begin(self, run: Run, sampling: Sampling, draw: Draw) -> None:
         """Ask for the first requests of the next steps, as far as they have not been asked for."""
@@ -74,7 +86,7 @@ class Ahead:
             if step in missing:
                 later = replace(draw, step=step)
                 asked = [request for p in problems for request in planned(run.algorithm, p, [], later, 0)]
-                self.jobs[step] = self._pool.submit(_sampled, run.generator, asked, sampling, later)
+                self.jobs[step] = self._pool.submit(run.generator.generate_ahead, asked, sampling, later)
 
     @staticmethod
     def _problems(run: Run, steps: int) -> list[list[Problem]]:
@@ -87,6 +99,7 @@ class Ahead:
     def finish(self, step: int) -> None:
         """Forget the jobs up to a step's."""
         self.jobs = {number: job for number, job in self.jobs.items() if number > step}
+        self.found = {}
         self.asked = self.again = 0
 
     def metrics(self, groups: Sequence[Group], done: int) -> dict[str, float]:
@@ -105,16 +118,11 @@ class Ahead:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sampled(generator: OutsideGenerator, asked: Sequence[Request], sampling: Sampling, draw: Draw) -> Batch:
-    rollouts = generator.generate_ahead(asked, sampling, draw)
-    return dict(zip(asked, rollouts, strict=True)) if rollouts is not None else {}
-
-
-def check_ahead(config: RunConfig, generator: Generator, processes: int) -> None:
+def check_ahead(config: RunConfig, generator: Generator) -> None:
     """That something can sample while the run trains.
 
     Raises:
-        UserError: the engine is no server, or several processes would have to agree on what is sampled.
+        UserError: the engine is no server.
     """
     asked = f"generation.ahead = {config.generation.ahead}"
     if not config.generation.ahead:
@@ -124,8 +132,6 @@ def check_ahead(config: RunConfig, generator: Generator, processes: int) -> None
             f"{asked}: only a vLLM server can sample while a step trains, and generation.engine is "
             f"{config.generation.engine}; set ahead to 0, or engine to a server's address"
         )
-    if processes > 1:
-        raise UserError(f"{asked}: it works in one training process; set it to 0, or start one process")
 
 
 def resumed_note(config: RunConfig, done: int) -> str | None:

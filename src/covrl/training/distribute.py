@@ -6,6 +6,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from covrl.distributed.processes import Processes
+from covrl.generation.outside import OutsideGenerator
 from covrl.models.model import resolve_device
 from covrl.training.models import Offloaded
 from covrl.training.run import Run
@@ -35,6 +36,8 @@ def distribute(run: Run) -> None:
         if name not in trained:
             model.model.requires_grad_(False)
     run.take_parameters()
+    if isinstance(run.generator, OutsideGenerator):
+        run.generator.start(run.config.generation.engine)
 
 
 def check_alike(run: Run) -> None:

@@ -30,10 +30,8 @@ def look_at_generator(run: Run, first: bool = False) -> float:
     Raises:
         BrokenModelError: the rows cannot be sampled or read, as the model's numbers are not finite.
     """
-    with run.world.whole_weights():
-        gap, note = run.guard.look_at_generator(both_sides(run), first and not run.world.sharded)
+    gap, note = run.guard.look_at_generator(both_sides(run), first)
     run.remarks += [note] if note else []
-    run.guard.stale = run.world.broadcast(run.guard.stale)
     return gap
 
 
@@ -49,4 +47,5 @@ def both_sides(run: Run) -> BothSides:
         seed=config.training.seed,
         tokens=run.limits.tokens,
         version=run.done,
+        world=run.world,
     )
