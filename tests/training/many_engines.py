@@ -144,7 +144,9 @@ def main(folder: Path, names: list[str]) -> None:
     def of_all(own: Any) -> list[Any]:
         return world.shared(list, [own] * world.size)
 
-    found = {name: of_all(fails(folder, name, world.rank) if name in FAULTS else observe(folder, name)) for name in names}
+    found = {
+        name: of_all(fails(folder, name, world.rank) if name in FAULTS else observe(folder, name)) for name in names
+    }
     if world.first:
         torch.save(found, folder / f"engines-{world.size}.pt")
     world.close()

@@ -25,7 +25,7 @@ def distribute(run: Run) -> None:
     device = resolve_device(run.config.model.device)
     given = {name: all_tensors(model.model) for name, model in run.models.items()} if world.first else {}
     if run.config.training.weights == "sharded" and not reason:
-        memory = shard(policy.model, init_device_mesh(device.type, (world.size,)))
+        memory = shard(policy.model, init_device_mesh(device.type, (world.size,)), policy.compute_dtype)
         world.shard(ShardedPolicy(policy.model), memory)
     trained = {"policy", *(spec.name for spec in run.algorithm.models if spec.trainable)}
     for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
