@@ -18,6 +18,7 @@ from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
+from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
 from covrl.models.model import load_model
@@ -136,8 +137,10 @@ def build(
         world=world,
     )
     run = fit(run, trains=not evaluation_only)
-    if not evaluation_only:  # there each rank has loaded all weights
+    if not evaluation_only:
         distribute(run)
+    elif isinstance(generator, OutsideGenerator):  # each rank has loaded all weights
+        generator.start(config.generation.engine)
     return run
 
 

@@ -25,6 +25,7 @@ from covrl.evaluation.metrics import check_ks, figures, overall, supports, unkno
 from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.files import alone_in, made
 from covrl.generation.engines import make_generator, rows_of
+from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
 from covrl.models.model import load_model, without_weights
 from covrl.models.text import context_length
@@ -268,6 +269,8 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say, 
     longest = max(row_needed(exam, candidate.prompts(exam)) for exam in exams if left[exam.name])
     for note in (*model.given_up, *prove(model, generator, tokenizer, longest, candidate.config.model.path, world)):
         say(note)
+    if isinstance(generator, OutsideGenerator):
+        generator.start(engine)
     for exam in candidate.exams.values():
         evaluator = Evaluator(
             generator,

@@ -34,7 +34,7 @@ from typing import Any
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
-from covrl.generation.base import Draw, Sampling
+from covrl.generation.base import Draw, Sampling, rest
 from covrl.models.model import LanguageModel
 from covrl.records import SOUND, Problem, Verdict
 from covrl.rewards.extract import find_answer
@@ -104,6 +104,7 @@ def mark(
     for start in range(0, len(problems), together):
         asked = [(p, i) for p in problems[start : start + together] for i in range(samples)]
         graded = evaluator.examine(asked, temperature, Draw(seed, 0, "calibrate"))
+        rest(evaluator.generator)
         scores = answer_scores(
             model, evaluator.prompts, [(g.problem, g.rollout) for g in graded], world=evaluator.world
         )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from covrl.distributed.world import World
 from covrl.evaluation.likelihood import answer_log_probs
-from covrl.generation.base import Draw, Generator, Sampling
+from covrl.generation.base import Draw, Generator, Sampling, rest
 from covrl.models.model import LanguageModel
 from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Problem, Request, Rollout
@@ -158,6 +158,7 @@ def draw_roles(
             for i, (p, role) in enumerate(asked)
         ]
         rollouts = generator.generate(requests, sampling, Draw(seed, 0, "roles"))
+        rest(generator)
         pairs = [(p, rollout) for (p, _), rollout in zip(asked, rollouts, strict=True)]
         scores = answer_log_probs(model, prompts, pairs, tokens_per_pass, world=world)
         found += [Drawn(*pair, None if s is None else s.total) for pair, s in zip(pairs, scores, strict=True)]
