@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from covrl.generation.engines import make_generator
 from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
-from covrl.models.model import load_model
+from covrl.models.model import first_layers, load_model
 from covrl.problems.foils import with_foils
 from covrl.problems.loading import Fields, load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
@@ -39,7 +40,7 @@ from covrl.training.ahead import check_ahead
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.method_checks import check_method
-from covrl.training.models import load_beside, load_policy
+from covrl.training.models import in_parts, load_beside, load_policy
 from covrl.training.rollouts import response_tokens
 from covrl.training.run import Run
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig
@@ -104,7 +105,9 @@ def build(
     if not evaluation_only:
         check_ahead(config, generator)
     longest = longest_row(prompts, config, every)
-    proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
+    parts = not evaluation_only and in_parts(config, world)
+    few = partial(first_layers, config.model, config.generation.temperature) if parts else None
+    proved = prove(policy, generator, tokenizer, longest, config.model.path, world, few)
     slow = emulated_note(config.model.dtype, policy.device)
     said = option_notes(prompts, [*data.train, *data.held_out])
     unisolated = isolation_notes(config.rewards.verifier, config.evaluation.verifier)

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.core_model_loading import revert_weight_conversion
 
 MUTANTS = ("stop", "seed", "log-prob", "top-k", "nucleus", "publish", "publish in part", "stale cache")
 ON_RANK = ("publish", "publish in part", "one layer")
@@ -84,7 +86,7 @@ class LLM:
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[None]:
         assert method == "reload_weights"
-        known = dict(self.model.named_parameters())
+        known = self._in_files()
         if "weights_path" in kwargs:  # some layers at a time: what is not there stays as it is
             weights = load_file(Path(kwargs["weights_path"]) / "model.safetensors")
             assert set(weights) <= set(known)
@@ -108,7 +110,17 @@ class LLM:
             self._apply()
         return True
 
+    def _in_files(self) -> dict[str, torch.Tensor]:
+        """The weights as a model's files have them: fused experts one by one."""
+        return revert_weight_conversion(self.model, dict(self.model.named_parameters()))
+
     def _apply(self) -> None:
+        if self.fresh.keys() - dict(self.model.named_parameters()).keys():  # only transformers can fuse experts
+            with TemporaryDirectory() as folder:
+                self.model.config.save_pretrained(folder)
+                every = {name: w.detach().contiguous() for name, w in (self._in_files() | self.fresh).items()}
+                save_file(every, Path(folder) / "model.safetensors")
+                self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name in self.fresh:

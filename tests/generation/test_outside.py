@@ -624,9 +624,13 @@ def test_whatever_vllm_fails_at_is_said_first_things_first(
     with monkeypatch.context() as patched:
         for name in broken:
             patched.setattr(fake_vllm.LLM, name, failing(name))
-        with pytest.raises(EngineError, match=f"^vllm {said}$"):
+
+        def once() -> None:
             engine.generate(requests(3), Sampling(4, "Q"), DRAW)
             engine.rest()
+
+        with pytest.raises(EngineError, match=f"^vllm {said}$"):
+            once()
     assert_told_truly(model, sample(engine, requests(3)))
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "generation")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 import fake_vllm
-from many import PROBLEMS, flat, reward
+from many import PROBLEMS, flat, no_weights, reward
 
 from covrl import api, assembly
 from covrl.config import RunConfig
@@ -23,7 +23,7 @@ from covrl.distributed.processes import join_world
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.generation import vllm_server
 from covrl.generation.base import Draw, rest
-from covrl.training import loop
+from covrl.training import loop, models
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 
@@ -43,6 +43,12 @@ CASES: dict[str, dict[str, Any]] = {
     "vllm lora": {"lora": {"rank": 2, "alpha": 8}, "training": {"learning_rate": 1e-2}},
     "vllm mixed": {"model": {"dtype": "mixed"}, "guards": {"publish_check_every": 0}},
     "servers": {"generation": {"engine": "servers"}},
+    "torch, loaded in parts": {"generation": {"engine": "torch"}, "training": {"load": "parts"}},
+    "torch, loaded in parts, mixed": {
+        "generation": {"engine": "torch"},
+        "model": {"dtype": "mixed"},
+        "training": {"load": "parts"},
+    },
 }
 """Settings by name; a number of steps of each run is compared with that of one process."""
 
@@ -70,25 +76,30 @@ def config(folder: Path, name: str) -> RunConfig:
     for section, values in CASES.get(name, {}).items():
         table.setdefault(section, {}).update(values)
     engine = table["generation"]["engine"] if name in CASES else name
-    table["generation"]["engine"] = found.get(engine, "vllm")
+    table["generation"]["engine"] = found.get(engine, engine if engine == "torch" else "vllm")
     return RunConfig.model_validate(table)
 
 
 def built(folder: Path, name: str) -> Run:
-    """A run without the proofs of the model's paths, which take most of the time and are the same in each."""
+    """A run without the proofs of the model's paths, which take most of the time, but where they differ."""
     sys.modules["vllm"] = fake_vllm
     fake_vllm.LLM.made.clear()
-    proving, assembly.prove = assembly.prove, lambda *_: []  # ty: ignore[invalid-assignment]
+    proving, loading = assembly.prove, models.load_model
+    if "parts" not in name:
+        assembly.prove = lambda *_: []  # ty: ignore[invalid-assignment]
+    elif "WORLD_SIZE" in os.environ:
+        models.load_model = no_weights  # ty: ignore[invalid-assignment]
     try:
         return api.build(config(folder, name), PROBLEMS, reward=reward)
     finally:
-        assembly.prove = proving
+        assembly.prove, models.load_model = proving, loading
 
 
 def observe(folder: Path, name: str) -> dict[str, Any]:
     """Samples of a fresh run, its first gradient, its weights after two steps, metrics; what each engine did."""
     run = built(folder, name)
     engines = list(fake_vllm.LLM.made)
+    run.world.check_same([run.models["policy"].paths, run.models["policy"].noise], "proofs")
     for llm in engines:  # as on an accelerator
         llm.settings["enable_sleep_mode"] = run.generator.backend._sleeps = True  # ty: ignore[unresolved-attribute]
     groups = sample(run, PROBLEMS[:5], Draw(0, 0))

@@ -532,6 +532,12 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    load: Literal["whole", "parts"] = Field(
+        "whole",
+        description="with several processes and sharded weights: the first loads the model and hands the others their "
+        "parts; or each reads its own parts from the files, so that none ever holds a whole copy, and fast paths are "
+        "proved on the first layers alone: for models that are too large for one device",
+    )
     weights: Literal["sharded", "replicated"] = Field(
         "sharded",
         description="with several processes: weights, gradients and moments in parts (FSDP2), or whole on each",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers.core_model_loading import WeightConverter, revert_weight_conversion
+from transformers.core_model_loading import revert_weight_conversion
 
 Weights = Iterator[tuple[str, Tensor]]
 """Names as a model's files have them, and whole tensors."""
@@ -35,10 +35,10 @@ def weights_of(model: Any, dtype: torch.dtype | None = None) -> Weights:
 def layers_of(model: Any, dtype: torch.dtype | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The same by layers: the name of each, such as ``model.layers.3``, with all of its weights.
 
-    What stands outside of the blocks comes a module at a time. Weights that a model's files hold in another form than
-    it computes with (fused experts) are brought to that form, a layer at a time too.
+    What stands outside of the blocks comes a module at a time. Weights that a model's files hold under other names or
+    in another form than it computes with (fused experts) are brought to that form, a layer at a time too.
     """
-    converts = any(isinstance(c, WeightConverter) for c in getattr(model, "_weight_conversions", None) or ())
+    converts = bool(getattr(model, "_weight_conversions", None))
     named = ((name, p) for name, p in model.named_parameters() if ".lora_" not in name)
     for layer, part in groupby(named, key=lambda pair: layer_of(pair[0])):
         found: dict[str, Tensor] = {}

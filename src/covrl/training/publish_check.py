@@ -47,8 +47,8 @@ bit. For shorter dtypes it is the model's noise: their weights may round to what
 class BothSides:
     """What the check compares, and on what: traces of ``problem`` after ``prompt``, drawn as ``sampling`` says.
 
-    ``tokens`` is how many padded tokens the trainer reads at once, and ``version`` what the weights are published as. In
-    a ``world`` of several ranks every rank's engine is looked at: all ranks call, outside of whole weights.
+    ``tokens`` is how many padded tokens the trainer reads at once, and ``version`` what the weights are published as.
+    In a ``world`` of several ranks every rank's engine is looked at: all ranks call, outside of whole weights.
     """
 
     policy: LanguageModel

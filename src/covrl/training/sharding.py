@@ -66,11 +66,11 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None
     """Shard a Hugging Face model in place, over all ranks of ``mesh``; blocks are gathered in ``compute_dtype``."""
     inside, memory = trunk(model), DeferredOOM()
     adapters = set(all_adapters(model))
-    policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
+    reduce = None if compute_dtype is None else torch.float32
+    policy = MixedPrecisionPolicy(compute_dtype, reduce, cast_forward_inputs=False)
     for block in blocks(model):
         memory.hold(block)
-        mixed = {"mp_policy": policy} if compute_dtype is not None else {}
-        fully_shard(block, mesh=mesh, ignored_params=adapters, **mixed)
+        fully_shard(block, mesh=mesh, ignored_params=adapters, mp_policy=policy)
     with _as_member(inside, model.get_output_embeddings()):
         fully_shard(inside, mesh=mesh, ignored_params=adapters)
     for module in _sharded_modules(model):
