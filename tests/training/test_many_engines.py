@@ -75,7 +75,7 @@ def test_several_processes_do_what_one_does(name: str, processes: int, folder: P
         for number, metrics in enumerate(rank["metrics"]):
             if "ahead" in name and number:  # of the weights before
                 assert metrics["sampler/staleness_mean"] == 1
-                assert metrics["sampler/again_share"] == 0
+                assert metrics["sampler/unused_share"] == 0
                 continue
             assert mixed or metrics["sampler/gap_max"] < 1e-3
             assert mixed or metrics["guard/publish_gap"] < 1e-3

@@ -35,15 +35,14 @@ class Ahead:
     """What is sampled for later steps, one step after another, in a thread of its own.
 
     ``jobs`` are the steps that were begun, by their draw's number: of several processes each samples a share.
-    ``asked`` and ``again`` count the requests of the present step that were due to be sampled ahead, and those of them
-    that were not and are sampled now.
+    ``found`` is what the present step got from its job, and ``used`` how much of it.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.jobs: dict[int, Future[list[Rollout]]] = {}
         self.found: dict[int, dict[Request, Rollout]] = {}
-        self.asked = self.again = 0
+        self.used = 0
         self._pool = ThreadPoolExecutor(1, "covrl-ahead") if steps else None
 
     def generated(self, run: Run, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
@@ -54,8 +53,7 @@ class Ahead:
         """
         found = self._found(run, draw.step)
         left = [request for request in requests if request not in found]
-        if draw.step in self.jobs:
-            self.asked, self.again = self.asked + len(requests), self.again + len(left)
+        self.used += len(requests) - len(left)
         self._begin(run, sampling, draw)
         fresh = iter(run.generator.generate(left, sampling, draw) if left else ())
         return [found[request] if request in found else next(fresh) for request in requests]
@@ -99,18 +97,18 @@ class Ahead:
     def finish(self, step: int) -> None:
         """Forget the jobs up to a step's."""
         self.jobs = {number: job for number, job in self.jobs.items() if number > step}
-        self.found = {}
-        self.asked = self.again = 0
+        self.found, self.used = {}, 0
 
     def metrics(self, groups: Sequence[Group], done: int) -> dict[str, float]:
         """How many steps older than the trained weights, ``done`` of them, those are that sampled the groups; and the
-        share of requests that had to be sampled again. Empty where nothing is sampled ahead.
+        share of traces that were sampled ahead for nothing. Empty where nothing is sampled ahead.
         """
         ages = [done - rollout.version for group in groups for rollout in group.rollouts]
         if not self.steps or not ages:
             return {}
         found = {"sampler/staleness_mean": sum(ages) / len(ages), "sampler/staleness_max": float(max(ages))}
-        return found | {"sampler/again_share": self.again / self.asked if self.asked else 0.0}
+        ahead = sum(map(len, self.found.values()))
+        return found | {"sampler/unused_share": 1 - self.used / ahead if ahead else 0.0}
 
     def close(self) -> None:
         """Begin no further job; one that is under way ends by itself."""
