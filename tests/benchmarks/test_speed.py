@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import run  # noqa: E402
-from speed import (  # noqa: E402, refill
+from speed import (  # noqa: E402
     agree,
     covrl_share,
     dash,
@@ -27,6 +27,7 @@ from speed import (  # noqa: E402, refill
     memory,
     ours,
     processes,
+    refill,
     step,
     tables,
     workloads,
