@@ -56,14 +56,15 @@ class DecodingPaths(NamedTuple):
 
 
 LADDER: tuple[tuple[DecodingPaths, str | None], ...] = (
-    (DecodingPaths(recorded=True), "the operations of a step are launched one by one: slower"),
-    (DecodingPaths(), "rows that have finished are not replaced by waiting ones: slower"),
+    (DecodingPaths(recorded=True, refilled=False), "the operations of a step are launched one by one: slower"),
     (DecodingPaths(refilled=False), "each row keeps its own copy of its prompt: slower"),
     (DecodingPaths(shared=False, refilled=False), "only prompts of one length are decoded together: slower"),
     (DecodingPaths(False, False, refilled=False), "it is decoded without a cache: much slower"),
     (DecodingPaths(False, False, False, refilled=False), None),
 )
-"""Paths in the order in which they are tried, and the cost of switching each off."""
+"""Paths in the order in which they are tried, and the cost of switching each off; then whether they can be refilled."""
+
+NOT_REFILLED = "rows that have finished are not replaced by waiting ones: slower"
 
 
 class TorchGenerator:

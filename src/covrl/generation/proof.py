@@ -15,7 +15,7 @@ from torch import Tensor
 from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.generation.decoding import LONG, MANY, ROOM
-from covrl.generation.engine import LADDER, DecodingPaths, TorchGenerator
+from covrl.generation.engine import LADDER, NOT_REFILLED, DecodingPaths, TorchGenerator
 from covrl.generation.recorded import Fixed
 from covrl.models.compute import weights_ready
 from covrl.models.model import LanguageModel, Paths
@@ -89,7 +89,7 @@ def prove_decoding(engine: TorchGenerator, trial: Trial) -> list[str]:
             engine.paths = paths
             trouble = next((t for stage in trial.stages if (t := _trouble(engine, trial, stage, scoring))), None)
             if trouble is None:
-                return said
+                return said + prove_refilling(engine, trial, scoring)
             if loss is None:
                 raise UserError(f"model {trial.name}: decoding does not agree with the model's own forward: {trouble}")
             said.append(f"model {trial.name}: {trouble}, so {loss}")
@@ -98,10 +98,22 @@ def prove_decoding(engine: TorchGenerator, trial: Trial) -> list[str]:
     raise AssertionError("the ladder's last rung raises")
 
 
+def prove_refilling(engine: TorchGenerator, trial: Trial, scoring: Paths) -> list[str]:
+    """Whether prompts can take the places of finished rows, in the engine's ``paths``; a sentence if they cannot."""
+    if not engine.paths.shared:
+        return []
+    engine.paths = engine.paths._replace(refilled=True)
+    found = (_trouble_refilled(engine, trial, stage, scoring) for stage in trial.stages)
+    trouble = next((t for t in found if t), None)
+    if trouble is None:
+        return []
+    engine.paths = engine.paths._replace(refilled=False)
+    return [f"model {trial.name}: {trouble}, so {NOT_REFILLED}"]
+
+
 def _trouble(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths) -> str | None:
     """What is wrong with the engine's paths in one stage, or None."""
-    one = TorchGenerator(stage.model.model, engine.tokenizer, engine.rows_per_pass)
-    one.paths = engine.paths
+    one = _engine_of(stage, engine)
     for rows, leave, stepwise in _batches(stage, engine.paths, trial):
         stage.model.paths = scoring
         try:
@@ -115,28 +127,35 @@ def _trouble(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths)
             own = [o[: len(f)] for o, f in zip(trial.own(stage, compared), found, strict=False)]
         if complaint := stage.complaint(stage.gap(found[: len(own)], own)):
             return f"decoding {one.paths.text} gives log-probs that {complaint}"
-        stage.model.paths = scoring
-        if one.paths.refilled and not stepwise and (trouble := _trouble_refilled(one, stage, rows, own)):
-            return trouble
     return None
 
 
-def _trouble_refilled(one: TorchGenerator, stage: Stage, rows: Sequence[Row], own: Sequence[Tensor]) -> str | None:
-    """What is wrong where the last row takes the place of the first, or None; ``own`` are of the first rows.
+def _trouble_refilled(engine: TorchGenerator, trial: Trial, stage: Stage, scoring: Paths) -> str | None:
+    """What is wrong in one stage where the last row of a batch takes the place of the first, or None.
 
     Of three rows, of which two have one prompt, it has a new prompt or another row's.
     """
-    for order in ((0, 1, 2), (0, 2, 1)) if len(rows) == 3 else (range(len(rows)),):
-        try:
-            refilled = refilled_log_probs(one, [rows[i] for i in order], len(rows) - 1)
-        except Exception as error:
-            return f"decoding {one.paths.text} with refilled places fails ({_said(error)})"
-        found = dict(zip(order, refilled, strict=True))
-        ends = [min(len(found[i]), len(o)) for i, o in enumerate(own)]
-        gap = stage.gap([found[i][:n] for i, n in enumerate(ends)], [o[:n] for o, n in zip(own, ends, strict=True)])
-        if complaint := stage.complaint(gap):
-            return f"decoding {one.paths.text} with refilled places gives log-probs that {complaint}"
+    one = _engine_of(stage, engine)
+    for rows in (batch.rows for batch in _batches(stage, engine.paths, trial) if not batch.stepwise):
+        own = trial.own(stage, rows[:COMPARED] if stage.mean else rows)
+        for order in ((0, 1, 2), (0, 2, 1)) if len(rows) == 3 else (range(len(rows)),):
+            stage.model.paths = scoring
+            try:
+                refilled = refilled_log_probs(one, [rows[i] for i in order], len(rows) - 1)
+            except Exception as error:
+                return f"decoding {one.paths.text} with refilled places fails ({_said(error)})"
+            found = dict(zip(order, refilled, strict=True))
+            pairs = [(found[i][: len(o)], o[: len(found[i])]) for i, o in enumerate(own)]
+            if complaint := stage.complaint(stage.gap([f for f, _ in pairs], [o for _, o in pairs])):
+                return f"decoding {one.paths.text} with refilled places gives log-probs that {complaint}"
     return None
+
+
+def _engine_of(stage: Stage, engine: TorchGenerator) -> TorchGenerator:
+    """An engine with the stage's model and the paths of ``engine``."""
+    one = TorchGenerator(stage.model.model, engine.tokenizer, engine.rows_per_pass)
+    one.paths = engine.paths
+    return one
 
 
 def _said(error: Exception) -> str:
