@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 import torch
 from models import save_tiny
+from projects import write_rows
+
+from covrl.config import to_toml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_vllm
+import many
 import many_engines
-from test_parallel import apart, torchrun
+from test_parallel import apart, last_words, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +134,39 @@ def test_servers_get_a_layer_at_a_time_each_once(folder: Path, servers: dict[str
         assert not any(Path(path).exists() for path in loads)
     shares = [sum(path == "/v1/completions" for path, _, _ in servers[name].seen) for name in ("a", "b")]
     assert min(shares) > 10
+
+
+NO_ROOM = """
+import os
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+unshard, begun = FSDPModule.unshard, False
+
+def full(*given, **named):
+    if os.environ["RANK"] == "1" and begun:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return unshard(*given, **named)
+
+FSDPModule.unshard = full
+
+def reward(problem, text):
+    global begun
+    begun = True
+    return 0.5
+"""
+
+
+def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(folder: Path, tmp_path: Path) -> None:
+    """The others wait for this rank's part. It says why in one line, and torchrun ends them."""
+    (tmp_path / "full.py").write_text(NO_ROOM)
+    write_rows(tmp_path / "problems.jsonl", [{"question": p.question, "answer": p.answer} for p in many.PROBLEMS])
+    (tmp_path / "run.toml").write_text(to_toml(many.config(folder, "covrl float32")))
+    run = ["--config", str(tmp_path / "run.toml"), "--set", f"problems.train={tmp_path / 'problems.jsonl'}"]
+    run += ["--out", str(tmp_path / "run"), "--reward", "full:reward"]
+    done = torchrun("-m", "covrl", "train", *run, path=tmp_path, limit=120)
+    assert done.returncode != 0
+    (said,) = last_words(done)
+    assert said.startswith("covrl (rank 1): CUDA out of memory: no room for a whole copy of the ")
+    assert "[rank" not in done.stderr, "no traceback of the one that waited"

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from covrl.distributed.deferred_oom import is_out_of_memory, no_room
+
 Weights = Iterator[tuple[str, Tensor]]
 """Names as a model's files have them, and whole tensors."""
 
@@ -86,9 +88,35 @@ def handed_over(parts: Iterator[Any]) -> Generator[Iterator[Any]]:
     """``parts`` of a model's weights for an engine to take; those that it leaves are gone through at the end.
 
     Else the other ranks, which put each weight together with this one, would wait for it.
+
+    Raises:
+        OutOfMemoryError: this rank could not put one together, whatever the engine made of that.
     """
+    kept = _Kept(parts)
     try:
-        yield parts
+        yield kept
     finally:
-        for _ in parts:
-            pass
+        if kept.error is None:
+            for _ in kept:
+                pass
+        if kept.error is not None:
+            raise no_room(kept.error, "a weight on its way to the engine") from kept.error
+
+
+class _Kept:
+    """The same parts; remembers where one could not be made for lack of memory."""
+
+    def __init__(self, parts: Iterator[Any]) -> None:
+        self.parts = parts
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> _Kept:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.parts)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                self.error = error
+            raise

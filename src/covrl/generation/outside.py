@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
 from covrl.distributed.world import World, part_of
-from covrl.errors import EngineError, UserError
+from covrl.errors import EngineError, OutOfMemoryError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.observe import refuse_what_cannot_be_observed
 from covrl.generation.random import trace_key
@@ -181,10 +181,16 @@ class OutsideGenerator:
             raise
 
     def _on_all(self, work: Callable[[], None]) -> None:
-        """``work`` on every rank; an error of one is raised on all."""
+        """``work`` on every rank; an error of one is raised on all.
+
+        Without memory for a weight that all put together, this rank raises alone: the others wait where no message
+        reaches them, and end with it.
+        """
         failed: Exception | None = None
         try:
             work()
+        except OutOfMemoryError:
+            raise
         except Exception as error:
             failed = error
         self.world.raise_together(failed)

@@ -91,10 +91,9 @@ class LocalVllm:
             )
         except Exception as error:  # any failure with this model or on this machine
             raise UserError(f"generation.engine = vllm: it cannot load {source}: {_short(error)}") from error
-        if world.size > 1:  # the ranks' weights are not there yet
-            return
         try:
-            self.load(0)  # the trainer's weights, which may be newer than those of the folder
+            if world.size == 1:  # else the ranks' weights are not there yet
+                self.load(0)  # the trainer's weights, which may be newer than those of the folder
             self.rest()
         except EngineError as error:
             raise UserError(f"generation.engine = vllm: {error}") from error

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.core_model_loading import WeightConverter
 
-from covrl.distributed.deferred_oom import DeferredOOM
+from covrl.distributed.deferred_oom import DeferredOOM, is_out_of_memory, no_room
 from covrl.models.adapters import all_adapters
 from covrl.models.compute import blocks
 from covrl.models.model import LanguageModel
@@ -103,9 +103,14 @@ def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
 def gathered(model: Any) -> Generator[None]:
     """While entered, every rank has the whole weights and forward passes need no other rank. No backward passes."""
     modules = list(_sharded_modules(model))
-    for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
+    try:
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise no_room(error, f"a whole copy of the {sum(p.numel() for p in model.parameters()):,} weights") from error
     try:
         yield
     finally:
