@@ -155,7 +155,7 @@ def test_problems_that_another_step_takes_first_are_sampled_again(
     server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 2 asks for more groups, so that step 3 has others than were foreseen."""
-    run = build(settings(server, 1), PROBLEMS)
+    run = build(settings(server, 1), [Problem(str(i), f"{i}+1", str(i + 1)) for i in range(12)])  # one epoch
     train_while_sampling(run, monkeypatch)
     admit = run.algorithm.admit
 

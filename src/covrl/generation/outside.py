@@ -161,6 +161,7 @@ class OutsideGenerator:
         """Of this rank's share of the ``requests`` the rollouts, in a thread of its own, while others train the weights
         and may sample. None of them if the engine lacks the weights of the last publish: they cannot be sent from here.
         """
+        self._check(requests, sampling)
         with self._turns.sampling():
             mine = requests[part_of(len(requests), self.world.rank, self.world.size)]
             return [] if self._behind else self._sample(mine, sampling, draw)
