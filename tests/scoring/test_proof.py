@@ -273,7 +273,7 @@ def test_case_16_rows_reach_past_the_switch_of_longrope() -> None:
     assert switches(longrope().config) == {64}
     scoring, ways, said = proved(LanguageModel(longrope()), longest=150)
     assert scoring == Paths(padded=False, shared=False)
-    assert ways == DecodingPaths(shared=False, padded=False, cached=False)
+    assert ways == DecodingPaths(shared=False, padded=False, cached=False, refilled=False)
     assert any("only rows of one length are scored together" in line for line in said)
     assert any("without a cache" in line for line in said)
 
