@@ -158,11 +158,12 @@ def reward(problem, text):
 """
 
 
-def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(folder: Path, tmp_path: Path) -> None:
+def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(tmp_path: Path) -> None:
     """The others wait for this rank's part. It says why in one line, and torchrun ends them."""
+    save_tiny("llama", tmp_path / "llama")
     (tmp_path / "full.py").write_text(NO_ROOM)
     write_rows(tmp_path / "problems.jsonl", [{"question": p.question, "answer": p.answer} for p in many.PROBLEMS])
-    (tmp_path / "run.toml").write_text(to_toml(many.config(folder, "covrl float32")))
+    (tmp_path / "run.toml").write_text(to_toml(many.config(tmp_path, "covrl float32")))
     run = ["--config", str(tmp_path / "run.toml"), "--set", f"problems.train={tmp_path / 'problems.jsonl'}"]
     run += ["--out", str(tmp_path / "run"), "--reward", "full:reward"]
     done = torchrun("-m", "covrl", "train", *run, path=tmp_path, limit=120)

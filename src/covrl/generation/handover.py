@@ -96,9 +96,12 @@ def handed_over(parts: Iterator[Any]) -> Generator[Iterator[Any]]:
     try:
         yield kept
     finally:
-        if kept.error is None:
+        try:
             for _ in kept:
                 pass
+        except (RuntimeError, MemoryError):
+            if kept.error is None:
+                raise
         if kept.error is not None:
             raise no_room(kept.error, "a weight on its way to the engine") from kept.error
 
