@@ -59,6 +59,7 @@ def servers(folder: str, count: int) -> Iterator[tuple[str, list[int]]]:
         for process in started:
             process.terminate()
             process.join()
+        told.close()
 
 
 def cpu_seconds(pid: int) -> float:
