@@ -28,14 +28,12 @@ _ODD = 0x9E3779B97F4A7C15  # the increment of the keyed random numbers, so that 
 
 
 class Ask(NamedTuple):
-    """One row to sample: the ids before it, a seed below 2**63, the token limit, the number of likeliest tokens, and
-    the nucleus (:class:`covrl.generation.base.Sampling`)."""
+    """One row to sample: the ids before it, a seed below 2**63, the token limit, the number of likeliest tokens."""
 
     ids: tuple[int, ...]
     seed: int
     max_tokens: int
     top_k: int = 0
-    top_p: float = 1.0
 
 
 class Drawn(NamedTuple):
@@ -62,9 +60,12 @@ class Backend(Protocol):
     most_top_k: int
     apart: bool
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its token limit.
 
+        With a ``top_p`` below 1 from the fewest tokens that have this probability together; log-probs are of these.
         The same row gives the same tokens, whatever it is sampled with.
         """
         ...
@@ -232,8 +233,8 @@ class OutsideGenerator:
         rows_of = _by_text(traces, lambda trace: rule.rest(trace.prefix))
         while rows_of:
             for stop, rows in rows_of.items():
-                asked = [_ask(requests[i], traces[i], keys[i], sampling.top_p) for i in rows]
-                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends))
+                asked = [_ask(requests[i], traces[i], keys[i]) for i in rows]
+                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends), sampling.top_p)
                 for i, part in zip(rows, drawn, strict=True):
                     self._take(traces[i], part, rule, requests[i].observe.top_k)
             rows_of = _by_text(traces, lambda trace: rule.awaited(trace.ids, trace.prefix))
@@ -302,11 +303,11 @@ def _by_text(traces: Sequence[Trace], upto: Callable[[Trace], str]) -> dict[str,
     return found
 
 
-def _ask(request: Request, trace: Trace, key: int, top_p: float) -> Ask:
+def _ask(request: Request, trace: Trace, key: int) -> Ask:
     """The row from where it is; its seed is the key at the position in the trace that is sampled next."""
     own = request.prefix_ids + tuple(trace.ids)
     seed = ((key + _ODD * len(own)) % 2**64) >> 1
-    return Ask(request.prompt_ids + own, seed, trace.left, request.observe.top_k, top_p)
+    return Ask(request.prompt_ids + own, seed, trace.left, request.observe.top_k)
 
 
 def _likeliest(told: Mapping[int, float], top_k: int) -> Seen:

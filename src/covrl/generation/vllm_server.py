@@ -90,10 +90,13 @@ class ServerVllm:
     def rest(self) -> None:
         """Nothing: its memory is not the trainer's."""
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         """Each row is a request of its own, as each has its own seed; this rank's servers take turns."""
         common = {
             "temperature": temperature,
+            "top_p": top_p,
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -204,7 +207,7 @@ class _Server:
             EngineError: it does not answer, or not with token ids and log-probs.
         """
         own: dict[str, Any] = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens}
-        own |= {"logprobs": row.top_k, "top_p": row.top_p, "model": self._served}
+        own |= {"logprobs": row.top_k, "model": self._served}
         answer = self.ask("/v1/completions", {**common, **own})
         try:
             choice = answer["choices"][0]
