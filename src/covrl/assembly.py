@@ -19,6 +19,7 @@ from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
+from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
 from covrl.models.model import first_layers, load_model
@@ -35,6 +36,7 @@ from covrl.rewards.graders import make_grader
 from covrl.rewards.named import Given, Reward, as_reward, load_reward
 from covrl.rewards.step_server import StepServer
 from covrl.rewards.steps import StepScorer
+from covrl.training.ahead import check_ahead
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.method_checks import check_method
@@ -99,8 +101,9 @@ def build(
     check_tokens(prompts, every)
     check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], every)
     check_lengths(prompts, policy.context_length, config, every)
-    engine = "torch" if evaluation_only else config.generation.engine
-    generator = make_generator(config, engine, policy.model, tokenizer, world)
+    generator = make_generator(config, config.generation.engine, policy.model, tokenizer, world)
+    if not evaluation_only:
+        check_ahead(config, generator)
     longest = longest_row(prompts, config, every)
     parts = not evaluation_only and in_parts(config, world)
     few = partial(first_layers, config.model, config.generation.temperature) if parts else None
@@ -130,13 +133,17 @@ def build(
             grade,
             data.label,
             answer_temperature=config.evaluation.answer_temperature,
+            world=world,
         ),
         held_out=data.held_out,
         notes=notes,
         world=world,
     )
     run = fit(run, trains=not evaluation_only)
-    distribute(run)
+    if not evaluation_only:
+        distribute(run)
+    elif isinstance(generator, OutsideGenerator):  # each rank has loaded all weights
+        generator.start(config.generation.engine)
     return run
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from covrl.distributed.processes import join_world
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.generation import vllm_server
 from covrl.generation.base import Draw, rest
-from covrl.training import loop, models
+from covrl.training import loop, models, step
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 
@@ -43,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "vllm lora": {"lora": {"rank": 2, "alpha": 8}, "training": {"learning_rate": 1e-2}},
     "vllm mixed": {"model": {"dtype": "mixed"}, "guards": {"publish_check_every": 0}},
     "servers": {"generation": {"engine": "servers"}},
+    "servers ahead": {"generation": {"engine": "servers", "ahead": 1}},
     "torch, loaded in parts": {"generation": {"engine": "torch"}, "training": {"load": "parts"}},
     "torch, loaded in parts, mixed": {
         "generation": {"engine": "torch"},
@@ -112,7 +116,8 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
     asked = [llm.asked.copy() for llm in engines]
     woken = [llm.woken for llm in engines]
     rest(run.generator)
-    reports = list(loop.steps(run))
+    with trains_while_sampling():
+        reports = list(loop.steps(run))
     return {
         "samples": [r.trace_ids for g in groups for r in g.rollouts],
         "gradient": gradients[0],
@@ -123,6 +128,24 @@ def observe(folder: Path, name: str) -> dict[str, Any]:
         "woken": [llm.woken - before for llm, before in zip(engines, woken, strict=True)],
         "dtype": [llm.settings["dtype"] for llm in engines],
     }
+
+
+@contextmanager
+def trains_while_sampling() -> Iterator[None]:
+    """No step moves the weights before servers have begun with the next one's traces, however slow the machine is."""
+    own = step.optimize
+
+    def optimize(run: Run, *given: Any) -> Any:
+        job = run.ahead.jobs.get(run.done + 1)
+        while job is not None and not (job.done() or run.generator._turns._sampling):  # ty: ignore[unresolved-attribute]
+            time.sleep(0.01)
+        return own(run, *given)
+
+    step.optimize = optimize  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        step.optimize = own
 
 
 def refuse(self: Any, method: str, kwargs: dict[str, Any]) -> None:

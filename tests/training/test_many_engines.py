@@ -76,7 +76,11 @@ def test_several_processes_do_what_one_does(name: str, processes: int, folder: P
         assert mixed or rank["samples"] == one["samples"]
         assert mixed or apart(rank["gradient"], one["gradient"]) <= 1e-5
         assert mixed or apart(rank["weights"], one["weights"]) <= 1e-5
-        for metrics in rank["metrics"]:
+        for number, metrics in enumerate(rank["metrics"]):
+            if "ahead" in name and number:  # of the weights before
+                assert metrics["sampler/staleness_mean"] == 1
+                assert metrics["sampler/unused_share"] == 0
+                continue
             assert mixed or metrics["sampler/gap_max"] < 1e-3
             assert mixed or metrics["guard/publish_gap"] < 1e-3
             assert metrics["sampler/gap_mean"] < 0.1

@@ -36,6 +36,10 @@ app = typer.Typer(
 )
 
 
+ON_SEVERAL = ("train", "eval", "leak", "calibrate")
+"""Commands whose work several processes share."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"covrl {covrl.__version__}")
@@ -51,7 +55,7 @@ def _common(
 ) -> None:
     """Reinforcement learning of language-model reasoning, with or without a verifier."""
     del version
-    if several() and context.invoked_subcommand != "train":
+    if several() and context.invoked_subcommand not in ON_SEVERAL:
         raise UserError(f"covrl {context.invoked_subcommand} works as one process: start it without torchrun")
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from covrl import api
+from covrl.cli.console import is_first
 from covrl.cli.eval_results import tables, write_results
 from covrl.cli.eval_run import Order, Outcome, evaluate_several
 from covrl.cli.show import show_leaks, show_style, show_styles
@@ -57,9 +58,12 @@ def run_eval(order: Order, out: Path | None, as_json: bool, traces: Path | None)
             raise UserError(
                 "--traces is for one model and one --problems: else every trace is under --out, in samples/"
             )
-        check_writable(traces)
+        if is_first():
+            check_writable(traces)
     out = out or Path("runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
-    outcome = evaluate_several(order, out, _say)
+    outcome = evaluate_several(order, out, _say if is_first() else lambda _: None)
+    if outcome is None:  # another rank has all results
+        return
     paths = write_results(out, outcome)
     if traces:
         (solved,) = outcome.solved.values()
@@ -118,7 +122,7 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     Raises:
         UserError: the model or the problems cannot be used.
     """
-    if traces:
+    if traces and is_first():
         check_writable(traces)
     checked = api.config_for(asked.model, asked.config, asked.settings)
     run = api.build_evaluation(checked, asked.problems)
@@ -127,6 +131,9 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     problems = run.held_out[: asked.limit]
     seed, rows = checked.training.seed, rows_of(run.config.generation)
     report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows, run.evaluator)
+    run.world.close()
+    if not run.world.first:
+        return
     record = {"model": asked.model, "problem_source": asked.problems} | report.record()
     if traces:
         with traces.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -214,10 +221,10 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
             "calibrate compares likelihoods with verified answers, and evaluation.verifier is none: "
             "--set evaluation.verifier=text (or exact, math)"
         )
-    if out is not None:
+    if out is not None and is_first():
         api.new_run_folder(out)
     run = api.build_evaluation(checked, asked.problems)
-    for note in isolation_notes(checked.evaluation.verifier):
+    for note in isolation_notes(checked.evaluation.verifier) if run.world.first else ():
         _say(note)
     assert run.evaluator is not None
     problems, seed = run.held_out[: asked.limit], checked.training.seed
@@ -227,6 +234,9 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     evaluator, policy = replace(run.evaluator, answer_temperature=None), run.models["policy"]
     marked, traces = mark(evaluator, policy, problems, asked.n, temperature, seed, rows, form)
     gain = gain_beside(evaluator, policy, problems, asked.n, temperature, seed, rows, marked)
+    run.world.close()
+    if not run.world.first:
+        return
     record: dict[str, Any] = {"model": asked.model, "problem_source": asked.problems, "n": asked.n}
     by = "conclusion" if evaluator.label is None else "sound"
     record |= calibration(marked, traces, seed, by, form)

@@ -486,6 +486,12 @@ class GenerationConfig(Settings):
         description="what samples (docs/engines.md): torch, the trained model itself; vllm, in this process; or the "
         "address of a vLLM server, http://HOST:PORT, or of several with commas between them",
     )
+    ahead: int = Field(
+        0,
+        ge=0,
+        description="steps whose traces a vLLM server samples while an earlier one trains (docs/engines.md), with "
+        "weights that are up to so many steps old; 0: none, and every trace is of the weights that are trained",
+    )
     engine_memory: float = Field(0.3, gt=0, le=1, description="engine vllm: its share of the accelerator's memory")
     engine_ranks: int = Field(
         1,

@@ -47,7 +47,7 @@ def answers_said(
     if answering.grade is None:
         return [None] * len(traces)
     replies = answering.answered([p for p, _ in asked], traces, temperature, Draw(seed, 0, "anchoring"))
-    return said_in_replies(answering.grade, asked, replies)
+    return said_in_replies(answering.verdicts, asked, replies)
 
 
 def said_in_replies(

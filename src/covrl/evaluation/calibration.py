@@ -36,7 +36,7 @@ from torch import Tensor
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
-from covrl.generation.base import Draw, Sampling
+from covrl.generation.base import Draw, Sampling, rest
 from covrl.models.model import LanguageModel
 from covrl.records import SOUND, Problem, Verdict
 from covrl.rewards.extract import find_answer
@@ -102,11 +102,14 @@ def mark(
 ) -> tuple[list[Marked], int]:  # fmt: skip
     """``samples`` prior traces a problem, scored and marked; and how many traces there were, unclosed ones included."""
     found: list[Marked] = []
-    together = max(rows_per_pass // samples, 1)
+    together = max(evaluator.world.size * rows_per_pass // samples, 1)
     for start in range(0, len(problems), together):
         asked = [(p, i) for p in problems[start : start + together] for i in range(samples)]
         graded = evaluator.examine(asked, temperature, Draw(seed, 0, "calibrate"))
-        scores = answer_scores(model, evaluator.prompts, [(g.problem, g.rollout) for g in graded])
+        rest(evaluator.generator)
+        scores = answer_scores(
+            model, evaluator.prompts, [(g.problem, g.rollout) for g in graded], world=evaluator.world
+        )
         found += marked(graded, scores, own_verdicts(evaluator, graded), form)
     return found, samples * len(problems)
 
@@ -133,8 +136,9 @@ def gain_beside(
     prompts = evaluator.prompts
     sampling = Sampling(evaluator.max_trace_tokens, prompts.config.close, temperature)
     drawn = draw_roles(
-        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",), rows_per_pass
-    )
+        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",),
+        evaluator.world.size * rows_per_pass, world=evaluator.world,
+    )  # fmt: skip
     closed = Counter(m.problem for m in marked)
     prior = [Worth(m.problem, "prior", m.log_prob) for m in marked]
     prior += [Worth(p.id, "prior", None) for p in problems for _ in range(samples - closed[p.id])]
@@ -148,7 +152,7 @@ def own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict
     close = evaluator.prompts.config.close
     said = [conclusion(g.rollout.text.removesuffix(close)) for g in graded]
     rows = [(g.problem, text) for g, text in zip(graded, said, strict=True) if text is not None]
-    verdicts = iter(evaluator.grade(rows) if evaluator.grade and rows else ())
+    verdicts = iter(evaluator.verdicts(rows))
     return ["unknown" if text is None else next(verdicts) for text in said]
 
 

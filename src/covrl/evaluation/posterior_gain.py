@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from covrl.distributed.world import World
 from covrl.evaluation.likelihood import answer_log_probs
-from covrl.generation.base import Draw, Generator, Sampling
+from covrl.generation.base import Draw, Generator, Sampling, rest
 from covrl.models.model import LanguageModel
 from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Problem, Request, Rollout
@@ -144,11 +145,12 @@ def draw_roles(
     roles: Sequence[Role] = ROLES,
     rows_per_pass: int = 256,
     tokens_per_pass: int = 16384,
+    world: World | None = None,
 ) -> list[Drawn]:
     """``samples`` traces a problem from each role's prompt, and ``model``'s log p of the answer after each."""
     found: list[Drawn] = []
     for pairs in sample_roles(generator, prompts, problems, sampling, samples, seed, roles, rows_per_pass):
-        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass)
+        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass, world=world)
         found += [Drawn(*pair, None if s is None else s.total) for pair, s in zip(pairs, scores, strict=True)]
     return found
 
@@ -173,4 +175,5 @@ def sample_roles(
             for i, (p, role) in enumerate(asked)
         ]
         rollouts = generator.generate(requests, sampling, Draw(seed, 0, "roles"))
+        rest(generator)
         yield [(p, rollout) for (p, _), rollout in zip(asked, rollouts, strict=True)]

@@ -7,11 +7,12 @@ useless sampling; where it stopped does not matter.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
-from covrl.distributed.world import World
+from covrl.distributed.world import World, part_of
 from covrl.errors import EngineError, OutOfMemoryError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.observe import refuse_what_cannot_be_observed
@@ -50,12 +51,14 @@ class Drawn(NamedTuple):
 class Backend(Protocol):
     """The interface of an engine.
 
-    ``name`` identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
+    ``apart`` says whether it computes in another process, so that it can sample while the trainer trains. ``name``
+    identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
     engine that we know returns exact entropies, so they are not requested.
     """
 
     name: str
     most_top_k: int
+    apart: bool
 
     def draw(
         self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
@@ -85,7 +88,8 @@ class OutsideGenerator:
 
     Samples are a function of (run seed, step, problem, rollout index) with the engine's own generator: the key of a
     trace is the seed of its row. They differ from the torch engine's samples. ``wasted`` counts the tokens that the
-    engine sampled after the end of a trace; more than a few mean that it ignores the stop text.
+    engine sampled after the end of a trace; more than a few mean that it ignores the stop text. Weights are not
+    replaced while another thread is in :meth:`generate_ahead`.
 
     In a ``world`` of several ranks each asks its ``backend`` for a share of the requests, and all return all rollouts.
     ``together`` ranks next to each other hold one copy of the model between them, and ask for the same share.
@@ -103,6 +107,7 @@ class OutsideGenerator:
         self.version = 0
         self.wasted = 0
         self._behind = False
+        self._turns = Turns()
         self._rules = StopRules(tokenizer)
         self._ends = end_tokens(model, tokenizer)
 
@@ -130,24 +135,41 @@ class OutsideGenerator:
 
         So if a server died in the meantime, the step that made these weights still counts and can be saved.
         """
-        self.publish_later(version)
-        try:
-            self._catch_up()
-        except EngineError:
-            return
+        with self._turns.publishing():
+            self.world.any(False)  # another rank may still be sampling ahead
+            self.version, self._behind = version, True
+            try:
+                self.catch_up()
+            except EngineError:
+                return
 
     def publish_later(self, version: int) -> None:
         """Let the next :meth:`generate` send the weights first; no other rank is waited for."""
-        self.version, self._behind = version, True
+        with self._turns.publishing():
+            self.version, self._behind = version, True
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Send the weights of the last publish, if they have not arrived; all ranks call it.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
         if self._behind:
             self._on_all(lambda: self.backend.load(self.version))
             self._behind = False
 
+    def generate_ahead(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        """Of this rank's share of the ``requests`` the rollouts, in a thread of its own, while others train the weights
+        and may sample. None of them if the engine lacks the weights of the last publish: they cannot be sent from here.
+        """
+        self._check(requests, sampling)
+        with self._turns.sampling():
+            mine = requests[part_of(len(requests), self.world.rank, self.world.size)]
+            return [] if self._behind else self._sample(mine, sampling, draw)
+
     def _ready(self) -> None:
         with self._resting_on_error():
-            self._catch_up()
+            self.catch_up()
             self._on_all(self.backend.wake)
 
     @contextmanager
@@ -231,6 +253,40 @@ class OutsideGenerator:
         for token, log_prob, sight in zip(part.ids, part.log_probs, seen, strict=True):
             self.wasted += not trace.open
             trace.take(token, log_prob, rule, self._ends, sight)
+
+
+class Turns:
+    """Whether weights are sampled from or replaced: never both, and replacing goes first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sampling = self._publishing = False
+
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """Entered when nothing is being replaced; of one thread at a time."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._publishing)
+            self._sampling = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sampling = False
+                self._changed.notify_all()
+
+    @contextmanager
+    def publishing(self) -> Generator[None]:
+        """Entered when nothing is sampled; nothing begins before it is left."""
+        with self._changed:
+            self._publishing = True
+            self._changed.wait_for(lambda: not self._sampling)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._publishing = False
+                self._changed.notify_all()
 
 
 def _by_text(traces: Sequence[Trace], upto: Callable[[Trace], str]) -> dict[str, list[int]]:

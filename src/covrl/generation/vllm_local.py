@@ -52,6 +52,7 @@ class LocalVllm:
 
     name = "vllm"
     most_top_k = MOST_TOP_K
+    apart = False
 
     def __init__(
         self,

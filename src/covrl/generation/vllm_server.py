@@ -61,6 +61,7 @@ class ServerVllm:
     """
 
     most_top_k = MOST_TOP_K
+    apart = True
 
     def __init__(
         self, address: str, model: Any, rows: int, world: World | None = None, dtype: torch.dtype | None = None
@@ -205,8 +206,9 @@ class _Server:
         Raises:
             EngineError: it does not answer, or not with token ids and log-probs.
         """
-        own = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens, "logprobs": row.top_k}
-        answer = self.ask("/v1/completions", {"model": self._served, **common, **own})
+        own: dict[str, Any] = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens}
+        own |= {"logprobs": row.top_k, "model": self._served}
+        answer = self.ask("/v1/completions", {**common, **own})
         try:
             choice = answer["choices"][0]
             told = choice["logprobs"]

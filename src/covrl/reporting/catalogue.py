@@ -258,6 +258,11 @@ CHARTS = (
         ("sampler/gap_mean", "sampler/kl"), log=True,
     ),
     ChartSpec(
+        UPDATES, "Age of the weights that sampled", "steps",
+        "With generation.ahead: how many steps before the trained weights those were that drew the traces.",
+        ("sampler/staleness_mean", "sampler/staleness_max"), zero=True,
+    ),
+    ChartSpec(
         UPDATES, "Gradient norm by stream", "",
         "Log scale. The streams keep their order; a spike in one of them shows which term of the loss caused it.",
         ("grad_norm/total", "grad_norm/policy", "grad_norm/*"), log=True,

@@ -23,6 +23,7 @@ from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.named import Reward
 from covrl.rewards.steps import StepScorer
 from covrl.scoring.pack import PassLimits
+from covrl.training.ahead import Ahead
 from covrl.training.boundary import StepInProgress
 from covrl.training.guard import Guard
 from covrl.training.mismatch import Mismatch
@@ -72,6 +73,7 @@ class Run:
     def __post_init__(self) -> None:
         self.limits = PassLimits.of(self.config.training)
         self.guard = Guard(self.config)
+        self.ahead = Ahead(self.config.generation.ahead)
         self.take_parameters()
 
     def take_parameters(self) -> None:

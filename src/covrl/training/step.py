@@ -76,9 +76,11 @@ def take_step(run: Run) -> StepReport:
                         made = gradient(run, batch, part, plan)
                         updates.append((made, optimize(run, made, plan)))
                 batch.metrics = {"optim/lr": rate} | update_metrics(updates) | sampler
+                batch.metrics |= run.ahead.metrics(batch.sampled, run.done)
                 batch.metrics |= thought_metrics(batch.kept, thoughts) | hint_metrics(batch.kept, wrong_hints)
                 batch.metrics |= style_of_kl(run, batch.kept)
             run.done = number
+            run.ahead.finish(draw.step)
             batch.metrics |= publish(run)
         return report(run, batch, plan, clock)
 
