@@ -85,6 +85,10 @@ TOKENS = 2048
 """Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
 
 
+LOGITS = 64
+"""``training.logits_mb_per_chunk`` where it is to be chosen and nothing has chosen it (yet)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassLimits:
     """Bounds on one forward and backward pass: padded tokens, and bytes of logits held at once."""
@@ -96,7 +100,8 @@ class PassLimits:
     def of(cls, training: TrainingConfig) -> PassLimits:
         """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
         tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
-        return cls(tokens, training.logits_mb_per_chunk << 20)
+        logits = LOGITS if training.logits_mb_per_chunk == "auto" else training.logits_mb_per_chunk
+        return cls(tokens, logits << 20)
 
 
 def make_unit(
