@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
-from covrl.models.model import load_model, resolve_dtype
+from covrl.models.model import first_layers, load_model, resolve_dtype
 from covrl.problems.foils import with_foils
 from covrl.problems.loading import Fields, load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
@@ -37,7 +38,7 @@ from covrl.rewards.steps import StepScorer
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.method_checks import check_method
-from covrl.training.models import load_beside, load_policy
+from covrl.training.models import in_parts, load_beside, load_policy
 from covrl.training.rollouts import response_tokens
 from covrl.training.run import Run
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig
@@ -102,7 +103,9 @@ def build(
     engine = "torch" if evaluation_only else config.generation.engine
     generator = make_generator(config, engine, policy.model, tokenizer, world)
     longest = longest_row(prompts, config, every)
-    proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
+    parts = not evaluation_only and in_parts(config, world)
+    few = partial(first_layers, config.model, config.generation.temperature) if parts else None
+    proved = prove(policy, generator, tokenizer, longest, config.model.path, world, few)
     slow = emulated_note(config.model.dtype, policy.device)
     said = option_notes(prompts, [*data.train, *data.held_out])
     unisolated = isolation_notes(config.rewards.verifier, config.evaluation.verifier)

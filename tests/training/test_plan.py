@@ -19,6 +19,7 @@ from covrl.cli.plan import plan_for
 from covrl.config import LoraConfig, RunConfig, check, read_toml
 from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
+from covrl.generation.engine import TorchGenerator
 from covrl.records import ScoredGroup
 from covrl.scoring.pack import make_unit
 from covrl.training.gradient import add_gradient
@@ -33,10 +34,12 @@ from covrl.training.plan import (
     distinct_prompts,
     drawing_bytes,
     gathered_blocks,
+    gathered_ends,
     gathered_gradients,
     gradient_bytes,
     head_backward,
     key_value_bytes,
+    loading,
     moment_bytes,
     optimizer_step,
     other_models,
@@ -61,6 +64,7 @@ SHAPE = Shape(
     base=1000,
     adapters=0,
     trained=1000,
+    blocks=690,
     block=200,
     layers=4,
     head=150,
@@ -107,11 +111,17 @@ def test_casts_and_gathers_are_one_or_the_other() -> None:
     assert cast_bytes(SHAPE, JOB) == 1200
     assert cast_bytes(SHAPE, replace(JOB, dtype="bfloat16")) == cast_bytes(SHAPE, SHARDED) == 0
     assert whole_bytes(SHAPE, JOB) == gathered_blocks(SHAPE, JOB) == gathered_gradients(SHAPE, JOB) == 0
-    assert whole_bytes(SHAPE, SHARDED) == 2000
-    assert gathered_blocks(SHAPE, SHARDED) == 2 * (2 * 200 + 2 * 150)
-    assert gathered_blocks(replace(SHAPE, tied=True), SHARDED) == 2 * (2 * 200 + 150)
-    assert gathered_gradients(SHAPE, SHARDED) == 2 * 200 * (2 + 4)
-    assert gathered_gradients(ADAPTED, SHARDED) == 0
+    assert whole_bytes(SHAPE, SHARDED) == 2 * 690 + 4 * 310  # all but the blocks as wide as it is
+    assert gathered_blocks(SHAPE, SHARDED) == 2 * 2 * 200 + 4 * 310
+    assert gathered_ends(SHAPE, SHARDED) == 4 * 310
+    assert gathered_gradients(SHAPE, SHARDED) == 4 * 310 + 2 * 200 * (2 + 4)
+    assert gathered_ends(ADAPTED, SHARDED) == gathered_gradients(ADAPTED, SHARDED) == gathered_ends(SHAPE, JOB) == 0
+
+
+def test_loading_holds_a_whole_copy_unless_ranks_load_their_parts() -> None:
+    assert loading(SHAPE, SHARDED).lines == {"weights": 4000, "casts": 2 * (600 + 150)}
+    assert loading(SHAPE, replace(SHARDED, dtype="bfloat16")).total == 2000
+    assert loading(SHAPE, replace(SHARDED, loads_parts=True)).total == weight_bytes(SHAPE, SHARDED)
 
 
 def test_models_beside_the_policy() -> None:
@@ -151,19 +161,20 @@ def test_scoring_is_the_trunk_or_the_head() -> None:
 
 def test_a_training_pass_is_at_its_most_in_the_head_or_in_the_blocks() -> None:
     held = {"weights": 4000, "other models": 0, "moments": 8000, "gradients": 4000, "gathered weights": 0}
-    head = {"casts": 1200, "activations": 3300, "head": 110 + 800}
+    head = {"casts": 1200, "activations": 3300, "head": 110 + 800, "gathered gradients": 0}
     assert head_backward(SHAPE, JOB, PASSES, 1200).lines == held | head
     blocks = {"casts": 1200, "activations": 4800, "head": 0, "gathered gradients": 0}
     assert block_backward(SHAPE, JOB, PASSES, 1200).lines == held | blocks
     tied = replace(SHAPE, tied=True)
     assert block_backward(tied, JOB, PASSES, 1200).total == block_backward(SHAPE, JOB, PASSES, 1200).total + 600
+    assert block_backward(tied, SHARDED, PASSES, 0).lines["head"] == 0  # it is among the gathered ones
     forward = replace(PASSES, trunk=replace(TRUNK, forward=7000))
     assert block_backward(SHAPE, JOB, forward, 0).lines == held | {"casts": 1200, "activations": 5800}
 
 
 def test_moments_may_be_there_in_the_optimizers_step_alone() -> None:
     away = replace(JOB, offload_moments=True)
-    assert [p.lines["moments"] for p in phases(SHAPE, away, PASSES, False)] == [0, 0, 0, 0, 8000]
+    assert [p.lines["moments"] for p in phases(SHAPE, away, PASSES, False)[1:]] == [0, 0, 0, 0, 8000]
     assert optimizer_step(SHAPE, away).total == optimizer_step(SHAPE, JOB).total == 4000 + 4000 + 8000
 
 
@@ -183,8 +194,8 @@ def test_the_weights_of_published_models_are_counted() -> None:
         assert shape.base == shape.trained == table["parameters"], name
         assert shape.tied == table["tie_word_embeddings"], name
         assert shape.layers == table["num_hidden_layers"], name
-        ends = shape.head * (1 if shape.tied else 2)
-        assert shape.block * shape.layers + ends == pytest.approx(shape.base, rel=1e-3), name
+        assert shape.block * shape.layers == shape.blocks, name
+        assert shape.ends == shape.head * (1 if shape.tied else 2) + shape.width, name
 
 
 def test_live_bytes_count_each_storage_once_and_until_its_end() -> None:
@@ -205,7 +216,7 @@ TRACE = 96
 """Tokens of a trace, at most; more than a row's first slots."""
 
 SIZES: dict[str, tuple[str, dict[str, int]]] = {
-    "wide vocabulary, tied": ("llama", {"hidden_size": 64, "vocab_size": 4000, "tie_word_embeddings": True}),
+    "wide vocabulary, tied": ("llama", {"hidden_size": 64, "vocab_size": 400, "tie_word_embeddings": True}),
     "deep": ("qwen2", {"hidden_size": 48, "num_hidden_layers": 7}),
     "wide blocks": ("qwen3", {"hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 3}),
 }
@@ -244,6 +255,8 @@ def measured(run: Run) -> tuple[dict[str, int], list[ScoredGroup]]:
         requests = [r.request for g in groups for r in g.rollouts]
         run.generator.generate(requests, Sampling(TRACE, stop="no such text"), Draw(0, 1))
         found["sampling"] = live.peak
+        kept = {g.problem.id for g in run.algorithm.admit(score_groups(run, groups)).kept}
+        groups = [g for g in groups if g.problem.id in kept]
         live.restart()
         scored = score_groups(run, groups)
         found["scoring"] = live.peak
@@ -260,7 +273,7 @@ def measured(run: Run) -> tuple[dict[str, int], list[ScoredGroup]]:
 
 
 def planned(run: Run, scored: list[ScoredGroup]) -> tuple[Phase, ...]:
-    """The plan's table for what was sampled, on this CPU."""
+    """The plan's table for what was sampled and kept, on this CPU; all of it was decoded side by side."""
     config, algorithm = AutoConfig.from_pretrained(run.config.model.path), run.algorithm
     way = Way(run.config.model.dtype, run.config.training.recompute, fused=False)
     shape, reads = shape_of(config, LoraConfig()), readings_of(algorithm, False)
@@ -271,27 +284,33 @@ def planned(run: Run, scored: list[ScoredGroup]) -> tuple[Phase, ...]:
     assert reads.trace is not None
     trace = head_bytes(shape, way.dtype, reads.trace[0], spans["trace"], 2, run.limits.logits_bytes, device="cpu")
     prompts = [(ids, 0) for ids in {r.request.prompt_ids for _, r in pairs}]
+    training = run.config.training
     job = Job(
-        way.dtype, 1, True, False, rows=len(pairs), prompt=max(len(ids) for ids, _ in prompts),
+        way.dtype, 1, True, False, rows=training.problems_per_step * training.rollouts_per_problem, prompt=max(len(ids) for ids, _ in prompts),
         trace=TRACE, siblings=2,
     )  # fmt: skip
     passes = Passes(trunk_bytes(config, way, rows), trunk_bytes(config, way, prompts), trace)
     return phases(shape, job, passes, way.recompute)
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize(("dtype", "recompute"), [("float32", False), ("float32", True), ("mixed", False)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "recompute"),
+    [
+        ("wide vocabulary, tied", "float32", False),
+        ("deep", "float32", False),
+        ("deep", "mixed", False),
+        ("wide blocks", "float32", True),
+    ],
+)
 def test_the_plan_is_within_a_tenth_of_the_live_bytes_of_a_run(
     name: str, dtype: str, recompute: bool, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, *SIZES[name], dtype, recompute)
     found, scored = measured(run)
-    sampling_, scoring_, head, blocks, optimizer = planned(run, scored)
-    said = {
-        "sampling": sampling_.total,
-        "scoring": scoring_.total,
-        "training": max(head.total, blocks.total),
-        "optimizer": optimizer.total,
-    }
-    print(name, dtype, recompute, {k: round(said[k] / found[k], 3) for k in found}, found)
+    table = {phase.name: phase.total for phase in planned(run, scored)}
+    said = {name: table[name] for name in ("sampling", "scoring", "optimizer")}
+    said["training"] = max(table["head"], table["blocks"])
+    assert isinstance(run.generator, TorchGenerator)
+    if not run.generator.paths.padded:  # lost to rounding in bfloat16: prompts of one length are decoded at a time
+        assert found.pop("sampling") <= said.pop("sampling")
     assert said == {phase: pytest.approx(size, rel=0.1) for phase, size in found.items()}

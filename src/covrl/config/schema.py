@@ -448,6 +448,16 @@ ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5}
 """An engine's address, so plain that all who read it agree on its host."""
 
 
+def addresses(engine: str) -> list[str]:
+    """The servers that ``generation.engine`` names; none where it is no address.
+
+    Example:
+        >>> addresses("http://127.0.0.1:8000, http://127.0.0.1:8001")
+        ['http://127.0.0.1:8000', 'http://127.0.0.1:8001']
+    """
+    return [part.strip().rstrip("/") for part in engine.split(",")] if "://" in engine else []
+
+
 class GenerationConfig(Settings):
     """How traces and answers are sampled. The temperature is the scorer's too."""
 
@@ -460,9 +470,15 @@ class GenerationConfig(Settings):
     engine: str = Field(
         "torch",
         description="what samples (docs/engines.md): torch, the trained model itself; vllm, in this process; or the "
-        "address of a vLLM server, http://HOST:PORT",
+        "address of a vLLM server, http://HOST:PORT, or of several with commas between them",
     )
     engine_memory: float = Field(0.3, gt=0, le=1, description="engine vllm: its share of the accelerator's memory")
+    engine_ranks: int = Field(
+        1,
+        ge=1,
+        description="engine vllm with several processes: how many of them hold one copy of the model together (tensor "
+        "parallel; never run by us)",
+    )
     sampler_correction: Literal["token", "sequence", "off"] = Field(
         "token",
         description="truncated importance sampling (Yao et al., 2025; CONFIRMED-2nd) where another engine samples than "
@@ -475,10 +491,12 @@ class GenerationConfig(Settings):
     @field_validator("engine")
     @classmethod
     def _engine(cls, value: str) -> str:
-        if "@" in urlsplit(value).netloc:
+        if any("@" in urlsplit(one).netloc for one in addresses(value) or [value]):
             raise ValueError("an address must not hold a password; the key is read from VLLM_API_KEY")
-        if value in ("torch", "vllm") or ADDRESS.fullmatch(value):
-            return value.rstrip("/")
+        if value in ("torch", "vllm"):
+            return value
+        if addresses(value) and all(map(ADDRESS.fullmatch, addresses(value))):
+            return ",".join(addresses(value))
         raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
 
 
@@ -516,6 +534,12 @@ class TrainingConfig(Settings):
         False,
         description="keep AdamW's moments in host memory (pinned), and on the device only inside the optimizer's step: "
         "the same bits, 8 bytes a float32 weight less while sampling and in passes, two copies of them a step",
+    )
+    load: Literal["whole", "parts"] = Field(
+        "whole",
+        description="with several processes and sharded weights: the first loads the model and hands the others their "
+        "parts; or each reads its own parts from the files, so that none ever holds a whole copy, and fast paths are "
+        "proved on the first layers alone: for models that are too large for one device",
     )
     weights: Literal["sharded", "replicated"] = Field(
         "sharded",

@@ -6,7 +6,7 @@ are decoded for up to 70 tokens, more than the initial buffer for keys and value
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +32,18 @@ COMPARED = 2
 
 
 def prove(
-    model: LanguageModel, engine: Any, tokenizer: Any, longest: int, source: str, world: World | None = None
+    model: LanguageModel,
+    engine: Any,
+    tokenizer: Any,
+    longest: int,
+    source: str,
+    world: World | None = None,
+    stand_in: Callable[[], LanguageModel] | None = None,
 ) -> list[str]:
     """Check the paths of a model and, if it is the torch engine, of the engine that samples from it.
 
     ``longest``: tokens of the longest row that can come. All ranks of a ``world`` call it; the first has the weights.
+    ``stand_in`` makes a model of the same kind for the first rank, where none has the weights.
     Returns one sentence for each path that was switched off, or that differs by more than usual.
 
     Raises:
@@ -46,10 +53,15 @@ def prove(
     said: list[str] = []
 
     def work() -> None:
-        text = ordinary_text(tokenizer, model.model.get_input_embeddings().weight.shape[0])
-        trial = Trial.of(model, text, longest)
+        subject = stand_in() if stand_in else model
+        text = ordinary_text(tokenizer, subject.model.get_input_embeddings().weight.shape[0])
+        trial = Trial.of(subject, text, longest)
         said.extend(prove_scoring(trial))
-        said.extend(prove_decoding(engine, trial) if decodes else [])
+        if decodes:
+            own, engine.model = engine.model, subject.model
+            said.extend(prove_decoding(engine, trial))
+            engine.model = own
+        model.paths, model.noise = subject.paths, subject.noise
 
     world.on_rank0(lambda: tried(f"model.path: cannot compute with {source!r}", work))
     model.paths, model.noise, said = world.broadcast((model.paths, model.noise, said))

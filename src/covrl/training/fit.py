@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from covrl.errors import UserError
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.models.model import resolve_device
 from covrl.scoring.pack import LOGITS
 from covrl.training.machine import SHARED, Memory, local_processes, memory_of, share_of
 from covrl.training.memory import readable
+from covrl.training.models import in_parts
 from covrl.training.needs import Needs, measured
 from covrl.training.run import Run
 
@@ -138,6 +140,11 @@ def fit(run: Run, trains: bool = True) -> Run:
     )
     if "auto" not in asked:
         return _with(run, asked, ())
+    if in_parts(config, run.world):
+        raise UserError(
+            "training.load = parts: no rank has the weights to measure what a pass takes; set training.tokens_per_pass "
+            "and generation.rows_per_pass to numbers"
+        )
     needs, memory = _measured_by_first(run, trains), least_memory(run)
     fast = FAST_TOKENS.get(resolve_device(config.model.device).type, FAST_TOKENS_ELSEWHERE)
     planned = SHARE * memory.total

@@ -4,6 +4,7 @@ Every line is arithmetic on a model's numbers (:class:`covrl.training.weightless
 (:class:`Passes`, counted on tensors without numbers). The unit is bytes of live tensors on one rank: what the driver,
 NCCL and the allocator take on top is what :data:`PLANNED` leaves free.
 
+    loading      the first rank while the fast paths are proved
     sampling     the weights that it computes with, keys and values of all rows at full length, the logits of a token
     scoring      a pass without gradients
     head         a training pass in the backward of the output layer: all that the blocks keep is there
@@ -80,6 +81,7 @@ class Job:
     ``prompt`` + ``trace`` tokens each, ``siblings`` of them after one prompt. ``engine_bytes`` are those of an engine
     beside the trainer (vLLM), 0 where torch samples; ``samples_here``: not on a server elsewhere. ``copies`` are whole
     models beside the policy, of which ``away`` says that they are on the device only while they are read.
+    ``loads_parts``: no rank ever holds a whole copy on its way from the files.
     """
 
     dtype: str
@@ -94,6 +96,7 @@ class Job:
     samples_here: bool = True
     copies: int = 0
     away: bool = False
+    loads_parts: bool = False
 
     @property
     def parts(self) -> int:
@@ -161,22 +164,40 @@ def other_models(shape: Shape, job: Job, read: bool) -> int:
     return job.copies * shape.base * SIZES[job.dtype] if read or not job.away else 0
 
 
+def gathered(shape: Shape, job: Job, elements: int) -> int:
+    """``elements`` of the blocks gathered in the dtype of products, and all else as wide as the weights are."""
+    return elements * COMPUTED[job.dtype] + shape.ends * SIZES[job.dtype] if job.parts > 1 else 0
+
+
 def whole_bytes(shape: Shape, job: Job) -> int:
-    """All weights gathered on each rank, in the dtype of products: while torch samples and the policy scores."""
-    return shape.base * COMPUTED[job.dtype] if job.parts > 1 else 0
+    """All weights gathered on each rank: while torch samples and the policy scores."""
+    return gathered(shape, job, shape.blocks)
 
 
 def gathered_blocks(shape: Shape, job: Job) -> int:
-    """Two gathered blocks (one computes, the next is on its way), and embedding and output layer, for a pass."""
-    ends = shape.head * (1 if shape.tied else 2)
-    return (2 * shape.block + ends) * COMPUTED[job.dtype] if job.parts > 1 else 0
+    """For a training pass: two blocks (one computes, the next is on its way), and all else from begin to end."""
+    return gathered(shape, job, 2 * shape.block)
+
+
+def gathered_ends(shape: Shape, job: Job) -> int:
+    """Gradients of what is outside of the blocks, whole until the end of the backward."""
+    return shape.ends * SIZES[job.dtype] if job.parts > 1 and not shape.adapters else 0
 
 
 def gathered_gradients(shape: Shape, job: Job) -> int:
-    """Gradients of two blocks before each rank has its part: as computed, and summed in float32 or wider."""
+    """The same, and those of two blocks before each rank has its part: as computed, and to be summed in float32."""
     if job.parts == 1 or shape.adapters:
         return 0
-    return 2 * shape.block * (COMPUTED[job.dtype] + max(4, SIZES[job.dtype]))
+    return gathered_ends(shape, job) + 2 * shape.block * (COMPUTED[job.dtype] + max(4, SIZES[job.dtype]))
+
+
+def loading(shape: Shape, job: Job) -> Phase:
+    """The first rank while it proves the fast paths of all layers; where ranks load their parts there are a few."""
+    if job.loads_parts:
+        return Phase("loading", {"weights": weight_bytes(shape, job)})
+    casts = 2 * (shape.linear + shape.head) if job.dtype == "mixed" else 0
+    whole = shape.base * SIZES[job.dtype] + shape.adapters * max(4, SIZES[job.dtype])
+    return Phase("loading", {"weights": whole, "casts": casts})
 
 
 def slots(trace: int) -> int:
@@ -258,7 +279,12 @@ def head_backward(shape: Shape, job: Job, passes: Passes, kept_casts: int) -> Ph
     """
     kept = sum(span.kept for span in passes.spans)
     work = max((span.backward - span.kept for span in passes.spans), default=0)
-    lines = {"casts": kept_casts, "activations": passes.trunk.kept - kept_casts, "head": kept + work}
+    lines = {
+        "casts": kept_casts,
+        "activations": passes.trunk.kept - kept_casts,
+        "head": kept + work,
+        "gathered gradients": gathered_ends(shape, job),
+    }
     return Phase("head", training_held(shape, job) | lines)
 
 
@@ -267,7 +293,7 @@ def block_backward(shape: Shape, job: Job, passes: Passes, kept_casts: int) -> P
 
     A tied output layer's gradient waits for that of the embedding.
     """
-    waits = shape.head * SIZES[job.dtype] if shape.tied and not shape.adapters else 0
+    waits = shape.head * SIZES[job.dtype] if shape.tied and not shape.adapters and job.parts == 1 else 0
     casts = min(kept_casts or cast_bytes(shape, job), passes.trunk.forward)
     forward = {"casts": casts, "activations": passes.trunk.forward - casts}
     backward = {
@@ -290,6 +316,7 @@ def phases(shape: Shape, job: Job, passes: Passes, recompute: bool) -> tuple[Pha
     """The columns of the table."""
     kept_casts = 0 if recompute else cast_bytes(shape, job)
     return (
+        loading(shape, job),
         sampling(shape, job, passes),
         scoring(shape, job, passes),
         head_backward(shape, job, passes, kept_casts),

@@ -132,7 +132,7 @@ class Planner:
         tokens = FAST_TOKENS_ELSEWHERE if training.tokens_per_pass == "auto" else training.tokens_per_pass
         while True:
             made = self._of(config, hardware, shape, tokens, rows)
-            sampling, *passes = made.phases[:-1]
+            _, sampling, *passes = made.phases[:-1]
             fewer_tokens = training.tokens_per_pass == "auto" and tokens > self._trace
             if generation.rows_per_pass == "auto" and rows > 1 and sampling.total > made.limit:
                 rows = power_of_two(rows - 1)
@@ -167,6 +167,7 @@ class Planner:
             samples_here=generation.engine in ("torch", "vllm"),
             copies=reads.frozen + 4 * reads.trained,  # one that is trained has a gradient and two moments
             away=config.model.offload_reference and not reads.trained,
+            loads_parts=training.load == "parts" and hardware.devices > 1,
         )
 
     def _passes(self, config: RunConfig, hardware: Hardware, shape: Shape, job: Job, tokens: int) -> Passes:
@@ -270,6 +271,7 @@ def _changes(trace: int) -> Iterator[tuple[str, Change]]:
     yield setting("model", "offload_reference", True, lambda now: not now)
     yield setting("training", "offload_moments", True, lambda now: not now)
     yield setting("training", "weights", "sharded", lambda now: now != "sharded")
+    yield setting("training", "load", "parts", lambda now: now != "parts")
 
 
 def gb(size: float) -> str:

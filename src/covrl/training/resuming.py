@@ -31,6 +31,8 @@ ACCEPTED = {
     "model.offload_reference": "what is learnt stays the same",
     "generation.engine": "samples are drawn by another engine, or at another address: the same distribution up to "
     "what sampler/gap_mean measures, not the same samples",
+    "generation.engine_ranks": "the same up to rounding, no longer bit for bit",
+    "training.load": "the same up to rounding, no longer bit for bit",
     "generation.engine_memory": "the same up to rounding, no longer bit for bit",
     "model.device": "the same up to rounding, no longer bit for bit",
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +85,10 @@ class Run:
         """Let no parameter have a gradient; the memory is free again."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+
+    def weights_for_sampling(self) -> AbstractContextManager[None]:
+        """Whole weights on every rank, where samples come from the trained model itself; other engines have theirs."""
+        return self.world.whole_weights() if samples_with_trainer(self.generator) else nullcontext()
 
     @property
     def mismatch(self) -> Mismatch:

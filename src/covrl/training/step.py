@@ -17,6 +17,7 @@ from covrl.errors import NonFiniteError
 from covrl.evaluation.hints import FOIL, Place, hint_metrics, read_foils
 from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metrics
 from covrl.generation.base import Draw
+from covrl.generation.base import rest as rest_engine
 from covrl.records import Credit, Output, ScoredGroup, StepReport
 from covrl.scoring.pack import PassLimits
 from covrl.training.collect import Batch, Clock, collect, parts
@@ -60,7 +61,7 @@ def take_step(run: Run) -> StepReport:
     with whole_or_undone(run):
         with clock("step"):
             with left_out_if_not_finite(run, batch):
-                with run.world.whole_weights():
+                with run.weights_for_sampling():
                     collect(run, batch, draw, plan, clock)  # plan, generate, judge, score, admit
                     with clock("score"):
                         thoughts = values_of_no_thought(run, batch.kept)
@@ -114,6 +115,8 @@ def gradient(run: Run, batch: Batch, part: slice, plan: ReadingPlan) -> Gradient
     groups = batch.kept[part]
     credits = (lambda some: credit(run, list(some))) if plan.in_pass else batch.credits[part]
     measure = run.due(run.config.training.stream_norms_every, run.done + 1)
+
+    rest_engine(run.generator)
 
     def attempt(limits: PassLimits) -> Gradient:
         run.forget_gradient()  # of an attempt that ran out of memory
@@ -220,7 +223,7 @@ def report(run: Run, batch: Batch, plan: ReadingPlan, clock: Clock) -> StepRepor
     """The step's metrics, held-out figures, warnings and traces; the guards remember what they see of it."""
     metrics, marks = step_metrics(run, batch, plan), NO_MARKS
     if run.due(run.config.evaluation.every, run.done) and not run.guard.stale:
-        with clock("eval"), run.world.whole_weights():
+        with clock("eval"), run.weights_for_sampling():
             held_out, marks = held_out_metrics(run)
             metrics |= held_out
     # Times differ, and a grader's verdicts may; what is decided on them must not.

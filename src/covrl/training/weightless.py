@@ -39,14 +39,15 @@ WEIGHTS = {"float32": torch.float32, "mixed": torch.float32, "bfloat16": torch.b
 class Shape:
     """Elements of a model's weights, each once, and other numbers of its config.
 
-    ``base`` are all weights but adapters, ``trained`` those that take a gradient, ``block`` those of the largest block,
-    ``layers`` the number of blocks, ``head`` the output layer's (``tied``: it is the embedding), ``linear`` those of
+    ``base`` are all weights but adapters, ``trained`` those that take a gradient, ``blocks`` those of all blocks,
+    ``block`` those of the largest, ``layers`` their number, ``head`` the output layer's (``tied``: it is the embedding), ``linear`` those of
     the blocks' linear layers, which a mixed pass casts. ``keys`` are numbers that a token leaves in the cache.
     """
 
     base: int
     adapters: int
     trained: int
+    blocks: int
     block: int
     layers: int
     head: int
@@ -55,6 +56,11 @@ class Shape:
     keys: int
     vocabulary: int
     width: int
+
+    @property
+    def ends(self) -> int:
+        """Elements outside of the blocks: embedding, last norm, and output layer."""
+        return self.base - self.blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ def shape_of(config: Any, lora: LoraConfig) -> Shape:
         base=sum(p.numel() for p in model.parameters() if id(p) not in adapted),
         adapters=sum(p.numel() for p in all_adapters(model)),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        blocks=sum(sizes),
         block=max(sizes),
         layers=len(sizes),
         head=head.weight.numel(),
@@ -145,6 +152,7 @@ def _model(config: Any, way: Way) -> Any:
     kind = model_class(config, config.model_type)
     with torch.device("meta"), no_init_weights():
         model = kind.from_config(config, dtype=WEIGHTS[way.dtype], attn_implementation="sdpa").eval()
+        model.tie_weights()
     model.config._attn_implementation = NAME
     if way.lora.rank:
         add_adapter(model, way.lora, 0, config.model_type)
