@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 from models import save_tiny
 from projects import write_rows
 from transformers import CONFIG_MAPPING, AutoConfig
+from typer.testing import CliRunner
 
 from covrl.api import build
+from covrl.cli.app import app
 from covrl.cli.plan import plan_for
 from covrl.config import LoraConfig, RunConfig, check, read_toml
 from covrl.errors import UserError
@@ -280,15 +281,13 @@ def planned(run: Run, scored: list[ScoredGroup]) -> tuple[Phase, ...]:
     pairs = [(g.problem, r) for g in scored for r in g.rollouts]
     units = [make_unit(i, algorithm.contexts, algorithm.training, *pair) for i, pair in enumerate(pairs)]
     rows = [(row.ids, row.prompt) for unit in units for row in unit.rows.values()]
-    spans = {name: sum(len(r.trace_ids) if name == "trace" else 3 for _, r in pairs) for name in ("trace", "answer")}
+    tokens = sum(len(r.trace_ids) for _, r in pairs)
     assert reads.trace is not None
-    trace = head_bytes(shape, way.dtype, reads.trace[0], spans["trace"], 2, run.limits.logits_bytes, device="cpu")
+    trace = head_bytes(shape, way.dtype, reads.trace[0], tokens, 2, run.limits.logits_bytes, device="cpu")
     prompts = [(ids, 0) for ids in {r.request.prompt_ids for _, r in pairs}]
-    training = run.config.training
-    job = Job(
-        way.dtype, 1, True, False, rows=training.problems_per_step * training.rollouts_per_problem, prompt=max(len(ids) for ids, _ in prompts),
-        trace=TRACE, siblings=2,
-    )  # fmt: skip
+    longest = max(len(ids) for ids, _ in prompts)
+    decoded = run.config.training.problems_per_step * run.config.training.rollouts_per_problem
+    job = Job(way.dtype, 1, True, False, rows=decoded, prompt=longest, trace=TRACE, siblings=2)
     passes = Passes(trunk_bytes(config, way, rows), trunk_bytes(config, way, prompts), trace)
     return phases(shape, job, passes, way.recompute)
 
@@ -314,3 +313,68 @@ def test_the_plan_is_within_a_tenth_of_the_live_bytes_of_a_run(
     if not run.generator.paths.padded:  # lost to rounding in bfloat16: prompts of one length are decoded at a time
         assert found.pop("sampling") <= said.pop("sampling")
     assert said == {phase: pytest.approx(size, rel=0.1) for phase, size in found.items()}
+
+
+QWEN = {  # Qwen2.5's configs of 7 B and 14 B parameters
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+           "num_key_value_heads": 4},
+    "14b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
+            "num_key_value_heads": 8},
+}  # fmt: skip
+
+
+def recipe_of(name: str, folder: Path, changed: dict[str, Any] | None = None) -> RunConfig:
+    """A recipe, with its model's config in a folder that holds nothing else."""
+    config = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False, **QWEN[name]}
+    (folder / "config.json").write_text(json.dumps(config))
+    table = read_toml(ROOT / "recipes" / f"covrl-paper-{name}.toml")
+    table["model"]["path"] = str(folder)
+    table["training"] |= changed or {}
+    return check(RunConfig, table)
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_the_published_setting_fits_eight_devices_of_80_gb(name: str, tmp_path: Path) -> None:
+    config = recipe_of(name, tmp_path)
+    training = config.training
+    assert (training.problems_per_step, training.rollouts_per_problem) == (192, 8)
+    assert config.generation.max_trace_tokens == 2048
+    plan = plan_for(config, Hardware.named("8x80GB"))
+    assert plan.fits, [(p.name, p.total) for p in plan.phases]
+    assert plan.advice == ()
+    assert plan.largest.total > 0.5 * plan.limit  # and is no toy
+    assert (plan.tokens, plan.rows) == (16384, config.generation.rows_per_pass)
+    assert not plan.lengths.counted
+
+
+def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
+    config = recipe_of("7b", tmp_path, {"recompute": False})
+    plan = plan_for(config, Hardware.named("8x80GB"))
+    assert not plan.fits
+    assert plan.largest.name in ("head", "blocks")
+    assert len(plan.advice) == 1
+    assert plan.advice[0].startswith("set training.recompute = true: the largest phase (")
+    assert plan.advice[0].endswith(", it fits")
+
+
+def test_the_command_prints_the_table_and_needs_no_weights(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, max_position_embeddings=256)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    write_rows(tmp_path / "train.jsonl", [{"question": "1+1", "answer": "2"}, {"question": "10+10", "answer": "20"}])
+    (tmp_path / "run.toml").write_text(
+        f'[model]\npath = "{tmp_path}"\n[problems]\ntrain = "{tmp_path / "train.jsonl"}"\n'
+        "[generation]\nmax_trace_tokens = 32\n"
+    )
+    given = ["--config", str(tmp_path / "run.toml")]
+    done = CliRunner().invoke(app, ["train", *given, "--dry-run", "--plan", "2x0.5GB"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    for text in ("loading", "sampling", "scoring", "head", "blocks", "optimizer", "keys and values", "it fits"):
+        assert text in done.output
+    assert "counted on the longest problem" in " ".join(done.output.split())
+    for wrong, said in (
+        (["--plan", "8x80GB"], "give --dry-run with it"),
+        (["--dry-run", "--plan", "eight"], 'such as "8x80GB"'),
+    ):
+        with pytest.raises(UserError, match=said):
+            CliRunner().invoke(app, ["train", *given, *wrong], catch_exceptions=False)

@@ -40,8 +40,9 @@ class Shape:
     """Elements of a model's weights, each once, and other numbers of its config.
 
     ``base`` are all weights but adapters, ``trained`` those that take a gradient, ``blocks`` those of all blocks,
-    ``block`` those of the largest, ``layers`` their number, ``head`` the output layer's (``tied``: it is the embedding), ``linear`` those of
-    the blocks' linear layers, which a mixed pass casts. ``keys`` are numbers that a token leaves in the cache.
+    ``block`` those of the largest, ``layers`` their number, ``head`` the output layer's (``tied``: it is the
+    embedding), ``linear`` those of the blocks' linear layers, which a mixed pass casts. ``keys`` are numbers that a
+    token leaves in the cache.
     """
 
     base: int
