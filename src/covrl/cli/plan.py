@@ -17,7 +17,7 @@ from covrl.errors import UserError
 from covrl.models.adapters import is_adapter
 from covrl.models.gguf import is_gguf
 from covrl.models.model import load_tokenizer, resolve_path
-from covrl.models.trust import quoted, safe_config
+from covrl.models.trust import quoted, safe_config, tried
 from covrl.prompts import Prompts, dated
 from covrl.training.needs import longest_of
 from covrl.training.plan import LINES, Hardware
@@ -61,7 +61,8 @@ def plan_for(config: RunConfig, hardware: Hardware) -> Plan:
     lengths = Lengths(ASSUMED_PROMPT, trace, generation.max_answer_tokens, counted=False)
     if tokenizer is not None:
         lengths = _counted(config, prompts, trace)
-    return Planner(model, readings_of(method, bool(config.lora.rank)), lengths).plan(config, hardware)
+    planner = Planner(model, readings_of(method, bool(config.lora.rank)), lengths)
+    return tried(f"--plan: {model.model_type} cannot be planned for", lambda: planner.plan(config, hardware))
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:

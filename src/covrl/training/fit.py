@@ -38,7 +38,7 @@ FAST_TOKENS_ELSEWHERE = 16384
 LOGITS_ELSEWHERE = 1024
 """On accelerators, the most MiB of logits held at once: there each chunk costs launches and a pass over the output
 layer's gradient, whatever its size (INFERRED from their number: at 64 MiB and a vocabulary of 151,936 they take longer
-than the trunk). On a CPU it is :data:`covrl.scoring.pack.LOGITS`, as larger chunks are no faster there (CONFIRMED)."""
+than the trunk). On a CPU it is :data:`covrl.scoring.pack.LOGITS`."""
 
 LOGITS_PART = 64
 """Of an accelerator's memory, the part that a chunk of logits may take; a head holds about ten of them

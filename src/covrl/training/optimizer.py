@@ -23,8 +23,8 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -
     """The optimizer at its peak learning rate; :func:`set_learning_rate` sets each step's.
 
     Shards of parameters and whole parameters are in groups apart, as no operation takes both. Where torch has one
-    kernel for the whole update it is taken: it needs no tensors beside its state. On a CPU it is ten times as fast
-    (CONFIRMED on 8 M float32 weights and one thread).
+    kernel for the whole update it is taken: it needs no tensors beside its state, and on a CPU
+    it is several times as fast.
     """
     kinds = [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (False, True)]
     groups = [
