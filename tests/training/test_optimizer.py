@@ -84,7 +84,7 @@ def test_case19_a_warm_up_that_ends_in_time_is_not_noted(warmup: int, steps: int
 
 def states(run: Run) -> list[torch.Tensor]:
     (optimizer,) = run.optimizers.values()
-    return [state[name] for state in optimizer.state.values() for name in MOMENTS]
+    return [optimizer.state[parameter][name] for parameter in run.parameters for name in MOMENTS]
 
 
 def test_moments_in_host_memory_give_the_same_bits(tmp_path: Path) -> None:

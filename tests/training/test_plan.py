@@ -254,6 +254,8 @@ def measured(run: Run) -> tuple[dict[str, int], list[ScoredGroup]]:
         groups = sample(run, run.source.problems, Draw(0, 0))
         live.restart()
         requests = [r.request for g in groups for r in g.rollouts]
+        assert isinstance(run.generator, TorchGenerator)
+        run.generator._eos = frozenset()  # so that every row goes to the limit
         run.generator.generate(requests, Sampling(TRACE, stop="no such text"), Draw(0, 1))
         found["sampling"] = live.peak
         kept = {g.problem.id for g in run.algorithm.admit(score_groups(run, groups)).kept}
@@ -309,9 +311,6 @@ def test_the_plan_is_within_a_tenth_of_the_live_bytes_of_a_run(
     table = {phase.name: phase.total for phase in planned(run, scored)}
     said = {name: table[name] for name in ("sampling", "scoring", "optimizer")}
     said["training"] = max(table["head"], table["blocks"])
-    assert isinstance(run.generator, TorchGenerator)
-    if not run.generator.paths.padded:  # lost to rounding in bfloat16: prompts of one length are decoded at a time
-        assert found.pop("sampling") <= said.pop("sampling")
     assert said == {phase: pytest.approx(size, rel=0.1) for phase, size in found.items()}
 
 
