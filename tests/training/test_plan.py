@@ -271,7 +271,7 @@ def measured(run: Run) -> tuple[dict[str, int], list[ScoredGroup]]:
         found["training"] = live.peak
         live.restart()
         optimizer.step()
-        found["optimizer"] = live.peak
+        found["AdamW"] = live.peak
     return found, scored
 
 
@@ -309,7 +309,7 @@ def test_the_plan_is_within_a_tenth_of_the_live_bytes_of_a_run(
     run = run_of(tmp_path, *SIZES[name], dtype, recompute)
     found, scored = measured(run)
     table = {phase.name: phase.total for phase in planned(run, scored)}
-    said = {name: table[name] for name in ("sampling", "scoring", "optimizer")}
+    said = {name: table[name] for name in ("sampling", "scoring", "AdamW")}
     said["training"] = max(table["head"], table["blocks"])
     assert said == {phase: pytest.approx(size, rel=0.1) for phase, size in found.items()}
 
@@ -368,7 +368,7 @@ def test_the_command_prints_the_table_and_needs_no_weights(tmp_path: Path) -> No
     given = ["--config", str(tmp_path / "run.toml")]
     done = CliRunner().invoke(app, ["train", *given, "--dry-run", "--plan", "2x0.5GB"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    for text in ("loading", "sampling", "scoring", "head", "blocks", "optimizer", "keys and values", "it fits"):
+    for text in ("loading", "sampling", "scoring", "head", "blocks", "AdamW", "keys and values", "it fits"):
         assert text in done.output
     assert "counted on the longest problem" in " ".join(done.output.split())
     for wrong, said in (

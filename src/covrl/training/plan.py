@@ -9,7 +9,7 @@ NCCL and the allocator take on top is what :data:`PLANNED` leaves free.
     scoring      a pass without gradients
     head         a training pass in the backward of the output layer: all that the blocks keep is there
     blocks       the same in the backward of the last block
-    optimizer    AdamW's step
+    AdamW        the optimizer's step
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ def block_backward(shape: Shape, job: Job, passes: Passes, kept_casts: int) -> P
 def optimizer_step(shape: Shape, job: Job) -> Phase:
     """AdamW's step in one kernel, which takes nothing on top; moments are there, wherever they are else."""
     lines = held(shape, job) | {"moments": moment_bytes(shape, job), "gradients": gradient_bytes(shape, job)}
-    return Phase("optimizer", lines)
+    return Phase("AdamW", lines)
 
 
 def phases(shape: Shape, job: Job, passes: Passes, recompute: bool) -> tuple[Phase, ...]:
