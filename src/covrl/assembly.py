@@ -22,7 +22,7 @@ from covrl.generation.engines import make_generator
 from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
-from covrl.models.model import first_layers, load_model
+from covrl.models.model import first_layers, load_model, resolve_dtype
 from covrl.problems.foils import with_foils
 from covrl.problems.loading import load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
@@ -82,6 +82,7 @@ def build(
     if weights and not evaluation_only:
         _check_shares(data.train, weights, config.training.problems_per_step)
     world = join_world(config.model.device)
+    config = config.model_copy(update={"model": resolve_dtype(config.model)})
     given = as_reward(reward)
     config = named_in_config(config, given, algorithm)
     rewards = given if given is not None or evaluation_only else _rewards_of(config)

@@ -121,6 +121,13 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show prompts, sampled traces and the cost; train nothing.")
     ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8x80GB",
+            help="With --dry-run: memory by phase on hardware that is not there, from the model's config alone.",
+        ),
+    ] = None,
     algorithm: Annotated[
         str | None, typer.Option(metavar="NAME", help="Method: a name of `covrl algorithms`, or module:class.")
     ] = None,
@@ -139,6 +146,8 @@ def train(
     engine = _only_engine(settings or []) if resume is not None else None
     if resume is not None and (out or dry_run):
         raise UserError("--resume continues the run as it is: leave --out and --dry-run out")
+    if plan is not None and not dry_run:
+        raise UserError("--plan shows what a run would take and trains nothing: give --dry-run with it")
     if dry_run and several():
         raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
@@ -146,6 +155,11 @@ def train(
 
     named = [f"algorithm.name={algorithm}"] * bool(algorithm) + reward_assignments(reward or [])
     checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
+    if plan is not None and checked is not None:
+        from covrl.cli.plan import run_plan
+
+        run_plan(checked, plan)
+        return
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     from covrl.cli.train import run_train
 

@@ -26,7 +26,7 @@ from covrl.files import alone_in, made
 from covrl.generation.engines import make_generator, rows_of
 from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
-from covrl.models.model import load_model, without_weights
+from covrl.models.model import load_model, resolve_dtype, without_weights
 from covrl.models.text import context_length
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
@@ -234,7 +234,8 @@ def _candidate(
     """Everything about a model that can be checked without its weights."""
     model = without_weights(config.model)
     context = context_length(model.config)
-    config = config.model_copy(update={"prompts": dated(config.prompts, model.tokenizer, today)})
+    prompts = dated(config.prompts, model.tokenizer, today)
+    config = config.model_copy(update={"model": resolve_dtype(config.model), "prompts": prompts})
     own = {exam.name: _as_sat(exam, config, order) for exam in exams}
     candidate = _Candidate(name, config, model.tokenizer, context, prints.of_model(model), own)
     for exam in own.values():

@@ -90,11 +90,11 @@ class ModelConfig(Settings):
     """Which causal language model is trained."""
 
     path: Name = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
-    dtype: Literal["float32", "mixed", "bfloat16", "float64"] = Field(
-        "float32",
+    dtype: Literal["auto", "float32", "mixed", "bfloat16", "float64"] = Field(
+        "auto",
         description="dtype of the weights that are trained. mixed: float32 weights, gradients and moments, with matrix "
-        "products in bfloat16. Pure bfloat16 loses updates below about 1/256 of a weight, so small learning rates do "
-        "not train",
+        "products in bfloat16. auto: mixed on an accelerator, float32 on a CPU. float32 products are whole: TF32 stays "
+        "off. Pure bfloat16 loses updates below about 1/256 of a weight, so small learning rates do not train",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
     allow_pickle: bool = Field(
@@ -537,7 +537,11 @@ class TrainingConfig(Settings):
         description="padded tokens in one forward and backward pass; auto: as many as fit the machine and make it "
         "faster",
     )
-    logits_mb_per_chunk: int = Field(64, ge=1, description="bound on the logits held at once, MiB a context")
+    logits_mb_per_chunk: CountOrAuto = Field(
+        "auto",
+        description="bound on the logits held at once, MiB a context. auto: 64 on a CPU; on an accelerator up to "
+        "1,024, at most 1/64 of its memory",
+    )
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_lr_share: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak")
@@ -546,6 +550,11 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    offload_moments: bool = Field(
+        False,
+        description="keep AdamW's moments in host memory (pinned), and on the device only inside the optimizer's step: "
+        "the same bits, 8 bytes a float32 weight less while sampling and in passes, two copies of them a step",
+    )
     load: Literal["whole", "parts"] = Field(
         "whole",
         description="with several processes and sharded weights: the first loads the model and hands the others their "

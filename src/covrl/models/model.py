@@ -184,6 +184,17 @@ class LanguageModel:
         return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature, self.compute_dtype)
 
 
+def resolve_dtype(config: ModelConfig) -> ModelConfig:
+    """The settings with a dtype in the place of ``"auto"``: mixed on an accelerator, float32 on a CPU.
+
+    By the kind of device alone: no clock has a part in it, so the same command takes the same dtype.
+    """
+    if config.dtype != "auto":
+        return config
+    chosen = "float32" if resolve_device(config.device).type == "cpu" else "mixed"
+    return config.model_copy(update={"dtype": chosen})
+
+
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder, the hub or a GGUF file, without remote code (:mod:`.trust`).
 
@@ -194,7 +205,7 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     """
     source = str(resolve_path(config.path))
     base = base_source(source)
-    language_model, tokenizer = _load(config, base, temperature)
+    language_model, tokenizer = _load(resolve_dtype(config), base, temperature)
     if base != source:
         load_adapter(language_model.model, Path(source))
         if (Path(source) / "tokenizer_config.json").is_file():

@@ -190,25 +190,43 @@ class _Total:
     def add(self, at: slice, hidden: Tensor, grad: Tensor) -> None:
         """Add what the gradient of a chunk's product, ``[n, V]``, comes to; ``hidden`` is ``[n, D]``.
 
-        A weight's gradient is never whole beside its sum. Where the two are of different types it is made and added
-        some rows at a time, which stay in the processor's cache.
+        On a CPU a weight's gradient is never whole beside its sum. Where the two are of different types it is made and
+        added some rows at a time, which stay in the processor's cache. Elsewhere each of these would be a launch; there
+        it is one product.
         """
         weight = self.project.weight
         if self.hidden is not None:
             self.hidden[at].add_(grad if weight is None else grad @ weight)
         if self.bias is not None:
             self.bias.add_(grad.sum(dim=0))
-        seen = hidden.to(grad.dtype)
-        if self.weight is not None and self.weight.dtype == grad.dtype:
-            self.weight.addmm_(grad.T, seen)
-        elif self.weight is not None:
-            rows = max(1, ROWS_ELEMENTS // hidden.shape[1])
-            for total, part in zip(self.weight.split(rows), grad.split(rows, dim=1), strict=True):
-                total.add_(part.T @ seen)
+        if self.weight is not None:
+            seen = hidden.to(grad.dtype)
+            for rows in _weight_rows(self.weight, grad):
+                _add_product(self.weight[rows], grad[:, rows].T, seen)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, in one operation where the dtypes are one."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _weight_rows(total: Tensor, grad: Tensor) -> list[slice]:
+    """Rows of a weight's gradient ``[V, D]`` that are made at a time.
+
+    All of them where launching is what costs, and where a product can be added in one operation.
+    """
+    count = len(total)
+    if total.dtype == grad.dtype or not has_caches(total):
+        return [slice(0, count)]
+    rows = max(1, ROWS_ELEMENTS // total.shape[1])
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 ROWS_ELEMENTS = 2**20
-"""Of a weight's gradient that are made at a time: 4 MiB in float32."""
+"""Of a weight's gradient that are made at a time on a CPU: 4 MiB in float32."""
 
 
 def _add_chunk(
@@ -272,6 +290,11 @@ def _of_composite(head: Head) -> dict[str, bool] | None:
     return dict(named) if function in (composite, composite_entropy) else None
 
 
+def has_caches(tensor: Tensor) -> bool:
+    """Whether small parts are fast because they stay in a core's cache, and not slow because each is a launch."""
+    return tensor.device.type == "cpu"
+
+
 BLOCK_ELEMENTS = 2**17
 """Of a block of logits, for each thread: half a MiB in float32, so that a head's few copies fit a core's cache."""
 
@@ -279,7 +302,7 @@ BLOCK_ELEMENTS = 2**17
 def _blocks(product: Tensor) -> list[slice]:
     """Rows of a chunk ``[n, V]`` that a head is applied to at a time; all of them where launching is what costs."""
     count = len(product)
-    if product.device.type != "cpu":
+    if not has_caches(product):
         return [slice(0, count)]
     rows = max(1, BLOCK_ELEMENTS // product.shape[1]) * torch.get_num_threads()
     return [slice(start, min(start + rows, count)) for start in range(0, max(count, 1), rows)]

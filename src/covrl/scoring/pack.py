@@ -88,6 +88,9 @@ TOKENS = 2048
 LEAST = 256
 """Tokens of a pass below which it is not parted for two at once, as each adds to every parameter's gradient."""
 
+LOGITS = 64
+"""``training.logits_mb_per_chunk`` where it is to be chosen and nothing has chosen it (yet)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PassLimits:
@@ -100,7 +103,8 @@ class PassLimits:
     def of(cls, training: TrainingConfig) -> PassLimits:
         """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
         tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
-        return cls(tokens, training.logits_mb_per_chunk << 20)
+        logits = LOGITS if training.logits_mb_per_chunk == "auto" else training.logits_mb_per_chunk
+        return cls(tokens, logits << 20)
 
 
 def make_unit(

@@ -9,6 +9,7 @@ from covrl.evaluation.bench import TRAINING_READS
 from covrl.evaluation.posterior_gain import FORMAT_SHARE, PosteriorGain, draw_roles, gain_sentence, posterior_gain
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engines import rows_of
+from covrl.models.compute import faster_note
 from covrl.records import Group, Problem, Rollout, Row
 from covrl.training.fit import least_memory, trace_too_large, what_does_not_fit
 from covrl.training.machine import Memory
@@ -144,7 +145,8 @@ def largest_pass(run: Run, trace: int) -> int:
 
 def _notes(run: Run) -> tuple[str, ...]:
     """What a user should know before training and what is no error."""
-    return tuple(filter(None, (warm_up_note(run.config.training), _long_answers(run))))
+    dtype = faster_note(run.config.model.dtype, run.models["policy"].device)
+    return tuple(filter(None, (warm_up_note(run.config.training), _long_answers(run), dtype)))
 
 
 def _long_answers(run: Run) -> str | None:
@@ -168,5 +170,5 @@ def _cost(run: Run, seconds: float, needs: Needs, machine: Memory) -> Cost:
     training = run.config.training
     copies = run.config.checkpoint.keep + 1  # the best beside the newest
     rows = min(rows_at_once(run) or 0, training.problems_per_step * training.rollouts_per_problem)
-    disk = needs.gradients * copies + needs.optimizer * run.config.checkpoint.keep
+    disk = needs.gradients * (copies + 2 * run.config.checkpoint.keep)
     return Cost(needs, largest_pass(run, needs.trace), rows, disk, seconds, machine)

@@ -23,6 +23,7 @@ ACCEPTED = {
     "training.stream_norms_every": "the same up to rounding, no longer bit for bit",
     "training.weights": "the same up to rounding, no longer bit for bit",
     "training.recompute": "the same up to rounding, no longer bit for bit",
+    "training.offload_moments": "what is learnt stays the same",
     "training.tokens_per_pass": "the same up to rounding, no longer bit for bit",
     "training.logits_mb_per_chunk": "the same up to rounding, no longer bit for bit",
     "generation.rows_per_pass": "the same up to rounding, no longer bit for bit",
