@@ -18,17 +18,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
+from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.generation.outside import OutsideGenerator
+from covrl.problems.source import ProblemSource
 from covrl.records import Group, Problem, Request, Rollout
 from covrl.training.method_checks import planned
 
-if TYPE_CHECKING:
-    from covrl.training.run import Run
+
+class Sampled(Protocol):
+    """What of a run is used here."""
+
+    config: RunConfig
+    algorithm: Algorithm
+    generator: Generator
+    source: ProblemSource
+    world: World
 
 
 class Ahead:
@@ -45,7 +55,7 @@ class Ahead:
         self.used = 0
         self._pool = ThreadPoolExecutor(1, "covrl-ahead") if steps else None
 
-    def generated(self, run: Run, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+    def generated(self, run: Sampled, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """The rollouts of the present step's traces, from its job as far as it has them; begins the next jobs.
 
         Raises:
@@ -58,7 +68,7 @@ class Ahead:
         fresh = iter(run.generator.generate(left, sampling, draw) if left else ())
         return [found[request] if request in found else next(fresh) for request in requests]
 
-    def _found(self, run: Run, step: int) -> dict[Request, Rollout]:
+    def _found(self, run: Sampled, step: int) -> dict[Request, Rollout]:
         """What all ranks sampled ahead for a step."""
         if step not in self.found and step in self.jobs:
             own: list[Rollout] = []
@@ -71,7 +81,7 @@ class Ahead:
             self.found[step] = {rollout.request: rollout for rollout in run.world.gathered(own)}
         return self.found.get(step, {})
 
-    def _begin(self, run: Run, sampling: Sampling, draw: Draw) -> None:
+    def _begin(self, run: Sampled, sampling: Sampling, draw: Draw) -> None:
         """Ask for the first requests of the next steps, as far as they have not been asked for."""
         last = min(draw.step + self.steps, run.config.training.steps - 1)
         missing = [step for step in range(draw.step + 1, last + 1) if step not in self.jobs]
@@ -87,7 +97,7 @@ class Ahead:
                 self.jobs[step] = self._pool.submit(run.generator.generate_ahead, asked, sampling, later)
 
     @staticmethod
-    def _problems(run: Run, steps: int) -> list[list[Problem]]:
+    def _problems(run: Sampled, steps: int) -> list[list[Problem]]:
         """Those of the next steps, if the present one takes no more of them; the source stays where it is."""
         before = run.source.state_dict()
         found = [run.source.take(run.config.training.problems_per_step) for _ in range(steps)]
