@@ -178,17 +178,17 @@ def test_every_check_has_its_figure_threshold_and_label() -> None:
 
 
 def test_it_advises_for_the_shipped_digits_task_and_says_what_it_costs(covrl: Covrl, tmp_path: Path) -> None:
-    asked = ("preflight", "--model", "covrl:digits", "--problems", "digits:dev", "--limit", "12", "--out", "found")
-    done = covrl(*asked)
+    asked = ("preflight", "--model", "covrl:digits", "--problems", "digits:dev", "--limit", "12")
+    done = covrl(*asked, "--out", str(tmp_path / "found"))
     assert done.code == 0, done.err
-    record = json.loads(Path("found/preflight.json").read_text())
+    record = json.loads((tmp_path / "found" / "preflight.json").read_text())
     assert record["advice"] == record["advice"] | {"method": "covrl", "template": "style"}
     assert record["cost"]["steps"] == 100
     assert record["cost"]["memory"] > 0
     assert {m["method"] for m in record["methods"]} == {"covrl", "jepo", "rlpr", "verifree", "nrt", "grpo"}
     assert sum("template" in note for note in record["notes"]) == 5  # its tokenizer has no words
     assert "Train with covrl" in done.out
-    page = Path("found/preflight.html").read_text()
+    page = (tmp_path / "found" / "preflight.html").read_text()
     assert "Train with covrl" in page
     assert "Utility of the templates" in page
 
