@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.core_model_loading import revert_weight_conversion
 
-MUTANTS = ("stop", "seed", "log-prob", "top-k", "publish", "publish in part", "stale cache")
+MUTANTS = ("stop", "seed", "log-prob", "top-p", "top-k", "publish", "publish in part", "stale cache")
 ON_RANK = ("publish", "publish in part", "one layer")
 """What may be wrong with a single rank's engine, or a single server: it keeps all old weights, or some."""
 
@@ -154,6 +154,10 @@ class _Row:
         p, llm = self.params, self.llm
         raw = torch.log_softmax(logits, -1)
         processed = torch.log_softmax(logits / (p.temperature or 1.0), -1)
+        if p.top_p < 1 and llm.broken != "top-p":
+            probs, ids = processed.exp().sort(descending=True)
+            processed[ids[int((probs.cumsum(0) < p.top_p).sum()) + 1 :]] = -torch.inf
+            processed = torch.log_softmax(processed, -1)
         draw = torch.empty_like(raw).exponential_(generator=self.noise)
         token = int(logits.argmax() if p.temperature == 0 else (processed.exp() / draw).argmax())
         told = processed if llm.settings.get("logprobs_mode") == "processed_logprobs" else raw

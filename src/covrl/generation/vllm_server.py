@@ -89,11 +89,13 @@ class ServerVllm:
     def rest(self) -> None:
         """Nothing: its memory is not the trainer's."""
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         """Each row is a request of its own, as each has its own seed; this rank's servers take turns."""
         common = {
             "temperature": temperature,
-            "top_p": 1.0,
+            "top_p": top_p,
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
