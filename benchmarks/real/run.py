@@ -11,15 +11,20 @@ before and after. What is there already is not done again, so the command may be
                     another problem's answer; format: the lessons in the format go on instead of the training
 
 Everything stands in ``--out``: ``model``, ``taught`` and the problems, which runs of other methods and seeds share, and
-a folder for each run with its report and ``real.json`` (figures, seconds, machine).
+a folder for each run with its report and ``real.json`` (figures, the training's course, seconds, machine).
+
+The task is chosen by measurement: after the lessons greedy accuracy with a thought has to be at least 5 points above
+that without one. The command says whether it is; ``table.py`` writes it into the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -36,8 +41,18 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("none", "shuffled-hints", "shuffled-answers", "format")
 LESSONS, LESSON_RATE = 20, "3e-5"
-MORE_LESSONS = 30
-"""Lessons of the control that goes on with the format, beyond those that every run begins from."""
+CLOSED = "0.5"
+"""The share of sampled traces that have to end with the closing words after the lessons."""
+
+HELPS = 0.05
+"""What a thought has to add to the taught model's greedy accuracy, so that the task is one of thinking."""
+
+COURSE = (
+    *("eval/accuracy", "eval/sampled", "eval/log_prob", "answer/information", "answer/entropy", "thought/gain"),
+    *("thought/read", "reward/prior", "length/prior", "kl/nats_per_token", "trace/invalid_share"),
+)
+"""What ``real.json`` keeps of each step of the training."""
+
 SHOWN = 3
 
 
@@ -49,26 +64,44 @@ def main() -> int:
     parser.add_argument("--method", default="covrl")
     parser.add_argument("--control", choices=CONTROLS, default="none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=16, help="of the training, or lessons of --control format")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     given = parser.parse_args()
     base = prepare(given.out, given.model)
     print_table("the model after its lessons in the format", base)
-    name = "-".join([given.method, *([] if given.control == "none" else [given.control]), f"seed{given.seed}"])
-    folder = given.out / name
+    print(f"  {helps(base)}")
+    folder = given.out / run_name(given)
     done = folder / "real.json"
     if not done.exists():
         seconds = train(given, folder)
+        start = time.perf_counter()
         found = measure(given.out, trained_model(folder), given.seed)
         record = {"method": given.method, "control": given.control, "seed": given.seed, "steps": given.steps}
-        record |= {"settings": given.settings, "base": base, "trained": found, "train_s": round(seconds, 1)}
+        record |= {"settings": given.settings, "base": base, "trained": found, **course(folder)}
+        record |= {"train_s": round(seconds, 1), "measure_s": round(time.perf_counter() - start, 1)}
         write_json(done, record | {"machine": machine()})
     record = json.loads(done.read_text(encoding="utf-8"))
-    print_table(f"after {record['steps']} steps of {name} ({record['train_s'] / 60:.0f} minutes)", record["trained"])
+    minutes = record["train_s"] / 60
+    print_table(f"after {record['steps']} steps of {folder.name} ({minutes:.0f} minutes)", record["trained"])
     for before, after in list(zip(base["examples"], record["trained"]["examples"], strict=True))[:SHOWN]:
         print(f"\n{before['question']}  [{before['reference']}]\n  before: {before['said']}\n  after:  {after['said']}")
-    print(f"\nreport: {folder / 'report.html'}")
+    if (folder / "report.html").exists():
+        print(f"\nreport: {folder / 'report.html'}")
     return 0
+
+
+def run_name(given: argparse.Namespace) -> str:
+    """The folder of a run: all that tells it from another one."""
+    parts = [given.method, *([] if given.control == "none" else [given.control])]
+    parts += [f"steps{given.steps}", *given.settings, f"seed{given.seed}"]
+    return re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+
+
+def helps(base: Mapping[str, Any]) -> str:
+    """Whether the task is one where this model's thoughts help, in a sentence."""
+    gain = base["greedy"] - base["without_thought"]
+    verdict = "the task is one of thinking" if gain >= HELPS else "the task is none where thinking helps this model"
+    return f"a thought adds {gain * 100:+.1f} points to greedy accuracy (asked: {HELPS * 100:.0f}): {verdict}"
 
 
 def prepare(out: Path, model: Path | None) -> dict[str, Any]:
@@ -90,9 +123,12 @@ def prepare(out: Path, model: Path | None) -> dict[str, Any]:
         seconds = 0.0
         if not (out / "taught/model.safetensors").exists():
             start = time.perf_counter()
-            teach(out, "model", "taught", LESSONS)
+            teach(out, "model", "taught", LESSONS, 0)
             seconds = time.perf_counter() - start
-        write_json(done, measure(out, out / "taught", 0) | {"lessons_s": round(seconds, 1), "machine": machine()})
+        start = time.perf_counter()
+        found = measure(out, out / "taught", 0)
+        found |= {"lessons_s": round(seconds, 1), "measure_s": round(time.perf_counter() - start, 1)}
+        write_json(done, found | {"machine": machine()})
     return json.loads(done.read_text(encoding="utf-8"))
 
 
@@ -106,18 +142,22 @@ def dtype() -> str:
     return "mixed" if known and emulated_note("mixed", torch.device("cpu")) is None else "float32"
 
 
-def teach(out: Path, start: str, target: str, steps: int) -> None:
+def teach(out: Path, start: str, target: str, steps: int, seed: int) -> None:
     """Lessons in the format, from the model of folder ``start`` to that of folder ``target``."""
     words = ["warm-format", "--config", "format.toml", "--out", target, "--roles", "prior", "--steps", str(steps)]
-    words += ["--until", "1.0", "--learning-rate", LESSON_RATE, "--set", f"model.path={start}"]
+    words += ["--every", str(steps), "--until", CLOSED, "--learning-rate", LESSON_RATE]
+    words += ["--set", f"model.path={start}", "--set", f"training.seed={seed}"]
     covrl_python("-m", "covrl", *words, cwd=out)
 
 
 def train(given: argparse.Namespace, folder: Path) -> float:
-    """The training of one run, resumed where it was cut; its seconds in this process."""
+    """The training of one run, resumed where it was cut; the seconds of its steps, or of the lessons."""
+    from covrl.reporting.sinks import read_metrics
+
     start = time.perf_counter()
     if given.control == "format":
-        teach(given.out, "taught", f"{folder.name}/model", MORE_LESSONS)
+        if not (folder / "model/model.safetensors").exists():
+            teach(given.out, "taught", f"{folder.name}/model", given.steps, given.seed)
         return time.perf_counter() - start
     settings = [f"algorithm.name={given.method}", f"training.seed={given.seed}", f"training.steps={given.steps}"]
     if given.control == "shuffled-hints":
@@ -126,9 +166,10 @@ def train(given: argparse.Namespace, folder: Path) -> float:
         shuffle_answers(given.out, given.seed)
         settings.append(f"problems.train=shuffled{given.seed}.jsonl")
     words = [part for setting in (*settings, *given.settings) for part in ("--set", setting)]
-    resume = ["--resume"] if (folder / "config.toml").exists() else []
-    covrl_python("-m", "covrl", "train", "--config", "train.toml", "--out", folder.name, *resume, *words, cwd=given.out)
-    return time.perf_counter() - start
+    begun = (folder / "config.toml").exists()
+    how = ["--resume", folder.name] if begun else ["--config", "train.toml", "--out", folder.name, *words]
+    covrl_python("-m", "covrl", "train", *how, cwd=given.out)
+    return sum(report.metrics["time/step"] for report in read_metrics(folder / "metrics.jsonl"))
 
 
 def shuffle_answers(out: Path, seed: int) -> None:
@@ -138,6 +179,22 @@ def shuffle_answers(out: Path, seed: int) -> None:
     random.Random(seed).shuffle(answers)
     text = "".join(json.dumps(row | {"answer": a}) + "\n" for row, a in zip(rows, answers, strict=True))
     (out / f"shuffled{seed}.jsonl").write_text(text, encoding="utf-8")
+
+
+def course(folder: Path) -> dict[str, Any]:
+    """What :data:`COURSE` names, of each step, and the step at which each warning came first; {} without a training."""
+    from covrl.reporting.sinks import read_metrics
+
+    if not (folder / "metrics.jsonl").exists():
+        return {}
+    warnings: dict[str, int] = {}
+    kept = []
+    for report in read_metrics(folder / "metrics.jsonl"):
+        for warning in report.warnings:
+            warnings.setdefault(warning.partition(":")[0], report.step)
+        values = {name: round(report.metrics[name], 4) for name in COURSE if name in report.metrics}
+        kept.append({"step": report.step} | {name: value for name, value in values.items() if math.isfinite(value)})
+    return {"course": kept, "warnings": warnings}
 
 
 def trained_model(folder: Path) -> Path:
@@ -222,8 +279,12 @@ def machine() -> str:
     """The machine in words."""
     import torch
 
+    sys.path.append(str(HERE.parent))
+    from reading import processor
+
+    threads = torch.get_num_threads()
     kind = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {kind}, {dtype()}"
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}, {kind}, {dtype()}"
 
 
 if __name__ == "__main__":
