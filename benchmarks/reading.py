@@ -39,6 +39,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "gain": ("algorithm.reward=gain",),
     "gain nll-read": ("algorithm.reward=gain", "algorithm.nll=read"),
     "gain nll-off": ("algorithm.reward=gain", "algorithm.nll=off"),
+    "floor-4": ("algorithm.floor=-4",),
+    "floor-4 nll-read": ("algorithm.floor=-4", "algorithm.nll=read"),
     "beta-0.3": ("algorithm.beta=0.3",),
     "shuffled hints": ("problems.shuffle_hints=true",),
     "jepo": ("algorithm.name=jepo",),

@@ -120,14 +120,10 @@ def prepare(out: Path, model: Path | None) -> dict[str, Any]:
         (out / name).write_text(text.replace('dtype = "float32"', f'dtype = "{dtype()}"'), encoding="utf-8")
     done = out / "taught.json"
     if not done.exists():
-        seconds = 0.0
-        if not (out / "taught/model.safetensors").exists():
-            start = time.perf_counter()
-            teach(out, "model", "taught", LESSONS, 0)
-            seconds = time.perf_counter() - start
+        seconds = teach(out, "model", "taught", LESSONS, 0)
         start = time.perf_counter()
         found = measure(out, out / "taught", 0)
-        found |= {"lessons_s": round(seconds, 1), "measure_s": round(time.perf_counter() - start, 1)}
+        found |= {"lessons_s": seconds, "measure_s": round(time.perf_counter() - start, 1)}
         write_json(done, found | {"machine": machine()})
     return json.loads(done.read_text(encoding="utf-8"))
 
@@ -142,23 +138,30 @@ def dtype() -> str:
     return "mixed" if known and emulated_note("mixed", torch.device("cpu")) is None else "float32"
 
 
-def teach(out: Path, start: str, target: str, steps: int, seed: int) -> None:
-    """Lessons in the format, from the model of folder ``start`` to that of folder ``target``."""
+def teach(out: Path, start: str, target: str, steps: int, seed: int) -> float:
+    """Lessons in the format, from the model of folder ``start`` to that of folder ``target``; the seconds they took.
+
+    Lessons that were given are not given again: their seconds are beside the folder.
+    """
+    taken = (out / target).with_name(f"{Path(target).name}-seconds.json")
+    if taken.exists():
+        return float(json.loads(taken.read_text(encoding="utf-8"))["seconds"])
+    before = time.perf_counter()
     words = ["warm-format", "--config", "format.toml", "--out", target, "--roles", "prior", "--steps", str(steps)]
     words += ["--every", str(steps), "--until", CLOSED, "--learning-rate", LESSON_RATE]
     words += ["--set", f"model.path={start}", "--set", f"training.seed={seed}"]
     covrl_python("-m", "covrl", *words, cwd=out)
+    seconds = round(time.perf_counter() - before, 1)
+    write_json(taken, {"seconds": seconds})
+    return seconds
 
 
 def train(given: argparse.Namespace, folder: Path) -> float:
     """The training of one run, resumed where it was cut; the seconds of its steps, or of the lessons."""
     from covrl.reporting.sinks import read_metrics
 
-    start = time.perf_counter()
     if given.control == "format":
-        if not (folder / "model/model.safetensors").exists():
-            teach(given.out, "taught", f"{folder.name}/model", given.steps, given.seed)
-        return time.perf_counter() - start
+        return teach(given.out, "taught", f"{folder.name}/model", given.steps, given.seed)
     settings = [f"algorithm.name={given.method}", f"training.seed={given.seed}", f"training.steps={given.steps}"]
     if given.control == "shuffled-hints":
         settings.append("problems.shuffle_hints=true")
