@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import several_steps
 
 if TYPE_CHECKING:
+    from covrl.evaluation.accuracy import Evaluation
     from covrl.records import Problem
     from covrl.training.run import Run
 
@@ -227,12 +228,18 @@ def measure(out: Path, model: Path, seed: int) -> dict[str, Any]:
         "longer_greedy": run.evaluator(longer, 0.0, Draw(seed, 0)).accuracy,
         "tokens": sum(len(g.rollout.trace_ids) for g in sampled.graded) / len(test),
         "closed": sum(g.rollout.valid for g in sampled.graded) / len(test),
-        "marks": "".join("1" if g.verdict == "right" else "0" for g in greedy.graded),
+        "marks": marks(greedy),
+        "sampled_marks": marks(sampled),
         "examples": [
             {"question": g.problem.question, "reference": g.problem.answer, "said": f"{g.rollout.text} {g.answer}"}
             for g in greedy.graded[:SHOWN]
         ],
     }
+
+
+def marks(found: Evaluation) -> str:
+    """A mark a problem: ``1`` if the answer is right, else ``0``."""
+    return "".join("1" if g.verdict == "right" else "0" for g in found.graded)
 
 
 def direct_accuracy(run: Run, test: Sequence[Problem]) -> float:
