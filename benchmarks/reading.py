@@ -53,6 +53,13 @@ KEPT = (
     *("eval/accuracy", "eval/sampled", "eval/sound", "eval/log_prob", "eval/answer_information"),
     *("answer/information", "answer/entropy", "thought/gain", "thought/read", "reward/prior", "length/prior"),
 )
+ASKED = {
+    "digits": "--task digits --steps 40",
+    "animals": "--task animals --steps 40",
+    "trial": "--config trial.toml --name trial --steps 16",
+}
+"""The tasks that have to agree before a default changes, and how each is run; ``trial`` is a real model's."""
+
 EVERY = 5
 """Steps from one evaluation, and one kept point, to the next."""
 
@@ -186,7 +193,24 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
     for task, steps in sorted({(r["task"], r["steps"]) for r in lines}):
         parts.append(f"## {task}, {steps} steps")
         parts.append("\n".join(table([r for r in lines if (r["task"], r["steps"]) == (task, steps)])))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join((*parts, *missing(lines))) + "\n"
+
+
+def missing(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The arms that a task has no run of, with the command that goes on."""
+    there = {(r["task"], r["arm"]) for r in lines}
+    absent = {task: [arm for arm in ARMS if (task, arm) not in there] for task in ASKED}
+    if not any(absent.values()):
+        return
+    yield "## What is missing"
+    yield (
+        "A default of covrl or jepo changes where all three tasks agree. These arms have no run yet, so that nothing "
+        "here changes one:"
+    )
+    commands = [
+        f'python benchmarks/reading.py {ASKED[task]} --arms "{",".join(arms)}"' for task, arms in absent.items() if arms
+    ]
+    yield "\n".join(("```", *commands, "```"))
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:

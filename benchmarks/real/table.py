@@ -1,7 +1,8 @@
 """The table of `make real`'s runs: ``python benchmarks/real/table.py [FOLDER …]``.
 
 Takes the ``real.json`` of every run under the folders (default: runs/real) into ``docs/results/real-model.jsonl``, in
-the place of an earlier one of the same method, control, seed and steps, and writes ``docs/results/real-model.md``.
+the place of an earlier one of the same method, control, settings, seed and steps, and writes
+``docs/results/real-model.md``. Runs that are asked for and that have no line yet are named there, with their command.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from run import CONTROLS, LESSONS, helps
+
 from covrl.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
@@ -20,10 +23,15 @@ LINES, PAGE = RESULTS / "real-model.jsonl", RESULTS / "real-model.md"
 
 Run = Mapping[str, Any]
 
+CHOSEN = "covrl"
+"""The method whose runs and controls are asked for."""
+
+SEEDS = (0, 1, 2)
+
 NAMES = {
-    "none": "{method}",
-    "shuffled-hints": "{method}, the posterior is shown another problem's answer",
-    "shuffled-answers": "{method}, every problem has another problem's answer",
+    "none": "`{method}`",
+    "shuffled-hints": "`{method}`, the posterior is shown another problem's answer",
+    "shuffled-answers": "`{method}`, every problem has another problem's answer",
     "format": "lessons in the format go on, no training",
 }
 
@@ -36,6 +44,18 @@ COLUMNS = (
     ("tokens", "tokens", "{:.1f}"),
 )
 
+COURSE = (
+    ("reward, nats", "reward/prior", "{:.2f}"),
+    ("trace, tokens", "length/prior", "{:.1f}"),
+    ("information, nats", "answer/information", "{:.2f}"),
+    ("entropy, nats", "answer/entropy", "{:.2f}"),
+    ("KL, nats a token", "kl/nats_per_token", "{:.3f}"),
+)
+"""What is shown of a training's course, of the prior's traces."""
+
+WINDOW = 3
+"""Steps in a mean of the course: the first ones and the last ones."""
+
 
 def main() -> int:
     """The command; see the module."""
@@ -43,6 +63,9 @@ def main() -> int:
     runs = {key(run): run for run in read_lines()}
     found = [json.loads(file.read_text(encoding="utf-8")) for f in folders for file in sorted(f.glob("*/real.json"))]
     runs |= {key(run): without_examples(run) for run in found}
+    if not runs:
+        print(f"no real.json in {', '.join(map(str, folders))}: `make real` makes the first one", file=sys.stderr)
+        return 2
     ordered = [runs[name] for name in sorted(runs)]
     LINES.write_text("".join(json.dumps(run) + "\n" for run in ordered), encoding="utf-8")
     PAGE.write_text(page(ordered), encoding="utf-8")
@@ -56,8 +79,8 @@ def read_lines() -> list[Run]:
 
 
 def key(run: Run) -> tuple[Any, ...]:
-    """What makes a run another one."""
-    return run["control"] != "none", run["method"], run["control"], run["steps"], tuple(run["settings"]), run["seed"]
+    """What makes a run another one; of a table's rows, without the seed at its end."""
+    return CONTROLS.index(run["control"]), run["method"], run["steps"], tuple(run["settings"]), run["seed"]
 
 
 def without_examples(run: Run) -> dict[str, Any]:
@@ -67,42 +90,61 @@ def without_examples(run: Run) -> dict[str, Any]:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The page: the task, the base, a row for each method and control."""
+    """The page: the task and why it was chosen, a row for each method and control, the courses, what is missing."""
     base = runs[0]["base"]
-    machines = sorted({run["machine"] for run in runs})
+    machines = "; ".join(sorted({run["machine"] for run in runs}))
     return "\n".join(
         [
             "# A real model learns without a verifier",
             "",
-            "SmolLM2-135M-Instruct, word problems of four additions and subtractions, answers alone, no verifier. The "
-            "model was taught the form of a trace from solutions of two and three steps. "
-            f"`python benchmarks/real/run.py [--control …] --seed S`, then `python benchmarks/real/table.py`; "
-            f"{', '.join(machines)}. {base['problems']} test problems; all runs: [real-model.jsonl](real-model.jsonl).",
+            "SmolLM2-135M-Instruct on word problems of four additions and subtractions, from answers alone, without a "
+            f"verifier. {LESSONS} lessons before taught it the form of a trace, from solutions of two and three steps "
+            f"({base['lessons_s'] / 60:.0f} minutes). Made by `python benchmarks/real/run.py [--control …] --seed S` "
+            "and `python benchmarks/real/table.py`; "
+            f"{machines}. {base['problems']} test problems that no training has seen; every run is a line of "
+            "[real-model.jsonl](real-model.jsonl).",
             "",
-            "| | seeds | steps | minutes | " + " | ".join(name for name, *_ in COLUMNS) + " | greedy, gain and 95 % |",
-            "|---" * (len(COLUMNS) + 5) + "|",
-            "| the taught model | – | – | – | " + " | ".join(cells([base])) + " | – |",
+            f"The task was chosen by measurement: for the taught model, greedy, {helps(base)}.",
+            "",
+            "| | seeds | steps | minutes | "
+            + " | ".join(name for name, *_ in COLUMNS)
+            + " | greedy, gain | sampled, gain |",
+            "|---" * (len(COLUMNS) + 6) + "|",
+            "| the taught model | – | – | – | " + " | ".join(cells([base])) + " | – | – |",
             *rows(runs),
             "",
-            "Means over seeds. The gain is over the taught model on the same problems, its interval a bootstrap over "
-            "problems. Sampled is at temperature 1. Without a thought: the greedy answer right after the question.",
+            "Means over seeds. Gains are in points over the taught model on the same problems, with a 95 % interval by "
+            "bootstrap over problems: it says nothing about other seeds. Sampled: one sample a problem at temperature "
+            "1. Without a thought: the greedy answer right after the question. Closed and tokens are those of sampled "
+            "traces. Minutes are those of the training with its evaluations; measuring a model took "
+            f"{fmean(run['measure_s'] for run in runs) / 60:.0f} more.",
             "",
+            *courses(runs),
+            *missing(runs),
         ]
     )
 
 
+def kinds(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """The runs that differ in their seed alone, together."""
+    for kind in dict.fromkeys(key(run)[:-1] for run in runs):
+        yield [run for run in runs if key(run)[:-1] == kind]
+
+
+def named(run: Run) -> str:
+    """What a row is called."""
+    name = NAMES[run["control"]].format(method=run["method"])
+    return f"{name} ({', '.join(f'`{s}`' for s in run['settings'])})" if run["settings"] else name
+
+
 def rows(runs: Sequence[Run]) -> Iterator[str]:
-    """A row for each method, control and number of steps."""
-    kinds = dict.fromkeys(key(run)[:-1] for run in runs)
-    for kind in kinds:
-        mine = [run for run in runs if key(run)[:-1] == kind]
-        first = mine[0]
-        name = NAMES[first["control"]].format(method=first["method"])
-        name += f" ({', '.join(first['settings'])})" if first["settings"] else ""
+    """A row for each method, control, number of steps and settings."""
+    for mine in kinds(runs):
+        seeds = ", ".join(str(run["seed"]) for run in mine)
         minutes = fmean(run["train_s"] for run in mine) / 60
-        steps = "–" if first["control"] == "format" else str(first["steps"])
         shown = " | ".join(cells([run["trained"] for run in mine]))
-        yield f"| {name} | {len(mine)} | {steps} | {minutes:.0f} | {shown} | {gain(mine)} |"
+        gains = f"{gain(mine, 'marks')} | {gain(mine, 'sampled_marks')}"
+        yield f"| {named(mine[0])} | {seeds} | {mine[0]['steps']} | {minutes:.0f} | {shown} | {gains} |"
 
 
 def cells(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -110,13 +152,67 @@ def cells(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     return (form.format(fmean(one[name] for one in found)) for _, name, form in COLUMNS)
 
 
-def gain(runs: Sequence[Run]) -> str:
-    """Greedy accuracy after less before, problem by problem, with its interval over problems."""
-    before = [int(mark) for mark in runs[0]["base"]["marks"]]
-    after = [fmean(int(run["trained"]["marks"][i]) for run in runs) for i in range(len(before))]
-    gains = [a - b for a, b in zip(after, before, strict=True)]
+def gain(runs: Sequence[Run], name: str) -> str:
+    """Accuracy after less before in points, problem by problem, with its interval over problems."""
+    before = [int(mark) for mark in runs[0]["base"][name]]
+    after = [fmean(int(run["trained"][name][i]) for run in runs) for i in range(len(before))]
+    gains = [100 * (a - b) for a, b in zip(after, before, strict=True)]
     low, high = bootstrap_interval(gains)
-    return f"{fmean(gains):+.1%} ({low:+.1%} to {high:+.1%})"
+    return f"{fmean(gains):+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def courses(runs: Sequence[Run]) -> Iterator[str]:
+    """A table of the trainings' courses: first steps → last steps, and the warnings that they gave."""
+    trained = [mine for mine in kinds(runs) if all("course" in run for run in mine)]
+    if not trained:
+        return
+    yield "## What the trainings saw"
+    yield ""
+    yield "| | " + " | ".join(name for name, *_ in COURSE) + " | warnings (first step) |"
+    yield "|---" * (len(COURSE) + 2) + "|"
+    for mine in trained:
+        figures = " | ".join(first_and_last([run["course"] for run in mine], name, form) for _, name, form in COURSE)
+        said: dict[str, int] = {}
+        for name, step in (item for run in mine for item in run["warnings"].items()):
+            said[name] = min(step, said.get(name, step))
+        yield f"| {named(mine[0])} | {figures} | {', '.join(f'{n} ({s})' for n, s in said.items()) or '–'} |"
+    yield ""
+    yield (
+        f"Means of the first {WINDOW} steps → of the last {WINDOW}, and over seeds. Information and entropy are of the "
+        "answer's first token ([what they are](../evaluation.md#does-the-answer-read-the-trace))."
+    )
+    yield ""
+
+
+def first_and_last(found: Sequence[Sequence[Mapping[str, float]]], name: str, form: str) -> str:
+    """First → last of a figure; a dash where the method does not have it."""
+    series = [[step[name] for step in course if name in step] for course in found]
+    if not all(series):
+        return "–"
+    first, last = (fmean(fmean(values[part]) for values in series) for part in (slice(WINDOW), slice(-WINDOW, None)))
+    return f"{form.format(first)} → {form.format(last)}"
+
+
+def missing(runs: Sequence[Run]) -> Iterator[str]:
+    """The runs that are asked for and are not there, with the command of each."""
+    there = {(run["control"], run["seed"]) for run in runs if run["method"] == CHOSEN and not run["settings"]}
+    absent = [(control, seed) for seed in SEEDS for control in CONTROLS if (control, seed) not in there]
+    if not absent:
+        return
+    yield "## What is missing"
+    yield ""
+    yield (
+        f"Asked for are {len(SEEDS)} seeds of `{CHOSEN}` and of each control. Not run yet, so that nothing above says "
+        "how much seeds differ where a row has one:"
+    )
+    yield ""
+    yield "```"
+    for control, seed in absent:
+        words = "" if control == "none" else f" --control {control}"
+        yield f"python benchmarks/real/run.py{words} --seed {seed}"
+    yield "python benchmarks/real/table.py"
+    yield "```"
+    yield ""
 
 
 if __name__ == "__main__":

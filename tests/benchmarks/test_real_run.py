@@ -1,0 +1,204 @@
+"""`make real` from end to end on a tiny model: every control, continuing, and the table of what was run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from models import save_tiny
+
+REAL = Path(__file__).resolve().parents[2] / "benchmarks/real"
+WORDS = {
+    'close = "\\nThe answer is"': 'close = "e"',
+    "system = \"Write one short calculation for each step, then end with 'The answer is' and the number.\"\n": "",
+    "problems_per_step = 8": "problems_per_step = 2",
+    "problems_per_step = 4": "problems_per_step = 2",
+    "rollouts_per_problem = 8": "rollouts_per_problem = 4",
+    "every = 8": "every = 1",
+    "keep = 1": "keep = 2",
+    "max_trace_tokens = 48": "max_trace_tokens = 24",
+}
+"""For one token a character and no chat template; the letter that closes a trace is one that the model often draws."""
+
+FILES = {"taught": ((2,), 4), "train": ((4,), 8), "held_out": ((4,), 3), "test": ((4,), 5), "longer": ((5,), 2)}
+
+
+def loaded(name: str) -> ModuleType:
+    """A script of benchmarks/real under a name of its own: ``run`` is one of benchmarks/ too."""
+    spec = importlib.util.spec_from_file_location(f"real_{name}", REAL / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REAL))
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with settings for a tiny model, its commands in this process."""
+    import several_steps  # ty: ignore[unresolved-import]
+
+    from covrl.cli.app import main
+
+    module, here = loaded("run"), tmp_path_factory.mktemp("benchmarks") / "real"
+    here.mkdir()
+    for name in ("format.toml", "train.toml"):
+        text = (REAL / name).read_text()
+        for word, other in WORDS.items():
+            text = text.replace(word, other)
+        (here / name).write_text(text)
+    shutil.copy(REAL.parent / "reading.py", here.parent)
+
+    def in_process(*words: str, cwd: Path | None = None) -> None:
+        code = 0
+        with pytest.MonkeyPatch.context() as inner:
+            inner.chdir(cwd or Path.cwd())
+            inner.setattr(sys, "argv", ["covrl", *words[2:]])
+            module.calls.append(words[2:])
+            try:
+                main()
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+        assert code == 0, " ".join(words)
+
+    patch.setattr(several_steps, "FILES", FILES)
+    patch.setattr(module, "HERE", here)
+    for name, value in {"covrl_python": in_process, "LESSONS": 1, "CLOSED": "0", "calls": []}.items():
+        patch.setattr(module, name, value, raising=name != "calls")
+    return module
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, real: ModuleType, patch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run of the method and of each control, two steps each."""
+    folder = tmp_path_factory.mktemp("out")
+    save_tiny("llama", folder / "tiny")
+    for control in real.CONTROLS:
+        start(patch, real, folder, "--control", control)
+    return folder
+
+
+def start(patch: pytest.MonkeyPatch, real: ModuleType, out: Path, *words: str) -> None:
+    patch.setattr(sys, "argv", ["run.py", "--out", str(out), "--model", str(out / "tiny"), "--steps", "2", *words])
+    assert real.main() == 0
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    return {file.parent.name: json.loads(file.read_text()) for file in sorted(out.glob("*/real.json"))}
+
+
+def test_every_control_has_a_record_of_the_same_problems_from_the_same_base(out: Path) -> None:
+    found = records(out)
+    assert set(found) == {
+        "covrl-steps2-seed0",
+        "covrl-format-steps2-seed0",
+        "covrl-shuffled-hints-steps2-seed0",
+        "covrl-shuffled-answers-steps2-seed0",
+    }
+    assert len({json.dumps(record["base"]) for record in found.values()}) == 1
+    for record in found.values():
+        after = record["trained"]
+        assert after["problems"] == len(after["marks"]) == len(after["sampled_marks"]) == 5
+        assert after["greedy"] == after["marks"].count("1") / 5
+        assert after["sampled"] == after["sampled_marks"].count("1") / 5
+        assert 0 <= after["closed"] <= 1
+        assert 0 < after["tokens"] <= 25
+        assert ("course" in record) == (record["control"] != "format")
+    for record in (r for r in found.values() if "course" in r):
+        assert [step["step"] for step in record["course"]] == [1, 2]
+        assert "eval/accuracy" in record["course"][-1]
+
+
+def test_each_control_changes_what_it_says(out: Path, real: ModuleType) -> None:
+    settings = {
+        control: (out / f"covrl-{control}-steps2-seed0/config.toml").read_text()
+        for control in ("shuffled-hints", "shuffled-answers")
+    }
+    assert "shuffle_hints = true" in settings["shuffled-hints"]
+    assert "shuffled0.jsonl" in settings["shuffled-answers"]
+    plain, shuffled = (
+        [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "shuffled0")
+    )
+    assert [row["question"] for row in plain] == [row["question"] for row in shuffled]
+    assert sorted(row["answer"] for row in plain) == sorted(row["answer"] for row in shuffled)
+    assert [row["answer"] for row in plain] != [row["answer"] for row in shuffled]
+    lessons = [call for call in real.calls if call[0] == "warm-format"]
+    assert [call[call.index("--steps") + 1] for call in lessons] == ["1", "2"]
+    assert "model.path=taught" in lessons[1]
+
+
+def test_what_is_there_is_not_done_again_and_other_settings_are_another_run(
+    out: Path, real: ModuleType, patch: pytest.MonkeyPatch
+) -> None:
+    before = len(real.calls)
+    start(patch, real, out)
+    assert len(real.calls) == before
+    start(patch, real, out, "--set", "algorithm.nll=read")
+    assert len(real.calls) == before + 1
+    done = out / "covrl-steps2-algorithm.nll=read-seed0/real.json"
+    assert json.loads(done.read_text())["settings"] == ["algorithm.nll=read"]
+    shutil.rmtree(done.parent)
+
+
+def test_a_run_that_was_cut_goes_on_and_ends_alike(out: Path, real: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    folder = out / "covrl-steps2-seed0"
+    whole = json.loads((folder / "real.json").read_text())
+    (folder / "real.json").unlink()
+    shutil.rmtree(sorted((folder / "checkpoints").glob("step-*"))[-1])
+    start(patch, real, out)
+    assert real.calls[-1] == ("train", "--resume", folder.name)
+    again = json.loads((folder / "real.json").read_text())
+    assert again["trained"] == whole["trained"]
+    assert again["course"] == whole["course"]
+
+
+def test_the_table_has_every_run_and_names_what_is_missing(
+    out: Path, real: ModuleType, patch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as inner:
+        inner.setitem(sys.modules, "run", real)
+        table = loaded("table")
+    patch.setattr(table, "LINES", tmp_path / "lines.jsonl")
+    patch.setattr(table, "PAGE", tmp_path / "page.md")
+    patch.setattr(sys, "argv", ["table.py", str(tmp_path)])
+    assert table.main() == 2
+    assert capsys.readouterr().err.startswith(f"no real.json in {tmp_path}")
+    patch.setattr(sys, "argv", ["table.py", str(out)])
+    for _ in range(2):  # a second time changes nothing
+        assert table.main() == 0
+        assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 4
+    page = (tmp_path / "page.md").read_text()
+    for control in real.CONTROLS:
+        assert table.NAMES[control].format(method="covrl") in page
+    absent = [line for line in page.splitlines() if line.startswith("python benchmarks/real/run.py")]
+    assert len(absent) == 8
+    assert "python benchmarks/real/run.py --control format --seed 1" in absent
+    assert "the task is" in page
+
+
+def test_gains_are_over_the_same_problems() -> None:
+    sys.modules["run"], before = loaded("run"), sys.modules.get("run")
+    try:
+        table = loaded("table")
+    finally:
+        sys.modules.pop("run") if before is None else sys.modules.update(run=before)
+    base = {"marks": "0101"}
+    runs = [{"base": base, "trained": {"marks": marks}} for marks in ("1111", "0111")]
+    assert table.gain(runs, "marks").startswith("+37.5 (")
+    assert table.first_and_last([[{"x": 1.0}, {}, {"x": 3.0}]], "x", "{:.1f}") == "2.0 → 2.0"
+    assert table.first_and_last([[{}]], "x", "{:.1f}") == "–"
