@@ -11,7 +11,7 @@ before and after. What is there already is not done again, so the command may be
                     another problem's answer; format: the lessons in the format go on instead of the training
 
 Everything stands in ``--out``: ``model``, ``taught`` and the problems, which runs of other methods and seeds share, and
-a folder for each run with its report and ``real.json`` (figures, the training's course, seconds, machine).
+a folder for each run with its report and ``real.json`` (figures, the training's course, CPU seconds, machine).
 
 The task is chosen by measurement: after the lessons greedy accuracy with a thought has to be at least 5 points above
 that without one. The command says whether it is; ``table.py`` writes it into the page.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import random
 import re
@@ -75,15 +76,15 @@ def main() -> int:
     done = folder / "real.json"
     if not done.exists():
         seconds = train(given, folder)
-        start = time.perf_counter()
+        start = time.process_time()
         found = measure(given.out, trained_model(folder), given.seed)
         record = {"method": given.method, "control": given.control, "seed": given.seed, "steps": given.steps}
         record |= {"settings": given.settings, "base": base, "trained": found, **course(folder)}
-        record |= {"train_s": round(seconds, 1), "measure_s": round(time.perf_counter() - start, 1)}
+        record |= {"train_cpu_s": seconds, "measure_cpu_s": round(time.process_time() - start, 1)}
         write_json(done, record | {"machine": machine()})
     record = json.loads(done.read_text(encoding="utf-8"))
-    minutes = record["train_s"] / 60
-    print_table(f"after {record['steps']} steps of {folder.name} ({minutes:.0f} minutes)", record["trained"])
+    minutes = record["train_cpu_s"] / 60
+    print_table(f"after {record['steps']} steps of {folder.name} ({minutes:.0f} CPU minutes)", record["trained"])
     for before, after in list(zip(base["examples"], record["trained"]["examples"], strict=True))[:SHOWN]:
         print(f"\n{before['question']}  [{before['reference']}]\n  before: {before['said']}\n  after:  {after['said']}")
     if (folder / "report.html").exists():
@@ -122,9 +123,9 @@ def prepare(out: Path, model: Path | None) -> dict[str, Any]:
     done = out / "taught.json"
     if not done.exists():
         seconds = teach(out, "model", "taught", LESSONS, 0)
-        start = time.perf_counter()
+        start = time.process_time()
         found = measure(out, out / "taught", 0)
-        found |= {"lessons_s": seconds, "measure_s": round(time.perf_counter() - start, 1)}
+        found |= {"lessons_cpu_s": seconds, "measure_cpu_s": round(time.process_time() - start, 1)}
         write_json(done, found | {"machine": machine()})
     return json.loads(done.read_text(encoding="utf-8"))
 
@@ -140,27 +141,21 @@ def dtype() -> str:
 
 
 def teach(out: Path, start: str, target: str, steps: int, seed: int) -> float:
-    """Lessons in the format, from the model of folder ``start`` to that of folder ``target``; the seconds they took.
+    """Lessons in the format, from the model of folder ``start`` to that of folder ``target``; their CPU seconds.
 
-    Lessons that were given are not given again: their seconds are beside the folder.
+    Lessons that were given are not given again.
     """
-    taken = (out / target).with_name(f"{Path(target).name}-seconds.json")
-    if taken.exists():
-        return float(json.loads(taken.read_text(encoding="utf-8"))["seconds"])
-    before = time.perf_counter()
+    spent = (out / target).with_name(f"{Path(target).name}-cpu.json")
+    if (out / target / "model.safetensors").exists():
+        return seconds_in(spent)
     words = ["warm-format", "--config", "format.toml", "--out", target, "--roles", "prior", "--steps", str(steps)]
     words += ["--every", str(steps), "--until", CLOSED, "--learning-rate", LESSON_RATE]
     words += ["--set", f"model.path={start}", "--set", f"training.seed={seed}"]
-    covrl_python("-m", "covrl", *words, cwd=out)
-    seconds = round(time.perf_counter() - before, 1)
-    write_json(taken, {"seconds": seconds})
-    return seconds
+    return covrl_python("-m", "covrl", *words, cwd=out, spent=spent)
 
 
 def train(given: argparse.Namespace, folder: Path) -> float:
-    """The training of one run, resumed where it was cut; the seconds of its steps, or of the lessons."""
-    from covrl.reporting.sinks import read_metrics
-
+    """The training of one run, resumed where it was cut; its CPU seconds."""
     if given.control == "format":
         return teach(given.out, "taught", f"{folder.name}/model", given.steps, given.seed)
     settings = [f"algorithm.name={given.method}", f"training.seed={given.seed}", f"training.steps={given.steps}"]
@@ -172,8 +167,7 @@ def train(given: argparse.Namespace, folder: Path) -> float:
     words = [part for setting in (*settings, *given.settings) for part in ("--set", setting)]
     begun = (folder / "config.toml").exists()
     how = ["--resume", folder.name] if begun else ["--config", "train.toml", "--out", folder.name, *words]
-    covrl_python("-m", "covrl", "train", *how, cwd=given.out)
-    return sum(report.metrics["time/step"] for report in read_metrics(folder / "metrics.jsonl"))
+    return covrl_python("-m", "covrl", "train", *how, cwd=given.out, spent=folder.with_name(f"{folder.name}-cpu.json"))
 
 
 def shuffle_answers(out: Path, seed: int) -> None:
@@ -270,11 +264,33 @@ def print_table(title: str, found: Mapping[str, Any]) -> None:
     print(f"  {'tokens of a thought':28} {found['tokens']:6.1f}   closed {found['closed']:.0%}")
 
 
-def covrl_python(*words: str, cwd: Path | None = None) -> None:
-    """This interpreter with ``words``; ends this program where that one fails."""
-    done = subprocess.run([sys.executable, *words], cwd=cwd, check=False)
+def covrl_python(*words: str, cwd: Path | None = None, spent: Path | None = None) -> float:
+    """This interpreter with ``words``; ends this program where that one fails.
+
+    Returns its CPU seconds, and with ``spent`` those of earlier tries too, which that file adds up.
+    """
+    before = children_seconds()
+    try:
+        done = subprocess.run([sys.executable, *words], cwd=cwd, check=False)
+    finally:
+        seconds = children_seconds() - before
+        if spent is not None:
+            seconds = round(seconds + seconds_in(spent), 2)
+            write_json(spent, {"cpu_s": seconds})
     if done.returncode:
         sys.exit(done.returncode)
+    return seconds
+
+
+def children_seconds() -> float:
+    """CPU seconds of all processes that this one started and that have ended."""
+    now = os.times()
+    return now.children_user + now.children_system
+
+
+def seconds_in(file: Path) -> float:
+    """The seconds that were added up; 0 where there are none."""
+    return float(json.loads(file.read_text(encoding="utf-8"))["cpu_s"]) if file.exists() else 0.0
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

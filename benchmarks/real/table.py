@@ -99,14 +99,14 @@ def page(runs: Sequence[Run]) -> str:
             "",
             "SmolLM2-135M-Instruct on word problems of four additions and subtractions, from answers alone, without a "
             f"verifier. {LESSONS} lessons before taught it the form of a trace, from solutions of two and three steps "
-            f"({base['lessons_s'] / 60:.0f} minutes). Made by `python benchmarks/real/run.py [--control …] --seed S` "
-            "and `python benchmarks/real/table.py`; "
+            f"({base['lessons_cpu_s'] / 60:.0f} CPU minutes). Made by `python benchmarks/real/run.py "
+            "[--control …] --seed S` and `python benchmarks/real/table.py`; "
             f"{machines}. {base['problems']} test problems that no training has seen; every run is a line of "
             "[real-model.jsonl](real-model.jsonl).",
             "",
             f"The task was chosen by measurement: for the taught model, greedy, {helps(base)}.",
             "",
-            "| | seeds | steps | minutes | "
+            "| | seeds | steps | CPU minutes | "
             + " | ".join(name for name, *_ in COLUMNS)
             + " | greedy, gain | sampled, gain |",
             "|---" * (len(COLUMNS) + 6) + "|",
@@ -116,8 +116,8 @@ def page(runs: Sequence[Run]) -> str:
             "Means over seeds. Gains are in points over the taught model on the same problems, with a 95 % interval by "
             "bootstrap over problems: it says nothing about other seeds. Sampled: one sample a problem at temperature "
             "1. Without a thought: the greedy answer right after the question. Closed and tokens are those of sampled "
-            "traces. Minutes are those of the training with its evaluations; measuring a model took "
-            f"{fmean(run['measure_s'] for run in runs) / 60:.0f} more.",
+            "traces. CPU minutes are those of the training with its evaluations; measuring a model took "
+            f"{fmean(run['measure_cpu_s'] for run in runs) / 60:.0f} more.",
             "",
             *courses(runs),
             *missing(runs),
@@ -141,7 +141,7 @@ def rows(runs: Sequence[Run]) -> Iterator[str]:
     """A row for each method, control, number of steps and settings."""
     for mine in kinds(runs):
         seeds = ", ".join(str(run["seed"]) for run in mine)
-        minutes = fmean(run["train_s"] for run in mine) / 60
+        minutes = fmean(run["train_cpu_s"] for run in mine) / 60
         shown = " | ".join(cells([run["trained"] for run in mine]))
         gains = f"{gain(mine, 'marks')} | {gain(mine, 'sampled_marks')}"
         yield f"| {named(mine[0])} | {seeds} | {mine[0]['steps']} | {minutes:.0f} | {shown} | {gains} |"

@@ -63,7 +63,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) ->
         (here / name).write_text(text)
     shutil.copy(REAL.parent / "reading.py", here.parent)
 
-    def in_process(*words: str, cwd: Path | None = None) -> None:
+    def in_process(*words: str, cwd: Path | None = None, spent: Path | None = None) -> float:
         code = 0
         with pytest.MonkeyPatch.context() as inner:
             inner.chdir(cwd or Path.cwd())
@@ -74,6 +74,9 @@ def real(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) ->
             except SystemExit as stop:
                 code = int(stop.code or 0)
         assert code == 0, " ".join(words)
+        assert spent is not None
+        module.write_json(spent, {"cpu_s": module.seconds_in(spent) + 1.0})
+        return module.seconds_in(spent)
 
     patch.setattr(several_steps, "FILES", FILES)
     patch.setattr(module, "HERE", here)
@@ -160,6 +163,7 @@ def test_a_run_that_was_cut_goes_on_and_ends_alike(out: Path, real: ModuleType, 
     start(patch, real, out)
     assert real.calls[-1] == ("train", "--resume", folder.name)
     again = json.loads((folder / "real.json").read_text())
+    assert again["train_cpu_s"] == whole["train_cpu_s"] + 1.0
     assert again["trained"] == whole["trained"]
     assert again["course"] == whole["course"]
 
@@ -186,6 +190,16 @@ def test_the_table_has_every_run_and_names_what_is_missing(
     assert len(absent) == 9  # the run with a setting of its own stands for none of them
     assert "python benchmarks/real/run.py --control format --seed 1" in absent
     assert "the task is" in page
+
+
+def test_seconds_of_several_tries_add_up_and_a_failure_ends_the_command(tmp_path: Path) -> None:
+    run, spent = loaded("run"), tmp_path / "cpu.json"
+    first = run.covrl_python("-c", "sum(range(10**7))", spent=spent)
+    assert 0 < first == run.seconds_in(spent)
+    with pytest.raises(SystemExit) as stop:
+        run.covrl_python("-c", "import sys; sum(range(10**7)); sys.exit(3)", spent=spent)
+    assert stop.value.code == 3
+    assert run.seconds_in(spent) > first
 
 
 def test_gains_are_over_the_same_problems() -> None:
