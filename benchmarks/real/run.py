@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--method", default="covrl")
     parser.add_argument("--control", choices=CONTROLS, default="none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=16, help="of the training, or lessons of --control format")
+    parser.add_argument("--steps", type=int, default=12, help="of the training, or lessons of --control format")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     given = parser.parse_args()
     base = prepare(given.out, given.model)

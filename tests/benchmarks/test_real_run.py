@@ -21,7 +21,8 @@ WORDS = {
     "problems_per_step = 8": "problems_per_step = 2",
     "problems_per_step = 4": "problems_per_step = 2",
     "rollouts_per_problem = 8": "rollouts_per_problem = 4",
-    "every = 8": "every = 1",
+    "every = 12": "every = 1",
+    "every = 4": "every = 1",
     "keep = 1": "keep = 2",
     "max_trace_tokens = 48": "max_trace_tokens = 24",
 }
