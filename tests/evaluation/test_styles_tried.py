@@ -12,11 +12,11 @@ from models import character_tokenizer, save_tiny
 from projects import PROMPTS, write_rows
 
 from covrl.config import PromptConfig, read_toml
+from covrl.config.styles import STYLES
 from covrl.evaluation.posterior_gain import Drawn, posterior_gain
 from covrl.evaluation.styles import OWN, Tried, recommend, role_figures, trace_rewards, wordings
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.styles import STYLES
 
 WRITTEN = Prompts(character_tokenizer(), PromptConfig())
 

@@ -134,7 +134,7 @@ def test_no_markdown_is_left_in_the_text_of_a_page(site: Path, pages: dict[Path,
 
 
 def test_files_outside_docs_are_pages_with_their_source(pages: dict[Path, Parsed], site: Path) -> None:
-    shown = (site / "source/src/covrl/config.py/index.html").read_text(encoding="utf-8")
+    shown = (site / "source/src/covrl/config/schema.py/index.html").read_text(encoding="utf-8")
     assert "LoraConfig" in shown
     recipes = pages[site / "source/recipes/index.html"]
     assert "../source/recipes/covrl.toml/" not in recipes.links  # a link of its own folder

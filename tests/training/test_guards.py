@@ -23,8 +23,8 @@ from training.passes import passes
 
 from covrl import api
 from covrl.cli.app import main
-from covrl.conditions import parse_condition
 from covrl.config import RunConfig, check
+from covrl.config.conditions import parse_condition
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator

@@ -1,11 +1,10 @@
 """`covrl prompts`: which wording of the prompts suits a model, from a few sampled traces of each style.
 
-Each style of :mod:`covrl.styles`, and the settings' own wording if it differs, renders the same problems. Traces are
-sampled from both prompts, and the reference answer is scored after them and after an empty thought. The style with the
-largest mean reward of its prior traces is recommended: log p(y|x,z) in nats, with the floor of rewards. A trace that
-did not close counts as the floor, because no answer can follow it. So one figure covers both how often traces close and
-how good they are, as in the reward of a likelihood method.
-"""
+Each style of :mod:`covrl.config.styles`, and the settings' own wording if it differs, renders the same problems.
+Traces are sampled from both prompts, and the reference answer is scored after them and after an empty thought. The
+style with the largest mean reward of its prior traces is recommended: log p(y|x,z) in nats, with the floor of rewards.
+A trace that did not close counts as the floor, because no answer can follow it. So one figure covers both how often
+traces close and how good they are, as in the reward of a likelihood method."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from covrl.config import PromptConfig, RunConfig, check
+from covrl.config.styles import STYLED, STYLES
 from covrl.evaluation.posterior_gain import (
     FORMAT_SHARE,
     Drawn,
@@ -34,7 +34,6 @@ from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.statistics import Interval, wilson
-from covrl.styles import STYLED, STYLES
 
 OWN = "own"
 """The name of the settings' own wording if it is not that of a style."""

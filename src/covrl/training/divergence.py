@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from covrl.conditions import Condition
+from covrl.config.conditions import Condition
 from covrl.errors import UserError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from covrl.conditions import parse_condition
 from covrl.config import RunConfig
+from covrl.config.conditions import parse_condition
 from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
 from covrl.evaluation.reading_watch import ReadingWatch

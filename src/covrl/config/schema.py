@@ -1,19 +1,15 @@
 """The run's settings: what may stand in a TOML file, with its type, default and unit.
 
-Importing this module does not import torch. The ``[algorithm]`` table is kept as it is apart from its
-``name``: the method's own ``Config`` checks the rest when the method is loaded.
+The ``[algorithm]`` table is kept as it is apart from its ``name``: the method's own ``Config`` checks the rest when the
+method is loaded.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -33,14 +29,12 @@ from pydantic import (
     model_validator,
 )
 
-from covrl.conditions import parse_condition
+from covrl.config.conditions import parse_condition
+from covrl.config.styles import Style, Template, with_style, with_template
 from covrl.errors import UserError
-from covrl.escapes import lost_backslash
-from covrl.plugins import refuse_address_in_file, refuse_code_in_file
 from covrl.problems.conversation import CALLED_WITH
 from covrl.rewards.functions import wrong_name
 from covrl.rewards.names import parse_name
-from covrl.styles import STYLED, Style, Template, with_style, with_template
 
 
 class Settings(BaseModel):
@@ -164,7 +158,7 @@ class PromptConfig(Settings):
     "never"``) system and user text simply follow each other.
 
     The defaults are our wording of R1-style tags (INFERRED; the paper's wording is not known, spec section 6).
-    ``style`` gives the fields that are not set another wording (:mod:`covrl.styles`).
+    ``style`` gives the fields that are not set another wording (:mod:`covrl.config.styles`).
     Both openings must end alike, so that a trace starts after the same text in both. ``{hint}`` stands in exactly one
     of ``posterior_user`` and ``posterior_open``; in the former, both openings are equal.
     """
@@ -424,7 +418,7 @@ class RewardConfig(Settings):
         return self
 
 
-def _by_name(given: Any) -> Any:
+def rewards_by_name(given: Any) -> Any:
     """The tables ``[[reward]]`` by their names; anything else as it is."""
     if not isinstance(given, list | tuple):
         return given
@@ -446,7 +440,7 @@ def _reward_names(found: dict[str, RewardConfig]) -> dict[str, RewardConfig]:
     return found
 
 
-Rewards = Annotated[dict[str, RewardConfig], BeforeValidator(_by_name), AfterValidator(_reward_names)]
+Rewards = Annotated[dict[str, RewardConfig], BeforeValidator(rewards_by_name), AfterValidator(_reward_names)]
 """Reward functions by name, in the order of the file."""
 
 
@@ -643,278 +637,3 @@ class RunConfig(Settings):
                 f'function a name too, as [[reward]] name = "…", function = "{self.rewards.function}"'
             )
         return self
-
-
-LONGEST_SHOWN = 200
-"""Characters of a wrong value that a message quotes."""
-
-Checked = TypeVar("Checked", bound=BaseModel)
-
-
-def check(cls: type[Checked], table: Mapping[str, Any], where: str = "") -> Checked:
-    """Validate ``table`` as ``cls``.
-
-    Raises:
-        UserError: one line that names the first wrong key (dotted), what was found, and what would be right.
-    """
-    try:
-        return cls.model_validate(dict(table))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(where + _explain(cls, first)) from None
-
-
-def _explain(cls: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"] if part not in ("(name)", "(tables)")]
-    key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        section = _section(cls, path[:-1])
-        reasons = section.absent if issubclass(section, Settings) else {}
-        if path[-1] in reasons:
-            return f"setting {key} makes no sense here: {reasons[path[-1]]}"
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown setting {key}: {hint}"
-    if error["type"] == "missing":
-        return f"setting {key} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = f", found {_short(error['input'])}" if not isinstance(error["input"], Mapping) else ""
-    shown = "" if "password" in message else shown
-    return f"setting {key}: {message}{shown}" if key else message
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a number of over 4,300 digits
-        text = "a huge number"
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
-
-
-def _section(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
-    for part in path:
-        if part.isdigit():  # of a table in a list
-            continue
-        if part not in cls.model_fields:  # the name of a reward, whose table is next
-            cls = RewardConfig
-            continue
-        inner = cls.model_fields[part].annotation
-        if get_origin(inner) is dict:
-            continue
-        found = next(_models_in(inner), None)
-        if found is None:
-            break
-        cls = found
-    return cls
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The classes of settings in a type such as ``str | tuple[SourceConfig, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    r"""Apply ``a.b=value`` assignments to a nested table; values are TOML, bare words are strings.
-
-    In a bare word for ``[prompts]`` the escapes of TOML's strings count too: ``\n`` is a line end.
-
-    Raises:
-        UserError: an assignment without ``=``, one that goes through a value that is not a table, or a bare word for
-            ``[prompts]`` with a backslash of which nobody knows whether it begins an escape.
-    """
-    result = _copied(table)
-    if isinstance(result.get("reward"), list):
-        try:
-            result["reward"] = _by_name(result["reward"])
-        except ValueError as error:
-            raise UserError(f"setting reward: {error}") from None
-    for text in assignments:
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"--set {text}: not UTF-8")
-        path, equals, raw = text.partition("=")
-        if not equals or not path.strip():
-            raise UserError(f"--set {text}: expected section.key=value")
-        *sections, key = path.strip().split(".")
-        inner = result
-        for part in sections:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"--set {text}: {part} is a value, not a section")
-        value = _toml_value(raw.strip())
-        if sections == ["prompts"] and value == raw.strip():  # a bare word; a line end from the shell belongs to it
-            value = _prompt_text(text, raw.strip(" "))
-        inner[key] = value
-        _refuse_lost_backslash(f"--set {path.strip()}", inner[key])
-    return result
-
-
-def typed_rewards(config: RunConfig) -> list[str]:
-    """The reward functions that no file may name, as ``--reward`` takes them."""
-    one, several = config.rewards.function, config.reward.items()
-    return [one] * (":" in one) + [f"{name}={part.function}" for name, part in several if ":" in part.function]
-
-
-def reward_assignments(typed: Sequence[str]) -> list[str]:
-    """What ``--reward`` sets: ``module:function`` the one function, ``NAME=module:function`` that of ``[[reward]]``.
-
-    Raises:
-        UserError: two functions without a name.
-    """
-    plain = [text for text in typed if "=" not in text]
-    if len(plain) > 1:
-        raise UserError(
-            f"--reward {plain[0]} --reward {plain[1]}: several functions need a name each: --reward NAME={plain[0]}"
-        )
-    named = (text.partition("=") for text in typed if "=" in text)
-    return [f"rewards.function={text}" for text in plain] + [f"reward.{n}.function={f}" for n, _, f in named]
-
-
-def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in table.items()}
-
-
-_LINE_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\[nrt]")
-_QUOTE = re.compile(r'(\\.)|"', re.DOTALL)
-
-
-def _prompt_text(assignment: str, raw: str) -> str:
-    r"""A bare word with its ``\n``, ``\t`` and ``\r`` as TOML reads them; one without these as it is (``\boxed{}``).
-
-    Raises:
-        UserError: TOML does not know another of its escapes, or one of them may begin a command of LaTeX (``\neq``).
-    """
-    if not _LINE_ESCAPE.search(raw):
-        return raw
-    quoted = _QUOTE.sub(lambda m: m[1] or '\\"', raw)
-    said = _toml_value(f'"""\n{quoted}"""')  # three quotes take line ends as they are
-    if said == f'"""\n{quoted}"""' or lost_backslash(said, is_formula=True):
-        raise UserError(
-            f"--set {assignment}: a bare word with \\n and other commands may be meant in two ways; put it in quotes "
-            "of TOML's: \"…\" where \\n is a line end and \\\\ a backslash, '…' as it stands"
-        )
-    return said
-
-
-def _refuse_lost_backslash(where: str, value: Any) -> None:
-    """Refuse a text of ``[prompts]`` in which TOML has read ``\\boxed`` as a backspace and ``oxed``."""
-    lost = lost_backslash(value) if isinstance(value, str) else None
-    if lost:
-        raise UserError(f"{where} {lost}, or use single quotes, in which TOML reads no escapes")
-
-
-def _toml_value(raw: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except (ValueError, RecursionError):  # no TOML; a number of over 4,300 digits; very deep nesting
-        return raw
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UserError: the file is missing or is not TOML, with the line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # also a number of over 4,300 digits, and very deep nesting
-        raise UserError(f"{path}: not a TOML file: {str(error)[:LONGEST_SHOWN]}") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a run from a file, which names installed code only.
-
-    Raises:
-        UserError: as :func:`read_toml`, or a setting is ``module:object``.
-    """
-    table = read_toml(path)
-    refuse_code_in_file(table, path)
-    prompts = table.get("prompts")
-    for name, value in prompts.items() if isinstance(prompts, Mapping) else ():
-        _refuse_lost_backslash(f"{path}: prompts.{name}", value)
-    return table
-
-
-def refuse_idle_style(table: Mapping[str, Any], assignments: Sequence[str], where: str) -> None:
-    """Raise where ``--set`` names another style or template than ``table``, which is of ``where``, to no effect.
-
-    Raises:
-        UserError: every field that the two styles, or the two templates, have words for is set.
-    """
-    own, changed = table.get("prompts", {}), override(table, assignments).get("prompts", {})
-    if not isinstance(own, Mapping) or not isinstance(changed, Mapping):
-        return
-    for name, what in (("style", "style"), ("posterior_template", "template")):
-        default = PromptConfig.model_fields[name].default
-        before, after = ({**changed, name: part.get(name, default)} for part in (own, changed))
-        if before == after:
-            continue
-        try:
-            was, now = PromptConfig.model_validate(before), PromptConfig.model_validate(after)
-        except ValidationError:  # said where the settings are checked
-            return
-        if was.model_copy(update={name: after[name]}) == now:
-            raise UserError(
-                f"--set prompts.{name}={after[name]}: the whole wording is in {where}, so a {what} changes nothing; "
-                f"leave it out, or set what is to change ({', '.join(f'prompts.{field}' for field in sorted(STYLED))})"
-            )
-
-
-def config_from(file: Path, assignments: Sequence[str]) -> RunConfig:
-    """The settings of a file with ``section.key=value`` assignments applied.
-
-    Raises:
-        UserError: as :func:`read_settings`, a setting is wrong (says whether the file or ``--set`` has it), or the file
-            names an engine on another machine, which no assignment does.
-    """
-    table = read_settings(file)
-    changed = override(table, assignments)
-    refuse_idle_style(table, assignments, str(file))
-    typed = override({}, assignments).get("generation")
-    if not (isinstance(typed, Mapping) and "engine" in typed):
-        refuse_address_in_file(table, file)
-    try:
-        return check(RunConfig, changed)
-    except UserError as error:
-        where = str(file) if _is_wrong(table) else "--set"
-        raise UserError(f"{where}: {error}") from None
-
-
-def _is_wrong(table: Mapping[str, Any]) -> bool:
-    try:
-        check(RunConfig, table)
-    except UserError:
-        return True
-    return False
-
-
-def to_toml(config: BaseModel) -> str:
-    """The settings as TOML text that :func:`read_toml` gives back."""
-    lines: list[str] = []
-    for section, table in config.model_dump(mode="json").items():
-        if not table:
-            continue
-        lines.append(f"[{section}]")
-        lines += [f"{_toml_key(key)} = {_toml_text(value)}" for key, value in table.items() if value is not None]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
-
-
-def _toml_text(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_text, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_text(v)}" for k, v in value.items() if v is not None) + "}"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # what JSON allows and TOML does not
