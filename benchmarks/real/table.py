@@ -1,8 +1,9 @@
 """The table of `make real`'s runs: ``python benchmarks/real/table.py [FOLDER …]``.
 
 Takes the ``real.json`` of every run under the folders (default: runs/real) into ``docs/results/real-model.jsonl``, in
-the place of an earlier one of the same method, control, settings, seed and steps, and writes
-``docs/results/real-model.md``. Runs that are asked for and that have no line yet are named there, with their command.
+the place of an earlier one of the same method, control, settings, seed and steps, with the figures of the taught model
+(``taught.json``) as a line of their own, and writes ``docs/results/real-model.md``. Runs that are asked for and that
+have no line yet are named there, with their command.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
 LINES, PAGE = RESULTS / "real-model.jsonl", RESULTS / "real-model.md"
 
 Run = Mapping[str, Any]
+
+TAUGHT = "taught"
+"""What stands for the control in the line of the taught model."""
 
 CHOSEN = "covrl"
 """The method whose runs and controls are asked for."""
@@ -61,10 +65,11 @@ def main() -> int:
     """The command; see the module."""
     folders = [Path(name) for name in sys.argv[1:]] or [Path("runs/real")]
     runs = {key(run): run for run in read_lines()}
-    found = [json.loads(file.read_text(encoding="utf-8")) for f in folders for file in sorted(f.glob("*/real.json"))]
+    found = [taught_line(folder / "taught.json") for folder in folders if (folder / "taught.json").exists()]
+    found += [json.loads(file.read_text(encoding="utf-8")) for f in folders for file in sorted(f.glob("*/real.json"))]
     runs |= {key(run): without_examples(run) for run in found}
     if not runs:
-        print(f"no real.json in {', '.join(map(str, folders))}: `make real` makes the first one", file=sys.stderr)
+        print(f"no taught.json in {', '.join(map(str, folders))}: `make real` makes it", file=sys.stderr)
         return 2
     ordered = [runs[name] for name in sorted(runs)]
     LINES.write_text("".join(json.dumps(run) + "\n" for run in ordered), encoding="utf-8")
@@ -80,19 +85,30 @@ def read_lines() -> list[Run]:
 
 def key(run: Run) -> tuple[Any, ...]:
     """What makes a run another one; of a table's rows, without the seed at its end."""
-    return CONTROLS.index(run["control"]), run["method"], run["steps"], tuple(run["settings"]), run["seed"]
+    order = (TAUGHT, *CONTROLS).index(run["control"])
+    return order, run["method"], run["steps"], tuple(run["settings"]), run["seed"]
+
+
+def taught_line(file: Path) -> dict[str, Any]:
+    """The taught model's figures as a line."""
+    base = json.loads(file.read_text(encoding="utf-8"))
+    facts = {"method": "", "control": TAUGHT, "seed": 0, "steps": LESSONS, "settings": []}
+    return {**facts, "base": base, "machine": base["machine"], "measure_cpu_s": base["measure_cpu_s"]}
 
 
 def without_examples(run: Run) -> dict[str, Any]:
     """The run as it is kept; texts are in its folder."""
-    kept = {side: {k: v for k, v in run[side].items() if k != "examples"} for side in ("base", "trained")}
+    kept = {
+        side: {k: v for k, v in run[side].items() if k != "examples"} for side in ("base", "trained") if side in run
+    }
     return {**run, **kept}
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(lines: Sequence[Run]) -> str:
     """The page: the task and why it was chosen, a row for each method and control, the courses, what is missing."""
-    base = runs[0]["base"]
-    machines = "; ".join(sorted({run["machine"] for run in runs}))
+    base = lines[0]["base"]
+    runs = [line for line in lines if line["control"] != TAUGHT]
+    machines = "; ".join(sorted({line["machine"] for line in lines}))
     return "\n".join(
         [
             "# A real model learns without a verifier",
@@ -117,7 +133,7 @@ def page(runs: Sequence[Run]) -> str:
             "bootstrap over problems: it says nothing about other seeds. Sampled: one sample a problem at temperature "
             "1. Without a thought: the greedy answer right after the question. Closed and tokens are those of sampled "
             "traces. CPU minutes are those of the training with its evaluations; measuring a model took "
-            f"{fmean(run['measure_cpu_s'] for run in runs) / 60:.0f} more.",
+            f"{fmean(line['measure_cpu_s'] for line in lines) / 60:.0f} more.",
             "",
             *courses(runs),
             *missing(runs),
@@ -153,10 +169,12 @@ def cells(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def gain(runs: Sequence[Run], name: str) -> str:
-    """Accuracy after less before in points, problem by problem, with its interval over problems."""
-    before = [int(mark) for mark in runs[0]["base"][name]]
-    after = [fmean(int(run["trained"][name][i]) for run in runs) for i in range(len(before))]
-    gains = [100 * (a - b) for a, b in zip(after, before, strict=True)]
+    """Accuracy after less before in points, problem by problem, with its interval over problems.
+
+    Before is the taught model that the run began from: another machine's is not the same to the last bit.
+    """
+    each = [zip(run["trained"][name], run["base"][name], strict=True) for run in runs]
+    gains = [100 * fmean(int(after) - int(before) for after, before in marks) for marks in zip(*each, strict=True)]
     low, high = bootstrap_interval(gains)
     return f"{fmean(gains):+.1f} ({low:+.1f} to {high:+.1f})"
 
