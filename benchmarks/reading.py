@@ -1,13 +1,14 @@
 """Does the answer read its trace? Forms of reward and of the answer's term, compared on several tasks.
 
     python benchmarks/reading.py --task digits --task animals --seeds 0,1,2 [--arms default,nll-read] [--steps 50]
-    python benchmarks/reading.py --config trial.toml --name svamp --steps 16
+    python benchmarks/reading.py --config runs/trial/trial.toml --name trial --steps 16
     python benchmarks/reading.py --table
 
 Each run is one line of ``docs/results/reading.jsonl``: the task, the arm, the seed, and every few steps accuracy, trace
 length, log p(y|x,z), and what the answer takes from its trace. A run that has a line is not run again, and one that was
 cut goes on from its checkpoint under ``--out``, where it is until it has its line. ``--table`` writes
-``docs/results/reading.md`` from the lines. Two runs at a time, one thread each.
+``docs/results/reading.md`` from the lines. Two runs at a time, one thread each. ``benchmarks/real/trial.py`` makes the
+trial's file and model.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ KEPT = (
 ASKED = {
     "digits": "--task digits --steps 40",
     "animals": "--task animals --steps 40",
-    "trial": "--config trial.toml --name trial --steps 16",
+    "trial": "--config runs/trial/trial.toml --name trial --steps 16",
 }
 """The tasks that have to agree before a default changes, and how each is run; ``trial`` is a real model's."""
 

@@ -109,11 +109,7 @@ def helps(base: Mapping[str, Any]) -> str:
 def prepare(out: Path, model: Path | None) -> dict[str, Any]:
     """The model, the problems and the taught model in ``out``; the figures of the taught model on the test problems."""
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "model").exists():
-        if model is not None:
-            (out / "model").symlink_to(model.resolve())
-        else:
-            covrl_python(str(HERE.parent / "real_model.py"), str(out / "model"))
+    fetch(out, model)
     for name, rows in several_steps.splits().items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -128,6 +124,16 @@ def prepare(out: Path, model: Path | None) -> dict[str, Any]:
         found |= {"lessons_cpu_s": seconds, "measure_cpu_s": round(time.process_time() - start, 1)}
         write_json(done, found | {"machine": machine()})
     return json.loads(done.read_text(encoding="utf-8"))
+
+
+def fetch(out: Path, model: Path | None) -> None:
+    """The model in ``out/model``: a link to ``model``, or else what the package index has."""
+    if (out / "model").exists():
+        return
+    if model is not None:
+        (out / "model").symlink_to(model.resolve())
+    else:
+        covrl_python(str(HERE.parent / "real_model.py"), str(out / "model"))
 
 
 def dtype() -> str:

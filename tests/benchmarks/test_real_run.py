@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from models import save_tiny
 
+from covrl.config import RunConfig, check, read_toml
+
 REAL = Path(__file__).resolve().parents[2] / "benchmarks/real"
 WORDS = {
     'close = "\\nThe answer is"': 'close = "e"',
@@ -194,6 +196,45 @@ def test_the_table_has_every_run_and_names_what_is_missing(
     assert len(absent) == 9  # the run with a setting of its own stands for none of them
     assert "python benchmarks/real/run.py --control format --seed 1" in absent
     assert "the task is" in page
+
+
+def test_the_trial_is_made_of_short_solutions_and_small_numbers(
+    real: ModuleType, tmp_path: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as inner:
+        inner.setitem(sys.modules, "run", real)
+        trial = loaded("trial")
+    patch.setattr(trial, "HELD_OUT", 2)
+    patch.setattr(trial, "HERE", REAL)
+    solved = [
+        {"question": "How many?", "answer": "It is 3+4=<<3+4=7>>7.\n#### 1,007"},
+        {"question": "Long?", "answer": f"{'so ' * 80}\n#### 1"},
+    ]
+    asked = [{"id": f"s{i}", "question": f"{i} and 2?", "answer": str(i + 2)} for i in (1, 2, 3, 20, 21)]
+    asked += [{"id": "none", "question": "How many?", "answer": "3"}, {"id": "much", "question": "1?", "answer": "41"}]
+    files = {"gsm8k": solved, "svamp": asked}
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [word for name in files for word in (f"--{name}", str(tmp_path / f"{name}.jsonl"))]
+    out = tmp_path / "trial"
+    (out / "warm").mkdir(parents=True)
+    (out / "warm/model.safetensors").touch()  # its lessons were given
+    patch.setattr(sys, "argv", ["trial.py", *words, "--out", str(out), "--model", str(tmp_path)])
+    assert trial.main() == 0
+    assert f"--config {out / 'trial.toml'} --name trial" in capsys.readouterr().out
+    (taught,) = map(json.loads, (out / "format.jsonl").read_text().splitlines())
+    assert taught == {"id": "g0", "question": "How many?", "answer": "1007", "solution": "It is 3+4=7.\n"}
+    found = [
+        json.loads(row) for name in ("train", "held_out") for row in (out / f"{name}.jsonl").read_text().splitlines()
+    ]
+    assert {row["id"] for row in found} == {"s1", "s2", "s3", "s20"}
+    assert len((out / "held_out.jsonl").read_text().splitlines()) == 2
+    config = check(RunConfig, read_toml(out / "trial.toml"))
+    assert config.model.path == str(out / "warm")
+    assert config.problems.train == str(out / "train.jsonl")
+    patch.setattr(sys, "argv", ["trial.py", "--gsm8k", str(tmp_path / "no"), "--svamp", "x", "--out", str(out)])
+    with pytest.raises(SystemExit, match="no: no such file"):
+        trial.main()
 
 
 def test_seconds_of_several_tries_add_up_and_a_failure_ends_the_command(tmp_path: Path) -> None:
