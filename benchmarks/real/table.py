@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from run import CONTROLS, LESSONS, helps
+from run import CONTROLS, LESSONS, ROLES, helps
 
 from covrl.statistics import bootstrap_interval
 
@@ -92,7 +92,7 @@ def key(run: Run) -> tuple[Any, ...]:
 def taught_line(file: Path) -> dict[str, Any]:
     """The taught model's figures as a line."""
     base = json.loads(file.read_text(encoding="utf-8"))
-    facts = {"method": "", "control": TAUGHT, "seed": 0, "steps": LESSONS, "settings": []}
+    facts = {"method": "", "control": TAUGHT, "seed": 0, "steps": base["lessons"], "settings": [base["roles"]]}
     return {**facts, "base": base, "machine": base["machine"], "measure_cpu_s": base["measure_cpu_s"]}
 
 
@@ -106,39 +106,54 @@ def without_examples(run: Run) -> dict[str, Any]:
 
 def page(lines: Sequence[Run]) -> str:
     """The page: the task and why it was chosen, a row for each method and control, the courses, what is missing."""
-    base = lines[0]["base"]
-    runs = [line for line in lines if line["control"] != TAUGHT]
+    taught, runs = ([line for line in lines if (line["control"] == TAUGHT) is wanted] for wanted in (True, False))
+    counts = " or ".join(sorted({str(line["base"]["problems"]) for line in lines}))
     machines = "; ".join(sorted({line["machine"] for line in lines}))
     return "\n".join(
         [
-            "# A real model learns without a verifier",
+            "# A real model, trained without a verifier",
             "",
             "SmolLM2-135M-Instruct on word problems of four additions and subtractions, from answers alone, without a "
-            f"verifier. {LESSONS} lessons before taught it the form of a trace, from solutions of two and three steps "
-            f"({base['lessons_cpu_s'] / 60:.0f} CPU minutes). Made by `python benchmarks/real/run.py "
-            "[--control …] --seed S` and `python benchmarks/real/table.py`; "
-            f"{machines}. {base['problems']} test problems that no training has seen; every run is a line of "
+            "verifier. Lessons before it teach the form of a trace, from solutions of two and three steps. Made by "
+            "`python benchmarks/real/run.py [--control …] --seed S` and `python benchmarks/real/table.py`; "
+            f"{machines}. {counts} test problems that no training has seen; every run is a line of "
             "[real-model.jsonl](real-model.jsonl).",
             "",
-            f"The task was chosen by measurement: for the taught model, greedy, {helps(base)}.",
+            "The task is to be one where this model's thoughts help, by measurement: greedy with a thought against the "
+            "answer right after the question.",
+            "",
+            *(f"- {lessons(line)}: {helps(line['base'])}" for line in taught),
             "",
             "| | seeds | steps | CPU minutes | "
             + " | ".join(name for name, *_ in COLUMNS)
             + " | greedy, gain | sampled, gain |",
             "|---" * (len(COLUMNS) + 6) + "|",
-            "| the taught model | – | – | – | " + " | ".join(cells([base])) + " | – | – |",
+            *(
+                f"| {lessons(line)} | – | – | {minutes_of_lessons(line)} | {shown([line['base']])} | – | – |"
+                for line in taught
+            ),
             *rows(runs),
             "",
-            "Means over seeds. Gains are in points over the taught model on the same problems, with a 95 % interval by "
+            "Means over seeds. Gains are in points over the model that the run began from, with a 95 % interval by "
             "bootstrap over problems: it says nothing about other seeds. Sampled: one sample a problem at temperature "
             "1. Without a thought: the greedy answer right after the question. Closed and tokens are those of sampled "
             "traces. CPU minutes are those of the training with its evaluations; measuring a model took "
             f"{fmean(line['measure_cpu_s'] for line in lines) / 60:.0f} more.",
             "",
             *courses(runs),
-            *missing(runs),
+            *missing(taught, runs),
         ]
     )
+
+
+def lessons(line: Run) -> str:
+    """What the row of a taught model is called."""
+    return f"after {line['base']['lessons']} lessons ({line['base']['roles'].replace(',', ' and ')} prompt)"
+
+
+def minutes_of_lessons(line: Run) -> str:
+    """CPU minutes of the lessons."""
+    return f"{line['base']['lessons_cpu_s'] / 60:.0f}"
 
 
 def kinds(runs: Sequence[Run]) -> Iterator[list[Run]]:
@@ -158,14 +173,14 @@ def rows(runs: Sequence[Run]) -> Iterator[str]:
     for mine in kinds(runs):
         seeds = ", ".join(str(run["seed"]) for run in mine)
         minutes = fmean(run["train_cpu_s"] for run in mine) / 60
-        shown = " | ".join(cells([run["trained"] for run in mine]))
+        figures = shown([run["trained"] for run in mine])
         gains = f"{gain(mine, 'marks')} | {gain(mine, 'sampled_marks')}"
-        yield f"| {named(mine[0])} | {seeds} | {mine[0]['steps']} | {minutes:.0f} | {shown} | {gains} |"
+        yield f"| {named(mine[0])} | {seeds} | {mine[0]['steps']} | {minutes:.0f} | {figures} | {gains} |"
 
 
-def cells(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+def shown(found: Sequence[Mapping[str, Any]]) -> str:
     """The columns' figures, means over seeds."""
-    return (form.format(fmean(one[name] for one in found)) for _, name, form in COLUMNS)
+    return " | ".join(form.format(fmean(one[name] for one in found)) for _, name, form in COLUMNS)
 
 
 def gain(runs: Sequence[Run], name: str) -> str:
@@ -211,17 +226,29 @@ def first_and_last(found: Sequence[Sequence[Mapping[str, float]]], name: str, fo
     return f"{form.format(first)} → {form.format(last)}"
 
 
-def missing(runs: Sequence[Run]) -> Iterator[str]:
+def is_current(base: Mapping[str, Any]) -> bool:
+    """Whether a taught model is the one that the command makes now."""
+    return (base["lessons"], base["roles"]) == (LESSONS, ROLES)
+
+
+def missing(taught: Sequence[Run], runs: Sequence[Run]) -> Iterator[str]:
     """The runs that are asked for and are not there, with the command of each."""
-    there = {(run["control"], run["seed"]) for run in runs if run["method"] == CHOSEN and not run["settings"]}
+    mine = [run for run in runs if run["method"] == CHOSEN and not run["settings"] and is_current(run["base"])]
+    there = {(run["control"], run["seed"]) for run in mine}
     absent = [(control, seed) for seed in SEEDS for control in CONTROLS if (control, seed) not in there]
     if not absent:
         return
     yield "## What is missing"
     yield ""
+    if not any(is_current(line["base"]) for line in taught):
+        yield (
+            f"The command now gives {LESSONS} lessons ({ROLES.replace(',', ' and ')} prompt). That model is not "
+            "measured yet, so that nothing says whether its thoughts help."
+        )
+        yield ""
     yield (
         f"Asked for are {len(SEEDS)} seeds of `{CHOSEN}` and of each control. Not run yet, so that nothing above says "
-        "how much seeds differ where a row has one:"
+        "what they would show:"
     )
     yield ""
     yield "```"

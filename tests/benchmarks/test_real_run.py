@@ -103,7 +103,8 @@ HINTS = "covrl-shuffled-hints-steps2-algorithm.nll=read-seed0"
 
 
 def start(patch: pytest.MonkeyPatch, real: ModuleType, out: Path, *words: str) -> None:
-    patch.setattr(sys, "argv", ["run.py", "--out", str(out), "--model", str(out / "tiny"), "--steps", "2", *words])
+    shared = ["--out", str(out), "--model", str(out / "tiny"), "--steps", "2", "--lessons", "1"]
+    patch.setattr(sys, "argv", ["run.py", *shared, *words])
     assert real.main() == 0
 
 
@@ -155,7 +156,14 @@ def test_each_control_changes_what_it_says(out: Path, real: ModuleType) -> None:
 def test_what_is_there_is_not_done_again(out: Path, real: ModuleType, patch: pytest.MonkeyPatch) -> None:
     before = len(real.calls)
     start(patch, real, out)
+    start(patch, real, out, "--steps", "0")
     assert len(real.calls) == before
+    with pytest.raises(
+        SystemExit, match=r"lessons, roles and problems are \(1, 'prior,posterior', 5\), not \(1, 'prior', 5\)"
+    ):
+        start(patch, real, out, "--roles", "prior")
+    with pytest.raises(SystemExit, match=r"not \(1, 'prior,posterior', 3\)"):
+        start(patch, real, out, "--problems", "3")
 
 
 def test_a_run_that_was_cut_goes_on_and_ends_alike(out: Path, real: ModuleType, patch: pytest.MonkeyPatch) -> None:
@@ -184,11 +192,22 @@ def test_the_table_has_every_run_and_names_what_is_missing(
     assert capsys.readouterr().err.startswith(f"no taught.json in {tmp_path}")
     (tmp_path / "taught.json").write_text((out / "taught.json").read_text())
     assert table.main() == 0  # nothing trained yet: the taught model, and all that is missing
+    assert "| after 1 lessons (prior and posterior prompt) | – | – |" in table.PAGE.read_text()
+    assert "is not measured yet" not in table.PAGE.read_text()
     assert table.PAGE.read_text().count("python benchmarks/real/run.py --seed") == 3
     patch.setattr(sys, "argv", ["table.py", str(out)])
     for _ in range(2):  # a second time changes nothing
         assert table.main() == 0
         assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 5
+    with (
+        pytest.MonkeyPatch.context() as inner
+    ):  # lessons of another number: none of these runs is one of those asked for
+        inner.setattr(table, "LESSONS", 2)
+        other = "\n".join(
+            table.missing([line for line in table.read_lines() if "trained" not in line], table.read_lines())
+        )
+    assert "2 lessons (prior and posterior prompt). That model is not measured yet" in other
+    assert other.count("benchmarks/real/run.py") == 12
     page = (tmp_path / "page.md").read_text()
     for control in real.CONTROLS:
         assert table.NAMES[control].format(method="covrl") in page
