@@ -76,6 +76,7 @@ def main() -> int:
             print(f"{name}, {threads} thread(s): {error}", file=sys.stderr)
             failed = True
             continue
+        failed = failed or bool(found.get("failed"))
         about = {"name": name, "threads": threads, "repeats": asked.repeats, "commit": commit()}
         record = {**about, "machine": machine(), "peer_versions": bench.peer_versions, **found}
         lines = [f"{name}, {threads} thread(s), {asked.repeats} repeat(s): median (least to most)", *text(found)]

@@ -22,7 +22,7 @@ from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
 from covrl.models.model import load_model
 from covrl.problems.foils import with_foils
-from covrl.problems.loading import Fields, load_problems, stem_of
+from covrl.problems.loading import load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row, option_notes
@@ -176,7 +176,7 @@ def _data(
     """What is given, and the rest from ``[problems]``; the task's own label goes with its own problems."""
     train = config.problems.train
     task = task_of(train) if problems is None and isinstance(train, str) else None
-    fields = problem_fields(config.problems)
+    fields = config.problems.fields
     if problems is None:
         problems = training_problems(config.problems)
     if held_out is None and config.problems.held_out:
@@ -257,7 +257,7 @@ def named_in_config(config: RunConfig, reward: Reward | None, algorithm: type[Al
 def build_evaluation(config: RunConfig, source: str) -> Run:
     """A run whose held-out problems are those of ``source``, for its evaluator; nothing else of it is used."""
     task = task_of(source)
-    problems = load_problems(source, problem_fields(config.problems))
+    problems = load_problems(source, config.problems.fields)
     return build(config, problems, problems, label=task.label if task else None, evaluation_only=True)
 
 
@@ -268,10 +268,10 @@ def training_problems(config: ProblemsConfig) -> list[Problem]:
         UserError: a source cannot be read, or two of them have a name or a problem's id in common.
     """
     if isinstance(config.train, str):
-        return load_problems(config.train, problem_fields(config))
+        return load_problems(config.train, config.fields)
     found: dict[str, Problem] = {}
     for name, source in _named(config.train).items():
-        for problem in load_problems(source.source, problem_fields(source.fields_of(config)), name):
+        for problem in load_problems(source.source, source.fields_of(config).fields, name):
             if problem.id in found:
                 raise UserError(
                     f"problems.train: the sources {found[problem.id].origin} and {name} both have a problem "
@@ -315,16 +315,3 @@ def _check_shares(problems: Sequence[Problem], weights: Mapping[str, float], per
                 f"problems.train: by its weight {name} gives up to {most} of the {per_step} problems of a step, but it "
                 f"has only {counts[name]}: lower its weight or training.problems_per_step"
             )
-
-
-def problem_fields(config: ProblemsConfig) -> Fields:
-    """The field names of ``[problems]`` as the loader takes them."""
-    return Fields(
-        question=config.question_field,
-        answer=config.answer_field,
-        accepted=config.accepted_field or None,
-        id=config.id_field or None,
-        extract=config.extract,
-        solution=config.solution_field or None,
-        system=config.system_field or None,
-    )

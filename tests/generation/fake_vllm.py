@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-MUTANTS = ("stop", "seed", "log-prob", "top-k", "publish", "publish in part", "stale cache")
+MUTANTS = ("stop", "seed", "log-prob", "top-p", "top-k", "publish", "publish in part", "stale cache")
 
 
 @dataclass
@@ -128,6 +128,10 @@ class _Row:
         p, llm = self.params, self.llm
         raw = torch.log_softmax(logits, -1)
         processed = torch.log_softmax(logits / (p.temperature or 1.0), -1)
+        if p.top_p < 1 and llm.broken != "top-p":
+            probs, ids = processed.exp().sort(descending=True)
+            processed[ids[int((probs.cumsum(0) < p.top_p).sum()) + 1 :]] = -torch.inf
+            processed = torch.log_softmax(processed, -1)
         draw = torch.empty_like(raw).exponential_(generator=self.noise)
         token = int(logits.argmax() if p.temperature == 0 else (processed.exp() / draw).argmax())
         told = processed if llm.settings.get("logprobs_mode") == "processed_logprobs" else raw

@@ -667,7 +667,9 @@ class Piecewise:
     def __init__(self, model: Any) -> None:
         self.model, self.asked = model, []
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         self.asked.append(list(rows))
         found = []
         for row in rows:

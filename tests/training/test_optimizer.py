@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 from training.test_step import credited, make_run
+from training.test_step_methods import method_run
 
-from covrl.config import TrainingConfig
+from covrl.algorithms.ppo import PPOConfig
+from covrl.config import TrainingConfig, check
+from covrl.errors import UserError
 from covrl.training.optimizer import learning_rate, make_optimizer, warm_up_note
-from covrl.training.step import take_step
+from covrl.training.step import set_rate, take_step
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,27 @@ def test_schedules(schedule: str, halfway: float, end: float) -> None:
     assert learning_rate(config, 60) == pytest.approx(2 * halfway)
     assert learning_rate(config, 110) == pytest.approx(2 * end)
     assert all(learning_rate(config, i) < learning_rate(config, i + 1) for i in range(10))
+    assert [learning_rate(config, i, peak=6.0) for i in (0, 10, 60)] == pytest.approx([6 / 11, 6.0, 6 * halfway])
+
+
+@pytest.mark.parametrize(
+    ("settings", "critic"), [({}, 1e-2), ({"critic_rate": 3.0}, 3e-3), ({"critic_learning_rate": 5e-4}, 5e-4)]
+)
+def test_a_critic_has_a_learning_rate_of_its_own_or_a_multiple(settings: dict[str, float], critic: float) -> None:
+    """On the policy's schedule: half of the largest in the first of two steps of warm-up."""
+    run = method_run("ppo", **settings)
+    training = {"learning_rate": 1e-3, "warmup_steps": 1, "schedule": "constant"}
+    run.config = run.config.model_copy(update={"training": run.config.training.model_copy(update=training)})
+    for done, share in ((0, 0.5), (1, 1.0)):
+        run.done = done
+        assert set_rate(run) == pytest.approx(share * 1e-3)
+        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in run.optimizers.items()}
+        assert rates == pytest.approx({"policy": share * 1e-3, "critic": share * critic})
+
+
+def test_two_learning_rates_of_a_critic_are_one_too_many() -> None:
+    with pytest.raises(UserError, match="critic_rate does nothing with a critic_learning_rate"):
+        check(PPOConfig, {"critic_rate": 3.0, "critic_learning_rate": 1e-5})
 
 
 def test_only_matrices_decay() -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from covrl import api
 from covrl.cli.eval_config import differences, exam_for, sampling_of, settings_of
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import UserError
@@ -156,7 +155,7 @@ def _exams(order: Order, config: RunConfig) -> tuple[list[Exam], list[Suite]]:
 
 def _source_exam(source: str, order: Order, config: RunConfig) -> Exam:
     task = task_of(source)
-    problems = load_problems(source, api.problem_fields(config.problems))[: order.limit]
+    problems = load_problems(source, config.problems.fields)[: order.limit]
     generation = config.generation
     exam = Exam(
         name=source,

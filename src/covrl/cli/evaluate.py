@@ -148,7 +148,7 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
         UserError: the model or the problems cannot be used, or no style can be.
     """
     config = api.config_for(asked.model, asked.config, asked.settings)
-    problems = load_problems(asked.problems, api.problem_fields(config.problems))[: asked.limit]
+    problems = load_problems(asked.problems, config.problems.fields)[: asked.limit]
     tokens = max_tokens or min(config.generation.max_trace_tokens, TRIED_TOKENS)
     model, tokenizer = load_model(config.model, config.generation.temperature)
     generator = TorchGenerator(model.model, tokenizer, rows_of(config.generation))

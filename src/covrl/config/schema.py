@@ -33,6 +33,7 @@ from covrl.config.conditions import parse_condition
 from covrl.config.styles import Style, Template, with_style, with_template
 from covrl.errors import UserError
 from covrl.problems.conversation import CALLED_WITH
+from covrl.problems.loading import Fields
 from covrl.rewards.functions import wrong_name
 from covrl.rewards.names import parse_name
 
@@ -342,6 +343,19 @@ class ProblemsConfig(Settings):
         """What is trained on, for people."""
         several = [self.train] if isinstance(self.train, str) else [source.source for source in self.train]
         return ", ".join(several)
+
+    @property
+    def fields(self) -> Fields:
+        """The names of fields as the loader takes them."""
+        return Fields(
+            question=self.question_field,
+            answer=self.answer_field,
+            accepted=self.accepted_field or None,
+            id=self.id_field or None,
+            extract=self.extract,
+            solution=self.solution_field or None,
+            system=self.system_field or None,
+        )
 
 
 class RewardsConfig(Settings):

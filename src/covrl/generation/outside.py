@@ -58,9 +58,12 @@ class Backend(Protocol):
     name: str
     most_top_k: int
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         """Sample each row up to the text ``stop`` or a token of ``ends``, both included, or its token limit.
 
+        With a ``top_p`` below 1 from the fewest tokens that have this probability together; log-probs are of these.
         The same row gives the same tokens, whatever it is sampled with.
         """
         ...
@@ -121,7 +124,7 @@ class OutsideGenerator:
         while rows_of:
             for stop, rows in rows_of.items():
                 asked = [_ask(requests[i], traces[i], keys[i]) for i in rows]
-                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends))
+                drawn = self.backend.draw(asked, sampling.temperature, stop, sorted(self._ends), sampling.top_p)
                 for i, part in zip(rows, drawn, strict=True):
                     self._take(traces[i], part, rule, requests[i].observe.top_k)
             rows_of = _by_text(traces, lambda trace: rule.awaited(trace.ids, trace.prefix))

@@ -78,9 +78,11 @@ class LocalVllm:
         except EngineError as error:
             raise UserError(f"generation.engine = vllm: {error}") from error
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         prompts = [{"prompt_token_ids": list(row.ids)} for row in rows]
-        params = [self._params(row, temperature, stop, ends) for row in rows]
+        params = [self._params(row, temperature, stop, ends, top_p) for row in rows]
         try:
             self._wake()
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
@@ -93,10 +95,10 @@ class LocalVllm:
         self._sleep()
         return [_drawn(output.outputs[0], row.top_k) for output, row in zip(outputs, rows, strict=True)]
 
-    def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int]) -> Any:
+    def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int], top_p: float) -> Any:
         return self._vllm.SamplingParams(
             temperature=temperature,
-            top_p=1.0,
+            top_p=top_p,
             top_k=0,
             min_p=0.0,
             seed=row.seed,

@@ -62,12 +62,14 @@ class ServerVllm:
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"generation.engine = {address}: what answers there is no vLLM server") from error
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
         """Each row is a request of its own, as each has its own seed."""
         common = {
             "model": self._served,
             "temperature": temperature,
-            "top_p": 1.0,
+            "top_p": top_p,
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from types import MethodType
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from covrl.errors import UserError
+from covrl.models.adapters import as_now
 from covrl.models.text import trunk
 
 
@@ -128,6 +129,9 @@ def recompute_activations(model: Any) -> None:
 def _recomputed(block: nn.Module, *given: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return type(block).forward(block, *given, **named)
+    again = as_now(block)
+    if again is not None:
+        named["context_fn"] = lambda: (nullcontext(), again)
     # no random numbers to keep: dropout is off in every pass
     return checkpoint(type(block).forward, block, *given, use_reentrant=False, preserve_rng_state=False, **named)
 

@@ -287,20 +287,11 @@ def label(metric: str) -> str:
 
 
 def unit_of(metric: str) -> str:
-    """The unit, judged by a metric's name."""
-    if metric.endswith(
-        (
-            "_share",
-            "_rate",
-            "/accuracy",
-            "eval/sampled",
-            "eval/answer_greedy",
-            "eval/majority",
-            "eval/sound",
-            "_gain",
-            "_at_most",
-        )
-    ):
+    """The unit: what the chart of the metric says, else what its name does."""
+    of_charts = (spec.unit for spec in CHARTS if spec.unit and any(fnmatchcase(metric, m) for m in spec.metrics))
+    if unit := next(of_charts, ""):
+        return unit
+    if metric.endswith(("_share", "_rate", "_at_most")):
         return "share"
     family, _, name = metric.partition("/")
     if "_corr" in name:

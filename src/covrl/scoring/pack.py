@@ -146,7 +146,7 @@ class Tokens:
     lengths: Mapping[str, Sequence[tuple[int, int]]]  # span -> (unit index, tokens), in order
 
 
-class _Trunk:
+class Trunk:
     """Hidden states of a pack's rows, each model's trunk run once over the rows of its contexts.
 
     A trace that two contexts of one trunk (a policy and a value head on it) show in the same row goes through once.
@@ -186,7 +186,7 @@ def read(
     logits_bytes: int,
 ) -> Tokens:
     """Run each model once over the pack's rows and apply every reading's head in chunks."""
-    trunk = _Trunk(models, contexts, pack)
+    trunk = Trunk(models, contexts, pack)
     read_by = {trunk.model_of[context] for reading in readings for context in reading.contexts}
     projections = {name: models[name].projection() for name in read_by}
     values: dict[Output, Tensor] = {}

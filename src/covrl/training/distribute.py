@@ -29,7 +29,8 @@ def distribute(run: Run) -> None:
     trained = {"policy", *(spec.name for spec in run.algorithm.models if spec.trainable)}
     for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
         if model is not policy and model.model is policy.model:
-            continue  # it shares all weights with the policy: its adapter came with them
+            model.place(device)  # a value head; all else it shares with the policy, and its adapter came with that
+            continue
         fill(model.model, torch.device("cpu") if isinstance(model, Offloaded) else device, given.pop(name, None))
         model.place(device)
         if name not in trained:

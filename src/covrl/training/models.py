@@ -27,8 +27,8 @@ from covrl.training.sharding import ModelShape, empty_like
 class Adapted(LanguageModel):
     """A model that shares its base with others and differs from it by an adapter, or by none (``adapter`` is None).
 
-    The policy's adapter is on whenever no other model of the base is being read; its own are the only weights that
-    take a gradient.
+    The policy's adapter is on whenever no other model of the base is being read. Its weights take a gradient, and so do
+    those of a critic's adapter (:class:`covrl.models.critic.Critic`).
     """
 
     def __init__(self, base: LanguageModel, adapter: str | None) -> None:
@@ -42,7 +42,10 @@ class Adapted(LanguageModel):
         return list(adapters.adapter_weights(self.model, self.adapter).values())
 
     def named_trained(self) -> dict[str, nn.Parameter]:
-        return super().named_trained() if self.adapter == adapters.POLICY else {}
+        if self.adapter != adapters.POLICY:
+            return {}
+        own = set(map(id, self.own_weights()))
+        return {name: p for name, p in super().named_trained().items() if id(p) in own}
 
     def save(self, folder: Path) -> None:
         """Write the adapter, as PEFT reads it."""
@@ -56,7 +59,8 @@ class Adapted(LanguageModel):
     def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         if self.adapter == adapters.POLICY:
             return super()._forward(ids, **named)
-        with adapters.switched(self.model, self.adapter), torch.no_grad():
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.own_weights())
+        with adapters.switched(self.model, self.adapter), torch.set_grad_enabled(learns):
             return super()._forward(ids, **named)
 
 
@@ -146,7 +150,8 @@ def load_beside(
 ) -> dict[str, LanguageModel]:
     """The models that a method wants beside the policy, as they are before the first step.
 
-    Those of a policy with an adapter share its weights: a frozen one is the base, a following one an adapter more.
+    Those of a policy with an adapter share its weights: a frozen one is the base, a following one or a critic has an
+    adapter of its own, which begins as the policy's.
     Else they are copies of the base, all frozen ones the same; the base is the policy itself unless it is ``resumed``.
     """
     check_value_heads(policy, specs)
@@ -186,18 +191,14 @@ def check_value_heads(policy: LanguageModel, specs: Sequence[ModelSpec]) -> None
                 f"model.path: its output layer cannot be used apart from its trunk, so it can have no {spec.name} with "
                 "a value head; take a method without a critic, such as grpo"
             )
-        if spec.trainable and not spec.on_trunk and isinstance(policy, Adapted):
-            raise UserError(
-                f"lora.rank: the {spec.name} would be a whole model beside an adapter; set algorithm.critic = 'trunk' "
-                "for a value head on the policy, or lora.rank = 0"
-            )
 
 
-def _sharing(policy: Adapted, spec: ModelSpec) -> Adapted:
-    if spec.follows == "frozen":
+def _sharing(policy: Adapted, spec: ModelSpec) -> LanguageModel:
+    if spec.follows == "frozen" and not spec.trainable:
         return Adapted(policy, None)
     adapters.copy_adapter(policy.model, adapters.POLICY, spec.name)
-    return Adapted(policy, spec.name)
+    own = Adapted(policy, spec.name)
+    return Critic(own) if spec.trainable else own
 
 
 def _copied(base: LanguageModel, config: ModelConfig) -> LanguageModel:

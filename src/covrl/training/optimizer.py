@@ -27,15 +27,19 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas)
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of step ``step`` (0, 1, …): a linear warm-up, then constant, linear or cosine to the final share."""
+def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
+    """The rate of step ``step`` (0, 1, …): a linear warm-up, then constant, linear or cosine to the final share.
+
+    ``peak`` is the largest; None: ``training.learning_rate``.
+    """
+    peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+        return peak * (step + 1) / (config.warmup_steps + 1)
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
     falling = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.learning_rate * (config.final_lr_share + (1 - config.final_lr_share) * falling)
+    return peak * (config.final_lr_share + (1 - config.final_lr_share) * falling)
 
 
 def warm_up_note(config: TrainingConfig) -> str | None:

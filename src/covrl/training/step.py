@@ -150,9 +150,13 @@ def optimize(run: Run, made: Gradient, plan: ReadingPlan) -> dict[str, float]:
 
 def set_rate(run: Run) -> float:
     """Give each optimizer the step's learning rate for its model; the policy's."""
-    rate, times = learning_rate(run.config.training, run.done), {s.name: s.rate for s in run.algorithm.models}
+    training, specs = run.config.training, {spec.name: spec for spec in run.algorithm.models}
+    rate = learning_rate(training, run.done)
     for name, optimizer in run.optimizers.items():
-        set_learning_rate(optimizer, rate * times.get(name, 1.0))
+        spec = specs.get(name)
+        own = None if spec is None else spec.learning_rate
+        times = 1.0 if spec is None else spec.rate
+        set_learning_rate(optimizer, rate * times if own is None else learning_rate(training, run.done, own))
     return rate
 
 
