@@ -115,7 +115,8 @@ def page(lines: Sequence[Run]) -> str:
             "",
             "SmolLM2-135M-Instruct on word problems of four additions and subtractions, from answers alone, without a "
             "verifier. Lessons before it teach the form of a trace, from solutions of two and three steps. Made by "
-            "`python benchmarks/real/run.py [--control …] --seed S` and `python benchmarks/real/table.py`; "
+            "`python benchmarks/real/run.py [--control …] [--problems N] --seed S` and "
+            "`python benchmarks/real/table.py`; "
             f"{machines}. {counts} test problems that no training has seen; every run is a line of "
             "[real-model.jsonl](real-model.jsonl).",
             "",
@@ -136,9 +137,9 @@ def page(lines: Sequence[Run]) -> str:
             "",
             "Means over seeds. Gains are in points over the model that the run began from, with a 95 % interval by "
             "bootstrap over problems: it says nothing about other seeds. Sampled: one sample a problem at temperature "
-            "1. Without a thought: the greedy answer right after the question. Closed and tokens are those of sampled "
-            "traces. CPU minutes are those of the training with its evaluations; measuring a model took "
-            f"{fmean(line['measure_cpu_s'] for line in lines) / 60:.0f} more.",
+            "1. Without a thought: the greedy answer right after the question, which no lesson shows. Closed and "
+            "tokens are those of sampled traces. CPU minutes are those of the training with its evaluations; measuring "
+            f"a model took {fmean(line['measure_cpu_s'] for line in lines) / 60:.0f} more.",
             "",
             *courses(runs),
             *missing(taught, runs),

@@ -159,10 +159,10 @@ def test_what_is_there_is_not_done_again(out: Path, real: ModuleType, patch: pyt
     start(patch, real, out, "--steps", "0")
     assert len(real.calls) == before
     with pytest.raises(
-        SystemExit, match=r"lessons, roles and problems are \(1, 'prior,posterior', 5\), not \(1, 'prior', 5\)"
+        SystemExit, match=r"lessons, roles and problems are \(1, 'prior', 5\), not \(1, 'prior,posterior', 5\)"
     ):
-        start(patch, real, out, "--roles", "prior")
-    with pytest.raises(SystemExit, match=r"not \(1, 'prior,posterior', 3\)"):
+        start(patch, real, out, "--roles", "prior,posterior")
+    with pytest.raises(SystemExit, match=r"not \(1, 'prior', 3\)"):
         start(patch, real, out, "--problems", "3")
 
 
@@ -192,7 +192,7 @@ def test_the_table_has_every_run_and_names_what_is_missing(
     assert capsys.readouterr().err.startswith(f"no taught.json in {tmp_path}")
     (tmp_path / "taught.json").write_text((out / "taught.json").read_text())
     assert table.main() == 0  # nothing trained yet: the taught model, and all that is missing
-    assert "| after 1 lessons (prior and posterior prompt) | – | – |" in table.PAGE.read_text()
+    assert "| after 1 lessons (prior prompt) | – | – |" in table.PAGE.read_text()
     assert "is not measured yet" not in table.PAGE.read_text()
     assert table.PAGE.read_text().count("python benchmarks/real/run.py --seed") == 3
     patch.setattr(sys, "argv", ["table.py", str(out)])
@@ -206,7 +206,7 @@ def test_the_table_has_every_run_and_names_what_is_missing(
         other = "\n".join(
             table.missing([line for line in table.read_lines() if "trained" not in line], table.read_lines())
         )
-    assert "2 lessons (prior and posterior prompt). That model is not measured yet" in other
+    assert "2 lessons (prior prompt). That model is not measured yet" in other
     assert other.count("benchmarks/real/run.py") == 12
     page = (tmp_path / "page.md").read_text()
     for control in real.CONTROLS:
