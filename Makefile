@@ -23,9 +23,10 @@ DOCS = $(VENV)/.docs
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
 
-# One worker more than two cores: some tests wait for processes that they started.
+# One worker more than two cores: some tests wait for processes that they started. Files are begun in the order of
+# tests/conftest.py, the longest first.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Not in `dev`: one of its dependencies has no wheels, so it wants a C compiler, and all of them weigh 141 MB.
 test-gym: $(READY)

@@ -50,6 +50,7 @@ SHORT = (
 WEAK, PLAIN = "covrl-beta-0.1", "covrl"  # said to collapse, and what it is held against
 BETAS = (PLAIN, "covrl-beta-0", WEAK, "covrl-beta-3")
 REUSE = ("grpo-reuse", "gspo-reuse", "cispo-reuse", "rlpr-reuse", "dash-no-kl")  # what one update or a KL hides
+TOKENS = ("grpo", "tempo", "thr", "nthr", "tw_grpo", "steer", "grpo-reuse", "dhpo-reuse", "c3po")
 ABLATIONS = (
     *("covrl", "covrl-beta-0", "covrl-beta-0.1", "covrl-beta-3", "covrl-alpha-0.1", "covrl-alpha-0.9"),
     *("covrl-nll-0", "covrl-nll-0.1", "covrl-reward-mean", "covrl-reward-mean-scaled", "covrl-reward-prob"),
@@ -87,6 +88,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "tuning-ablations": (Stage(ABLATIONS, "rare"),),
     "ablations": (Stage(ABLATIONS, "rare", (0, 1, 2)),),
     "tuning-reuse": (Stage(REUSE, "rare"),),
+    "token-weights": tuple(Stage(TOKENS, kind, TUNING.seeds[:1], BUDGET, DEV, (3e-4,)) for kind in ("rare", "common")),
     "reuse": (Stage(("grpo", *REUSE[:3], "rlpr", "rlpr-reuse", "dash", "dash-no-kl"), "rare", (0, 1, 2)),),
 }
 
@@ -102,6 +104,11 @@ NOTES: dict[str, tuple[str, ...]] = {
         EQUAL_RATES.format("ablations"),
         "With reward = mean, prob or mean_prob rewards are smaller than a sum in nats, and the same β = 1 weighs more "
         "beside them. covrl-reward-mean-scaled divides β as the reward is, by the four tokens of an answer.",
+    ),
+    "token-weights": (
+        "One seed, on dev, at one rate for all that was tuned for none of them, and the same 50 steps of as many "
+        "responses: this tells a method that fails from one that learns, and no small differences. "
+        "dhpo-reuse has four updates a batch, as [grpo-reuse](reuse.md); c3po has a budget of 3,000 tokens.",
     ),
     "reuse": (
         "-reuse: four mini-batches of eight problems, each an update, on the same rollouts; grpo, rlpr and dash as in "

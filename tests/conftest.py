@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from commands import Covrl, here
 from hypothesis import settings
+from proved import prove_once
 
 from covrl.rewards.isolation import fault
 
@@ -19,11 +21,40 @@ settings.register_profile("fuzz", derandomize=False, print_blob=True, deadline=N
 settings.load_profile("known")
 
 
+LONGEST = (
+    "test_parallel.py",
+    "test_step_methods.py",
+    "test_guards.py",
+    "test_lora_parallel.py",
+    "test_kills.py",
+    "test_contract.py",
+    "test_objectives_expected.py",
+    "test_checkpoint.py",
+    "test_foreign_checkpoint.py",
+    "test_group_expected.py",
+    "test_learning.py",
+)
+"""The files that take longest come first, so that no worker begins one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture
 def covrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Covrl:
     """Runs a command in the test's process and gives its exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", "200")
     return lambda *arguments: here(monkeypatch, capfd, *arguments)
+
+
+@pytest.fixture(scope="module")
+def proved_once() -> Iterator[None]:
+    """The paths of a model are proved at its first build; most of a small run's build is that proof."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("covrl.assembly.prove", prove_once)
+        yield
 
 
 @pytest.fixture(scope="session")

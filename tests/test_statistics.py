@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from covrl.statistics import (
     Interval,
-    avg_at_n,
     bootstrap_interval,
     bootstrap_intervals,
     pass_at_k,
@@ -70,10 +69,6 @@ def test_pass_at_k_is_unbiased() -> None:
 @pytest.mark.parametrize(("n", "ks"), [(0, []), (1, [1]), (2, [1, 2]), (7, [1, 2, 4]), (8, [1, 2, 4, 8])])
 def test_powers_of_two(n: int, ks: list[int]) -> None:
     assert powers_of_two(n) == ks
-
-
-def test_avg_at_n_is_the_mean_over_all_samples() -> None:
-    assert avg_at_n([0, 1, 4], 4) == pytest.approx(5 / 12)
 
 
 def test_bootstrap_agrees_with_the_exact_distribution_of_resampled_means() -> None:

@@ -15,10 +15,11 @@ closed, and seconds are those on the wall.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
-from speed.processes import Bench, spread
+from speed.processes import Bench, attempts, spread
 from speed.step import CHOICES, SETTLED, search, settled
 from speed.workloads import WORKLOADS
 
@@ -41,12 +42,10 @@ def measure(bench: Bench, name: str = "M-close") -> dict[str, Any]:
         best = settled()["ours"]
     else:
         best = search(CHOICES["ours"], lambda s: median(once("grpo", s, 1)[workload.clock]), lambda _: None).best()
-    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
-    for _ in range(bench.repeats):
-        for method in METHODS:
-            runs[method].append(once(method, best, workload.steps))
+    runs, failed = attempts(bench.repeats, {m: partial(once, m, best, workload.steps) for m in METHODS})
     required, goal = ASKED[name]
-    return {"workload": name, "settings": best, **summary(runs, workload.clock), "required": required, "goal": goal}
+    asked = {"required": required, "goal": goal, "failed": failed}
+    return {"workload": name, "settings": best, **summary(runs, workload.clock), **asked}
 
 
 def summary(runs: Mapping[str, list[dict[str, Any]]], clock: str = "cpu") -> dict[str, Any]:
@@ -78,6 +77,7 @@ def text(found: Mapping[str, Any]) -> list[str]:
         rows.append(f"{method}, {clock} seconds: {'; '.join(cells)}; tokens: {tokens}{invalid}")
     return [
         *rows,
+        *(f"FAILED: {said}" for said in found["failed"]),
         f"training part covrl / grpo {found['ratio']:.2f} (required: at most {found['required']}, goal: "
         f"{found['goal']}), whole step {found['step_ratio']:.2f}",
     ]

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -91,6 +92,28 @@ class Bench:
         except OSError:
             return {}
         return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def attempts(repeats: int, runs: Mapping[str, Callable[[], dict[str, Any]]]) -> tuple[dict[str, Any], list[str]]:
+    """What each of ``runs`` gave, in turn and ``repeats`` times, and what was said of those that failed.
+
+    A measurement of minutes that fails costs itself alone: the others stay, and the failure is in the record.
+
+    Raises:
+        WorkerError: one of them gave nothing; with its first failure.
+    """
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    failed: dict[str, list[str]] = {name: [] for name in runs}
+    for number in range(repeats):
+        for name, run in runs.items():
+            try:
+                found[name].append(run())
+            except WorkerError as error:
+                failed[name].append(f"{name}, repeat {number + 1}: {error}")
+    for name, every in found.items():
+        if not every:
+            raise WorkerError(failed[name][0])
+    return found, [said for every in failed.values() for said in every]
 
 
 def environment(threads: int) -> dict[str, str]:

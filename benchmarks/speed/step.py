@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 from speed.agree import agreement
-from speed.processes import Bench, WorkerError, free_mb, machine, spread
+from speed.processes import Bench, WorkerError, attempts, free_mb, machine, spread
 from speed.workloads import Workload
 
 Settings = Mapping[str, Any]
@@ -137,10 +138,9 @@ def measure(bench: Bench, workload: Workload, searches: Mapping[str, Search]) ->
         return bench.worker(side, peer=side == "peer", **task, **settings)
 
     best = {side: found.best() for side, found in searches.items()}
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in best}
-    for _ in range(bench.repeats):
-        for side, settings in best.items():
-            runs[side].append(once(side, settings, workload.steps))
+    runs, failed = attempts(
+        bench.repeats, {side: partial(once, side, settings, workload.steps) for side, settings in best.items()}
+    )
     shown = {side: figures(found) | {"settings": best[side]} for side, found in runs.items()}
     cpu = {side: shown[side]["cpu"][0] for side in best}
     floor = bench.worker("floor", workload=workload.name)["seconds"]
@@ -148,6 +148,8 @@ def measure(bench: Bench, workload: Workload, searches: Mapping[str, Search]) ->
         "workload": workload.name,
         "clock": workload.clock,
         **shown,
+        "runs": {side: len(found) for side, found in runs.items()},
+        "failed": failed,
         "search": {side: found.record() for side, found in searches.items()},
         "log_probs": agreement(bench, workload, model),
         "ratio": cpu["peer"] / cpu["ours"],
@@ -183,6 +185,7 @@ def text(found: Mapping[str, Any]) -> list[str]:
     for side in ("ours", "peer"):
         for one in found["search"][side]["left_out"]:
             rows.append(f"{side} left out {named({k: v for k, v in one.items() if k != 'why'})}: {one['why']}")
+    rows += [f"FAILED: {said}" for said in found["failed"]]
     apart = "; ".join(
         f"{dtype} at most {v['largest']:.1e}, mean {v['mean']:.1e}"
         for dtype, v in found["log_probs"].items()

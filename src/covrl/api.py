@@ -14,7 +14,7 @@ from typing import Any
 from covrl import files
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
-from covrl.assembly import build, build_algorithm, build_evaluation, problem_fields
+from covrl.assembly import build, build_algorithm, build_evaluation, named_in_config
 from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style, reward_assignments
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.ask import Reply
@@ -30,10 +30,10 @@ from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest
 from covrl.prompts import Prompts, dated
 from covrl.records import Grader, Problem, StepReport
 from covrl.reporting.sinks import Sink, read_metrics
-from covrl.rewards.functions import name_of
 from covrl.rewards.named import Given, Reward, as_reward
 from covrl.rewards.steps import StepScorer
 from covrl.secrets import redacted
+from covrl.training.ahead import resumed_note
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike
 from covrl.training.folder import model_of_run, new_run_folder
@@ -54,7 +54,6 @@ __all__ = [
     "config_for",
     "model_of_run",
     "new_run_folder",
-    "problem_fields",
     "resume",
     "train",
     "train_run",
@@ -139,7 +138,7 @@ def train_run(
         sinks = sinks if world.first else ()
         for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
             say(redacted(note))
-        for closed in (keeper, *sinks):
+        for closed in (run.ahead, keeper, *sinks):
             cleanup.callback(closed.close)
         try:
             for made in steps(run):
@@ -200,22 +199,23 @@ def resume(
             that was given in Python, or an engine on another machine, that is not given now.
     """
     typed, made = _typed_or_made(reward)
-    table = _with_given(read_toml(folder / "config.toml"), typed, made, algorithm, folder / "config.toml")
+    cls = None if isinstance(algorithm, str) else algorithm
+    table = _with_given(read_toml(folder / "config.toml"), typed, made is not None, algorithm, folder / "config.toml")
     if engine is None:
         refuse_address_in_file(table, folder / "config.toml")
     else:
         table = override(table, [f"generation.engine={json.dumps(engine)}"])
-    config = check(RunConfig, table, where=f"{folder / 'config.toml'}: ")
+    config = named_in_config(check(RunConfig, table, where=f"{folder / 'config.toml'}: "), made, cls)
     found, notes = _checkpoint_to_resume(folder, config)
     state = read_state(found) if found else {}
-    method = algorithm if isinstance(algorithm, type) else find_algorithm(config.algorithm.name)
+    method = cls or find_algorithm(config.algorithm.name)
     changes = check_config(state, config, method, folder / "config.toml")
     run = build(
         config,
         problems,
         held_out,
         reward=made,
-        algorithm=None if isinstance(algorithm, str) else algorithm,
+        algorithm=cls,
         step_scorer=step_scorer,
         policy_path=found / "model" if found else None,
     )
@@ -224,7 +224,7 @@ def resume(
     if found:
         changes += check_inputs(state, run)
         load_checkpoint(run, found)
-        notes += [*changes, *check_versions(found)]
+        notes += [*changes, *check_versions(found), *filter(None, [resumed_note(config, run.done)])]
     if changes:  # the steps behind the checkpoint will not be the same again: what they found best still counts
         run.best = max(filter(None, (run.best, best_value(folder / "best"))), default=None)
     run.notes = (*run.notes, *notes)
@@ -243,27 +243,24 @@ def _typed_or_made(reward: Any) -> tuple[list[str], Reward | None]:
 def _with_given(
     table: dict[str, Any],
     typed: Sequence[str],
-    made: Reward | None,
+    made: bool,
     algorithm: type[Algorithm] | str | None,
     file: Path,
 ) -> dict[str, Any]:
-    """The settings of ``file`` with the names of what is given now.
+    """The settings of ``file`` with the names that are typed now; ``made``: reward functions are given as they are.
 
     Raises:
         UserError: the file names code that is not given.
     """
     names = {text.partition("=")[0] for text in typed if "=" in text}
     left = {k: v for k, v in table.items() if not (k == "algorithm" and algorithm is not None)}
-    if made is not None or len(names) < len(typed):
+    if made or len(names) < len(typed):
         left.pop("rewards", None)
-    left["reward"] = {} if made is not None else {n: part for n, part in reward_tables(table) if n not in names}
+    left["reward"] = {} if made else {n: part for n, part in reward_tables(table) if n not in names}
     refuse_code_in_file(left, file)
     table = override(table, reward_assignments(typed))
-    if algorithm is not None:
-        table.setdefault("algorithm", {})["name"] = algorithm if isinstance(algorithm, str) else name_of(algorithm)
-    if made is not None:
-        table.setdefault("rewards", {})["function"] = name_of(made) if callable(made) else ""
-        table["reward"] = {} if callable(made) else {r.name: r.settings for r in made}
+    if isinstance(algorithm, str):
+        table.setdefault("algorithm", {})["name"] = algorithm
     return table
 
 
@@ -290,7 +287,8 @@ def has_settings(model: str) -> bool:
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
     """Settings to use ``model`` with: those of ``file``, else of the run that it is the folder of, else the defaults.
 
-    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments.
+    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments. The engine that a
+    run trained with is not taken from its folder: it may be training, and a server would get other weights then.
     """
     is_run = (Path(model) / "config.toml").is_file()
     table: dict[str, Any] = {}
@@ -298,6 +296,8 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_settings(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
+        if isinstance(table.get("generation"), dict):
+            table["generation"].pop("engine", None)
     elif model in SHIPPED_BASES:
         table = read_toml(SHIPPED / SHIPPED_BASES[model][1])
     path = str(model_of_run(Path(model))) if is_run else model

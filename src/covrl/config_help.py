@@ -27,6 +27,7 @@ UNITS = {
     "checkpoint.keep": "checkpoints",
     "generation.max_answer_tokens": "tokens",
     "generation.max_trace_tokens": "tokens",
+    "generation.ahead": "steps",
     "generation.rows_per_pass": "traces",
     "guards.publish_check_every": "steps",
     "guards.skip_at_most": "steps",
@@ -67,6 +68,11 @@ class Setting:
 
 def list_settings() -> list[Setting]:
     """Every setting of a configuration file, section by section; then those of each method of this package."""
+    return [*section_settings(), *(setting for method in ALGORITHMS for setting in method_settings(method))]
+
+
+def section_settings() -> list[Setting]:
+    """The settings that every run has. No method is imported for them, and so no torch."""
     whole = RunConfig.model_json_schema()
     found = [
         setting
@@ -77,7 +83,7 @@ def list_settings() -> list[Setting]:
     found += _section("problems.train", SourceConfig.model_json_schema(), {})
     found += _section("reward.NAME", RewardConfig.model_json_schema(), {})
     name = Setting(f"{METHOD}.name", "text", "covrl", False, "", "", "the method; `covrl algorithms` lists them")
-    return [*found, name, *(setting for method in ALGORITHMS for setting in method_settings(method))]
+    return [*found, name]
 
 
 def method_settings(name: str) -> list[Setting]:
@@ -96,17 +102,19 @@ def chosen_settings(names: Sequence[str]) -> list[Setting]:
     Raises:
         UserError: there is none of a name; says which is near.
     """
-    every = list_settings()
-    if not names:
-        return [setting for setting in every if not setting.key.startswith(f"{METHOD}(")]
-    found: list[Setting] = []
+    every = section_settings()
+    found: list[Setting] = [] if names else every
     for name in names:
-        own = [s for s in every if s.key == name or s.key.startswith((f"{name}.", f"{METHOD}({name})."))]
+        own = _of_name(name, every) or _of_name(name, list_settings())
         own = own or (method_settings(name) if name in installed(GROUP) else [])
         if not own:
-            raise UserError(_unknown(name, every))
+            raise UserError(_unknown(name, list_settings()))
         found += own
     return found
+
+
+def _of_name(name: str, settings: Sequence[Setting]) -> list[Setting]:
+    return [s for s in settings if s.key == name or s.key.startswith((f"{name}.", f"{METHOD}({name})."))]
 
 
 def _unknown(name: str, every: Sequence[Setting]) -> str:

@@ -53,11 +53,6 @@ def powers_of_two(n: int) -> list[int]:
     return [1 << i for i in range(n.bit_length())]
 
 
-def avg_at_n(correct: Sequence[int], n: int) -> float:
-    """Mean accuracy over all samples: ``correct[i]`` of the ``n`` samples of problem ``i`` are right."""
-    return fmean(correct) / n
-
-
 def bootstrap_intervals(
     columns: Mapping[Name, Sequence[float]], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[Name, Interval]:

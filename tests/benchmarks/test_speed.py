@@ -27,6 +27,7 @@ from speed import (  # noqa: E402
     memory,
     ours,
     processes,
+    refill,
     step,
     tables,
     workloads,
@@ -218,6 +219,17 @@ def test_the_page_says_which_goals_are_met() -> None:
     assert "TRL 1.16" in page
     first["wall"] = [9.0, 8.0, 10.0]
     assert "| 9.00 | met |" in tables.render({"first-step": about | first})
+
+
+def test_the_page_has_refilled_places_against_waves() -> None:
+    one = {"refilled": [150.0] * 3, "waves": [100.0] * 3, "ratio": [1.5, 1.4, 1.6], "tokens": 9, "same": 1.0}
+    whole = {"requests": 512, "rows": 64, "workloads": {"M-early": one}, "goal": 1.3}
+    assert "ratio 1.50 (1.40 to 1.60)" in refill.text(whole)[0]
+    about = {"name": "refill", "threads": 1, "repeats": 5, "commit": "abc", "peer_versions": {}}
+    machine = {"processor": "P", "cores": 2, "torch": "2", "transformers": "5"}
+    page = tables.render({"refill": about | whole | {"machine": machine}})
+    assert "| 512 requests in 64 rows, lengths differ: refilled / waves | ≥ 1.3 | 1.50 | met |" in page
+    assert "| M-early | mean 16 of at most 64 | 150 (150 to 150) | 100 (100 to 100) | 1.50 (1.40 to 1.60) |" in page
 
 
 def test_the_largest_logits_are_seen_in_forward_and_backward() -> None:
@@ -418,3 +430,61 @@ def test_the_share_of_the_devices_speed_counts_each_token_once_for_each_prompt()
     assert found["mfu"] == pytest.approx((2 * 3 * (80 + 20) + 6 * 3 * trained) / 4.0 / 6.0)
     scored = device.figures(metrics | {"tokens/scored": 5.0}, workload, contexts=2, weights=3, speed=6.0)
     assert scored["mfu"] - found["mfu"] == pytest.approx(2 * 3 * 2 * (20 + 80) / 4.0 / 6.0)
+
+
+class Flaky:
+    """A bench whose workers fail as told: the numbers of their calls, by side."""
+
+    repeats, search = 3, False
+
+    def __init__(self, **fails: tuple[int, ...]) -> None:
+        self.fails, self.calls = fails, dict.fromkeys(("ours", "peer"), 0)
+
+    def model(self, workload: Any) -> str:
+        return "folder"
+
+    def worker(self, name: str, peer: bool = False, **task: Any) -> dict[str, Any]:
+        if name == "floor":
+            return {"seconds": 1.0}
+        self.calls[name] += 1
+        if self.calls[name] in self.fails.get(name, ()):
+            raise WorkerError(f"speed.{name} ended with -9: killed")
+        seconds = float(self.calls[name]) * (2 if peer else 1)
+        found = {"cpu": [seconds], "wall": [seconds], "step_mb": 1.0, "peak_mb": 1.0, "tokens": {"generated": [1]}}
+        phases = {"generate": [0.0], "score": [0.0], "train": [seconds], "other": [0.0]}
+        return found | {"phases": phases, "metrics": {"trace/invalid_share": [0.0]}}
+
+
+def test_a_repeat_that_fails_costs_itself_alone_and_is_in_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "agreement", lambda *_: {"equal": True})
+    searches = {side: step.Search([({"dtype": "float32"}, 0.0)]) for side in ("ours", "peer")}
+    found = step.measure(Flaky(peer=(2,)), workloads.WORKLOADS["REAL"], searches)  # ty: ignore[invalid-argument-type]
+    assert found["runs"] == {"ours": 3, "peer": 2}
+    assert found["failed"] == ["peer, repeat 2: speed.peer ended with -9: killed"]
+    assert (found["ours"]["wall"], found["peer"]["wall"]) == ([2.0, 1.0, 3.0], [4.0, 2.0, 6.0])
+    assert "FAILED: peer, repeat 2: speed.peer ended with -9: killed" in step.text(found)
+    shared = covrl_share.measure(Flaky(ours=(3,)), "REAL")  # ty: ignore[invalid-argument-type]
+    assert shared["failed"] == ["grpo, repeat 2: speed.ours ended with -9: killed"]
+    assert shared["covrl"]["wall"]["step"] == [4.0, 2.0, 6.0]
+    assert any(line.startswith("FAILED: grpo, repeat 2") for line in covrl_share.text(shared))
+
+
+def test_a_side_of_which_every_repeat_fails_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "agreement", lambda *_: {"equal": True})
+    searches = {side: step.Search([({"dtype": "float32"}, 0.0)]) for side in ("ours", "peer")}
+    with pytest.raises(WorkerError, match=r"peer, repeat 1: speed\.peer ended with -9"):
+        step.measure(Flaky(peer=(1, 2, 3)), workloads.WORKLOADS["REAL"], searches)  # ty: ignore[invalid-argument-type]
+
+
+def test_a_run_of_which_a_repeat_failed_ends_with_1_and_its_figures_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SAVED", tmp_path)
+    monkeypatch.setattr(run, "what_is_wrong", lambda asked: None)
+    found: dict[str, Any] = {"failed": []}
+    monkeypatch.setattr(run, "chosen", lambda asked: [("dash", 1, lambda bench: found, lambda found: ["shown"])])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--save", "--models", str(tmp_path), "--peer-python", "/nowhere"])
+    assert run.main() == 0
+    found["failed"] = ["peer, repeat 1: killed"]
+    assert run.main() == 1
+    assert "peer, repeat 1: killed" in (tmp_path / "dash.json").read_text()

@@ -12,6 +12,7 @@ from covrl.api import build_evaluation, config_for
 from covrl.config import PromptConfig
 from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.evaluate import evaluate
+from covrl.evaluation.metrics import figures
 from covrl.generation.base import Draw, Sampling
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
@@ -147,20 +148,32 @@ class Sampling3(Scripted):
 
 def test_avg_and_pass_at_k_are_over_problems_and_samples() -> None:
     generator = Sampling3([])
-    figures = evaluate(Evaluator(generator, PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 3, 1.0, 0).record()
+    found = evaluate(Evaluator(generator, PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 3, 1.0, 0).record()
     assert len(generator.asked) == 4, "greedy traces, their answers; all samples' traces at once, their answers"
-    assert figures["greedy"] == pytest.approx(1 / 3)
-    assert figures["n"] == 3
-    assert figures["avg@n"] == figures["pass@1"] == pytest.approx((1 + 1 / 3 + 0) / 3)
-    assert figures["pass@2"] == pytest.approx((1 + 2 / 3 + 0) / 3)
-    assert "pass@4" not in figures
-    assert set(figures["intervals"]) == {"greedy", "avg@n", "pass@1", "pass@2"}
-    low, high = figures["intervals"]["avg@n"]
+    assert found["greedy"] == pytest.approx(1 / 3)
+    assert found["n"] == 3
+    assert found["avg@n"] == found["pass@1"] == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert found["pass@2"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert "pass@4" not in found
+    assert set(found["intervals"]) == {"greedy", "avg@n", "pass@1", "pass@2"}
+    low, high = found["intervals"]["avg@n"]
     assert (low, high) == (0.0, 1.0), "three problems: some resamples hold one problem alone"
-    assert "sound" not in figures
+    assert "sound" not in found
+
+
+def test_both_kinds_of_evaluation_have_the_same_figures() -> None:
+    """`covrl compare` keeps no answers in normal form, so it has no majorities; all else is what `covrl eval` says."""
+    report = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 3, 1.0, 0)
+    short, whole = report.record(), figures(report.solved(), [1, 2])
+    assert {"unknown", "truncated", "no_closing_tag", "trace_tokens", "pass@2"} < short.keys()
+    assert short["truncated"] == pytest.approx(1 / 12)
+    shared = short.keys() - {"intervals"}
+    assert {name: short[name] for name in shared} == {name: whole[name] for name in shared}
+    assert short["intervals"] == {name: whole["intervals"][name] for name in short["intervals"]}
+    assert whole["intervals"].keys() - short["intervals"].keys() == {"maj@2"}
 
 
 def test_without_samples_there_is_greedy_alone() -> None:
-    figures = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 0, 1.0, 0).record()
-    assert set(figures["intervals"]) == {"greedy"}
-    assert not {"n", "avg@n", "pass@1"} & figures.keys()
+    found = evaluate(Evaluator(Sampling3([]), PROMPTS, 50, 5, make_grader("text")), PROBLEMS, 0, 1.0, 0).record()
+    assert set(found["intervals"]) == {"greedy"}
+    assert not {"n", "avg@n", "pass@1"} & found.keys()

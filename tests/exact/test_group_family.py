@@ -18,6 +18,7 @@ from torch import Tensor
 from covrl.models.model import LanguageModel
 from covrl.records import Group, Rollout
 from covrl.training.gradient import add_gradient
+from covrl.training.losses import only_written
 from covrl.training.reading_plan import reading_plan
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
@@ -289,6 +290,47 @@ def test_the_gradient_is_that_of_the_stated_loss(case: str, moved: bool) -> None
         expected = world.gradient_of(run, loss) if loss.requires_grad else torch.zeros_like(found)
         world.set_weights(run, before)
         assert float((found - expected).norm()) <= 1e-9 * max(float(expected.norm()), 1e-3), f"group {number}"
+
+
+MASKS = [(True, False), (False, True), (True, True)]
+"""Which tokens of a group's responses the policy wrote, in turn; of a single token: that one."""
+
+
+@pytest.mark.parametrize("case", [case for case in FAMILY if not case.startswith(("rover", "dapo"))])
+@pytest.mark.parametrize("moved", [False, True])
+def test_tokens_that_the_policy_did_not_write_are_in_no_mean(case: str, moved: bool) -> None:
+    """The stated loss over the written tokens alone, which are read after all tokens before them.
+
+    ROVER's targets reach over the next token, and the length penalty counts all of them.
+    """
+    name, settings = FAMILY[case]
+    for number, members in enumerate(GROUPS):
+        run = make_run(name, seed=number, **settings)
+        torch.manual_seed(number)
+        before = world.get_weights(run)
+        drift = 0.1 * torch.randn_like(before) if moved else None
+        masks = [MASKS[i % 3][: len(ids)] if len(ids) > 1 else (True,) for i, (ids, _) in enumerate(members)]
+        rollouts = [
+            replace(response(run, ids, reward, i), written=mask)
+            for i, ((ids, reward), mask) in enumerate(zip(members, masks, strict=True))
+        ]
+        old = [masked(detached(plain(run, ids)), mask) for (ids, _), mask in zip(members, masks, strict=True)]
+        given = run.algorithm.credit
+        run.algorithm.credit = lambda groups, run=run, given=given: only_written(  # ty: ignore[invalid-assignment]
+            groups, given(groups), run.algorithm.streams
+        )
+        found, _ = world.production_gradient(run, rollouts, drift)
+        world.set_weights(run, before if drift is None else before + drift)
+        new = [masked(plain(run, ids), mask) for (ids, _), mask in zip(members, masks, strict=True)]
+        loss = stated(name, settings, old, new, [r for _, r in members])
+        expected = world.gradient_of(run, loss) if loss.requires_grad else torch.zeros_like(found)
+        world.set_weights(run, before)
+        assert float((found - expected).norm()) <= 1e-9 * max(float(expected.norm()), 1e-3), f"group {number}"
+
+
+def masked(p: Plain, written: tuple[bool, ...]) -> Plain:
+    mine = torch.tensor(written)
+    return Plain(p.policy[mine], p.policy_all[mine], p.reference[mine], p.reference_all[mine])
 
 
 def detached(p: Plain) -> Plain:

@@ -106,6 +106,22 @@ def samples_follow_the_distribution(make: Make) -> None:
         assert float(((counts - wanted) ** 2 / wanted)[full].sum()) < 24.3  # 7 degrees of freedom, p = 0.001
 
 
+def a_nucleus_is_sampled_from_its_tokens_alone(make: Make) -> None:
+    """With ``top_p`` each token is among the fewest that have this probability, and its log-prob is one of these."""
+    tokenizer = TOKENIZERS["characters"]()
+    model = model_of(tokenizer)
+    engine = make(model, tokenizer)
+    for top_p, temperature in ((0.6, 1.0), (0.4, 1.6)):
+        found = engine.generate(requests(9), Sampling(8, "Q", temperature, top_p), DRAW)
+        assert sum(len(r.trace_ids) for r in found) > 40
+        for r in found:
+            for token, told, logs in zip(r.trace_ids, r.log_probs, own_logs(model, r, temperature), strict=True):
+                probs, ids = logs.exp().sort(descending=True)
+                kept = int((probs.cumsum(0) < top_p).sum()) + 1
+                assert token in ids[:kept].tolist()
+                assert told == pytest.approx(float(logs[token] - probs[:kept].sum().log()), abs=TOLERANCE)
+
+
 def a_sample_depends_on_its_key_alone(make: Make) -> None:
     tokenizer = TOKENIZERS["characters"]()
     engine = make(model_of(tokenizer), tokenizer)
@@ -357,6 +373,7 @@ CONTRACT = {
     for check in (
         log_probs_are_the_models_own,
         samples_follow_the_distribution,
+        a_nucleus_is_sampled_from_its_tokens_alone,
         a_sample_depends_on_its_key_alone,
         temperature_zero_is_greedy,
         a_trace_ends_at_the_stop_text_or_at_its_limit,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,22 @@ def fake_local(root: Path, stack: contextlib.ExitStack) -> Make:
     return make
 
 
-def fake_sleeper(root: Path, stack: contextlib.ExitStack) -> Make:
-    """As on an accelerator, where the engine sleeps between calls and has lost its weights when it wakes."""
+class Sleeper(OutsideGenerator):
+    """As on an accelerator, where the engine sleeps while others work and has lost its weights when it wakes."""
 
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        try:
+            return super().generate(requests, sampling, draw)
+        finally:
+            self.rest()
+
+
+def fake_sleeper(root: Path, stack: contextlib.ExitStack) -> Make:
     def make(model: Any, tokenizer: Any) -> Generator:
-        engine = fake_local(root, stack)(model, tokenizer)
-        engine.backend._sleeps = True  # ty: ignore
-        engine.backend._llm.settings["enable_sleep_mode"] = True  # ty: ignore
-        return engine
+        backend: Any = fake_local(root, stack)(model, tokenizer).backend  # ty: ignore
+        backend._sleeps = True
+        backend._llm.settings["enable_sleep_mode"] = True
+        return Sleeper(backend, model, tokenizer)
 
     return make
 
@@ -179,6 +187,7 @@ CAUGHT_BY = {
     "stop": "a_trace_ends_at_the_stop_text_or_at_its_limit",
     "seed": "a_sample_depends_on_its_key_alone",
     "log-prob": "log_probs_are_the_models_own",
+    "top-p": "a_nucleus_is_sampled_from_its_tokens_alone",
     "top-k": "the_likeliest_tokens_come_back_where_they_are_asked_for",
     "prefix": "a_prefix_is_read_and_part_of_the_text_and_not_returned_as_sampled",
     "seam": "an_end_that_begins_in_the_prefix_counts",
@@ -220,6 +229,8 @@ class Broken:
         own, requests = requests, [self._asked(r) for r in requests]
         if self.how == "stop":
             sampling = Sampling(sampling.max_tokens, "\x00never", sampling.temperature)
+        if self.how == "top-p":
+            sampling = replace(sampling, top_p=1.0)
         found = self.inner.generate(requests, sampling, draw)
         found = [replace(self._told(r), request=asked) for r, asked in zip(found, own, strict=True)]
         if self.how == "log-prob":
@@ -244,7 +255,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    "broken", ["stop", "seed", "log-prob", "publish", "top-k", "prefix", "seam", "budget", "entropy"]
+    "broken", ["stop", "seed", "log-prob", "top-p", "publish", "top-k", "prefix", "seam", "budget", "entropy"]
 )
 def test_the_contract_rejects_any_engine_that_breaks_a_promise(broken: str) -> None:
     """And takes the same engine, wrapped alike, where nothing is broken: the wrapper is not what it rejects."""

@@ -140,8 +140,10 @@ class Scripted:
     def load(self, version: int) -> None:
         del version
 
-    def draw(self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int]) -> list[Drawn]:
-        del temperature, ends
+    def draw(
+        self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
+    ) -> list[Drawn]:
+        del temperature, ends, top_p
         self.asked.append((stop, len(rows)))
         return [self._row(row, stop) for row in rows]
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from covrl.records import Problem, StepReport, TraceGroup, TraceView
+from covrl.reporting.catalogue import unit_of
 from covrl.reporting.html import render_report, write_report
 from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary, remarks
 
@@ -138,6 +139,32 @@ def test_each_metric_is_drawn_once_and_unknown_families_get_a_chart():
     assert "Reward by source" in titles
     drawn = sum(len(json.loads(figure["data-chart"])["series"]) for figure in page.all("figure"))
     assert drawn == len({*metrics, "reward/posterior", "grad_norm/kl"})
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [
+        ("eval/thought_gain", "nats"),
+        ("thought/gain", "nats"),
+        ("eval/log_prob", "nats"),
+        ("eval/hint_margin_upper", "nats"),
+        ("watch/accuracy_gain", "share"),
+        ("watch/accuracy_gain_at_most", "share"),
+        ("watch/reward_rise", ""),
+        ("eval/accuracy", "share"),
+        ("eval/accuracy_sampled", "share"),
+        ("label/prior_sound", "share"),
+        ("posterior/ess", "traces"),
+        ("tokens/trained", "tokens"),
+        ("time/step", "seconds"),
+        ("reward/prior", "nats"),
+        ("reward/brevity", ""),
+        ("mine/some_share", "share"),
+        ("mine/gain", ""),
+    ],
+)
+def test_a_metric_has_the_unit_of_its_chart(metric, unit):
+    assert unit_of(metric) == unit
 
 
 def test_the_sources_keep_their_colours():

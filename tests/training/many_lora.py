@@ -1,12 +1,7 @@
-"""LoRA runs that tests/training/test_lora_parallel.py compares: in one process, and in two as a script.
-
-torchrun --nproc-per-node 2 tests/training/many_lora.py FOLDER
-"""
+"""LoRA runs that tests/training/test_lora_parallel.py compares: in one process, and in two by worlds.py."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "covrl": {"algorithm": {"name": "covrl"}, "training": {"stream_norms_every": 1}},
     "following": {"algorithm": {"name": "nover", "sync_every": 1}, "training": {"recompute": True}},
     "frozen": {"algorithm": {"name": "grpo", "kl": "k3", "kl_weight": 0.5}, "training": {"weights": "replicated"}},
+    "critic": {"algorithm": {"name": "ppo"}},
     "bfloat16": {"algorithm": {"name": "covrl"}, "model": {"dtype": "bfloat16"}},
 }
 
@@ -111,9 +107,3 @@ def main(folder: Path) -> None:
     if world.first:
         torch.save(found, folder / "two.pt")
     world.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)  # all is written, and once in many times threads of torch's abort an interpreter that ends

@@ -22,6 +22,8 @@ from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
 from covrl.training.resuming import check_config, check_inputs
 from covrl.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("proved_once")
+
 SMALL = [
     "algorithm.name=nover",
     "training.steps=2",

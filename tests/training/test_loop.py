@@ -27,6 +27,8 @@ from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
+pytestmark = pytest.mark.usefixtures("proved_once")
+
 PROMPTS = {
     "user": "{question}",
     "prior_open": " ",
@@ -218,7 +220,7 @@ def test_methods_that_compare_no_traces_take_a_single_one(name: str) -> None:
     assert method.name == name
 
 
-@pytest.mark.parametrize("name", ["psr", "nsr", "w_reinforce", "rapo"])
+@pytest.mark.parametrize("name", ["psr", "nsr", "w_reinforce", "rapo", "thr", "nthr"])
 def test_a_shaped_reward_is_no_verdict(folder: Path, name: str) -> None:
     run = make_run(name)
     run.reward = lambda problem, text: 0.4

@@ -18,11 +18,13 @@ from transformers.pytorch_utils import Conv1D
 from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.base import ModelSpec, Setup
+from covrl.algorithms.ppo import VALUE
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
 from covrl.models import adapters
+from covrl.models.critic import HEAD_FILE, Critic
 from covrl.models.model import LanguageModel, load_model
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPES
@@ -37,6 +39,8 @@ from covrl.training.rollouts import sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
+
+pytestmark = pytest.mark.usefixtures("proved_once")
 
 pytest.importorskip("peft")
 
@@ -171,6 +175,79 @@ def test_the_gradient_is_that_of_the_merged_weights_by_differences(folder: Path,
         slope = float((weight.grad * direction).sum())
         assert abs(slope) > 1e-4
         assert (up - down) / (2 * step) == pytest.approx(slope, rel=1e-4, abs=1e-7), key
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_critics_adapter_has_the_gradient_of_merged_weights_by_differences(folder: Path, recompute: bool) -> None:
+    """Beside the policy's on one base: each factor of both, and the head; the losses of two plain models."""
+    run = make_run(folder, "ppo", {"rank": 3, "alpha": 5}, training={"recompute": recompute})
+    policy, critic = run.models["policy"], run.models["critic"]
+    assert isinstance(critic, Critic)
+    assert critic.model is policy.model
+    assert not set(map(id, policy.parameters())) & set(map(id, critic.parameters()))
+    shake(run)
+    groups, credits = admitted(run)
+    plan = reading_plan(run.algorithm, on_policy=False)
+    names = ("policy", "critic")
+    now = {name: adapters.adapter_weights(policy.model, name) for name in names}
+    start = {name: {key: w.detach().clone() for key, w in now[name].items()} for name in names}
+    head = {key: w.detach().clone() for key, w in critic.head.state_dict().items()}
+
+    def loss(weights: dict[str, dict[str, Tensor]], head: dict[str, Tensor]) -> float:
+        beside = Critic(plain_with(run, weights["critic"]))
+        beside.head.load_state_dict(head)
+        models = {"policy": plain_with(run, weights["policy"]), "critic": beside}
+        return sum(add_gradient(run.algorithm, models, groups, credits, run.limits, plan).losses.values())
+
+    add_gradient(run.algorithm, run.models, groups, credits, run.limits, plan)
+    generator = torch.Generator().manual_seed(0)
+    step = 1e-5
+    for name in names:
+        for key, weight in now[name].items():
+            direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            up, down = (
+                loss(start | {name: start[name] | {key: start[name][key] + sign * step * direction}}, head)
+                for sign in (1, -1)
+            )
+            assert weight.grad is not None
+            slope = float((weight.grad * direction).sum())
+            assert abs(slope) > 1e-6
+            assert (up - down) / (2 * step) == pytest.approx(slope, rel=1e-4, abs=1e-7), (name, key)
+    slope = critic.head.bias.grad
+    up, down = (loss(start, head | {"bias": head["bias"] + sign * step}) for sign in (1, -1))
+    assert (up - down) / (2 * step) == pytest.approx(float(slope), rel=1e-4, abs=1e-7)
+
+
+def test_a_critic_beside_an_adapter_begins_at_zero_moves_alone_and_resumes_to_the_same_bytes(
+    folder: Path, tmp_path: Path
+) -> None:
+    def build() -> Run:
+        config = settings(folder, "ppo", training={"steps": 4}, algorithm={"kl": "k3", "kl_weight": 0.1})
+        return api.build(config, PROBLEMS, PROBLEMS, reward=by_text)
+
+    run = build()
+    assert list(run.models) == ["policy", "reference", "critic"]
+    before = base_weights(run.models["policy"].model)
+    scores = [s for g in score_groups(run, sample(run, PROBLEMS, Draw(0, 0))) for s in g.scores]
+    assert not any(bool(s[VALUE].any()) for s in scores)
+    for part in ("whole", "parts"):
+        api.new_run_folder(tmp_path / part)
+    api.train_run(run, tmp_path / "whole")
+    after = base_weights(run.models["policy"].model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    critic = tmp_path / "whole" / "checkpoints" / "step-000004" / "critic"
+    assert {p.name for p in critic.iterdir()} == {adapters.CONFIG, adapters.WEIGHTS, HEAD_FILE}
+    other = build()
+    with pytest.raises(RunInterruptedError):
+        api.train_run(other, tmp_path / "parts", [InterruptAt(2)])
+    resumed = api.resume(tmp_path / "parts", PROBLEMS, PROBLEMS, reward=by_text)
+    assert resumed.done == 2
+    api.train_run(resumed, tmp_path / "parts")
+    files = [p.relative_to(critic.parent) for p in critic.parent.rglob("*") if p.is_file()]
+    assert len(files) >= 9
+    for file in files:
+        made = tmp_path / "parts" / "checkpoints" / "step-000004" / file
+        assert made.read_bytes() == (critic.parent / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("recompute", [False, True])

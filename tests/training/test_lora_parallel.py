@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import many_lora
+from worlds import Worlds
+
+pytestmark = pytest.mark.usefixtures("proved_once")
 
 pytest.importorskip("peft")
 
@@ -38,11 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny("gpt2", folder / "model")
     many_lora.train(folder, folder / "by-one")
     cut(folder / "by-one", folder / "by-one-cut")
-    run = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(many_lora.__file__), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *run], capture_output=True, text=True, timeout=240, env=environment, check=False
-    )
+    worlds = Worlds()
+    done = worlds("many_lora", str(folder))
+    worlds.close()
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,9 +11,12 @@ from training.test_step import PROBLEMS, make_run
 from training.test_step_methods import COVRL, METHODS, method_run
 
 from covrl.algorithms.base import ModelSpec
+from covrl.algorithms.group import outcome
+from covrl.algorithms.grpo import GRPO
+from covrl.algorithms.verifree import VeriFree
 from covrl.errors import UserError
 from covrl.generation.base import Draw
-from covrl.records import Credit, Output, Request
+from covrl.records import Credit, Output, Request, Rollout, ScoredGroup
 from covrl.training.losses import has_weight
 from covrl.training.method_checks import check_credit_shapes, check_method
 from covrl.training.rollouts import sample
@@ -38,6 +41,16 @@ def test_our_own_methods_pass(case: str) -> None:
         ("samples", "thoughts", "samples is 'thoughts'; there is response, thought"),
         ("models", (ModelSpec("critic", trainable=True),), "trainable and head = 'value' go together"),
         ("models", (ModelSpec("critic", trainable=True, head="value", rate=-1.0),), "rate is -1.0"),
+        (
+            "models",
+            (ModelSpec("critic", trainable=True, head="value", rate=2.0, learning_rate=1e-5),),
+            "learning_rate is 1e-05 and rate 2.0; learning_rate has to be above 0, and rate multiplies",
+        ),
+        (
+            "models",
+            (ModelSpec("critic", trainable=True, head="value", learning_rate=0.0),),
+            "learning_rate is 0.0 and rate 1.0",
+        ),
         ("models", (ModelSpec("a", follows="copies"),), "follows is 'copies'; there is average, copy, frozen"),  # ty: ignore
         ("models", (ModelSpec("a"), ModelSpec("a")), "two models are named 'a'"),
     ],
@@ -47,6 +60,49 @@ def test_declarations_that_do_not_fit(name: str, value: Any, said: str) -> None:
     setattr(algorithm, name, value)
     with pytest.raises(UserError, match=f"^algorithm covrl: .*{said}".replace("(", r"\(")):
         check_method(algorithm)
+
+
+class Unjudged(GRPO):
+    """A verified family's method that says it needs no verdict."""
+
+    name: ClassVar[str] = "unjudged"
+    verified: bool = False
+
+
+def is_right(rollout: Rollout) -> bool:
+    return outcome(rollout) == 1.0
+
+
+class ByHelper(VeriFree):
+    """A likelihood method that asks for outcomes in a helper of its module, inside a comprehension."""
+
+    name: ClassVar[str] = "by_helper"
+
+    def rights(self, group: ScoredGroup) -> list[bool]:
+        return [is_right(rollout) for rollout in group.rollouts]
+
+
+class Judged(ByHelper):
+    name: ClassVar[str] = "judged"
+    verified: bool = True
+
+
+class BySettings(ByHelper):
+    name: ClassVar[str] = "by_settings"
+
+    def __init__(self, config: Any, setup: Any) -> None:
+        super().__init__(config, setup)
+        self.verified = False
+
+
+def test_a_method_that_asks_for_outcomes_that_nobody_gives_is_refused_when_it_is_loaded() -> None:
+    setup = make_run(name="grpo").algorithm.setup  # ty: ignore[unresolved-attribute]
+    for cls, asks in ((Unjudged, "mark"), (ByHelper, "rights")):
+        said = f"^algorithm {cls.name}: {asks} calls outcome\\(\\), but verified is False, .*; set verified = True$"
+        with pytest.raises(UserError, match=said):
+            check_method(cls(cls.Config(), setup))
+    for cls in (Judged, BySettings, VeriFree):
+        check_method(cls(cls.Config(), setup))
 
 
 def test_contexts_readings_and_streams_name_what_there_is() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ from covrl.training.parts import load_parts, names_in
 
 sys.path.insert(0, str(Path(__file__).parent))
 import many
+from worlds import Worlds
+
+pytestmark = pytest.mark.usefixtures("proved_once")
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+"""Starts several processes: :func:`torchrun`, or without its imports the fixture ``worlds``."""
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
@@ -49,14 +56,22 @@ def make_models(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def worlds() -> Iterator[Worlds]:
+    """Starts what :func:`torchrun` does, without its imports."""
+    served = Worlds()
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     """Models, a run of one process, and what two processes did."""
     folder = tmp_path_factory.mktemp("many")
     make_models(folder)
     many.train(folder, folder / "by-one")
     many.batch(folder)
     many.cut(folder / "by-one", folder / "by-one-cut")
-    done = torchrun(str(Path(many.__file__)), str(folder), limit=600)
+    done = worlds("many", str(folder), limit=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -215,7 +230,7 @@ def test_a_torn_part_is_detected_and_the_checkpoint_before_is_used(folder: Path,
 def test_an_error_of_one_rank_is_the_error_of_all(folder: Path, two: dict[str, dict[str, Any]]) -> None:
     """They end together, with what one process would leave: the checkpoint of the last whole step, and a bundle."""
     for said in two["fails: reward"]["said"]:
-        assert said.startswith("UserError: reward function __main__:Broken: problem p")
+        assert said.startswith("UserError: reward function many:Broken: problem p")
         assert said.endswith("ValueError: no such text")
     assert [p.name for p in (folder / "reward-2" / "checkpoints").glob("step-*")] == ["step-000001"]
     for said in two["fails: loss"]["said"] + two["fails: loss, merged"]["said"]:
@@ -230,9 +245,7 @@ def test_what_is_not_finite_is_named_as_one_process_names_it(
     expected = many.fails(folder, what)
     assert expected.startswith("NonFiniteError: step ")
     out = what.replace(", ", "")
-    found = [
-        said.replace(f"{out}-2", f"{out}-1").replace("__main__:", "many:") for said in two[f"fails: {what}"]["said"]
-    ]
+    found = [said.replace(f"{out}-2", f"{out}-1") for said in two[f"fails: {what}"]["said"]]
     assert found == [expected] * 2
     if what != "nan":
         assert "from the policy loss at problem p" in expected
@@ -314,20 +327,20 @@ def write_project(folder: Path, project: Path) -> None:
     (project / "run.toml").write_text(to_toml(many.config(folder, "covrl")))
 
 
-def train_by_torchrun(
-    folder: Path, project: Path, module: str, code: str, *more: str, processes: int = 2
+def train_by(
+    launch: Launch, folder: Path, project: Path, module: str, code: str, *more: str, processes: int = 2
 ) -> subprocess.CompletedProcess[str]:
     """``covrl train`` on two processes with the reward function of a module of this code."""
     (project / f"{module}.py").write_text(code)
     write_project(folder, project)
     run = ["--config", str(project / "run.toml"), "--set", f"problems.train={project / 'problems.jsonl'}"]
     run += ["--out", str(project / "run"), "--reward", f"{module}:reward", *more]
-    return torchrun("-m", "covrl", "train", *run, path=project, limit=120, processes=processes)
+    return launch("-m", "covrl", "train", *run, path=project, limit=120, processes=processes)
 
 
 def test_when_a_rank_dies_all_end_with_a_message(folder: Path, tmp_path: Path) -> None:
     """And up to there, of two processes one speaks."""
-    done = train_by_torchrun(folder, tmp_path, "dying", DYING)
+    done = train_by(torchrun, folder, tmp_path, "dying", DYING)
     assert done.returncode != 0
     assert "rank 1 dies now" in done.stderr
     assert "exitcode  : 17" in done.stderr
@@ -352,7 +365,7 @@ async def stuck(problem, text):
 """
 
 
-def test_several_reward_functions_on_two_processes(tmp_path: Path) -> None:
+def test_several_reward_functions_on_two_processes(tmp_path: Path, worlds: Worlds) -> None:
     """Each rank asks them for its share; all hold all values. What hangs on one ends both, in one line."""
     (tmp_path / "named.py").write_text(NAMED)
     make_models(tmp_path)
@@ -360,12 +373,12 @@ def test_several_reward_functions_on_two_processes(tmp_path: Path) -> None:
     run = ["-m", "covrl", "train", "--config", str(tmp_path / "run.toml"), "--set", "training.steps=1"]
     run += ["--set", f"problems.train={tmp_path / 'problems.jsonl'}", "--reward", "slow=named:slow"]
     run += ["--reward", "total=named:total", "--set", "reward.total.batched=true", "--set", "reward.total.weight=-2"]
-    done = torchrun(*run, "--out", str(tmp_path / "two"), path=tmp_path, limit=120, processes=2)
+    done = worlds(*run, "--out", str(tmp_path / "two"), path=tmp_path, limit=120, processes=2)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "two" / "metrics.jsonl").read_text())["metrics"]
     assert metrics["reward/slow"] == 2 * metrics["reward/total"] > 0
     run += ["--reward", "stuck=named:stuck", "--set", "reward.stuck.timeout_s=1"]
-    done = torchrun(*run, "--out", str(tmp_path / "stuck"), path=tmp_path, limit=120, processes=2)
+    done = worlds(*run, "--out", str(tmp_path / "stuck"), path=tmp_path, limit=120, processes=2)
     assert done.returncode != 0
     (said,) = [line for line in last_words(done) if "reward function" in line]
     assert re.search(r"^covrl: reward function named:stuck: problem \S+, rollout \d+ \(\w+\): ran into its time", said)
@@ -388,7 +401,7 @@ def reward(problem, text):
 def test_sigterm_to_torchrun_alone_leaves_a_checkpoint_of_the_last_whole_step(folder: Path, tmp_path: Path) -> None:
     """It hands the signal on, and waits for the process to end."""
     more = ("--set", "training.steps=200")
-    done = train_by_torchrun(folder, tmp_path, "preempted", PREEMPTED, *more, processes=1)
+    done = train_by(torchrun, folder, tmp_path, "preempted", PREEMPTED, *more, processes=1)
     assert done.returncode != 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert steps == list(range(1, len(steps) + 1))
@@ -421,10 +434,10 @@ def reward(problem, text):
 
 
 def test_a_rank_killed_while_it_writes_its_part_costs_only_time(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, worlds: Worlds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint has no name before all ranks have written; one process goes on from the one before."""
-    done = train_by_torchrun(folder, tmp_path, "torn", TORN)
+    done = train_by(worlds, folder, tmp_path, "torn", TORN)
     assert "exitcode  : -9" in done.stderr
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000002"]
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -458,10 +471,10 @@ def reward(problem, text):
 
 
 def test_a_rank_that_runs_out_of_memory_where_others_wait_ends_all_with_the_arithmetic(
-    folder: Path, tmp_path: Path
+    folder: Path, worlds: Worlds, tmp_path: Path
 ) -> None:
     """In a backward pass on sharded weights: there is no second try, and nobody waits for ever."""
-    done = train_by_torchrun(folder, tmp_path, "full", FULL)
+    done = train_by(worlds, folder, tmp_path, "full", FULL)
     assert done.returncode != 0
     (said,) = [line for line in last_words(done) if line.startswith("covrl (rank 1)")]
     assert said.startswith("covrl (rank 1): CUDA out of memory: with training.tokens_per_pass = 150 ")
@@ -469,10 +482,10 @@ def test_a_rank_that_runs_out_of_memory_where_others_wait_ends_all_with_the_arit
     assert "[rank" not in done.stderr, "no traceback of those that waited"
 
 
-def test_what_is_wrong_for_all_ranks_is_said_once(folder: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_for_all_ranks_is_said_once(folder: Path, worlds: Worlds, tmp_path: Path) -> None:
     write_project(folder, tmp_path)
     wrong = ["--config", str(tmp_path / "run.toml"), "--set", "model.path=/nowhere"]
-    done = torchrun("-m", "covrl", "train", *wrong, limit=120)
+    done = worlds("-m", "covrl", "train", *wrong, limit=120)
     assert done.returncode != 0
     assert "exitcode  : 2" in done.stderr
     assert last_words(done) == ["covrl: model.path: there is no folder /nowhere"]

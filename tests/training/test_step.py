@@ -48,7 +48,7 @@ def make_run(
         {
             "model": {"path": "unused", "dtype": dtype},
             "prompts": PROMPTS,
-            "generation": {"max_trace_tokens": 24},
+            "generation": {"max_trace_tokens": 24, "max_answer_tokens": 8},
             "training": {
                 "rollouts_per_problem": 4,
                 "problems_per_step": 5,

@@ -69,6 +69,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cure": ("cure", {}),
     "cure, per parent": ("cure", {"branches": 1, "baseline": "per_parent", "resample": False}),
     "clip_delta": ("clip_delta", {}),
+    "tempo": ("tempo", {}),
+    "thr": ("thr", {"kl": "k3", "kl_weight": 0.1}),
+    "nthr": ("nthr", {}),
+    "tw_grpo": ("tw_grpo", {}),
+    "steer": ("steer", {}),
+    "steer, linear and exact": ("steer", {"weights": "linear", "metric": "exact", "aggregation": "sequence_mean"}),
+    "dhpo": ("dhpo", {"gate": "high_entropy"}),
+    "c3po": ("c3po", {"budget": 400, "cut": "token"}),
 }
 
 
@@ -80,10 +88,10 @@ COVRL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def method_run(case: str, dtype: str = "float64") -> Run:
+def method_run(case: str, dtype: str = "float64", **more: Any) -> Run:
     """A run of the method; models beside the policy are copies that have moved away from it."""
     name, settings = (METHODS | COVRL)[case]
-    run = make_run(dtype=dtype, name=name, **settings)
+    run = make_run(dtype=dtype, name=name, **settings | more)
     run.reward = (lambda problem, text: float(len(text) % 2)) if run.algorithm.verified else None
     for i, spec in enumerate(run.algorithm.models):
         beside = HeadOnTrunk(run.models["policy"]) if spec.on_trunk else frozen_copy(run.models["policy"])

@@ -43,6 +43,13 @@ ALGORITHMS = {
     "vineppo": "covrl.algorithms.vineppo:VinePPO",
     "cure": "covrl.algorithms.cure:CURE",
     "clip_delta": "covrl.algorithms.clip_delta:ClipDelta",
+    "tempo": "covrl.algorithms.tempo:TEMPO",
+    "thr": "covrl.algorithms.thr:THR",
+    "nthr": "covrl.algorithms.thr:NTHR",
+    "tw_grpo": "covrl.algorithms.tw_grpo:TWGRPO",
+    "steer": "covrl.algorithms.steer:STEER",
+    "dhpo": "covrl.algorithms.dhpo:DHPO",
+    "c3po": "covrl.algorithms.c3po:C3PO",
 }
 
 

@@ -17,6 +17,7 @@ from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
+from covrl.scoring.groups import GroupReading
 from covrl.scoring.pack import Context, Reading
 
 
@@ -46,13 +47,15 @@ class LossTokens:
 
     ``new[Output]`` ``[N]`` carry gradient, ``old[Output]`` ``[N]`` are the scores of before the update and the
     credit's constants, ``weight[stream]`` ``[N]`` the credit; ``owner[span]`` ``[N]`` says which unit a token belongs
-    to, for losses that need whole sequences.
+    to, for losses that need whole sequences. ``written`` ``[N]`` says which tokens of traces the policy wrote itself
+    (:attr:`covrl.records.Rollout.written`); None: all of them.
     """
 
     new: Mapping[Output, Tensor]
     old: Mapping[Output, Tensor]
     weight: Mapping[str, Tensor]
     owner: Mapping[str, Tensor]
+    written: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,8 @@ class ModelSpec(NamedTuple):
     """A model beside the policy, which begins as a copy of the base.
 
     ``follows`` says how one that is not ``trainable`` changes. A trainable one has an optimizer of its own, at ``rate``
-    times the policy's learning rate. ``head = "value"`` gives one number a position, 0 before the first step, in the
+    times the policy's learning rate, or with a peak of its own, ``learning_rate``, on the policy's schedule.
+    ``head = "value"`` gives one number a position, 0 before the first step, in the
     place of logits; ``on_trunk`` such a head reads the policy's own hidden states and trains its trunk too.
 
     Example:
@@ -92,6 +96,7 @@ class ModelSpec(NamedTuple):
     head: Literal["lm", "value"] = "lm"
     on_trunk: bool = False
     rate: float = 1.0
+    learning_rate: float | None = None
 
 
 class Algorithm(ABC):
@@ -129,6 +134,7 @@ class Algorithm(ABC):
     scoring: tuple[Reading, ...]
     training: tuple[Reading, ...]
     streams: tuple[Stream, ...]
+    group_readings: tuple[GroupReading, ...] = ()
     wants_step_scores: bool = False
     wants_foils: bool = False
     credit_reads: tuple[str, ...] | Literal["all"] = "all"

@@ -14,6 +14,7 @@
 
 GRPO, Dr.GRPO, DAPO, RLOO, REINFORCE++, GSPO, CISPO, PSR, NSR, W-REINFORCE, DASH and RAPO are files of a page each
 that set these switches or replace one of the parts. All rows count in the denominators, those without weight too.
+Tokens that the policy did not write (``Rollout.written``) are in no sum, mean or count.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from covrl.objectives import (
     standardised,
     trace_tokens,
     traces,
+    written_only,
 )
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob, log_prob_entropy, log_prob_reverse_kl
@@ -242,7 +244,7 @@ class GroupMethod(Algorithm):
 
     def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
         """Weights of one response from its per-token advantage ``[T]``; an unknown one has no policy weight."""
-        share = 1.0 / max(len(advantage), 1) if self.config.aggregation == "sequence_mean" else 1.0
+        share = 1.0 / max(rollout.loss_tokens, 1) if self.config.aggregation == "sequence_mean" else 1.0
         everywhere = torch.full_like(advantage, share)
         weights = {stream.name: everywhere for stream in self.streams}
         weights["policy"] = share * self._source_corrected(rollout, scores, advantage)
@@ -264,7 +266,7 @@ class GroupMethod(Algorithm):
     def _penalty(self, rollout: Rollout, scores: Scores) -> float:
         """What is taken off the reward: length near the limit, and the KL if it sits in the reward."""
         in_reward = self.config.kl_in == "reward" and self.config.kl != "none"
-        kl = self.config.kl_weight * float(self.token_kl(scores).sum()) if in_reward else 0.0
+        kl = self.config.kl_weight * float(self.token_kl(rollout, scores).sum()) if in_reward else 0.0
         return self.overlong(rollout) + kl
 
     def overlong(self, rollout: Rollout) -> float:
@@ -273,10 +275,10 @@ class GroupMethod(Algorithm):
         over = len(rollout.trace_ids) - (self.setup.max_tokens - buffer)
         return self.config.overlong_weight * min(max(over / buffer, 0.0), 1.0) if buffer else 0.0
 
-    def token_kl(self, scores: Scores) -> Tensor:
-        """The sampled KL estimator at the old weights, ``[T]``."""
+    def token_kl(self, rollout: Rollout, scores: Scores) -> Tensor:
+        """The sampled KL estimator at the old weights, ``[T]``; 0 at tokens that the policy did not write."""
         assert self.config.kl in ("k1", "k2", "k3")
-        return kl_estimate(scores[P], scores[REFERENCE], self.config.kl)
+        return written_only(kl_estimate(scores[P], scores[REFERENCE], self.config.kl), rollout.written)
 
     def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
         """The advantage of each response among those whose outcome is known; None for the others."""
@@ -304,7 +306,7 @@ class GroupMethod(Algorithm):
         if config.surrogate == "cispo":
             return drift.detach().exp().clamp_max(1 + config.clip_high) * new
         if config.ratio == "sequence":  # the sequence's ratio in value, the token's gradient (GSPO-token)
-            mean = sequence_mean(drift.detach(), tokens.owner["trace"]).clamp_max(10.0)
+            mean = sequence_mean(drift.detach(), tokens.owner["trace"], tokens.written).clamp_max(10.0)
             drift = mean + new - new.detach()
         return doubly_clipped_ratio(drift, weight, config.clip_low, config.clip_high, config.dual_clip)
 

@@ -28,6 +28,7 @@ from covrl.algorithms.base import LossTokens, ModelSpec, Setup, Stream
 from covrl.algorithms.group import Aggregation, GroupConfig, GroupMethod, Marked, outcome
 from covrl.config import Settings
 from covrl.objectives.returns import generalised_advantages, whitened
+from covrl.objectives.written import written_part
 from covrl.records import Credit, Output, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import value
 from covrl.scoring.pack import Context, Reading
@@ -46,6 +47,9 @@ class PPOConfig(GroupConfig):
         "copy", description="a copy of the base with a value head, or a value head on the policy's own trunk"
     )
     critic_rate: float = Field(10.0, gt=0, description="the critic's learning rate over training.learning_rate")
+    critic_learning_rate: float | None = Field(
+        None, gt=0, description="the critic's largest learning rate itself, in the place of critic_rate"
+    )
     value_weight: float = Field(1.0, gt=0, description="weight of the value loss; a copy has a gradient of its own")
     value_clip: float | None = Field(0.2, gt=0, description="ε_v: how far V moves before its loss stops to fall")
 
@@ -55,6 +59,7 @@ class PPOConfig(GroupConfig):
             raise ValueError(
                 "advantage: PPO's advantages come from its critic; the group methods compare within groups"
             )
+        self.refuse_idle("critic_rate", self.critic_learning_rate is not None, "a critic_learning_rate")
         self.refuse_contrast("PPO's advantages are its critic's; take a group method")
         if self.posterior_share:
             raise ValueError("posterior_share with a critic: values are of the prior's states; take a group method")
@@ -84,7 +89,8 @@ class PPO(GroupMethod):
             trainable=True,
             head="value",
             on_trunk=self.own.critic == "trunk",
-            rate=self.own.critic_rate,
+            rate=self.own.critic_rate if self.own.critic_learning_rate is None else 1.0,
+            learning_rate=self.own.critic_learning_rate,
         )
         self.models += (critic,)
         self.contexts += (Context("critic", self.prompts.response_row, model="critic"),)
@@ -96,7 +102,7 @@ class PPO(GroupMethod):
         rows = [
             [(r, s, outcome(r), *self._judged(r, s)) for r, s in zip(g.rollouts, g.scores, strict=True)] for g in groups
         ]
-        known = [advantage for row in rows for _, _, result, advantage, _ in row if result is not None]
+        known = [written_part(a, r.written) for row in rows for r, _, result, a, _ in row if result is not None]
         scale = whitened(known) if self.own.whiten else (lambda advantage: advantage)
         return [[self._credit_of(*trace, scale) for trace in row] for row in rows]
 
@@ -112,7 +118,7 @@ class PPO(GroupMethod):
         if len(rewards):
             rewards[-1] = (outcome(rollout) or 0.0) - self.overlong(rollout)
         if self.config.kl != "none" and self.config.kl_in == "reward":
-            rewards -= self.config.kl_weight * self.token_kl(scores)
+            rewards -= self.config.kl_weight * self.token_kl(rollout, scores)
         return rewards
 
     def _credit_of(

@@ -21,6 +21,7 @@ from torch import Tensor
 from covrl.algorithms.base import Setup
 from covrl.algorithms.group import Divergence, GroupConfig, GroupMethod, Marked, at_each_token, outcome
 from covrl.config import Settings
+from covrl.objectives import written_part
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 
 Row = tuple[Rollout, Scores, Marked, Tensor]
@@ -67,7 +68,8 @@ class ReinforcePP(GroupMethod):
 
     def credit(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
         rows = [self._returns(group) for group in groups]
-        mean, deviation = self._moments([returns for row in rows for _, _, m, returns in row if m.outcome is not None])
+        known = [written_part(returns, r.written) for row in rows for r, _, m, returns in row if m.outcome is not None]
+        mean, deviation = self._moments(known)
         return [
             [
                 self.credit_of(r, s, m, (returns - mean) / (deviation + 1e-8) * (m.outcome is not None))
@@ -93,7 +95,7 @@ class ReinforcePP(GroupMethod):
         """β Σ_{u≥t} kl_u, ``[T]``."""
         if self.config.kl == "none":
             return at_each_token(rollout, 0.0)
-        return self.config.kl_weight * self.token_kl(scores).flip(0).cumsum(0).flip(0)
+        return self.config.kl_weight * self.token_kl(rollout, scores).flip(0).cumsum(0).flip(0)
 
     def _moments(self, returns: Sequence[Tensor]) -> tuple[float, float]:
         """Mean and sample deviation over all tokens of all ranks."""

@@ -29,6 +29,7 @@ from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.objectives.returns import whitened
 from covrl.objectives.steps import step_advantages
+from covrl.objectives.written import written_part
 from covrl.records import Credit, Problem, Request, Rollout, ScoredGroup, Scores, Span
 from covrl.rewards.segmenter import Rule, Segmenter
 
@@ -106,7 +107,12 @@ class VinePPO(GroupMethod):
 
     def credit(self, groups: Sequence[ScoredGroup]) -> list[list[Credit]]:
         rows = [[self._advantages(group, r) for r in group.rollouts] for group in groups]
-        known = [advantages for row in rows for advantages in row if advantages is not None]
+        known = [
+            written_part(advantages, rollout.written)
+            for group, row in zip(groups, rows, strict=True)
+            for rollout, advantages in zip(group.rollouts, row, strict=True)
+            if advantages is not None
+        ]
         scale = whitened(known) if self.own.whiten else (lambda values: values)
         return [
             [self._credit_of(r, s, a, scale) for r, s, a in zip(group.rollouts, group.scores, row, strict=True)]

@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from covrl import api
 from covrl.config import RunConfig, check, config_from, override
-from covrl.models.model import base_source, load_tokenizer, resolve_path
-from covrl.models.trust import quoted, safe_config
 from covrl.problems.inspection import Pair, answer_forms, contradictions, equal_pairs, near_pairs
 from covrl.problems.loading import load_problems
 from covrl.prompt_checks import check_tokens
@@ -47,7 +44,7 @@ def run_data(asked: DataRequest) -> None:
         UserError: a setting, a row or the model's tokenizer cannot be used, or a row's prompt cannot be rendered.
     """
     config = _config(asked)
-    fields = api.problem_fields(config.problems)
+    fields = config.problems.fields
     problems = load_problems(asked.source, fields)
     against = {source: load_problems(source, fields) for source in asked.against}
     prompts = _prompts(config) if asked.model or asked.config else None
@@ -86,11 +83,9 @@ def _config(asked: DataRequest) -> RunConfig:
 
 def _prompts(config: RunConfig) -> Prompts:
     """The prompts of the settings, with the model's tokenizer; its weights are not read."""
-    source = str(resolve_path(config.model.path))
-    base = base_source(source)
-    safe_config(base, config.model.allow_pickle)
-    words = source if (Path(source) / "tokenizer_config.json").is_file() else base
-    tokenizer = quoted(words, lambda: load_tokenizer(words))
+    from covrl.models.model import without_weights
+
+    tokenizer = without_weights(config.model).tokenizer
     return Prompts(tokenizer, dated(config.prompts, tokenizer, date.today()))
 
 

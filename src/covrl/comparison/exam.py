@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from covrl.assembly import problem_fields
 from covrl.comparison.cells import Cell
 from covrl.config import ProblemsConfig
 from covrl.evaluation.evaluate import EvaluationReport, evaluate
@@ -79,7 +78,7 @@ def problems_of(run: Run, cell: Cell, problems: ProblemsConfig) -> list[Problem]
     """
     if cell.exam.split != "test":
         return list(run.held_out[: cell.exam.problems])
-    policy, found = run.models["policy"], load_problems(source_of(problems, cell), problem_fields(problems))
+    policy, found = run.models["policy"], load_problems(source_of(problems, cell), problems.fields)
     asked = found[: cell.exam.problems]
     check_tokens(run.prompts, asked)
     check_rows(run.prompts, policy.model.get_input_embeddings().weight.shape[0], asked)

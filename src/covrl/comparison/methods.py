@@ -23,6 +23,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "gspo-reuse": ("algorithm.name=gspo", "training.mini_batches=4"),
     "cispo-reuse": ("algorithm.name=cispo", "training.mini_batches=4"),
     "rlpr-reuse": ("algorithm.name=rlpr", "training.mini_batches=4"),
+    "dhpo-reuse": ("algorithm.name=dhpo", "training.mini_batches=4"),
+    # three quarters of the tokens that the digits task samples in a step
+    "c3po": ("algorithm.name=c3po", "algorithm.budget=3000"),
     # with a KL every row has weight, so the exact filter drops none
     "dash-no-kl": ("algorithm.name=dash", "algorithm.kl=none", "algorithm.kl_weight=0.0"),
     # ablations

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from covrl.algorithms import ALGORITHMS, find_algorithm
-from covrl.assembly import build_algorithm, problem_fields, training_problems
+from covrl.assembly import build_algorithm, training_problems
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
 from covrl.comparison.worker import Order
@@ -174,7 +174,7 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
         if name != BASE:
             find_algorithm(_method_of(name, config.algorithm.name))
     before = _known(folder / FILE)
-    fields, problems = problem_fields(config.problems), config.problems
+    fields, problems = config.problems.fields, config.problems
     sources = {"held_out": problems.held_out, "test": problems.test}
     data = {"train": training_problems(problems)}
     data |= {key: load_problems(source, fields) for key, source in sources.items() if source}

@@ -6,15 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluation, Evaluator
-from covrl.evaluation.exam import Solved
+from covrl.evaluation.exam import Solved, digest, sample_of
+from covrl.evaluation.metrics import columns_of, graded_figures
 from covrl.generation.base import Draw
 from covrl.records import Problem
-from covrl.statistics import avg_at_n, bootstrap_intervals, pass_at_k, powers_of_two
+from covrl.statistics import powers_of_two
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +28,22 @@ class EvaluationReport:
     sampled: tuple[Evaluation, ...]
 
     def record(self) -> dict[str, Any]:
-        """The figures as they are printed.
+        """The figures as they are printed: those of :func:`covrl.evaluation.metrics.graded_figures`.
 
         ``avg@n`` is the mean accuracy over all samples, ``pass@k`` (k = 1, 2, 4, … ≤ n) the unbiased estimate from
         them. ``intervals`` holds the 95 % intervals over problems (a bootstrap) of these and of ``greedy``.
         """
-        samples = [g for e in self.sampled for g in e.graded]
-        everything = [*self.greedy.graded, *samples]
-        columns = self.columns()
-        figures: dict[str, Any] = {"problems": len(self.greedy.graded), "greedy": self.greedy.accuracy}
-        if samples:
-            figures |= {"n": len(self.sampled), "avg@n": avg_at_n(self._right(), len(self.sampled))}
-            figures |= {k: fmean(column) for k, column in columns.items() if k.startswith("pass@")}
-        figures["unknown"] = sum(g.verdict == "unknown" for g in everything) / len(everything)
-        figures["truncated"] = sum(g.rollout.finish == "length" for g in everything) / len(everything)
-        figures["no_closing_tag"] = sum(not g.rollout.valid for g in everything) / len(everything)
-        figures["trace_tokens"] = sum(len(g.rollout.trace_ids) for g in everything) / len(everything)
-        if self.greedy.sound is not None:
-            figures["sound"] = self.greedy.sound
-            if samples:
-                figures["sound_sampled"] = fmean(e.sound or 0.0 for e in self.sampled)
-        return figures | {"intervals": {name: list(ends) for name, ends in bootstrap_intervals(columns).items()}}
-
-    def _right(self) -> list[int]:
-        """How many of its samples are right, for each problem."""
-        rows = zip(*(e.graded for e in self.sampled), strict=True)
-        return [sum(g.verdict == "right" for g in row) for row in rows]
+        return graded_figures(self.solved(), self.columns())
 
     def columns(self) -> dict[str, list[float]]:
         """The figures whose mean over problems is reported, problem by problem."""
-        columns = {"greedy": [float(g.verdict == "right") for g in self.greedy.graded]}
-        n = len(self.sampled)
-        if n:
-            right = self._right()
-            columns["avg@n"] = [c / n for c in right]
-            columns |= {f"pass@{k}": [pass_at_k(n, c, k) for c in right] for k in powers_of_two(n)}
-        return columns
+        return columns_of(self.solved(), powers_of_two(len(self.sampled)), majorities=False)
+
+    def solved(self) -> list[Solved]:
+        """The records of its problems; without an exam answers have no normal form."""
+        rows = zip(*(e.graded for e in (self.greedy, *self.sampled)), strict=True)
+        every = [(row[0].problem, *map(sample_of, row)) for row in rows]
+        return [Solved(p.id, p.question, p.answer, digest(p), greedy, tuple(rest)) for p, greedy, *rest in every]
 
 
 def evaluate(

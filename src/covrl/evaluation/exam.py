@@ -186,7 +186,7 @@ def sit(
 
     A sample's random numbers depend only on (seed, problem, its number), so the batch does not affect them.
     """
-    together = max(rows_per_pass // max(exam.samples, 1), 1)
+    together = max(evaluator.world.size * rows_per_pass // max(exam.samples, 1), 1)
     for start in range(0, len(problems), together):
         part = problems[start : start + together]
         greedy = evaluator.examine([(p, 0) for p in part], 0.0, Draw(seed, 0))
@@ -213,11 +213,16 @@ def _one_name(exam: Exam, problems: Sequence[Problem], every: Sequence[Sequence[
 
 
 def _sample(exam: Exam, graded: Graded) -> Sample:
+    return sample_of(graded, exam.spelled(graded.problem, graded.answer) if graded.reply else None)
+
+
+def sample_of(graded: Graded, answer: str | None = None) -> Sample:
+    """The record of a graded trace; ``answer`` is its answer in normal form."""
     reply = graded.reply
     return Sample(
         trace=graded.rollout.text,
         said=graded.answer,
-        answer=exam.spelled(graded.problem, graded.answer) if reply else None,
+        answer=answer,
         verdict=graded.verdict,
         finish=graded.rollout.finish,
         trace_tokens=len(graded.rollout.trace_ids),

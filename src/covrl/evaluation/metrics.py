@@ -51,25 +51,34 @@ def figures(solved: Sequence[Solved], ks: Sequence[int], chance: float | None = 
     (of tokens) are shares of all traces, the greedy ones included. An answer without a verdict counts as not right.
     """
     n = len(solved[0].samples)
-    columns = columns_of(solved, ks)
-    everything = [s for row in solved for s in (row.greedy, *row.samples)]
-    found: dict[str, Any] = {"problems": len(solved), "n": n} | ({} if chance is None else {"chance": chance})
-    found |= {name: fmean(values) for name, values in columns.items()}
+    found = graded_figures(solved, columns_of(solved, ks))
+    found |= {"n": n} | ({} if chance is None else {"chance": chance})
     if n:
         found["answer_entropy"] = fmean(answer_entropy([s.answer for s in row.samples]) for row in solved)
         tokens = sum(s.trace_tokens for row in solved for s in row.samples)
         found["token_entropy"] = sum(s.nats for row in solved for s in row.samples) / tokens if tokens else None
         found["diversity_right"] = diversity(solved)
+    found |= _lengths(solved)
+    found["pass_curve"] = [fmean(pass_at_k(n, sum(row.marks), k) for row in solved) for k in range(1, n + 1)]
+    return found
+
+
+def graded_figures(solved: Sequence[Solved], columns: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The figures that need nothing but verdicts and endings: means of ``columns`` with their intervals, and shares.
+
+    ``columns`` are of :func:`columns_of`.
+    """
+    n = len(solved[0].samples)
+    everything = [s for row in solved for s in (row.greedy, *row.samples)]
+    found: dict[str, Any] = {"problems": len(solved)} | ({"n": n} if n else {})
+    found |= {name: fmean(values) for name, values in columns.items()}
     found |= {name: fmean(map(test, everything)) for name, test in SHARES.items()}
     found["trace_tokens"] = fmean(s.trace_tokens for s in everything)
-    found |= _lengths(solved)
     if solved[0].greedy.label is not None:
         found["sound"] = fmean(row.greedy.label == SOUND for row in solved)
         if n:
             found["sound_sampled"] = fmean(s.label == SOUND for row in solved for s in row.samples)
-    found["pass_curve"] = [fmean(pass_at_k(n, sum(row.marks), k) for row in solved) for k in range(1, n + 1)]
-    found["intervals"] = {name: list(ends) for name, ends in bootstrap_intervals(columns).items()}
-    return found
+    return found | {"intervals": {name: list(ends) for name, ends in bootstrap_intervals(columns).items()}}
 
 
 SHARES: dict[str, Callable[[Sample], bool]] = {
@@ -95,8 +104,11 @@ def unknown_note(where: str, figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def columns_of(solved: Sequence[Solved], ks: Sequence[int]) -> dict[str, list[float]]:
-    """The figures whose mean over problems is reported, problem by problem."""
+def columns_of(solved: Sequence[Solved], ks: Sequence[int], majorities: bool = True) -> dict[str, list[float]]:
+    """The figures whose mean over problems is reported, problem by problem; ``majorities``: with ``maj@k``.
+
+    Majorities need the answers' normal forms, which records without an exam have not.
+    """
     columns = {"greedy": [float(row.greedy.right) for row in solved]}
     n = len(solved[0].samples)
     if n:
@@ -104,7 +116,7 @@ def columns_of(solved: Sequence[Solved], ks: Sequence[int]) -> dict[str, list[fl
         columns["avg@n"] = [c / n for c in right]
         columns |= {f"pass@{k}": [pass_at_k(n, c, k) for c in right] for k in ks}
         answers = [[s.answer for s in row.samples] for row in solved]
-        for k in ks:
+        for k in ks if majorities else ():
             if k > 1:  # the majority of one sample is that sample
                 found = (maj_at_k(a, row.marks, k) for a, row in zip(answers, solved, strict=True))
                 columns[f"maj@{k}"] = list(found)

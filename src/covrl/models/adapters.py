@@ -13,7 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def copy_adapter(model: Any, source: str, name: str) -> None:
-    """Put in an adapter ``name`` that is like ``source``, neither on nor trained."""
+    """Put in an adapter ``name`` that is like ``source``, neither on nor trained; others learn or not as they did."""
+    learned = _learning(model)
     _inject(model, copy.deepcopy(_config_of(model, source)), name)
     put_weights(model, name, adapter_weights(model, source), "a copy")
     use_adapter(model, source, trained=True)
+    _learn(learned)
 
 
 def put_weights(model: Any, name: str, tensors: Mapping[str, Tensor], where: Path | str) -> None:
@@ -174,12 +176,44 @@ def use_adapter(model: Any, name: str | None, trained: bool) -> None:
 
 @contextmanager
 def switched(model: Any, name: str | None) -> Generator[None]:
-    """With another adapter on, or none; behind it the policy's is on and trained as it was."""
+    """With another adapter on, or none; after it the policy's is on. What takes a gradient is the same throughout.
+
+    PEFT lets the adapter that is on alone learn. A critic's learns beside the policy's, and the backward pass comes
+    when the policy's is on again.
+    """
+    learned = _learning(model)
     use_adapter(model, name, trained=False)
+    _learn(learned)
     try:
         yield
     finally:
         use_adapter(model, POLICY, trained=True)
+        _learn(learned)
+
+
+def as_now(part: Any) -> AbstractContextManager[None] | None:
+    """What computes a part of a model later with the adapter that is on now; None where that is the usual one.
+
+    A block whose activations are computed again is run in the backward pass, when the policy's adapter is on.
+    """
+    layer = next((module for module in part.modules() if hasattr(module, "lora_A")), None)
+    if layer is None:
+        return None
+    name = None if layer.disable_adapters else layer.active_adapters[0]
+    return None if name == POLICY else switched(part, name)
+
+
+Learning = list[tuple[nn.Parameter, bool]]
+"""The weights of adapters, and whether each takes a gradient."""
+
+
+def _learning(model: Any) -> Learning:
+    return [(weight, weight.requires_grad) for key, weight in model.named_parameters() if ".lora_" in key]
+
+
+def _learn(learned: Learning) -> None:
+    for weight, own in learned:
+        weight.requires_grad_(own)
 
 
 def merged(model: Any, folder: Path) -> Any:

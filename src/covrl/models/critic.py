@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from covrl.models.model import LanguageModel, States
 from covrl.models.projection import Projection
@@ -54,29 +54,38 @@ class _WithValueHead(LanguageModel):
 
 
 class Critic(_WithValueHead):
-    """A trained copy of the base with a value head; the output layer of the copy is not used.
+    """A trained model with a value head in the place of its output layer.
 
-    ``base`` is a copy of its own already. Its weights take gradients from here on.
+    ``base`` is a copy of the policy's base, or an adapter on weights that the policy shares. What is its alone takes
+    gradients from here on.
     """
 
     def __init__(self, base: LanguageModel) -> None:
         super().__init__(base)
-        for parameter in trunk(self.model).parameters():
+        self.base = base
+        for parameter in self._trunk_weights().values():
             parameter.requires_grad_(True)
 
+    def _trunk_weights(self) -> dict[str, nn.Parameter]:
+        own = set(map(id, self.base.own_weights()))
+        return {name: p for name, p in trunk(self.model).named_parameters() if id(p) in own}
+
     def named_trained(self) -> dict[str, nn.Parameter]:
-        trained = {f"model.{name}": p for name, p in trunk(self.model).named_parameters() if p.requires_grad}
+        trained = {f"model.{name}": p for name, p in self._trunk_weights().items() if p.requires_grad}
         return trained | {f"value_head.{name}": p for name, p in self.head.named_parameters()}
 
     def own_weights(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.head.parameters()]
+        return [*self.base.own_weights(), *self.head.parameters()]
+
+    def _forward(self, ids: Tensor, **named: Any) -> Tensor:
+        return self.base._forward(ids, **named)
 
     def save(self, folder: Path) -> None:
-        super().save(folder)
+        self.base.save(folder)
         self._save_head(folder)
 
     def load(self, folder: Path) -> None:
-        super().load(folder)
+        self.base.load(folder)
         self._load_head(folder)
 
 

@@ -6,6 +6,7 @@ from covrl.objectives.contrast import contrast_residual, contrasted
 from covrl.objectives.denominators import groups_count, prior_traces, trace_tokens, traces
 from covrl.objectives.distillation import clipped_divergence, divergence_entries
 from covrl.objectives.kl import forward_kl, kl_estimate, reverse_kl, tempered
+from covrl.objectives.prefix_values import prefix_values
 from covrl.objectives.ratio import (
     capped,
     clipped_ratio,
@@ -14,10 +15,11 @@ from covrl.objectives.ratio import (
     truncated_importance,
 )
 from covrl.objectives.returns import generalised_advantages, return_to_go, whitened
-from covrl.objectives.sequences import next_in_sequence, sequence_mean
-from covrl.objectives.written import written_only
+from covrl.objectives.sequences import between_extremes, next_in_sequence, sequence_mean
+from covrl.objectives.written import written_only, written_part
 
 __all__ = [
+    "between_extremes",
     "capped",
     "centred",
     "clipped_divergence",
@@ -35,6 +37,7 @@ __all__ = [
     "kl_estimate",
     "leave_one_out",
     "next_in_sequence",
+    "prefix_values",
     "prior_traces",
     "return_to_go",
     "reverse_kl",
@@ -47,4 +50,5 @@ __all__ = [
     "truncated_importance",
     "whitened",
     "written_only",
+    "written_part",
 ]

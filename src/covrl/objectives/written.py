@@ -26,3 +26,13 @@ def written_only(weight: Tensor, written: Sequence[bool] | None) -> Tensor:
         raise ValueError(f"a weight of shape {list(weight.shape)} for a trace of {len(written)} tokens")
     mask = torch.tensor(written, dtype=torch.bool, device=weight.device)
     return torch.where(mask, weight, torch.zeros_like(weight))
+
+
+def written_part(values: Tensor, written: Sequence[bool] | None) -> Tensor:
+    """The ``values`` ``[T]`` of the tokens that the policy wrote, for statistics over a batch's tokens.
+
+    Example:
+        >>> written_part(torch.tensor([1.0, 9.0, 3.0]), (True, False, True))
+        tensor([1., 3.])
+    """
+    return values if written is None else values[torch.tensor(written, dtype=torch.bool, device=values.device)]

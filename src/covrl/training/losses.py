@@ -99,7 +99,16 @@ def _loss_tokens(
         s.name: flat(s.span, {i: t.credit.weights[s.name] for i, t in trained.items() if s.name in t.credit.weights})
         for s in streams
     }
-    return LossTokens(tokens.values, old, weight, tokens.owner)
+    return LossTokens(tokens.values, old, weight, tokens.owner, _written(tokens, trained))
+
+
+def _written(tokens: Tokens, trained: Mapping[int, Trained]) -> Tensor | None:
+    """Which tokens of the pack's traces the policy wrote, ``[N]``; None where it wrote all of them."""
+    masks = {i: t.trace.rollout.written for i, t in trained.items() if t.trace.rollout.written is not None}
+    if not masks or "trace" not in tokens.owner:
+        return None
+    flags = [own for i, n in tokens.lengths["trace"] for own in masks.get(i, (True,) * n)]
+    return torch.tensor(flags, dtype=torch.bool, device=tokens.owner["trace"].device)
 
 
 def outputs(readings: Sequence[Reading]) -> list[Output]:

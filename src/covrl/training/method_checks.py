@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor
 
 from covrl.algorithms.base import Algorithm, ModelSpec, Stream
+from covrl.algorithms.group import outcome
 from covrl.errors import UserError
 from covrl.generation.base import Draw
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
@@ -34,7 +38,7 @@ def check_method(algorithm: Algorithm) -> None:
         UserError: one does not; names the method, what is declared, and what there is.
     """
     said = f"algorithm {algorithm.name}: "
-    for name in ("contexts", "scoring", "training", "streams"):
+    for name in ("contexts", "scoring", "training", "streams", "group_readings"):
         if not isinstance(getattr(algorithm, name, None), tuple):
             raise UserError(f"{said}self.{name} has to be set in __init__, to a tuple")
     for old, new in RENAMED.items():
@@ -55,6 +59,8 @@ def check_method(algorithm: Algorithm) -> None:
     for reading in (*algorithm.scoring, *algorithm.training):
         for name in reading.contexts:
             _known(f"{said}a reading of the span {reading.span!r} is in the context", name, contexts)
+    for reading in algorithm.group_readings:
+        _known(f"{said}the group reading {reading.output!r} is in the context", reading.context, contexts)
     for stream in algorithm.streams:
         spans = {reading.span for reading in algorithm.training}
         _known(f"{said}the stream {stream.name!r} is on the span", stream.span, spans)
@@ -66,6 +72,43 @@ def check_method(algorithm: Algorithm) -> None:
             _known(f"{said}{name} names the model", model, models)
     _known(f"{said}credit_scope is", algorithm.credit_scope, {"group", "batch"})
     _known(f"{said}samples is", algorithm.samples, {"thought", "response"})
+    if not algorithm.verified and (asks := _asks_for_outcomes(type(algorithm))):
+        raise UserError(
+            f"{said}{asks} calls outcome(), but verified is False, so no rollout gets a verdict and nothing would be "
+            "trained; set verified = True"
+        )
+
+
+def _asks_for_outcomes(cls: type[Algorithm]) -> str | None:
+    """The name of a function of the class that calls :func:`covrl.algorithms.group.outcome`; None for none.
+
+    A class whose ``__init__`` speaks of ``verified`` decides by its settings, and is left alone.
+    """
+    own = dict(inspect.getmembers(cls, inspect.isfunction))
+    if any("verified" in part.__dict__["__init__"].__code__.co_names for part in cls.__mro__ if _begins(part)):
+        return None
+    return next((name for name, function in own.items() if _calls(function, outcome)), None)
+
+
+def _begins(cls: type) -> bool:
+    return inspect.isfunction(cls.__dict__.get("__init__"))
+
+
+def _calls(function: FunctionType, called: FunctionType) -> bool:
+    """Whether the code of a function, or of one of its module that it names, names ``called`` as a global."""
+    waiting, seen = [function.__code__], set()
+    while waiting:
+        code = waiting.pop()
+        if code in seen:
+            continue
+        seen.add(code)
+        globals_read = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+        named = [function.__globals__.get(name) for name in globals_read]
+        if any(value is called for value in named):
+            return True
+        waiting += [part for part in code.co_consts if isinstance(part, CodeType)]  # lambdas, comprehensions
+        waiting += [v.__code__ for v in named if inspect.isfunction(v) and v.__module__ == function.__module__]
+    return False
 
 
 def _check_model(said: str, spec: ModelSpec) -> None:
@@ -74,6 +117,11 @@ def _check_model(said: str, spec: ModelSpec) -> None:
     _known(f"{where}follows is", spec.follows, set(FOLLOWS))
     if not spec.rate > 0:
         raise UserError(f"{where}rate is {spec.rate!r}; it multiplies the learning rate and has to be above 0")
+    if spec.learning_rate is not None and not (spec.learning_rate > 0 and spec.rate == 1.0):
+        raise UserError(
+            f"{where}learning_rate is {spec.learning_rate!r} and rate {spec.rate!r}; learning_rate has to be above 0, "
+            "and rate multiplies the policy's: give one of the two"
+        )
     if spec.name == "policy":
         raise UserError(f"{where}policy is the model that is trained; a model beside it needs another name")
     if spec.trainable != (spec.head == "value"):

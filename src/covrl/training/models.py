@@ -18,17 +18,24 @@ from covrl.errors import UserError
 from covrl.models import adapters
 from covrl.models.compute import compile_trunk, compute_in_bfloat16, recompute_activations
 from covrl.models.critic import Critic, HeadOnTrunk
-from covrl.models.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.models.model import (
+    LanguageModel,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+    resolve_path,
+    without_memory,
+)
 from covrl.training.parts import save_model
 from covrl.training.run import Run
-from covrl.training.sharding import ModelShape, empty_like
+from covrl.training.sharding import ModelShape, empty_like, whole
 
 
 class Adapted(LanguageModel):
     """A model that shares its base with others and differs from it by an adapter, or by none (``adapter`` is None).
 
-    The policy's adapter is on whenever no other model of the base is being read; its own are the only weights that
-    take a gradient.
+    The policy's adapter is on whenever no other model of the base is being read. Its weights take a gradient, and so do
+    those of a critic's adapter (:class:`covrl.models.critic.Critic`).
     """
 
     def __init__(self, base: LanguageModel, adapter: str | None) -> None:
@@ -42,7 +49,10 @@ class Adapted(LanguageModel):
         return list(adapters.adapter_weights(self.model, self.adapter).values())
 
     def named_trained(self) -> dict[str, nn.Parameter]:
-        return super().named_trained() if self.adapter == adapters.POLICY else {}
+        if self.adapter != adapters.POLICY:
+            return {}
+        own = set(map(id, self.own_weights()))
+        return {name: p for name, p in super().named_trained().items() if id(p) in own}
 
     def save(self, folder: Path) -> None:
         """Write the adapter, as PEFT reads it."""
@@ -56,12 +66,15 @@ class Adapted(LanguageModel):
     def _forward(self, ids: Tensor, **named: Any) -> Tensor:
         if self.adapter == adapters.POLICY:
             return super()._forward(ids, **named)
-        with adapters.switched(self.model, self.adapter), torch.no_grad():
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.own_weights())
+        with adapters.switched(self.model, self.adapter), torch.set_grad_enabled(learns):
             return super()._forward(ids, **named)
 
 
-def loaded(world: World, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer. Of several ranks the first alone loads weights.
+def loaded(
+    world: World, config: ModelConfig, temperature: float, parts: bool = False
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer. Of several ranks the first alone loads weights; with ``parts`` none does.
 
     The others have an empty model of the same class; :func:`covrl.training.distribute.distribute` fills it.
 
@@ -70,6 +83,8 @@ def loaded(world: World, config: ModelConfig, temperature: float) -> tuple[Langu
     """
     if world.size == 1:
         return load_model(config, temperature)
+    if parts:
+        return without_memory(config, temperature)
     found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
     world.on_rank0(lambda: found.append(load_model(config, temperature)))
     facts: tuple[Any, ...] = ()
@@ -104,7 +119,10 @@ def load_policy(
     if config.model.compile and world.size > 1 and config.training.weights == "sharded":
         raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
     place = {} if saved is None or config.lora.rank else {"path": str(saved)}
-    policy, tokenizer = loaded(world, config.model.model_copy(update=place), config.generation.temperature)
+    if in_parts(config, world) and config.lora.rank:
+        raise UserError("training.load = parts: a model with LoRA adapters is loaded by one rank; set it to whole")
+    at = config.model.model_copy(update=place)
+    policy, tokenizer = loaded(world, at, config.generation.temperature, in_parts(config, world))
     if config.lora.rank:
         policy = _with_adapter(policy, config, saved)
     if config.training.recompute:
@@ -112,6 +130,11 @@ def load_policy(
     if config.model.compile:
         compile_trunk(policy.model)
     return policy, tokenizer
+
+
+def in_parts(config: RunConfig, world: World) -> bool:
+    """Whether no rank loads the whole policy."""
+    return world.size > 1 and config.training.weights == "sharded" and config.training.load == "parts"
 
 
 def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) -> Adapted:
@@ -146,7 +169,8 @@ def load_beside(
 ) -> dict[str, LanguageModel]:
     """The models that a method wants beside the policy, as they are before the first step.
 
-    Those of a policy with an adapter share its weights: a frozen one is the base, a following one an adapter more.
+    Those of a policy with an adapter share its weights: a frozen one is the base, a following one or a critic has an
+    adapter of its own, which begins as the policy's.
     Else they are copies of the base, all frozen ones the same; the base is the policy itself unless it is ``resumed``.
     """
     check_value_heads(policy, specs)
@@ -157,6 +181,11 @@ def load_beside(
     found: dict[str, LanguageModel] = {}
     if not specs:
         return heads
+    if in_parts(config, world or World()):
+        raise UserError(
+            f"training.load = parts: {config.algorithm.name} reads a whole model beside the policy "
+            f"({', '.join(spec.name for spec in specs)}); set it to whole"
+        )
     base = policy
     if resumed:
         base, _ = loaded(world or World(), config.model, config.generation.temperature)
@@ -186,18 +215,14 @@ def check_value_heads(policy: LanguageModel, specs: Sequence[ModelSpec]) -> None
                 f"model.path: its output layer cannot be used apart from its trunk, so it can have no {spec.name} with "
                 "a value head; take a method without a critic, such as grpo"
             )
-        if spec.trainable and not spec.on_trunk and isinstance(policy, Adapted):
-            raise UserError(
-                f"lora.rank: the {spec.name} would be a whole model beside an adapter; set algorithm.critic = 'trunk' "
-                "for a value head on the policy, or lora.rank = 0"
-            )
 
 
-def _sharing(policy: Adapted, spec: ModelSpec) -> Adapted:
-    if spec.follows == "frozen":
+def _sharing(policy: Adapted, spec: ModelSpec) -> LanguageModel:
+    if spec.follows == "frozen" and not spec.trainable:
         return Adapted(policy, None)
     adapters.copy_adapter(policy.model, adapters.POLICY, spec.name)
-    return Adapted(policy, spec.name)
+    own = Adapted(policy, spec.name)
+    return Critic(own) if spec.trainable else own
 
 
 def _copied(base: LanguageModel, config: ModelConfig) -> LanguageModel:
@@ -292,11 +317,12 @@ def follow(specs: Sequence[ModelSpec], models: Mapping[str, LanguageModel], done
     """Move the models that follow the policy, after ``done`` steps.
 
     ``copy``: they become the policy's every ``every`` steps. ``average``: keep·own + (1 − keep)·policy, as often.
-    Of adapters it is their two factors that are averaged.
+    Of adapters it is their two factors that are averaged. All ranks call it, outside of whole weights, which may be
+    rounded: what is spread over ranks is put together a weight at a time.
     """
     for spec in specs:
         if spec.follows == "frozen" or done % spec.every:
             continue
         keep = 0.0 if spec.follows == "copy" else spec.keep
         for own, policy in zip(models[spec.name].own_weights(), models["policy"].own_weights(), strict=True):
-            own.lerp_(policy.to(own), 1.0 - keep)
+            own.lerp_(whole(policy).to(own), 1.0 - keep)

@@ -48,6 +48,7 @@ def reading_plan(algorithm: Algorithm, on_policy: bool, single_pass: bool = True
         return ReadingPlan(before, of_policy, joined(training, of_policy))
     trained = {name for reading in training for name in reading.contexts}
     read_twice = any(trained & set(reading.contexts) for reading in scoring)
+    single_pass = single_pass and not algorithm.group_readings  # which are made before credit
     if single_pass and algorithm.credit_scope == "group" and read_twice:
         return ReadingPlan((), (), training, joined(training, scoring))
     return ReadingPlan(scoring, (), training)

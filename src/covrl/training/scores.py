@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from covrl.evaluation.information import first_reading, groups_watched
+from covrl.generation.base import rest as rest_engine
 from covrl.models.text import vocabulary
 from covrl.prompt_checks import fits
 from covrl.records import Group, Problem, Rollout, ScoredGroup, Scores
+from covrl.scoring.groups import read_group
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.training.memory import with_smaller_passes
 from covrl.training.models import rest
@@ -22,6 +24,8 @@ def scores_of(
     Raises:
         OutOfMemoryError: not even passes of one trace each fit.
     """
+
+    rest_engine(run.generator)
 
     def attempt(limits: PassLimits) -> list[Scores]:
         def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:
@@ -48,9 +52,36 @@ def score_groups(run: Run, groups: Sequence[Group], readings: Sequence[Reading] 
 
     contexts = run.algorithm.contexts
     found = read(contexts, (*wanted, *first), pairs[:seen]) + read(contexts, wanted, pairs[seen:])
-    each = iter(run.mismatch.complete(pairs, found, read))
+    every = run.mismatch.complete(pairs, found, read)
+    if run.algorithm.group_readings:
+        every = [_with(own, more) for own, more in zip(every, _read_together(run, groups), strict=True)]
+    each = iter(every)
     rest(run.models.values())
     return [ScoredGroup(g.problem, g.rollouts, tuple(next(each) for _ in g.rollouts)) for g in groups]
+
+
+def _with(own: Scores, more: Scores) -> Scores:
+    return Scores({**own.values, **more.values}, own.tokens + more.tokens)
+
+
+def _read_together(run: Run, groups: Sequence[Group]) -> list[Scores]:
+    """What the method's group readings say of each rollout, each rank reading a share of the groups.
+
+    Raises:
+        OutOfMemoryError: not even passes of one trace each fit.
+    """
+    algorithm = run.algorithm
+
+    def attempt(limits: PassLimits) -> list[Scores]:
+        def share(mine: Sequence[Group]) -> list[Scores]:
+            made = (run.models, algorithm.contexts, algorithm.group_readings)
+            return [scores for g in mine for scores in read_group(*made, g.problem, g.rollouts, limits)]
+
+        with run.world.whole_weights():
+            return run.world.shared(share, groups)
+
+    pairs = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+    return with_smaller_passes(run, attempt, pairs)
 
 
 def has_room(run: Run, problem: Problem) -> bool:
