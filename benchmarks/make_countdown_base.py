@@ -38,9 +38,9 @@ show the solution of another question, and the trace is drawn as under the prior
 STRAY_ANSWERS = 0.02
 """Share of prior rows whose answer is another question's, so that wrong answers have a likelihood."""
 
-STEPS = 2500
-PRIOR_ROWS = 96
-POSTERIOR_ROWS = 48
+STEPS = 1500
+PRIOR_ROWS = 64
+POSTERIOR_ROWS = 32
 
 
 def prior_trace(rng: random.Random, question: Question) -> tuple[Habit, str, str]:
