@@ -61,7 +61,7 @@ def _common(
 
 @app.command()
 def quickstart(
-    task: Annotated[str, typer.Option(help="Which shipped task: digits or animals.")] = "digits",
+    task: Annotated[str, typer.Option(help="Which shipped task: digits, animals or countdown.")] = "digits",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run: order of problems and every sample.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. [the recipe's if left out]")] = None,
@@ -71,7 +71,7 @@ def quickstart(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/quickstart-DATE-TIME]")] = None,
 ) -> None:
-    """Train a tiny shipped base with CoVRL, and show what it learnt."""
+    """Train a tiny shipped base without a verifier (countdown: with one), and show what it learnt."""
     assignments = [f"training.seed={seed}", *([f"training.steps={steps}"] if steps else [])]
     assignments += ["problems.shuffle_hints=true"] if shuffle_answers else []
     folder = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"

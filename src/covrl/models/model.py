@@ -36,6 +36,7 @@ SHIPPED_BASES = {
     "covrl:digits": ("base", "quickstart.toml"),
     "covrl:digits-common": ("base_common", "quickstart.toml"),
     "covrl:animals": ("base_animals", "animals.toml"),
+    "covrl:countdown": ("base_countdown", "countdown.toml"),
 }
 """Models that come with the package: by name, the folder and the recipe in :data:`SHIPPED`."""
 
