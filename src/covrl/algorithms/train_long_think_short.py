@@ -89,12 +89,16 @@ class TrainLongThinkShort(GroupMethod):
 
     @property
     def budget(self) -> int:
-        """L of the step that is next."""
-        own, change = self.own, min(self.done // self.own.change_every, self.own.changes)
+        """L of the step that is being made."""
+        return self.budget_at(self.done)
+
+    def budget_at(self, step: int) -> int:
+        """L of step ``step`` (0, 1, …)."""
+        own, change = self.own, min(step // self.own.change_every, self.own.changes)
         return budget_after(change, own.start, own.end, own.changes, own.decay)
 
     def plan(self, problem: Problem, history: Sequence[Rollout], draw: Draw) -> list[Request]:
-        asked = self.own.instruction.replace("{budget}", str(self.budget))
+        asked = self.own.instruction.replace("{budget}", str(self.budget_at(draw.step)))
         return super().plan(replace(problem, question=problem.question + asked), history, draw)
 
     def mark(self, group: ScoredGroup) -> list[Marked]:

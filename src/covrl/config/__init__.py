@@ -33,6 +33,7 @@ from covrl.config.schema import (
     SourceConfig,
     StepsConfig,
     TrainingConfig,
+    addresses,
 )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "SourceConfig",
     "StepsConfig",
     "TrainingConfig",
+    "addresses",
     "check",
     "config_from",
     "override",

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from covrl.algorithms.base import Reset
 from covrl.errors import UserError
 from covrl.generation.base import Sampling
-from covrl.training.models import STEADY, follow, move_to_policy
+from covrl.training.models import follow, move_to_policy
 from covrl.training.publish_check import TOKENS, BothSides
 from covrl.training.run import Run
 
 
 def publish(run: Run) -> dict[str, float]:
     """Hand the new weights on. ``guard/publish_gap`` on the steps on which the generator is compared."""
-    followed = any(spec.follows in STEADY for spec in run.algorithm.models)
-    with run.world.whole_weights() if followed else nullcontext():
-        follow(run.algorithm.models, run.models, run.done)
+    follow(run.algorithm.models, run.models, run.done)
     run.generator.publish(run.done)
     if not run.due(run.config.guards.publish_check_every, run.done):
         return {}
@@ -36,9 +32,8 @@ def begin_anew(run: Run, wanted: Reset) -> str:
                 f"algorithm {run.algorithm.name}: reset_after names the model {name!r}, which has follows = "
                 f"{follows.get(name)!r}; a model that is reset follows nothing else: follows = 'reset'"
             )
-    with run.world.whole_weights():
-        for name in wanted.models:
-            move_to_policy(run.models, name)
+    for name in wanted.models:
+        move_to_policy(run.models, name)
     if wanted.optimizer:
         run.optimizers["policy"].state.clear()
     done = [f"{name} is the policy of now" for name in wanted.models]
@@ -55,10 +50,8 @@ def look_at_generator(run: Run, first: bool = False) -> float:
     Raises:
         BrokenModelError: the rows cannot be sampled or read, as the model's numbers are not finite.
     """
-    with run.world.whole_weights():
-        gap, note = run.guard.look_at_generator(both_sides(run), first and not run.world.sharded)
+    gap, note = run.guard.look_at_generator(both_sides(run), first)
     run.remarks += [note] if note else []
-    run.guard.stale = run.world.broadcast(run.guard.stale)
     return gap
 
 
@@ -74,4 +67,5 @@ def both_sides(run: Run) -> BothSides:
         seed=config.training.seed,
         tokens=run.limits.tokens,
         version=run.done,
+        world=run.world,
     )
