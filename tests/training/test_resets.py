@@ -51,7 +51,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-EVERY: dict[str, Any] = {"reset": "every", "every": 2, "kl_weight": 0.1}
+EVERY: dict[str, Any] = {"reset": "every", "every": 2, "kl_weight": 0.1, "resample": False}
 RESUMED: dict[str, dict[str, Any]] = {
     "prorl": EVERY,
     "a_star_po": {"samples": 2},
@@ -69,12 +69,11 @@ def rewarded(run: Run) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", RESUMED)
-@pytest.mark.parametrize("at", [2, 3])
+@pytest.mark.parametrize(("name", "at"), [*((name, 1) for name in RESUMED), ("prorl", 2)])
 def test_a_resumed_run_has_the_methods_memory_and_goes_on_bit_for_bit(folder: Path, name: str, at: int) -> None:
     """Of a checkpoint right after a reset, whose optimizer has no moments, too."""
     whole, parts = (rewarded(make_run(name, **RESUMED[name])) for _ in range(2))
-    for _ in range(4):
+    for _ in range(3):
         take_step(whole)
     for _ in range(at):
         take_step(parts)
@@ -84,7 +83,7 @@ def test_a_resumed_run_has_the_methods_memory_and_goes_on_bit_for_bit(folder: Pa
     load_checkpoint(resumed, saved)
     assert resumed.algorithm.state_dict() == parts.algorithm.state_dict()
     assert same(tensors(resumed), tensors(parts))
-    for _ in range(4 - at):
+    for _ in range(3 - at):
         take_step(resumed)
     assert same(tensors(whole), tensors(resumed))
     assert whole.algorithm.state_dict() == resumed.algorithm.state_dict()
