@@ -602,9 +602,14 @@ class ReportConfig(Settings):
         description="words whose rate in traces shows doubt (style/hedges_prior), for other languages to be set anew. "
         "The list is CONFIRMED (arXiv 2603.24472, its code); empty: no rate",
     )
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
         (), description="also log to these; each is an extra of the package"
     )
+    tracker_project: str = Field(
+        "covrl", min_length=1, description="project of the run in wandb and trackio, its experiment in mlflow"
+    )
+    tracker_name: str = Field("", description="name of the run in them; empty: that of its folder")
+    tracker_tags: tuple[str, ...] = Field((), description="tags of the run in wandb and mlflow")
 
 
 class AlgorithmTable(BaseModel):
