@@ -47,6 +47,7 @@ def run_train(
         _rehearse(run)
         return
     check_trackers(run.config.report.trackers)
+    api.check_can_push(run)
     folder = run.world.broadcast(folder)
     if config is not None:
         run.world.on_rank0(lambda: api.new_run_folder(folder))

@@ -612,6 +612,13 @@ class ReportConfig(Settings):
     tracker_tags: tuple[str, ...] = Field((), description="tags of the run in wandb and mlflow")
 
 
+class HubConfig(Settings):
+    """Where the model goes when the run has ended (`covrl push` does the same at any time)."""
+
+    push: str = Field("", description="repository OWNER/NAME of the Hugging Face hub; empty: none. HF_TOKEN is needed")
+    private: bool = Field(True, description="whether a repository that is made for it is private")
+
+
 class AlgorithmTable(BaseModel):
     """``[algorithm]``: the method's name, and its own settings, which the method checks."""
 
@@ -642,6 +649,7 @@ class RunConfig(Settings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardsConfig = GuardsConfig()
     report: ReportConfig = ReportConfig()
+    hub: HubConfig = HubConfig()
 
     @property
     def rewarded(self) -> bool:
