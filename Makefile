@@ -4,7 +4,7 @@
 # make check-slow   the tests on a real pretrained model, which is downloaded once, and of the site: CI runs them after `check`
 # make docs         the documentation as a site with search, in site/
 # make wheel        source distribution and wheel in dist/, built, checked, and tried without the repository in reach
-# make real         a real pretrained model learns without a verifier; `make real ARGS='--method jepo --seed 1'`
+# make real         a real pretrained model is trained without a verifier; `make real ARGS='--method jepo --seed 1'`
 # make fuzz         the property tests with new random draws
 # make test-compile adds the tests that compile whole models, about a minute
 # make test-gym     adds the extra reasoning-gym to the environment, and runs the test of its scorers
@@ -65,7 +65,7 @@ wheel: $(READY)
 	build/tools/bin/python -m twine check --strict dist/*
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/slow/test_wheel.py -rs $(ARGS)
 
-# A real model learns without a verifier: downloads it once, then takes about an hour of two cores (ARGS: see the file).
+# A real model is trained without a verifier: downloads it once (ARGS: see the file).
 real: $(READY)
 	$(VENV)/bin/python benchmarks/real/run.py $(ARGS)
 

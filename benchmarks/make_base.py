@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,8 +132,8 @@ def build_tokenizer(vocabulary: Sequence[str] = task.VOCABULARY) -> PreTrainedTo
     """A tokenizer with one token a digit, word or tag; decoding gives back every text made of these."""
     ids = {token: index for index, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=task.UNK))
-    # No token begins another, so the order of the alternatives does not matter; any other character is <unk>.
-    words = "|".join(token for token in vocabulary if token not in task.SPECIAL)
+    # A token that begins another stands after it in the vocabulary; any other character is <unk>.
+    words = "|".join(_literal(token) for token in vocabulary if token not in task.SPECIAL)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{words}|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -143,6 +144,11 @@ def build_tokenizer(vocabulary: Sequence[str] = task.VOCABULARY) -> PreTrainedTo
         clean_up_tokenization_spaces=False,
         model_max_length=128,
     )
+
+
+def _literal(token: str) -> str:
+    """A token as a regular expression; re.escape would also change those of the bases that are there."""
+    return re.sub(r"[+*()]", r"\\\g<0>", token)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

@@ -2,6 +2,7 @@
 
     step         a GRPO step against TRL's at its best settings, on each workload, with the floor of matrix products
     generation   useful tokens a CPU second against transformers' generate, responses of different lengths
+    refill       the same against waves of our own, where more prompts wait than are decoded side by side
     covrl        CoVRL's training part over GRPO's
     memory       what a step takes over model, gradients and optimizer at a wide vocabulary, against TRL's
     dash         DASH against its micro-batched baseline, and what its filter saves
@@ -29,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speed import covrl_share, dash, device, first_step, generation, growth, memory, passes, step, tables
+from speed import covrl_share, dash, device, first_step, generation, growth, memory, passes, refill, step, tables
 from speed.processes import Bench, WorkerError, commit, machine, split_prefix
 from speed.workloads import STEP_WORKLOADS, WORKLOADS
 
@@ -37,6 +38,7 @@ SAVED = Path(__file__).parent.parent / "docs" / "results" / "speed"
 PARTS: dict[str, Any] = {
     "step": step,
     "generation": generation,
+    "refill": refill,
     "covrl": covrl_share,
     "memory": memory,
     "dash": dash,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,15 +17,21 @@ MADE: dict[tuple[Any, ...], tuple[Any, float, list[str], Any]] = {}
 
 
 def prove_once(
-    model: LanguageModel, engine: Any, tokenizer: Any, longest: int, source: str, world: World | None = None
+    model: LanguageModel,
+    engine: Any,
+    tokenizer: Any,
+    longest: int,
+    source: str,
+    world: World | None = None,
+    stand_in: Callable[[], LanguageModel] | None = None,
 ) -> list[str]:
     """:func:`covrl.generation.proof.prove`, or what it found for the same weights, settings and length of rows."""
     if (world or World()).size > 1:
-        return prove(model, engine, tokenizer, longest, source, world)
+        return prove(model, engine, tokenizer, longest, source, world, stand_in)
     own = engine if isinstance(engine, TorchGenerator) else None
     key = (*_facts(model), longest, source, type(engine), own and (own.rows_per_pass, own.records))
     if key not in MADE:
-        said = prove(model, engine, tokenizer, longest, source, world)
+        said = prove(model, engine, tokenizer, longest, source, world, stand_in)
         MADE[key] = (model.paths, model.noise, said, own and own.paths)
     model.paths, model.noise, said, paths = MADE[key]
     if own is not None:

@@ -41,7 +41,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
         (["--set", "model.path=covrl:digit"], "'covrl:digit' is not shipped; there is covrl:digits"),
         (["--set", "model.device=gpu"], "model.device: gpu"),
         (["--set", "nonsense"], "expected section.key=value"),
-        (["--task", "digit"], "no recipe 'digit'; there are digits, animals"),
+        (["--task", "digit"], "no recipe 'digit'; there are digits, animals, countdown"),
         (["--out", "/proc/nowhere"], "/proc/nowhere: cannot write there"),
     ],
 )

@@ -54,7 +54,7 @@ def decoded(
     times = []
     with set_to(decoding, **limits), weights_ready(model.model):
         logits, state = decoding.prefill_shared(model.model, prompts, task.device, 512)
-        state = (fixed(state) if recorded else None) or state
+        state = fixed(state, prompts) if recorded else state
         for step in range(steps):
             if step == steps // 2:
                 state.select(torch.arange(len(prompts) // 2, device=task.device))
@@ -75,7 +75,7 @@ def drawn(task: Task, logits: torch.Tensor, size: str) -> Iterator[Finding]:
     for megabytes in DRAWN_MB:
 
         def timed(megabytes: int = megabytes) -> Finding:
-            with set_to(engine, DRAWN_BYTES=megabytes << 20):
+            with set_to(engine, drawn_bytes=lambda _: megabytes << 20):
                 return {"ms": milliseconds(task.device, lambda: engine.next_tokens(logits, Sampling(8, "x"), draws))}
 
         yield tried({"model": size, "drawn_mb": megabytes}, timed)

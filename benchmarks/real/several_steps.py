@@ -1,7 +1,7 @@
 """Word problems of several steps, and their worked solutions: ``python benchmarks/real/several_steps.py FOLDER``.
 
     Mia has 7 stamps. Then she gets 5 stamps. Then she loses 3 stamps. How many stamps does she have now?
-    7 + 5 = 12. 12 - 3 = 9.                                                            The answer is 9.
+    7+5=12 ⏎ 12-3=9                                                                    ⏎ The answer is 9.
 
 Written are ``taught.jsonl`` (two and three steps, with solutions: they teach the format), ``train.jsonl`` and
 ``held_out.jsonl`` (four steps, with answers alone) and ``test.jsonl`` (four steps), ``longer.jsonl`` (five steps). No
@@ -27,9 +27,9 @@ LIMIT = 30
 FILES = {
     "taught": ((2, 3), 600),
     "train": ((4,), 600),
-    "held_out": ((4,), 120),
-    "test": ((4,), 150),
-    "longer": ((5,), 60),
+    "held_out": ((4,), 40),
+    "test": ((4,), 120),
+    "longer": ((5,), 40),
 }
 """Of each file the numbers of steps, and how many problems."""
 
@@ -73,10 +73,10 @@ def drawn(chance: random.Random, steps: tuple[int, ...]) -> Iterator[dict[str, s
             number = chance.choice(gains if gets else losses)
             after = now + number if gets else now - number
             said.append(f"Then {who} {'gets' if gets else 'loses'} {number} {thing}.")
-            worked.append(f"{now} {'+' if gets else '-'} {number} = {after}.")
+            worked.append(f"{now}{'+' if gets else '-'}{number}={after}")
             now = after
         said.append(f"How many {thing} does {who} have now?")
-        yield {"question": " ".join(said), "answer": str(now), "solution": " ".join(worked) + "\n"}
+        yield {"question": " ".join(said), "answer": str(now), "solution": "\n".join(worked) + "\n"}
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
         phase: {"mb": size / 2**20, "shape": shape, "dtype": dtype}
         for phase, (size, shape, dtype) in mode.largest.items()
     }
-    bound = run.config.training.logits_mb_per_chunk
+    bound = run.limits.logits_bytes >> 20
     return {"vocabulary": workload.vocabulary, "bound_mb": bound, "largest": sizes}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speed.memory import SHOWN
+from speed.refill import LENGTHS
 from speed.step import named
 
 Record = Mapping[str, Any]
@@ -30,6 +31,14 @@ GOALS: tuple[tuple[str, str, str, Callable[[Record], float], float, bool], ...] 
     ("GRPO step, M, prompt 256: TRL / ours", "step-M-256-1-threads", "≥ 3.5", lambda r: r["ratio"], 3.5, True),
     ("GRPO step, S: TRL / ours", "step-S-1-threads", "≥ 1.4", lambda r: r["ratio"], 1.4, True),
     ("generation: ours / `generate`", "generation-1-threads", "≥ 2.5", lambda r: r["ratio"], 2.5, True),
+    (
+        "512 requests in 64 rows, lengths differ: refilled / waves",
+        "refill",
+        "≥ 1.3",
+        lambda r: r["workloads"]["M-early"]["ratio"][0],
+        1.3,
+        True,
+    ),
     ("CoVRL's training part / GRPO's", "covrl", "≤ 2.2", lambda r: r["ratio"], 2.2, False),
     ("GRPO step, SmolLM2, wall: TRL / ours", "step-REAL-2-threads", "≥ 2.3", lambda r: r["wall_ratio"], 2.3, True),
     ("CoVRL's training part / GRPO's, SmolLM2, wall", "covrl-REAL", "≤ 2.4", lambda r: r["ratio"], 2.4, False),
@@ -61,6 +70,7 @@ def render(records: Mapping[str, Record]) -> str:
         parts += ["## A GRPO step against TRL's", table(head, map(step_row, steps)), *settings(steps)]
     for title, name, make in (
         ("Sampling responses of different lengths", "generation", generation_rows),
+        ("More prompts than rows: places refilled against waves", "refill", refill_rows),
         ("CoVRL's training part over GRPO's", "covrl", covrl_rows),
         ("Memory of a step at a vocabulary of 151,936", "memory", memory_rows),
         ("DASH against its micro-batched baseline", "dash", dash_rows),
@@ -137,6 +147,29 @@ def settings(steps: Sequence[Record]) -> list[str]:
         "alone, at rates measured in the same run."
     )
     return [said, table(head, rows)]
+
+
+def refill_rows(r: Record) -> list[str]:
+    """Rates of both ways, by workload."""
+    head = (
+        "workload",
+        "tokens of a response",
+        "useful tokens a CPU second, refilled",
+        "waves",
+        "ratio",
+        "same responses",
+    )
+    rows = [
+        (
+            name,
+            LENGTHS[name],
+            *(range_of(one[way], 0) for way in ("refilled", "waves")),
+            range_of(one["ratio"]),
+            f"{one['same']:.1%}",
+        )
+        for name, one in r["workloads"].items()
+    ]
+    return [f"{r['requests']} requests, {r['rows']} rows side by side, float32.", table(head, rows)]
 
 
 def generation_rows(r: Record) -> list[str]:

@@ -34,6 +34,7 @@ from covrl.reporting.sinks import Sink, read_metrics
 from covrl.rewards.named import Given, Reward, as_reward
 from covrl.rewards.steps import StepScorer
 from covrl.secrets import redacted
+from covrl.training.ahead import resumed_note
 from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike
 from covrl.training.folder import model_of_run, new_run_folder
@@ -141,7 +142,7 @@ def train_run(
         sinks = sinks if world.first else ()
         for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
             say(redacted(note))
-        for closed in (keeper, *sinks):
+        for closed in (run.ahead, keeper, *sinks):
             cleanup.callback(closed.close)
         try:
             for made in steps(run):
@@ -247,7 +248,7 @@ def resume(
     if found:
         changes += check_inputs(state, run)
         load_checkpoint(run, found)
-        notes += [*changes, *check_versions(found)]
+        notes += [*changes, *check_versions(found), *filter(None, [resumed_note(config, run.done)])]
     if changes:  # the steps behind the checkpoint will not be the same again: what they found best still counts
         run.best = max(filter(None, (run.best, best_value(folder / "best"))), default=None)
     run.notes = (*run.notes, *notes)
@@ -310,7 +311,8 @@ def has_settings(model: str) -> bool:
 def config_for(model: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
     """Settings to use ``model`` with: those of ``file``, else of the run that it is the folder of, else the defaults.
 
-    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments.
+    The shipped base has its quickstart recipe. ``settings`` are ``section.key=value`` assignments. The engine that a
+    run trained with is not taken from its folder: it may be training, and a server would get other weights then.
     """
     is_run = (Path(model) / "config.toml").is_file()
     table: dict[str, Any] = {}
@@ -318,6 +320,8 @@ def config_for(model: str, file: Path | None = None, settings: Sequence[str] = (
         table = read_settings(file)
     elif is_run:
         table = read_toml(Path(model) / "config.toml")
+        if isinstance(table.get("generation"), dict):
+            table["generation"].pop("engine", None)
     elif model in SHIPPED_BASES:
         table = read_toml(SHIPPED / SHIPPED_BASES[model][1])
     path = str(model_of_run(Path(model))) if is_run else model

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,10 @@ from covrl.distributed.processes import join_world
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
+from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
 from covrl.models.compute import emulated_note
-from covrl.models.model import load_model
+from covrl.models.model import first_layers, load_model, resolve_dtype
 from covrl.problems.foils import with_foils
 from covrl.problems.loading import load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
@@ -34,10 +36,11 @@ from covrl.rewards.graders import make_grader
 from covrl.rewards.named import Given, Reward, as_reward, load_reward
 from covrl.rewards.step_server import StepServer
 from covrl.rewards.steps import StepScorer
+from covrl.training.ahead import check_ahead
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.method_checks import check_method
-from covrl.training.models import load_beside, load_policy
+from covrl.training.models import in_parts, load_beside, load_policy
 from covrl.training.rollouts import response_tokens
 from covrl.training.run import Run
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig
@@ -79,6 +82,7 @@ def build(
     if weights and not evaluation_only:
         _check_shares(data.train, weights, config.training.problems_per_step)
     world = join_world(config.model.device)
+    config = config.model_copy(update={"model": resolve_dtype(config.model)})
     given = as_reward(reward)
     config = named_in_config(config, given, algorithm)
     rewards = given if given is not None or evaluation_only else _rewards_of(config)
@@ -98,10 +102,13 @@ def build(
     check_tokens(prompts, every)
     check_rows(prompts, policy.model.get_input_embeddings().weight.shape[0], every)
     check_lengths(prompts, policy.context_length, config, every)
-    engine = "torch" if evaluation_only else config.generation.engine
-    generator = make_generator(config, engine, policy.model, tokenizer, world)
+    generator = make_generator(config, config.generation.engine, policy.model, tokenizer, world)
+    if not evaluation_only:
+        check_ahead(config, generator)
     longest = longest_row(prompts, config, every)
-    proved = prove(policy, generator, tokenizer, longest, config.model.path, world)
+    parts = not evaluation_only and in_parts(config, world)
+    few = partial(first_layers, config.model, config.generation.temperature) if parts else None
+    proved = prove(policy, generator, tokenizer, longest, config.model.path, world, few)
     slow = emulated_note(config.model.dtype, policy.device)
     said = option_notes(prompts, [*data.train, *data.held_out])
     unisolated = isolation_notes(config.rewards.verifier, config.evaluation.verifier)
@@ -127,13 +134,17 @@ def build(
             grade,
             data.label,
             answer_temperature=config.evaluation.answer_temperature,
+            world=world,
         ),
         held_out=data.held_out,
         notes=notes,
         world=world,
     )
     run = fit(run, trains=not evaluation_only)
-    distribute(run)
+    if not evaluation_only:
+        distribute(run)
+    elif isinstance(generator, OutsideGenerator):  # each rank has loaded all weights
+        generator.start(config.generation.engine)
     return run
 
 

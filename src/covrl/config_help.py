@@ -27,6 +27,7 @@ UNITS = {
     "checkpoint.keep": "checkpoints",
     "generation.max_answer_tokens": "tokens",
     "generation.max_trace_tokens": "tokens",
+    "generation.ahead": "steps",
     "generation.rows_per_pass": "traces",
     "guards.publish_check_every": "steps",
     "guards.skip_at_most": "steps",

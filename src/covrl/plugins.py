@@ -87,7 +87,7 @@ def refuse_address_in_file(table: Mapping[str, Any], file: Path) -> None:
     """
     part = table.get("generation")
     value = part.get("engine") if isinstance(part, Mapping) else None
-    if isinstance(value, str) and "://" in value and not is_loopback(value):
+    if isinstance(value, str) and "://" in value and not all(map(is_loopback, map(str.strip, value.split(",")))):
         raise UserError(
             f"{file}: generation.engine = {value!r}: a file may name an engine on this machine only (127.0.0.1), as "
             f"prompts and VLLM_API_KEY go there; give it on the command line instead: --set generation.engine={value}"

@@ -370,6 +370,11 @@ class Prompts:
         """How many ids a rendered text has, in which the template's own control tokens are tokens."""
         return len(self._ids.plain(rendered))
 
+    def reads_back_ids(self, ids: Sequence[int]) -> str:
+        """The text that ids decode to, control tokens included."""
+        decoded = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(decoded)
+
     def reads_back(self, text: str) -> str:
         """What the ids of a text that continues another one decode to."""
         return self._ids.reads_back(text)

@@ -98,6 +98,23 @@ def test_rewards_and_advantages_of_a_mixed_group() -> None:
     assert [c.advantage for c in found] == pytest.approx([3.55, -3.45, 4.35, -4.45])
 
 
+def test_a_raised_floor_limits_what_a_wrong_trace_costs_and_is_no_trouble() -> None:
+    mixed = (
+        trace("prior", "closed", [-0.5, -0.5]),
+        trace("prior", "closed", [-4.0, -4.0]),
+        trace("prior", "closed", [-6.0, -6.0]),
+        trace("posterior", "length", None),
+    )
+    assert [c.reward for c in credits(*mixed, floor=-5.0)] == pytest.approx([-1.0, -5.0, -5.0, -6.0])
+    assert [c.reward for c in credits(*mixed, floor=-5.0, reward="mean")] == pytest.approx([-0.5, -2.5, -2.5, -3.5])
+    every = {"reward/floored_share": 1.0}
+    usual, raised = covrl(), covrl(floor=-5.0)
+    assert usual.stop_reason(every)
+    assert usual.warnings(every)
+    assert raised.stop_reason(every) is None
+    assert raised.warnings(every) == []
+
+
 def test_only_prior_traces_with_positive_advantage_train_the_answer() -> None:
     found = credits(
         trace("prior", "closed", [-0.5, -0.5]),

@@ -35,7 +35,7 @@ def test_every_answer_is_right_and_every_step_of_a_solution_is_true(splits: dict
         assert int(row["answer"]) == by_hand(row["question"])
         assert 0 <= int(row["answer"]) <= several_steps.LIMIT
     for row in splits["taught"]:
-        steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)\.", row["solution"])
+        steps = re.findall(r"(\d+)([+-])(\d+)=(\d+)\n", row["solution"])
         for a, sign, b, found in steps:
             assert int(a) + (int(b) if sign == "+" else -int(b)) == int(found)
         assert steps[-1][-1] == row["answer"]

@@ -27,6 +27,7 @@ from speed import (  # noqa: E402
     memory,
     ours,
     processes,
+    refill,
     step,
     tables,
     workloads,
@@ -218,6 +219,17 @@ def test_the_page_says_which_goals_are_met() -> None:
     assert "TRL 1.16" in page
     first["wall"] = [9.0, 8.0, 10.0]
     assert "| 9.00 | met |" in tables.render({"first-step": about | first})
+
+
+def test_the_page_has_refilled_places_against_waves() -> None:
+    one = {"refilled": [150.0] * 3, "waves": [100.0] * 3, "ratio": [1.5, 1.4, 1.6], "tokens": 9, "same": 1.0}
+    whole = {"requests": 512, "rows": 64, "workloads": {"M-early": one}, "goal": 1.3}
+    assert "ratio 1.50 (1.40 to 1.60)" in refill.text(whole)[0]
+    about = {"name": "refill", "threads": 1, "repeats": 5, "commit": "abc", "peer_versions": {}}
+    machine = {"processor": "P", "cores": 2, "torch": "2", "transformers": "5"}
+    page = tables.render({"refill": about | whole | {"machine": machine}})
+    assert "| 512 requests in 64 rows, lengths differ: refilled / waves | ≥ 1.3 | 1.50 | met |" in page
+    assert "| M-early | mean 16 of at most 64 | 150 (150 to 150) | 100 (100 to 100) | 1.50 (1.40 to 1.60) |" in page
 
 
 def test_the_largest_logits_are_seen_in_forward_and_backward() -> None:

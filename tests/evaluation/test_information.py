@@ -132,7 +132,16 @@ def test_gain_and_read_are_those_of_the_model_by_hand() -> None:
     second = log_p(B, (B, B, 2), (A, 2))
     gains = first - log_p(A, (2,), (B, 2)), second - log_p(B, (2,), (A, 2))
     reads = first - log_p(A, (B, B, 2), (B, 2)), second - log_p(B, (A, 2), (A, 2))
-    assert found == pytest.approx({"thought/gain": sum(gains) / 2, "thought/read": sum(reads) / 2})
+    empty = log_p(A, (2,), (B, 2)), log_p(B, (2,), (A, 2))
+    each = [log_p(A, ids, (B, 2)) > empty[0] for ids in ((A, 2), (B, 2))] + [gains[1] > 0]
+    assert found == pytest.approx(
+        {
+            "thought/gain": sum(gains) / 2,
+            "thought/read": sum(reads) / 2,
+            "thought/helps_share": sum(each) / 3,
+            "thought/empty_log_prob": sum(empty) / 2,
+        }
+    )
 
 
 def test_a_problem_alone_has_no_other_trace_to_be_compared_with() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from models import character_tokenizer, save_tiny
 from projects import PROMPTS, write_rows
 
 from covrl.config import PromptConfig, read_toml
-from covrl.config.styles import STYLES
+from covrl.config.styles import STYLES, TEMPLATES
 from covrl.evaluation.posterior_gain import Drawn, posterior_gain
-from covrl.evaluation.styles import OWN, Tried, recommend, role_figures, trace_rewards, wordings
+from covrl.evaluation.styles import OWN, Tried, recommend, recommend_template, role_figures, trace_rewards, wordings
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
 
@@ -207,3 +208,31 @@ def test_wrong_input_is_one_line(project: Path, covrl: Covrl, changed: list[str]
     assert said in err
     assert len(err.splitlines()) == 1
     assert read_toml(project / "run.toml")["prompts"]["close"] == "e"
+
+
+def test_of_templates_the_one_with_the_greatest_gain_is_named_and_what_a_gain_does_not_tell() -> None:
+    rows = [[-8.0, -8.0], [-6.0, -6.0], [-7.0, -7.0]]
+    weak, strong = tried("neutral", rows), tried("check", rows)
+    better = [replace(d, log_prob=-1.0) if d.rollout.source == "posterior" else d for d in strong.drawn]
+    strong = replace(strong, gain=posterior_gain([d.worth for d in better]))
+    best, sentences = recommend_template([weak, strong])
+    assert best == "check"
+    assert "check" in sentences[0]
+    assert "6.0 nats (neutral 0.0)" in sentences[0]
+    assert "covrl preflight" in sentences[-1]
+    none = replace(weak, gain=posterior_gain([d.worth._replace(log_prob=None) for d in weak.drawn]))
+    assert recommend_template([none])[0] is None
+
+
+def test_the_six_templates_are_tried_on_the_settings_own_wording(covrl: Covrl, tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "model")
+    write_rows(tmp_path / "p.jsonl", [{"question": f"{i}+1", "answer": str(i + 1)} for i in range(3)])
+    (tmp_path / "c.toml").write_text(PROMPTS)
+    asked = ("--model", str(tmp_path / "model"), "--problems", str(tmp_path / "p.jsonl"))
+    asked += ("--config", str(tmp_path / "c.toml"))
+    done = covrl("prompts", *asked, "--templates", "--max-tokens", "8", "-n", "2", "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert [s["style"] for s in record["styles"]] == ["style", *TEMPLATES]
+    assert len({s["prompts"]["prior"] for s in record["styles"]}) == 1
+    assert len({s["prompts"]["posterior"] for s in record["styles"]}) == 6

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import pytest
@@ -15,16 +16,20 @@ from exact.world import CLOSE
 
 from covrl.config import ReportConfig
 from covrl.evaluation.trace_monitors import (
+    bound_metrics,
+    fork_share,
     hedging_metrics,
     hedging_pattern,
     kl_metrics,
     length_correlation,
     length_metrics,
+    mc_gap,
+    words_lift,
 )
 from covrl.evaluation.trace_watch import PAGE, WATCHED, TraceWatch
 from covrl.generation.engine import TorchGenerator
 from covrl.problems.source import ProblemSource
-from covrl.records import Credit, Finish, Output, Problem, Request, Rollout, ScoredGroup, Scores
+from covrl.records import Credit, Finish, Observed, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.training import loop
 
 WORDS = ReportConfig().hedging_words
@@ -88,6 +93,9 @@ def test_lengths_are_compared_within_question_and_source_and_cut_traces_are_left
     found = length_metrics([group(*rollouts), group(*rollouts, name="other")], [credits, credits])
     assert one.items() <= found.items()
     assert (found["length/median_prior"], found["length/median_posterior"]) == (12.0, 4.0)
+    assert found["length/short_share"] == 1.0
+    longer = length_metrics([group(*(trace("prior", n, index=n) for n in (15, 16, 40)))], [[Credit()] * 3])
+    assert longer["length/short_share"] == pytest.approx(1 / 3)
     assert found["style/length_ratio"] == pytest.approx(1 / 3)
     assert found["length/within_corr"] > 0.9
     assert found["length/overall_corr"] < -0.9
@@ -95,7 +103,9 @@ def test_lengths_are_compared_within_question_and_source_and_cut_traces_are_left
     even = [group(*(trace("prior", 11, index=i) for i in range(8)), name=str(i)) for i in range(4)]
     odd = group(*(trace("prior", 11 + i // 3, index=i) for i in range(4)))
     rows = [[Credit(reward=0.0)] * 8] * 4 + [[Credit(reward=-float(i == 3)) for i in range(4)]]
-    assert set(length_metrics([*even, odd], rows)) == {"length/median_prior"}, "one odd trace is no correlation"
+    assert set(length_metrics([*even, odd], rows)) == {"length/median_prior", "length/short_share"}, (
+        "one odd trace is no correlation"
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,11 +150,52 @@ def test_a_cut_trace_has_no_part_in_it() -> None:
     assert kl_metrics([group(trace("prior", 2), kl=[[0.0, 0.0]])]) == kl_metrics([group(trace("prior", 2))]) == {}
 
 
+def test_the_bound_of_several_traces_has_its_golden_value_over_that_of_one() -> None:
+    log_probs = torch.tensor([0.6, 0.3, 0.02, 0.1]).double().log()
+    assert mc_gap(log_probs.tolist()) == pytest.approx(0.61586, abs=1e-6)
+    assert mc_gap([-3.0] * 4) == pytest.approx(0)
+    rows = [trace("prior", 2, index=i) for i in range(4)] + [trace("posterior", 2, index=4)]
+    scores = [Scores({Output("answer", "prior"): value[None]}) for value in [*log_probs, torch.tensor(-9.0)]]
+    assert bound_metrics([ScoredGroup(Problem("p", "?", "1"), tuple(rows), tuple(scores))]) == pytest.approx(
+        {"bound/mc_gap": 0.61586}, abs=1e-6
+    )
+    assert bound_metrics([group(*rows)]) == {}
+
+
+def test_a_fork_is_uncertain_and_has_a_second_choice() -> None:
+    """Of four tokens one is a fork; another is uncertain over many small choices, and one torn without uncertainty."""
+    seconds = tuple((math.log(0.3), math.log(p)) for p in (0.25, 0.05, 0.25, 0.1))
+    seen = Observed(entropy=(1.5, 2.5, 0.9, 0.2), top_log_probs=seconds)
+    observed = replace(trace("prior", 4), observed=seen)
+    assert fork_share([observed, trace("prior", 9)]) == 0.25
+    assert fork_share([trace("prior", 9)]) is None
+
+
+def test_the_lift_of_words_is_one_where_all_tokens_have_the_same_kl_and_counts_whole_words() -> None:
+    """A token a piece of text; "wait" is one of two tokens, "so" is in no token of "also"."""
+    pieces = ["wa", "it", " al", "so", " 4", " so", " 5", "."]
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(pieces[i] for i in ids)
+
+    def lift(kl: Sequence[float]) -> float:
+        rollout = replace(trace("prior", len(pieces)), trace_ids=tuple(range(len(pieces))))
+        found = words_lift([group(rollout, kl=[kl])], WORDS, decode)
+        return found["style/kl_words_lift"]
+
+    assert lift([1.0] * 8) == pytest.approx(1)
+    assert lift([1, 1, 0, 0, 0, 1, 0, 0]) == pytest.approx(8 / 3)
+    assert lift([0, 0, 0, 1, 1, 0, 1, 1]) == 0
+    assert words_lift([group(trace("prior", 8, finish="length"), kl=[[1.0] * 8])], WORDS, decode) == {}
+    assert words_lift([group(trace("prior", 8))], WORDS, decode) == {}
+
+
 HEALTHY = {
     "length/median_prior": 60.0, "length/within_corr": 0.05, "length/within_corr_upper": 0.15, "thought/gain": 0.5,
     "style/hedges_prior": 1.0, "eval/accuracy": 0.3, "style/kl_top1_share": 0.3, "kl/nats_per_trace": 5.0,
     "style/length_ratio": 0.9, "posterior/log_w_var": 9.0, "posterior/ess": 2.5, "hint/blind_share": 0.5,
-    "eval/hint_margin": 2.0, "eval/hint_margin_upper": 3.0,
+    "eval/hint_margin": 2.0, "eval/hint_margin_upper": 3.0, "style/kl_words_lift": 1.2, "thought/helps_share": 0.6,
+    "bound/mc_gap": 0.4,
 }  # fmt: skip
 
 
@@ -169,6 +220,9 @@ def test_all_that_is_watched_is_in_the_healthy_run_which_is_not_warned_of() -> N
         ("length collapse", {"length/median_prior": 22.0, "thought/gain": 0.2}),
         ("doubt is vanishing", {"style/hedges_prior": 0.4}),
         ("the KL is on few tokens", {"style/kl_top1_share": 0.6}),
+        ("the KL is about style", {"style/kl_words_lift": 3.5}),
+        ("thoughts do not help", {"thought/helps_share": 0.3, "thought/gain": -0.2}),
+        ("no thought matters", {"bound/mc_gap": 0.01, "thought/gain": -0.1}),
         ("summarising posterior", {"style/length_ratio": 0.3}),
         ("loose bound", {"posterior/log_w_var": 40.0, "posterior/ess": 1.2}),
         ("the hint changes the style only", {"hint/blind_share": 0.9}),

@@ -36,6 +36,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "beta .1": {"beta": 0.1},
     "no kl": {"beta": 0.0},
     "mean reward": {"reward": "mean"},
+    "raised floor": {"floor": -9.0},
     "probability reward": {"reward": "prob"},
     "mean probability reward": {"reward": "mean_prob", "invalid_penalty": 0.2},
     "exact nll": {"nll": "exact"},
@@ -59,9 +60,16 @@ def stated_loss(
         "kl_reference": "live",
         "soft_clip": "cap",
     }
-    s |= {"reward": "sum", "invalid_penalty": 1.0, "nll": "selective", "nll_weight": 1.0, "alpha": 0.5} | settings
+    s |= {
+        "reward": "sum",
+        "floor": -30.0,
+        "invalid_penalty": 1.0,
+        "nll": "selective",
+        "nll_weight": 1.0,
+        "alpha": 0.5,
+    } | settings
     forms = {
-        "sum": lambda a: a.sum(),
+        "sum": lambda a: a.sum().clamp_min(s["floor"]),
         "mean": lambda a: a.mean(),
         "prob": lambda a: a.sum().exp(),
         "mean_prob": lambda a: a.exp().mean(),

@@ -7,20 +7,25 @@ What it imitates was read off vLLM 0.32; ``docs/engines.md`` says which parts ra
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.core_model_loading import revert_weight_conversion
 
 MUTANTS = ("stop", "seed", "log-prob", "top-p", "top-k", "publish", "publish in part", "stale cache")
+ON_RANK = ("publish", "publish in part", "one layer")
+"""What may be wrong with a single rank's engine, or a single server: it keeps all old weights, or some."""
 
 
 @dataclass
@@ -49,7 +54,12 @@ class LLM:
     made: ClassVar[list[LLM]] = []
 
     def __init__(self, model: str, **settings: Any) -> None:
+        if settings.get("distributed_executor_backend") == "external_launcher":  # torchrun's, with its groups of ranks
+            assert int(os.environ["WORLD_SIZE"]) % settings["tensor_parallel_size"] == 0
+            assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         self.settings = settings
+        self.asked: list[tuple[int, ...]] = []
+        self.woken = 0
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.fresh: dict[str, torch.Tensor] = {}
@@ -63,6 +73,7 @@ class LLM:
     ) -> list[SimpleNamespace]:
         if self.asleep:
             raise RuntimeError("asked for samples while asleep")
+        self.asked += [tuple(prompt["prompt_token_ids"]) for prompt in prompts]
         rows = [_Row(self, list(prompt["prompt_token_ids"]), p) for prompt, p in zip(prompts, params, strict=True)]
         while running := [row for row in rows if row.finish is None]:
             ids = [row.prompt + row.ids for row in running]
@@ -75,17 +86,20 @@ class LLM:
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[None]:
         assert method == "reload_weights"
-        if "weights_path" in kwargs:
+        known = self._in_files()
+        if "weights_path" in kwargs:  # some layers at a time: what is not there stays as it is
             weights = load_file(Path(kwargs["weights_path"]) / "model.safetensors")
+            assert set(weights) <= set(known)
         else:
             weights = dict(kwargs["weights_iterator"])
-        known = dict(self.model.named_parameters())
-        assert set(known) == set(weights)
+            assert set(known) == set(weights)
         if self.broken == "publish":
             return [None]
+        if self.broken == "one layer":
+            weights = {name: w for name, w in weights.items() if ".layers.1." not in name}
         if self.broken == "publish in part":  # as an engine that keeps packed copies of its matrices
             weights = {name: w for name, w in weights.items() if "proj" not in name}
-        self.fresh = {name: w.clone() for name, w in weights.items()}
+        self.fresh |= {name: w.to(torch.float32, copy=True) for name, w in weights.items()}
         if self.slept:
             self._apply()
         return [None]
@@ -96,11 +110,22 @@ class LLM:
             self._apply()
         return True
 
+    def _in_files(self) -> dict[str, torch.Tensor]:
+        """The weights as a model's files have them: fused experts one by one."""
+        return revert_weight_conversion(self.model, dict(self.model.named_parameters()))
+
     def _apply(self) -> None:
+        if self.fresh.keys() - dict(self.model.named_parameters()).keys():  # only transformers can fuse experts
+            with TemporaryDirectory() as folder:
+                self.model.config.save_pretrained(folder)
+                every = {name: w.detach().contiguous() for name, w in (self._in_files() | self.fresh).items()}
+                save_file(every, Path(folder) / "model.safetensors")
+                self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name in self.fresh:
                     parameter.copy_(self.fresh[name])
+        self.fresh = {}
 
     def sleep(self, level: int) -> None:
         assert level == 2
@@ -111,6 +136,7 @@ class LLM:
                 parameter.zero_()
 
     def wake_up(self, tags: Sequence[str]) -> None:
+        self.woken += "weights" in tags
         self.asleep -= set(tags)
 
 

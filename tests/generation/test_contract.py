@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,22 @@ def fake_local(root: Path, stack: contextlib.ExitStack) -> Make:
     return make
 
 
-def fake_sleeper(root: Path, stack: contextlib.ExitStack) -> Make:
-    """As on an accelerator, where the engine sleeps between calls and has lost its weights when it wakes."""
+class Sleeper(OutsideGenerator):
+    """As on an accelerator, where the engine sleeps while others work and has lost its weights when it wakes."""
 
+    def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        try:
+            return super().generate(requests, sampling, draw)
+        finally:
+            self.rest()
+
+
+def fake_sleeper(root: Path, stack: contextlib.ExitStack) -> Make:
     def make(model: Any, tokenizer: Any) -> Generator:
-        engine = fake_local(root, stack)(model, tokenizer)
-        engine.backend._sleeps = True  # ty: ignore
-        engine.backend._llm.settings["enable_sleep_mode"] = True  # ty: ignore
-        return engine
+        backend: Any = fake_local(root, stack)(model, tokenizer).backend  # ty: ignore
+        backend._sleeps = True
+        backend._llm.settings["enable_sleep_mode"] = True
+        return Sleeper(backend, model, tokenizer)
 
     return make
 

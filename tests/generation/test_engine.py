@@ -324,12 +324,16 @@ def breaks_shared() -> Any:
 @pytest.mark.parametrize(
     ("make", "paths", "notes"),
     [
-        (no_cache, DecodingPaths(False, False, False), ["only prompts of one length", "without a cache"]),
-        (mamba, DecodingPaths(False, False), ["only prompts of one length"]),
-        (no_left_padding, DecodingPaths(False, False), ["differ by .* only prompts of one length"]),
-        (lambda: tiny("gemma2", len(TOKENIZER)), DecodingPaths(False), []),
+        (
+            no_cache,
+            DecodingPaths(False, False, False, refilled=False),
+            ["only prompts of one length", "without a cache"],
+        ),
+        (mamba, DecodingPaths(False, False, refilled=False), ["only prompts of one length"]),
+        (no_left_padding, DecodingPaths(False, False, refilled=False), ["differ by .* only prompts of one length"]),
+        (lambda: tiny("gemma2", len(TOKENIZER)), DecodingPaths(False, refilled=False), []),
         (knows_arrangements, DecodingPaths(), []),
-        (breaks_shared, DecodingPaths(False), ["fails .* each row keeps its own copy of its prompt"]),
+        (breaks_shared, DecodingPaths(False, refilled=False), ["fails .* each row keeps its own copy of its prompt"]),
     ],
 )
 def test_decoding_falls_back_and_samples_stay_those_of_the_model(

@@ -20,14 +20,15 @@ from projects import write_rows
 from real_vllm import need_vllm, start_server
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from covrl.api import build, resume, train, train_run
 from covrl.cli.app import main
-from covrl.config import RunConfig, check
+from covrl.config import RunConfig, check, config_from
 from covrl.distributed.world import World
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.extras import install_command
+from covrl.generation import vllm_server
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import make_generator
@@ -354,16 +355,12 @@ def test_what_a_server_is_asked(server: fake_vllm.Server, monkeypatch: pytest.Mo
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """From now on weights for a server are written in part only."""
-    save = PreTrainedModel.save_pretrained
 
-    def write_a_part(self: Any, folder: Path, **named: Any) -> None:
-        if "covrl-weights-" not in str(folder):
-            return save(self, folder, **named)
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_bytes(b"a part")
+    def write_a_part(weights: Any, path: Path) -> None:
+        path.write_bytes(b"a part")
         raise error
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write_a_part)
+    monkeypatch.setattr(vllm_server, "save_file", write_a_part)
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -376,7 +373,9 @@ def test_weights_that_cannot_be_written_are_one_line_and_leave_nothing(
     backend = ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
     full_disk(monkeypatch, error)
     folder = backend._folder / "step-000007"
-    with pytest.raises(EngineError, match=rf"cannot be written to {folder} \(No space left on device.*TMPDIR") as said:
+    with pytest.raises(
+        EngineError, match=rf"cannot be written to {folder}/000 \(No space left on device.*TMPDIR"
+    ) as said:
         backend.load(7)
     assert "does the server see that folder" not in str(said.value)
     assert not folder.exists()
@@ -403,6 +402,7 @@ def test_a_full_temporary_folder_costs_no_step(
 
 
 def test_no_temporary_folder_is_one_line(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "SHARED_MEMORY", Path("/nowhere"))
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(UserError, match=f"generation.engine = {server.address}: no temporary folder"):
         ServerVllm(server.address, model_of(TOKENIZERS["characters"]()), 4)
@@ -509,8 +509,8 @@ def test_written_weights_are_gone_when_they_were_read(server: fake_vllm.Server) 
     backend.load(3)
     folder = backend._folder
     assert [body["kwargs"]["weights_path"] for path, body, _ in server.seen if path == "/collective_rpc"] == [
-        str(folder / "step-000000"),
-        str(folder / "step-000003"),
+        str(folder / "step-000000" / "000"),
+        str(folder / "step-000003" / "000"),
     ]
     assert folder.is_dir()
     assert not list(folder.iterdir())
@@ -596,6 +596,7 @@ def test_weights_that_are_refused_say_so(project: Path) -> None:
     [
         (["wake_up"], "cannot wake up: wake_up failed"),
         (["sleep"], "cannot sleep: sleep failed"),
+        (["collective_rpc"], "cannot take the new weights: collective_rpc failed"),
         (["reset_prefix_cache"], "cannot drop its prefix cache: reset_prefix_cache failed"),
         (["generate", "sleep"], "cannot sample: generate failed"),
         (["wake_up", "sleep"], "cannot wake up: wake_up failed"),
@@ -612,6 +613,7 @@ def test_whatever_vllm_fails_at_is_said_first_things_first(
     fake_vllm.LLM.made[-1].settings["enable_sleep_mode"] = True
     engine = OutsideGenerator(backend, model, tokenizer)
     sample(engine, requests(3))
+    engine.rest()
 
     def failing(name: str) -> Any:
         def fail(self: Any, *given: Any, **named: Any) -> None:
@@ -622,8 +624,13 @@ def test_whatever_vllm_fails_at_is_said_first_things_first(
     with monkeypatch.context() as patched:
         for name in broken:
             patched.setattr(fake_vllm.LLM, name, failing(name))
-        with pytest.raises(EngineError, match=f"^vllm {said}$"):
+
+        def once() -> None:
             engine.generate(requests(3), Sampling(4, "Q"), DRAW)
+            engine.rest()
+
+        with pytest.raises(EngineError, match=f"^vllm {said}$"):
+            once()
     assert_told_truly(model, sample(engine, requests(3)))
 
 
@@ -634,10 +641,6 @@ def refuse_weights(method: str, kwargs: dict[str, Any]) -> None:
 # --- which engine -------------------------------------------------------------------------------------------------
 
 
-class Several(World):
-    size = 2
-
-
 @pytest.mark.parametrize("engine", ["vllm", "http://127.0.0.1:9"])
 def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
     tokenizer = TOKENIZERS["characters"]()
@@ -645,8 +648,25 @@ def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
     config = check(RunConfig, {"model": {"path": "x", "dtype": "float64"}})
     with pytest.raises(UserError, match="vLLM has no float64; use float32 or the torch engine"):
         make_generator(config, engine, model, tokenizer, World())
-    with pytest.raises(UserError, match="with several processes only the torch engine samples"):
-        make_generator(config, engine, model, tokenizer, Several())
+
+
+def test_processes_that_cannot_be_parted_into_groups(project: Path) -> None:
+    config = check(RunConfig, {"model": {"path": "model"}, "generation": {"engine": "vllm", "engine_ranks": 2}})
+    model = AutoModelForCausalLM.from_pretrained("model")
+    with pytest.raises(UserError, match=r"engine_ranks = 2: 1 processes cannot be parted into groups of 2"):
+        make_generator(config, "vllm", model, TOKENIZERS["characters"](), World())
+
+
+def test_several_addresses_are_read_apart(project: Path) -> None:
+    config = check(RunConfig, settings("http://127.0.0.1:8000/, http://127.0.0.1:8001"))
+    assert config.generation.engine == "http://127.0.0.1:8000,http://127.0.0.1:8001"
+    for wrong in ("http://127.0.0.1:8000,torch", "http://127.0.0.1:8000,", "http://a:1,http://me:planted@b:1"):
+        with pytest.raises(UserError, match=r"setting generation\.engine") as error:
+            check(RunConfig, settings(wrong))
+        assert "planted" not in str(error.value)
+    Path("run.toml").write_text(f'[generation]\nengine = "http://127.0.0.1:8000,{AWAY}"')
+    with pytest.raises(UserError, match="a file may name an engine on this machine only"):
+        config_from(Path("run.toml"), ())
 
 
 def test_mixed_precision_samples_in_bfloat16(project: Path) -> None:
@@ -682,6 +702,12 @@ class Piecewise:
         return found
 
     def load(self, version: int) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def rest(self) -> None:
         pass
 
 

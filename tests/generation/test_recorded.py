@@ -25,23 +25,28 @@ def proved(family: str) -> Any:
     return one.model
 
 
-def states(model: Any) -> tuple[Shared, Fixed]:
-    """Both ways behind the same prompts; what no token was written to holds NaN, as fresh memory may."""
+def states(model: Any, records: bool = True) -> tuple[Shared, Fixed]:
+    """Both ways after the same prompts; what no token was written to holds NaN, as fresh memory may."""
     _, plain = prefill_shared(model, PROMPTS, CPU)
     _, other = prefill_shared(model, PROMPTS, CPU)
     for keys, values in other.own.values():
         keys[:, :, other.longest :], values[:, :, other.longest :] = float("nan"), float("nan")
-    found = fixed(other)
-    assert found is not None
-    return plain, found
+    return plain, fixed(other, PROMPTS, records=records)
 
 
+@pytest.mark.parametrize("records", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_its_logits_are_those_of_rows_that_grow(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_logits_are_those_of_rows_that_grow(
+    family: str, apart: bool, records: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over windows, soft caps, prompts of several lengths, rows that leave, and more tokens than there was room for."""
+    if apart:
+        keep_apart(monkeypatch)
     model = proved(family)
-    plain, other = states(model)
+    plain, other = states(model, records)
+    assert bool(other.prompts) == apart
     rows = torch.arange(len(PROMPTS))
     for step in range(70):
         if step == 40:
@@ -74,7 +79,7 @@ def test_a_step_is_recorded_where_shapes_change_and_reads_the_same_places_in_bet
         read = [
             other.tokens,
             other.position,
-            other.at,
+            other.filled,
             *other.masks.values(),
             *(t for b in other.own.values() for t in b),
         ]
@@ -89,13 +94,43 @@ def test_a_step_is_recorded_where_shapes_change_and_reads_the_same_places_in_bet
     assert len(places) == 2
 
 
+def keep_apart(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("covrl.generation.decoding.LONG", 1)
+    patch.setattr("covrl.generation.decoding.MANY", 0)
+
+
+@pytest.mark.parametrize("records", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_rows_that_read_their_prompt_once_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("covrl.generation.decoding.LONG", 1)
-    monkeypatch.setattr("covrl.generation.decoding.MANY", 1)
-    _, state = prefill_shared(proved("llama"), PROMPTS[:1] * 3, CPU)
-    assert state.prompts
-    assert fixed(state) is None
+def test_a_row_in_the_place_of_another_has_the_logits_of_one_alone(
+    family: str, apart: bool, records: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a new prompt, another row's, one that nobody has any more, and one of a single token; others go on."""
+    if apart:
+        keep_apart(monkeypatch)
+    model = proved(family)
+    _, state = states(model, records)
+    rows = [list(prompt) for prompt in PROMPTS]
+    coming = {
+        3: {1: (20, 21, 22, 23, 24, 25, 26), 3: (5, 6, 7)},
+        9: {0: (8, 9, 10, 11, 12), 2: (30,)},
+        40: {3: (5, 6, 7), 0: (20, 21, 22, 23, 24, 25, 26), 1: (31, 32)},
+    }
+    for step in range(80):
+        tokens = torch.tensor([(7 * step + 3 * place) % 48 for place in range(len(rows))])
+        fresh = coming.get(step, {})
+        if fresh:
+            state.pause(list(fresh))
+            tokens[list(fresh)] = state.refill(model, list(fresh), list(fresh.values()))
+        for place, row in enumerate(rows):
+            rows[place] = list(fresh[place]) if place in fresh else [*row, int(tokens[place])]
+        found = state.advance(model, tokens)
+        if step % 13 in (0, 1, 3, 9):  # with both refills and the growth of the room
+            for place, row in enumerate(rows):
+                expected = model(torch.tensor([row])).logits[0, -1]
+                assert float((found[place] - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert len({len(row) for row in rows}) == len(rows), "no two are as long"
 
 
 class Elsewhere(torch.Tensor):
@@ -122,10 +157,11 @@ def test_it_is_taken_on_an_accelerator_where_it_agrees(broken: bool, monkeypatch
     if broken:
 
         def stale(self: Fixed, window: int | None, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(len(self.lengths), 1, 1, self._room, dtype=dtype)
+            return torch.zeros(len(self.base), 1, 1, self._slots_apart + self._width, dtype=dtype)
 
         monkeypatch.setattr(Fixed, "_seen", stale)
     said = prove_engine(engine)
-    assert engine.paths == DecodingPaths(recorded=not broken)
-    assert len(said) == int(broken)
-    assert all("in recorded steps" in line and "launched one by one" in line for line in said)
+    assert engine.paths == DecodingPaths(recorded=not broken, refilled=not broken)
+    assert [("in recorded steps" in line, "launched one by one" in line) for line in said] == (
+        [(True, True), (False, False)] if broken else []
+    )

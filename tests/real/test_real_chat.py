@@ -45,7 +45,7 @@ def test_rows_of_verl_and_of_trl_are_trained_on(real_model: Path, tmp_path: Path
     ]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = {
-        "model": {"path": str(real_model), "dtype": "bfloat16", "device": "cpu"},
+        "model": {"path": str(real_model), "dtype": "float32", "device": "cpu"},
         "problems": {"train": str(tmp_path / "chat.jsonl")},
         "prompts": WORDS | {"close": "e"},  # which ends a trace soon
         "generation": {"max_trace_tokens": 12, "max_answer_tokens": 4},

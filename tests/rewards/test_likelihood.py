@@ -23,6 +23,8 @@ def test_floor_grows_with_long_answers_only(tokens: int, floor: float) -> None:
     assert answer_reward(hopeless, "sum") == floor
     assert answer_reward(hopeless, "mean") == floor / tokens
     assert is_floored(hopeless)
+    assert answer_reward(hopeless, "sum", floor=-4.0) == floor * 4 / 30
+    assert not is_floored(torch.tensor([-3.9]), floor=-4.0)
 
 
 def test_an_answer_of_60_tokens_keeps_its_signal() -> None:

@@ -34,7 +34,7 @@ def test_parameters_follow_a_name() -> None:
     ("name", "message"),
     [
         ("maths", "unknown verifier maths: did you mean math?"),
-        ("xyz", "unknown verifier xyz: known are exact, text, math, numeric, choice, code, reasoning-gym"),
+        ("xyz", "unknown verifier xyz: known are exact, text, math, numeric, choice, countdown, code, reasoning-gym"),
         ("numeric,relativ=1", "verifier numeric has no parameter 'relativ': it takes relative, absolute"),
         ("text,seconds=1", "verifier text has no parameter 'seconds': it takes none"),
         ("math,seconds=0", "verifier math: seconds must be a number above 0, found '0'"),
@@ -55,7 +55,7 @@ def test_names_that_are_none(name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["none", "exact", "text", "math", "numeric", "choice", "code,seconds=2", "reasoning-gym"]
+    "name", ["none", "exact", "text", "math", "numeric", "choice", "countdown", "code,seconds=2", "reasoning-gym"]
 )
 def test_every_name_is_a_setting(name: str) -> None:
     assert check(RewardsConfig, {"verifier": name}).verifier == name

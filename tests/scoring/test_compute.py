@@ -14,8 +14,15 @@ from covrl.config import ModelConfig
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.models import compute
-from covrl.models.compute import blocks, compute_in_bfloat16, emulated_note, recompute_activations, weights_ready
-from covrl.models.model import LanguageModel, load_model
+from covrl.models.compute import (
+    blocks,
+    compute_in_bfloat16,
+    emulated_note,
+    faster_note,
+    recompute_activations,
+    weights_ready,
+)
+from covrl.models.model import LanguageModel, load_model, resolve_dtype
 from covrl.records import Request
 from covrl.scoring.head import apply_head, log_prob
 from covrl.training.models import frozen_copy
@@ -159,7 +166,20 @@ def test_bfloat16_without_units_for_it_is_noted(units: tuple[bool, bool], monkey
     cpu = torch.device("cpu")
     for dtype in ("mixed", "bfloat16"):
         assert ("set model.dtype = float32" in (emulated_note(dtype, cpu) or "")) == (units == (False, False))
-    assert emulated_note("float32", cpu) is None
+        assert faster_note(dtype, cpu) is None
+    assert ("model.dtype = mixed" in (faster_note("float32", cpu) or "")) == (units != (False, False))
+    assert emulated_note("float32", cpu) is faster_note("float32", torch.device("meta")) is None
     assert emulated_note("mixed", torch.device("meta")) is None
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert emulated_note("mixed", cpu) is None
+    assert emulated_note("mixed", cpu) is faster_note("float32", cpu) is None
+
+
+def test_the_dtype_is_chosen_by_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = ModelConfig(path="unused")
+    assert auto.dtype == "auto"
+    monkeypatch.setattr("covrl.models.model.resolve_device", lambda name: torch.device(name))
+    chosen = {d: resolve_dtype(auto.model_copy(update={"device": d})).dtype for d in ("cpu", "cuda", "mps")}
+    assert chosen == {"cpu": "float32", "cuda": "mixed", "mps": "mixed"}
+    for dtype in ("float32", "mixed", "bfloat16", "float64"):
+        set_ = ModelConfig(path="unused", device="cuda", dtype=dtype)
+        assert resolve_dtype(set_) is set_

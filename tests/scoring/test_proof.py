@@ -16,6 +16,7 @@ from covrl.generation import decoding
 from covrl.generation.decoding import Shared
 from covrl.generation.engine import DecodingPaths, TorchGenerator
 from covrl.generation.proof import prove_decoding
+from covrl.generation.recorded import Fixed
 from covrl.models import shared as sharing
 from covrl.models.compute import compute_in_bfloat16
 from covrl.models.model import LanguageModel, Paths
@@ -181,8 +182,6 @@ def test_a_fault_of_decoding_is_caught(
 
 def test_a_fault_of_recorded_steps_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CUDA device, where steps are recorded; here the same steps run as they are."""
-    from covrl.generation.recorded import Fixed
-
     model = made("llama", "float32")
     trial = trial_of(model, 240)
     assert prove_scoring(trial) == []
@@ -192,9 +191,56 @@ def test_a_fault_of_recorded_steps_is_caught(monkeypatch: pytest.MonkeyPatch) ->
     assert engine.paths == DecodingPaths(recorded=True)
     own = Fixed._seen
     monkeypatch.setattr(Fixed, "_seen", lambda self, window, dtype: own(self, window, dtype).clamp_min(-1.0))
+    said = prove_decoding(engine, trial)
+    assert engine.paths == DecodingPaths(refilled=False), "places that are refilled are read by the same mask"
+    assert "the operations of a step are launched one by one" in said[0]
+    assert "rows that have finished are not replaced" in said[1]
+
+
+def old_slots_are_seen(patch: pytest.MonkeyPatch) -> None:
+    """A row sees what the row before it left in its place."""
+    patch.setattr(
+        Fixed, "_seen", lambda self, window, dtype: torch.zeros(len(self.base), 1, 1, self._width, dtype=dtype)
+    )
+
+
+def another_prompt_is_copied(patch: pytest.MonkeyPatch) -> None:
+    own = Fixed._copy
+    patch.setattr(Fixed, "_copy", lambda self, at, source, *rest: own(self, at, (source + 1) % len(self.ids), *rest))
+
+
+def a_new_prompt_is_not_copied(patch: pytest.MonkeyPatch) -> None:
+    own = Fixed._copy
+    patch.setattr(Fixed, "_copy", lambda self, at, source, longest, kept: own(self, at, source, longest, {}))
+
+
+def a_place_keeps_its_position(patch: pytest.MonkeyPatch) -> None:
+    own = Fixed.refill
+
+    def refill(self: Fixed, model: Any, places: Any, prompts: Any) -> Tensor:
+        before = self.filled.clone()
+        fed = own(self, model, places, prompts)
+        self.filled.copy_(before)
+        return fed
+
+    patch.setattr(Fixed, "refill", refill)
+
+
+@pytest.mark.parametrize(
+    "fault", [old_slots_are_seen, another_prompt_is_copied, a_new_prompt_is_not_copied, a_place_keeps_its_position]
+)
+def test_a_fault_of_refilled_places_is_caught(
+    fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made("llama", "float32")
+    trial = trial_of(model, 240)
+    assert prove_scoring(trial) == []
+    engine = TorchGenerator(model.model, character_tokenizer(), 8)
+    fault(monkeypatch)
     (said,) = prove_decoding(engine, trial)
-    assert engine.paths == DecodingPaths()
-    assert "the operations of a step are launched one by one" in said
+    assert engine.paths == DecodingPaths(refilled=False)
+    assert "with refilled places" in said
+    assert "rows that have finished are not replaced" in said
 
 
 # --- rows that reach past what changes with length -----------------------------------------------------------------
@@ -227,7 +273,7 @@ def test_case_16_rows_reach_past_the_switch_of_longrope() -> None:
     assert switches(longrope().config) == {64}
     scoring, ways, said = proved(LanguageModel(longrope()), longest=150)
     assert scoring == Paths(padded=False, shared=False)
-    assert ways == DecodingPaths(shared=False, padded=False, cached=False)
+    assert ways == DecodingPaths(shared=False, padded=False, cached=False, refilled=False)
     assert any("only rows of one length are scored together" in line for line in said)
     assert any("without a cache" in line for line in said)
 

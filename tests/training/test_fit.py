@@ -22,7 +22,7 @@ from covrl.scoring.pack import read
 from covrl.training import fit as fitting
 from covrl.training import loop
 from covrl.training import needs as needs_module
-from covrl.training.fit import power_of_two, rows_that_fit, tokens_that_fit, trace_too_large
+from covrl.training.fit import logits_that_fit, power_of_two, rows_that_fit, tokens_that_fit, trace_too_large
 from covrl.training.machine import Memory, main_memory, memory_of
 from covrl.training.needs import Needs, key_value_bytes, measured
 from covrl.training.run import Run
@@ -138,6 +138,11 @@ def test_the_choice_is_arithmetic(memory: float, group: int, tokens: int, rows: 
         assert needs.training(tokens) <= memory * GIB
     if rows > 1:
         assert needs.sampling(rows) <= memory * GIB
+
+
+def test_chunks_of_logits_are_small_on_a_cpu_and_a_part_of_an_accelerator() -> None:
+    assert logits_that_fit("cpu", 1000 * GIB) == 64
+    assert [logits_that_fit("cuda", n * GIB) for n in (0.5, 19.2, 64, 112)] == [64, 256, 1024, 1024]
 
 
 def test_a_method_that_reads_nothing_and_a_large_group_are_no_trouble() -> None:

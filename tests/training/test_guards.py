@@ -604,14 +604,14 @@ class Room:
 
     def __init__(self, run: Run, most: int) -> None:
         assert isinstance(run.generator, TorchGenerator)
-        self.most, self.asked, self.decode = most, list[int](), run.generator._decode
-        run.generator._decode = self  # ty: ignore[invalid-assignment]
+        self.most, self.asked, self.prefill = most, list[int](), run.generator.prefill
+        run.generator.prefill = self  # ty: ignore[invalid-assignment]
 
-    def __call__(self, requests: Sequence[Request], *given: Any) -> Any:
-        self.asked.append(len(requests))
-        if len(requests) > self.most:
+    def __call__(self, prompts: Sequence[Any], *given: Any, **named: Any) -> Any:
+        self.asked.append(len(prompts))
+        if len(prompts) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return self.decode(requests, *given)
+        return self.prefill(prompts, *given, **named)
 
 
 @pytest.mark.parametrize("evaluates", [False, True])

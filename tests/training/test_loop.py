@@ -278,6 +278,7 @@ def test_rapo_takes_any_reward_where_wrong_responses_are_as_right_ones(folder: P
         ("nsr", {"contrast": 0.5}, "weighed by its own verdict"),
         ("dash", {"contrast": 0.5, "filter": "paper"}, "filter = 'paper' drops rows by these alone"),
         ("covrl", {"nll": "off", "nll_weight": 1}, "nll_weight does nothing with nll = 'off'"),
+        ("covrl", {"reward": "prob", "floor": -5}, "floor does nothing with reward = 'prob'"),
         ("covrl", {"beta": 0, "kl_in_return": True}, "kl_in_return does nothing with beta = 0"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,11 @@ from training.test_step_methods import method_run
 from covrl.algorithms.ppo import PPOConfig
 from covrl.config import TrainingConfig, check
 from covrl.errors import UserError
-from covrl.training.optimizer import learning_rate, make_optimizer, warm_up_note
+from covrl.training.checkpoint import load_checkpoint, save_checkpoint
+from covrl.training.optimizer import MOMENTS, learning_rate, make_optimizer, moments_there, warm_up_note
+from covrl.training.run import Run
 from covrl.training.step import set_rate, take_step
+from covrl.training.undo import whole_or_undone
 
 
 @pytest.mark.parametrize(
@@ -99,3 +104,76 @@ def test_case19_a_warm_up_that_ends_in_time_is_not_noted(warmup: int, steps: int
     config = TrainingConfig(steps=steps, warmup_steps=warmup)
     assert warm_up_note(config) is None
     assert max(learning_rate(config, step) for step in range(steps)) == config.learning_rate
+
+
+def states(run: Run) -> list[torch.Tensor]:
+    (optimizer,) = run.optimizers.values()
+    return [optimizer.state[parameter][name] for parameter in run.parameters for name in MOMENTS]
+
+
+def test_moments_in_host_memory_give_the_same_bits(tmp_path: Path) -> None:
+    """Also through a checkpoint, and back from a step that is undone."""
+    runs = [make_run(training={"offload_moments": away}) for away in (False, True)]
+    for run in runs:
+        take_step(run)
+    plain, away = runs
+    assert all(t.untyped_storage().nbytes() == 0 for t in states(away))
+    assert all(t.untyped_storage().nbytes() > 0 for t in states(plain))
+    folders = [save_checkpoint(run, tmp_path / name, 1) for run, name in zip(runs, ("plain", "away"), strict=True)]
+    files = [(folder / "optimizer.safetensors").read_bytes() for folder in folders]
+    assert files[0] == files[1]
+    assert all(t.untyped_storage().nbytes() == 0 for t in states(away))
+    later = make_run(training={"offload_moments": True})
+    later.models["policy"].model.load_state_dict(away.models["policy"].model.state_dict())
+    load_checkpoint(later, folders[1])
+    assert all(t.untyped_storage().nbytes() == 0 for t in states(later))
+    for run in (*runs, later):
+        take_step(run)
+    for other in (away, later):
+        for a, b in zip(plain.parameters, other.parameters, strict=True):
+            assert torch.equal(a, b)
+        with moments_there(other.optimizers.values()):
+            for a, b in zip(states(plain), states(other), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_a_step_that_is_undone_leaves_moments_in_host_memory() -> None:
+    run = make_run(training={"offload_moments": True, "mini_batches": 2})
+    take_step(run)
+    with moments_there(run.optimizers.values()):
+        before = [t.clone() for t in states(run)]
+
+    def fails() -> None:
+        with whole_or_undone(run):
+            for parameter in run.parameters:
+                parameter.grad = torch.ones_like(parameter)
+            run.optimizers["policy"].step()
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fails()
+    assert all(t.untyped_storage().nbytes() == 0 for t in states(run))
+    with moments_there(run.optimizers.values()):
+        for a, b in zip(before, states(run), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_one_kernel_is_taken_where_there_is_one_and_computes_adamw() -> None:
+    torch.manual_seed(0)
+    config = TrainingConfig(weight_decay=0.1, learning_rate=0.01)
+    mine = [nn.Parameter(torch.randn(5, 3, dtype=torch.float64)), nn.Parameter(torch.randn(7, dtype=torch.float64))]
+    peer = [nn.Parameter(p.detach().clone()) for p in mine]
+    optimizer = make_optimizer(mine, config)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    groups = [{"params": peer[:1], "weight_decay": 0.1}, {"params": peer[1:], "weight_decay": 0.0}]
+    plain = torch.optim.AdamW(groups, lr=0.01, betas=config.adam_betas, foreach=False, fused=False)
+    for _ in range(5):
+        for a, b in zip(mine, peer, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        optimizer.step()
+        plain.step()
+    for a, b in zip(mine, peer, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    nowhere = [nn.Parameter(torch.zeros(2, device="meta"))]
+    assert not make_optimizer(nowhere, config).param_groups[0]["fused"]

@@ -63,7 +63,7 @@ from covrl.objectives import (
     trace_tokens,
 )
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
-from covrl.rewards.likelihood import Form, answer_reward
+from covrl.rewards.likelihood import FLOOR_NATS, Form, answer_reward
 from covrl.scoring.head import composite, composite_entropy, log_prob
 from covrl.scoring.pack import Context, Reading
 
@@ -121,6 +121,12 @@ class CoVRLConfig(ContrastSettings):
         description="form of log p(y|x,z). INFERRED: sum, the ELBO's unit. gain: what the trace adds to the answer's "
         "log p after an empty thought, at least 0 (ours), so that a trace that misleads costs no more than none",
     )
+    floor: float = Field(
+        FLOOR_NATS,
+        lt=0,
+        description="least log p(y|x,z) that counts, nats, for answers of up to 16 tokens, lower in proportion beyond. "
+        "INFERRED: so low that it is hardly met; higher ones (ours) limit what a wrong trace costs",
+    )
     invalid_penalty: float = Field(1.0, ge=0, description="an invalid trace earns the worst valid reward minus this")
     nll: Literal["selective", "read", "exact", "off"] = Field(
         "selective",
@@ -135,6 +141,7 @@ class CoVRLConfig(ContrastSettings):
     def _used(self) -> CoVRLConfig:
         self.check_contrast()
         self.refuse_idle("nll_weight", self.nll == "off", "nll = 'off'")
+        self.refuse_idle("floor", self.reward in ("prob", "mean_prob"), f"reward = '{self.reward}'")
         for name in ("kl_in_return", "kl_reference"):
             self.refuse_idle(name, self.beta == 0, "beta = 0")
         self.refuse_idle("kl_band_moves", self.kl_band is None, "no kl_band")
@@ -238,10 +245,10 @@ class CoVRL(Algorithm):
         return [worst if reward is None else reward for reward in valid]
 
     def _worth(self, group: ScoredGroup, scores: Scores) -> float:
-        form = self.config.reward
+        form, floor = self.config.reward, self.config.floor
         if form == "gain":
-            return max(answer_reward(scores[ANSWER], "sum") - empty_log_likelihood(group), 0.0)
-        return answer_reward(scores[ANSWER], form)
+            return max(answer_reward(scores[ANSWER], "sum", floor) - empty_log_likelihood(group, floor), 0.0)
+        return answer_reward(scores[ANSWER], form, floor)
 
     def _answers_taught(self, group: ScoredGroup, advantages: Sequence[float]) -> list[bool]:
         """Whether the answer after each trace is trained."""
@@ -299,7 +306,8 @@ class CoVRL(Algorithm):
         }
 
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        return covrl_metrics(groups, credits, self.config.ratio_cap) | contrast_metrics(groups) | self._band_metrics()
+        found = covrl_metrics(groups, credits, self.config.ratio_cap, self.config.floor)
+        return found | contrast_metrics(groups) | self._band_metrics()
 
     def _band_metrics(self) -> dict[str, float]:
         """β and α of this step, where they move."""
@@ -320,7 +328,7 @@ class CoVRL(Algorithm):
             self._steer(Steering(**state))
 
     def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
-        if metrics.get("reward/floored_share") == 1.0:
+        if self.config.floor <= FLOOR_NATS and metrics.get("reward/floored_share") == 1.0:
             return (
                 "every answer's likelihood is at the reward's floor, so no trace can be told from another; "
                 "use algorithm.reward = 'mean' (with beta divided by the answer's length) or a better base"
@@ -328,7 +336,7 @@ class CoVRL(Algorithm):
         return None
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        return covrl_warnings(metrics)
+        return covrl_warnings(metrics, self.config.floor)
 
 
 def source_log_prob(rollout: Rollout, scores: Scores) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 from covrl.objectives import composite_log_prob
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 from covrl.rewards.leak import leak_rates
-from covrl.rewards.likelihood import is_floored
+from covrl.rewards.likelihood import FLOOR_NATS, is_floored
 
 FLOORED_WARNING = 0.05
 
 
 def covrl_metrics(
-    groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]], ratio_cap: float
+    groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]], ratio_cap: float, floor: float
 ) -> dict[str, float]:
     """Metrics of one step over all sampled groups: KL, ratios, floored rewards, leak, selected answers.
 
@@ -43,7 +43,7 @@ def covrl_metrics(
         "ratio/source_mean": _mean(ratio),
         "ratio/source_max": float(ratio.max()) if len(ratio) else float("nan"),
         "ratio/capped_share": _mean((ratio > ratio_cap).double()),
-        "reward/floored_share": _mean(torch.tensor([float(is_floored(a)) for a in answers])),
+        "reward/floored_share": _mean(torch.tensor([float(is_floored(a, floor)) for a in answers])),
         "leak/posterior_rate": leaked,
         "leak/shuffled_rate": shuffled,
         "leak/excess": leaked - shuffled,
@@ -53,10 +53,13 @@ def covrl_metrics(
     }
 
 
-def covrl_warnings(metrics: Mapping[str, float]) -> list[str]:
-    """Named troubles of a step; thresholds from trials (spec section 10), INFERRED."""
+def covrl_warnings(metrics: Mapping[str, float], floor: float) -> list[str]:
+    """Named troubles of a step; thresholds from trials (spec section 10), INFERRED.
+
+    A floor that was raised is there to be met, so it causes no warning.
+    """
     found = []
-    if metrics.get("reward/floored_share", 0.0) > FLOORED_WARNING:
+    if floor <= FLOOR_NATS and metrics.get("reward/floored_share", 0.0) > FLOORED_WARNING:
         found.append(
             f"floored rewards: {metrics['reward/floored_share']:.0%} of the answers are at the floor, where traces "
             "cannot be told apart; try reward = 'mean' with beta divided by the answer's length"

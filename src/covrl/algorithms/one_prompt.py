@@ -21,7 +21,7 @@ from covrl.objectives import centred, leave_one_out, standardised
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, Row, ScoredGroup, Scores
 from covrl.rewards.leak import leak_rates
-from covrl.rewards.likelihood import answer_reward, is_floored
+from covrl.rewards.likelihood import FLOOR_NATS, answer_reward, is_floored
 from covrl.scoring.head import log_prob, log_prob_entropy
 from covrl.scoring.pack import Context, Reading
 
@@ -126,9 +126,9 @@ def empty_thought(prompts: Prompts, model: str = "policy") -> Context:
     return Context("direct", render, model)
 
 
-def empty_log_likelihood(group: ScoredGroup) -> float:
+def empty_log_likelihood(group: ScoredGroup, floor: float = FLOOR_NATS) -> float:
     """log p(y|x,∅) in nats, floored as log p(y|x,z) is; for methods that read it."""
-    return next(answer_reward(s.values[EMPTY], "sum") for s in group.scores if EMPTY in s.values)
+    return next(answer_reward(s.values[EMPTY], "sum", floor) for s in group.scores if EMPTY in s.values)
 
 
 def shaping(rollout: Rollout) -> float:

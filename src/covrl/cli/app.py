@@ -36,6 +36,10 @@ app = typer.Typer(
 )
 
 
+ON_SEVERAL = ("train", "eval", "leak", "calibrate")
+"""Commands whose work several processes share."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"covrl {covrl.__version__}")
@@ -51,13 +55,13 @@ def _common(
 ) -> None:
     """Reinforcement learning of language-model reasoning, with or without a verifier."""
     del version
-    if several() and context.invoked_subcommand != "train":
+    if several() and context.invoked_subcommand not in ON_SEVERAL:
         raise UserError(f"covrl {context.invoked_subcommand} works as one process: start it without torchrun")
 
 
 @app.command()
 def quickstart(
-    task: Annotated[str, typer.Option(help="Which shipped task: digits or animals.")] = "digits",
+    task: Annotated[str, typer.Option(help="Which shipped task: digits, animals or countdown.")] = "digits",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run: order of problems and every sample.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. [the recipe's if left out]")] = None,
@@ -67,7 +71,7 @@ def quickstart(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/quickstart-DATE-TIME]")] = None,
 ) -> None:
-    """Train a tiny shipped base with CoVRL, and show what it learnt."""
+    """Train a tiny shipped base without a verifier (countdown: with one), and show what it learnt."""
     assignments = [f"training.seed={seed}", *([f"training.steps={steps}"] if steps else [])]
     assignments += ["problems.shuffle_hints=true"] if shuffle_answers else []
     folder = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
@@ -117,6 +121,13 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show prompts, sampled traces and the cost; train nothing.")
     ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8x80GB",
+            help="With --dry-run: memory by phase on hardware that is not there, from the model's config alone.",
+        ),
+    ] = None,
     algorithm: Annotated[
         str | None, typer.Option(metavar="NAME", help="Method: a name of `covrl algorithms`, or module:class.")
     ] = None,
@@ -135,6 +146,8 @@ def train(
     engine = _only_engine(settings or []) if resume is not None else None
     if resume is not None and (out or dry_run):
         raise UserError("--resume continues the run as it is: leave --out and --dry-run out")
+    if plan is not None and not dry_run:
+        raise UserError("--plan shows what a run would take and trains nothing: give --dry-run with it")
     if dry_run and several():
         raise UserError("--dry-run works as one process: start it without torchrun")
     _cpu_defaults()
@@ -142,6 +155,11 @@ def train(
 
     named = [f"algorithm.name={algorithm}"] * bool(algorithm) + reward_assignments(reward or [])
     checked = config_from(config, [*named, *(settings or [])]) if config else None  # before the seconds of torch
+    if plan is not None and checked is not None:
+        from covrl.cli.plan import run_plan
+
+        run_plan(checked, plan)
+        return
     folder = resume or out or Path("runs") / f"{config.stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     from covrl.cli.train import run_train
 
@@ -295,6 +313,39 @@ def calibrate(
 
 
 @app.command()
+def preflight(
+    model: Annotated[str, typer.Option(help="Folder of a run or model, .gguf file, hub id, or covrl:digits.")],
+    problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file for prompts and fields. [the run's, if it is one]")
+    ] = None,
+    settings: Settings = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="12 problems, 2 traces, 3 templates: an eighth of the time.")
+    ] = False,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=2, help="Traces per problem and prompt. [4]")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only the first problems. [30]")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Of the posterior prompt. [all six; of --quick: three]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for preflight.json and preflight.html.")] = None,
+) -> None:
+    """Measure before training which method will work on these problems with this model, or that none will."""
+    _cpu_defaults()
+    from covrl.cli.evaluate import TraceRequest
+    from covrl.cli.preflight import FULL, QUICK, PreflightRequest, named_templates, run_preflight
+
+    size = QUICK if quick else FULL
+    asked = TraceRequest(model, problems, config, settings or [], n or size.traces, limit or size.problems, as_json)
+    chosen = size.templates if templates is None else named_templates(templates)
+    run_preflight(PreflightRequest(asked, max_tokens, chosen, out))
+
+
+@app.command()
 def prompts(
     model: Annotated[str, typer.Option(help="Folder of a run, folder of a model, hub id, or covrl:digits.")],
     problems: Annotated[str, typer.Option(help="File, hf:NAME:SPLIT, or digits:test.")],
@@ -307,13 +358,16 @@ def prompts(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a trace. [96, or the settings' limit if it is lower]")
     ] = None,
+    templates: Annotated[
+        bool, typer.Option("--templates", help="The six posterior templates of the settings' style, not the styles.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")] = False,
 ) -> None:
     """Show each style of prompts with sampled traces and their rewards, and recommend one."""
     _cpu_defaults()
     from covrl.cli.evaluate import TraceRequest, run_prompts
 
-    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens)
+    run_prompts(TraceRequest(model, problems, config, settings or [], n, limit, as_json), max_tokens, templates)
 
 
 @app.command()

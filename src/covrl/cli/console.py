@@ -21,6 +21,11 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_first() -> bool:
+    """Whether this process prints and writes: it is alone, or the first of those that torchrun started."""
+    return not several() or os.environ.get("RANK", "0") == "0"
+
+
 def end(text: str, code: int) -> NoReturn:
     """Print one line on standard error, unless another process of this torchrun has printed it, and exit.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -12,6 +13,8 @@ from typing import Any
 
 from covrl.cli.eval_config import differences, exam_for, sampling_of, settings_of
 from covrl.config import PromptConfig, RunConfig
+from covrl.distributed.processes import join_world
+from covrl.distributed.world import World
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator
 from covrl.evaluation.benchmarks import Protocol, Suite, data_places, find_benchmarks, load_benchmark
@@ -20,10 +23,10 @@ from covrl.evaluation.exam import Exam, Solved, check_room, row_needed, sit
 from covrl.evaluation.metrics import check_ks, figures, overall, supports, unknown_note
 from covrl.evaluation.store import Fingerprints, Store, open_store, slug
 from covrl.files import alone_in, made
-from covrl.generation.engine import TorchGenerator
-from covrl.generation.engines import rows_of
+from covrl.generation.engines import make_generator, rows_of
+from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
-from covrl.models.model import load_model, without_weights
+from covrl.models.model import load_model, resolve_dtype, without_weights
 from covrl.models.text import context_length
 from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
@@ -90,10 +93,11 @@ class _Candidate:
         return Prompts(self.tokenizer, own.model_copy(update=changed))
 
 
-def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outcome:
+def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outcome | None:
     """Examine every model with every set of problems; finished problems in ``out`` are not sampled again.
 
-    Writes ``out/samples/EXAM/MODEL.jsonl`` while it goes.
+    Writes ``out/samples/EXAM/MODEL.jsonl`` while it goes. Of several processes all call it: each samples and grades a
+    share of the problems, the first writes, and the others get None.
 
     Raises:
         UserError: any input that cannot be used; all is checked before the first trace.
@@ -120,17 +124,17 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
         notes += exam.notes
         notes += differences(exam.name, sampling_of({c.name: c.exams[exam.name] for c in candidates}))
     seed = candidates[0].config.training.seed
-    with alone_in(made(out), "an evaluation"):
-        prints.save()
-        for candidate in candidates:
-            for exam in exams:
-                path = out / "samples" / slug(exam.name) / f"{slug(candidate.name)}.jsonl"
-                candidate.stores[exam.name] = open_store(path, _header(candidate, candidate.exams[exam.name], seed))
+    world = join_world(candidates[0].config.model.device)
+    with ExitStack() as held:
+        world.on_rank0(lambda: _open(candidates, exams, seed, out, prints, held))
         say(f"finished problems go to {out / 'samples'}; the same command with --out {out} goes on where it was left")
         for note in notes:
             say(note)
         for candidate in candidates:
-            _examine(candidate, exams, seed, say)
+            _examine(candidate, exams, seed, say, world)
+    world.close()
+    if not world.first:
+        return None
     solved = {
         (exam.name, c.name): [c.stores[exam.name].solved[p.id] for p in exam.problems]
         for exam in exams
@@ -140,6 +144,18 @@ def evaluate_several(order: Order, out: Path, say: Say = lambda _: None) -> Outc
     for note in record["notes"][len(notes) :]:
         say(note)
     return Outcome(record, solved)
+
+
+def _open(
+    candidates: Sequence[_Candidate], exams: Sequence[Exam], seed: int, out: Path, prints: Fingerprints, held: ExitStack
+) -> None:
+    """The folder ``out`` for this evaluation alone, while ``held`` is, and the records that are there."""
+    held.enter_context(alone_in(made(out), "an evaluation"))
+    prints.save()
+    for candidate in candidates:
+        for exam in exams:
+            path = out / "samples" / slug(exam.name) / f"{slug(candidate.name)}.jsonl"
+            candidate.stores[exam.name] = open_store(path, _header(candidate, candidate.exams[exam.name], seed))
 
 
 def _exams(order: Order, config: RunConfig) -> tuple[list[Exam], list[Suite]]:
@@ -218,7 +234,8 @@ def _candidate(
     """Everything about a model that can be checked without its weights."""
     model = without_weights(config.model)
     context = context_length(model.config)
-    config = config.model_copy(update={"prompts": dated(config.prompts, model.tokenizer, today)})
+    prompts = dated(config.prompts, model.tokenizer, today)
+    config = config.model_copy(update={"model": resolve_dtype(config.model), "prompts": prompts})
     own = {exam.name: _as_sat(exam, config, order) for exam in exams}
     candidate = _Candidate(name, config, model.tokenizer, context, prints.of_model(model), own)
     for exam in own.values():
@@ -232,21 +249,28 @@ def _candidate(
 def _header(candidate: _Candidate, exam: Exam, seed: int) -> dict[str, Any]:
     prompts = candidate.prompts(exam).config.model_dump(mode="json", exclude={"style"})  # it has its whole wording
     made = {"model": candidate.name, "weights": candidate.weights, "dtype": candidate.config.model.dtype}
+    made |= {"engine": "" if candidate.config.generation.engine == "torch" else "vllm"}  # another engine, other samples
     return {"covrl_eval": 1} | made | {"seed": seed, "exam": exam.settings(), "prompts": prompts}
 
 
-def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) -> None:
+def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say, world: World) -> None:
     """Sample the unfinished problems of every exam; the weights are loaded only if there are any."""
-    left = {exam.name: candidate.stores[exam.name].left(exam.problems) for exam in exams}
+    stores = candidate.stores  # of the first rank alone
+    found: dict[str, set[str]] = {}
+    world.on_rank0(lambda: found.update({e.name: {p.id for p in stores[e.name].left(e.problems)} for e in exams}))
+    ids = world.broadcast(found)
+    left = {e.name: [p for p in e.problems if p.id in ids[e.name]] for e in exams}
     if not any(left.values()):
         say(f"{candidate.name}: all problems were answered before")
         return
     model, tokenizer = load_model(candidate.config.model)
-    rows = rows_of(candidate.config.generation)
-    generator = TorchGenerator(model.model, tokenizer, rows)
+    rows, engine = rows_of(candidate.config.generation), candidate.config.generation.engine
+    generator = make_generator(candidate.config, engine, model.model, tokenizer, world)
     longest = max(row_needed(exam, candidate.prompts(exam)) for exam in exams if left[exam.name])
-    for note in (*model.given_up, *prove(model, generator, tokenizer, longest, candidate.config.model.path)):
+    for note in (*model.given_up, *prove(model, generator, tokenizer, longest, candidate.config.model.path, world)):
         say(note)
+    if isinstance(generator, OutsideGenerator):
+        generator.start(engine)
     for exam in candidate.exams.values():
         evaluator = Evaluator(
             generator,
@@ -257,12 +281,17 @@ def _examine(candidate: _Candidate, exams: Sequence[Exam], seed: int, say: Say) 
             exam.label,
             exam.top_p,
             exam.answer_temperature,
+            world,
         )
-        store = candidate.stores[exam.name]
+        done = len(exam.problems) - len(left[exam.name])
         for finished in sit(exam, evaluator, left[exam.name], seed, rows):
-            store.add(finished)
-            done = sum(problem.id in store.solved for problem in exam.problems)
+            world.on_rank0(partial(_keep, candidate, exam, finished))
+            done += len(finished)
             say(f"{candidate.name} on {exam.name}: {done} of {len(exam.problems)} problems")
+
+
+def _keep(candidate: _Candidate, exam: Exam, finished: list[Solved]) -> None:
+    candidate.stores[exam.name].add(finished)
 
 
 def _record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from covrl import api
+from covrl.cli.console import is_first
 from covrl.cli.eval_results import tables, write_results
 from covrl.cli.eval_run import Order, Outcome, evaluate_several
 from covrl.cli.show import show_leaks, show_style, show_styles
@@ -22,7 +23,15 @@ from covrl.evaluation.calibration import calibration, gain_beside, mark
 from covrl.evaluation.evaluate import check_writable, write_traces
 from covrl.evaluation.leaking import measure_leaks
 from covrl.evaluation.posterior_gain import gain_sentence
-from covrl.evaluation.styles import check_style, recommend, try_style, wordings
+from covrl.evaluation.signal import FORMS
+from covrl.evaluation.styles import (
+    check_style,
+    recommend,
+    recommend_template,
+    template_wordings,
+    try_style,
+    wordings,
+)
 from covrl.files import write_file
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
@@ -41,9 +50,6 @@ from covrl.rewards.likelihood import Form
 TRIED_TOKENS = 96
 """Token limit of a trace of `covrl prompts` if the settings allow more: about a minute with a small model."""
 
-FORMS: Mapping[str, Form] = {"verifree": "prob", "rlpr": "mean_prob"}
-"""The form of the reward for methods without a setting for it."""
-
 
 def run_eval(order: Order, out: Path | None, as_json: bool, traces: Path | None) -> None:
     """All of :func:`evaluate_several`, in the folder ``out``, and its tables; or one JSON line of figures."""
@@ -52,9 +58,12 @@ def run_eval(order: Order, out: Path | None, as_json: bool, traces: Path | None)
             raise UserError(
                 "--traces is for one model and one --problems: else every trace is under --out, in samples/"
             )
-        check_writable(traces)
+        if is_first():
+            check_writable(traces)
     out = out or Path("runs") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
-    outcome = evaluate_several(order, out, _say)
+    outcome = evaluate_several(order, out, _say if is_first() else lambda _: None)
+    if outcome is None:  # another rank has all results
+        return
     paths = write_results(out, outcome)
     if traces:
         (solved,) = outcome.solved.values()
@@ -113,7 +122,7 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     Raises:
         UserError: the model or the problems cannot be used.
     """
-    if traces:
+    if traces and is_first():
         check_writable(traces)
     checked = api.config_for(asked.model, asked.config, asked.settings)
     run = api.build_evaluation(checked, asked.problems)
@@ -122,6 +131,9 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     problems = run.held_out[: asked.limit]
     seed, rows = checked.training.seed, rows_of(run.config.generation)
     report = measure_leaks(run.generator, run.prompts, problems, sampling, asked.n, seed, rows, run.evaluator)
+    run.world.close()
+    if not run.world.first:
+        return
     record = {"model": asked.model, "problem_source": asked.problems} | report.record()
     if traces:
         with traces.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -141,8 +153,10 @@ def run_leak(asked: TraceRequest, traces: Path | None) -> None:
     show_leaks(Console(), record)
 
 
-def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
+def run_prompts(asked: TraceRequest, max_tokens: int | None, templates: bool = False) -> None:
     """Try each style of wording on the first problems; print prompts, traces, figures and a recommendation.
+
+    With ``templates`` it is the posterior templates that are tried, on the settings' own wording of all else.
 
     Raises:
         UserError: the model or the problems cannot be used, or no style can be.
@@ -152,10 +166,9 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
     tokens = max_tokens or min(config.generation.max_trace_tokens, TRIED_TOKENS)
     model, tokenizer = load_model(config.model, config.generation.temperature)
     generator = TorchGenerator(model.model, tokenizer, rows_of(config.generation))
-    worded = {
-        name: Prompts(tokenizer, wording)
-        for name, wording in wordings(dated(config.prompts, tokenizer, date.today())).items()
-    }
+    own = dated(config.prompts, tokenizer, date.today())
+    tried_wordings = template_wordings(own) if templates else wordings(own)
+    worded = {name: Prompts(tokenizer, wording) for name, wording in tried_wordings.items()}
     unusable: dict[str, str] = {}
     for name, prompts in worded.items():
         try:
@@ -165,7 +178,8 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
     usable = {name: prompts for name, prompts in worded.items() if name not in unusable}
     if not usable:
         name, why = next(iter(unusable.items()))
-        raise UserError(f"none of the styles can be used with this model and these problems: {name}: {why}")
+        kind = "templates" if templates else "styles"
+        raise UserError(f"none of the {kind} can be used with this model and these problems: {name}: {why}")
     limits = config.generation.model_copy(update={"max_trace_tokens": tokens})
     tried_config = config.model_copy(update={"generation": limits})
     longest = max(longest_row(prompts, tried_config, problems) for prompts in usable.values())
@@ -177,7 +191,7 @@ def run_prompts(asked: TraceRequest, max_tokens: int | None) -> None:
         tried.append(try_style(name, generator, model, prompts, problems, config, asked.n, tokens))
         if not asked.as_json:
             show_style(console, tried[-1].record())
-    best, sentences = recommend(tried, tokens)
+    best, sentences = recommend_template(tried) if templates else recommend(tried, tokens)
     record = {
         "model": asked.model, "problem_source": asked.problems, "problems": len(problems), "n": asked.n,
         "max_tokens": tokens, "styles": [t.record() for t in tried], "unusable": unusable, "recommended": best,
@@ -207,10 +221,10 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
             "calibrate compares likelihoods with verified answers, and evaluation.verifier is none: "
             "--set evaluation.verifier=text (or exact, math)"
         )
-    if out is not None:
+    if out is not None and is_first():
         api.new_run_folder(out)
     run = api.build_evaluation(checked, asked.problems)
-    for note in isolation_notes(checked.evaluation.verifier):
+    for note in isolation_notes(checked.evaluation.verifier) if run.world.first else ():
         _say(note)
     assert run.evaluator is not None
     problems, seed = run.held_out[: asked.limit], checked.training.seed
@@ -220,6 +234,9 @@ def run_calibrate(asked: TraceRequest, out: Path | None) -> None:
     evaluator, policy = replace(run.evaluator, answer_temperature=None), run.models["policy"]
     marked, traces = mark(evaluator, policy, problems, asked.n, temperature, seed, rows, form)
     gain = gain_beside(evaluator, policy, problems, asked.n, temperature, seed, rows, marked)
+    run.world.close()
+    if not run.world.first:
+        return
     record: dict[str, Any] = {"model": asked.model, "problem_source": asked.problems, "n": asked.n}
     by = "conclusion" if evaluator.label is None else "sound"
     record |= calibration(marked, traces, seed, by, form)

@@ -34,6 +34,7 @@ from covrl.config.schema import (
     SourceConfig,
     StepsConfig,
     TrainingConfig,
+    addresses,
 )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "SourceConfig",
     "StepsConfig",
     "TrainingConfig",
+    "addresses",
     "check",
     "config_from",
     "override",

@@ -90,11 +90,11 @@ class ModelConfig(Settings):
     """Which causal language model is trained."""
 
     path: Name = Field(description="folder or hub id of a Hugging Face causal language model with its tokenizer")
-    dtype: Literal["float32", "mixed", "bfloat16", "float64"] = Field(
-        "float32",
+    dtype: Literal["auto", "float32", "mixed", "bfloat16", "float64"] = Field(
+        "auto",
         description="dtype of the weights that are trained. mixed: float32 weights, gradients and moments, with matrix "
-        "products in bfloat16. Pure bfloat16 loses updates below about 1/256 of a weight, so small learning rates do "
-        "not train",
+        "products in bfloat16. auto: mixed on an accelerator, float32 on a CPU. float32 products are whole: TF32 stays "
+        "off. Pure bfloat16 loses updates below about 1/256 of a weight, so small learning rates do not train",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps, …")
     allow_pickle: bool = Field(
@@ -462,6 +462,16 @@ ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5}
 """An engine's address, so plain that all who read it agree on its host."""
 
 
+def addresses(engine: str) -> list[str]:
+    """The servers that ``generation.engine`` names; none where it is no address.
+
+    Example:
+        >>> addresses("http://127.0.0.1:8000, http://127.0.0.1:8001")
+        ['http://127.0.0.1:8000', 'http://127.0.0.1:8001']
+    """
+    return [part.strip().rstrip("/") for part in engine.split(",")] if "://" in engine else []
+
+
 class GenerationConfig(Settings):
     """How traces and answers are sampled. The temperature is the scorer's too."""
 
@@ -474,9 +484,21 @@ class GenerationConfig(Settings):
     engine: str = Field(
         "torch",
         description="what samples (docs/engines.md): torch, the trained model itself; vllm, in this process; or the "
-        "address of a vLLM server, http://HOST:PORT",
+        "address of a vLLM server, http://HOST:PORT, or of several with commas between them",
+    )
+    ahead: int = Field(
+        0,
+        ge=0,
+        description="steps whose traces a vLLM server samples while an earlier one trains (docs/engines.md), with "
+        "weights that are up to so many steps old; 0: none, and every trace is of the weights that are trained",
     )
     engine_memory: float = Field(0.3, gt=0, le=1, description="engine vllm: its share of the accelerator's memory")
+    engine_ranks: int = Field(
+        1,
+        ge=1,
+        description="engine vllm with several processes: how many of them hold one copy of the model together (tensor "
+        "parallel; never run by us)",
+    )
     sampler_correction: Literal["token", "sequence", "off"] = Field(
         "token",
         description="truncated importance sampling (Yao et al., 2025; CONFIRMED-2nd) where another engine samples than "
@@ -489,10 +511,12 @@ class GenerationConfig(Settings):
     @field_validator("engine")
     @classmethod
     def _engine(cls, value: str) -> str:
-        if "@" in urlsplit(value).netloc:
+        if any("@" in urlsplit(one).netloc for one in addresses(value) or [value]):
             raise ValueError("an address must not hold a password; the key is read from VLLM_API_KEY")
-        if value in ("torch", "vllm") or ADDRESS.fullmatch(value):
-            return value.rstrip("/")
+        if value in ("torch", "vllm"):
+            return value
+        if addresses(value) and all(map(ADDRESS.fullmatch, addresses(value))):
+            return ",".join(addresses(value))
         raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
 
 
@@ -513,7 +537,11 @@ class TrainingConfig(Settings):
         description="padded tokens in one forward and backward pass; auto: as many as fit the machine and make it "
         "faster",
     )
-    logits_mb_per_chunk: int = Field(64, ge=1, description="bound on the logits held at once, MiB a context")
+    logits_mb_per_chunk: CountOrAuto = Field(
+        "auto",
+        description="bound on the logits held at once, MiB a context. auto: 64 on a CPU; on an accelerator up to "
+        "1,024, at most 1/64 of its memory",
+    )
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_lr_share: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak")
@@ -522,6 +550,17 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    offload_moments: bool = Field(
+        False,
+        description="keep AdamW's moments in host memory (pinned), and on the device only inside the optimizer's step: "
+        "the same bits, 8 bytes a float32 weight less while sampling and in passes, two copies of them a step",
+    )
+    load: Literal["whole", "parts"] = Field(
+        "whole",
+        description="with several processes and sharded weights: the first loads the model and hands the others their "
+        "parts; or each reads its own parts from the files, so that none ever holds a whole copy, and fast paths are "
+        "proved on the first layers alone: for models that are too large for one device",
+    )
     weights: Literal["sharded", "replicated"] = Field(
         "sharded",
         description="with several processes: weights, gradients and moments in parts (FSDP2), or whole on each",

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from covrl.errors import OutOfMemoryError
+
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 """Messages of allocators: CUDA and MPS; torch's CPU allocator; the system's own message."""
 
@@ -20,6 +22,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+
+
+def no_room(error: BaseException, what: str) -> OutOfMemoryError:
+    """What a rank says that has no memory for ``what``, which all ranks put together: the others wait there."""
+    text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return OutOfMemoryError(
+        f"{text}: no room for {what}, put together from the parts of all ranks; lower generation.engine_memory where "
+        "vLLM shares the device, or take a device with more memory or a smaller model (docs/many-processes.md#weights)"
+    )
 
 
 class DeferredOOM:

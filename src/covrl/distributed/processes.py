@@ -96,15 +96,18 @@ class Processes(World):
         """From here on each rank holds a part of the policy's weights."""
         self.sharded, self._shards, self._memory = True, shards, memory
 
-    def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    def shared(
+        self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], together: int = 1
+    ) -> list[Result]:
         if not items:
             return []
-        mine = items[part_of(len(items), self.rank, self.size)]
+        mine = items[part_of(len(items), self.rank // together, self.size // together)]
         own: Any = []
         error: Exception | None = None
         try:
             with self.independent():
-                own = _portable(work(mine) if mine else [])
+                done = work(mine) if mine else []
+                own = _portable(done if self.rank % together == 0 else [])
         except Exception as caught:  # raised below, on every rank: if one rank left alone, the others would wait for it
             error = caught
         self.raise_together(error)

@@ -44,11 +44,15 @@ class World:
         """Whether this rank is the one that prints and writes."""
         return self.rank == 0
 
-    def shared(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    def shared(
+        self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], together: int = 1
+    ) -> list[Result]:
         """``work`` done on this rank's share of ``items``; the results of all ranks, in the order of the items.
 
-        An error in one rank's work is raised on all.
+        ``together`` ranks next to each other do the same share, of which the first one's results count. An error in one
+        rank's work is raised on all.
         """
+        del together
         return list(work(items))
 
     def gathered(self, own: Sequence[Item]) -> list[Item]:

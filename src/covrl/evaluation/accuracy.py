@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from covrl.distributed.world import World
 from covrl.generation.base import Draw, Generator, Sampling
 from covrl.prompts import Prompts
 from covrl.records import SOUND, Grader, Problem, Request, Rollout, TraceLabel, Verdict
@@ -65,7 +66,7 @@ class Evaluator:
 
     A trace without a closing tag is wrong, as no answer can follow it. Without a grader every verdict is unknown.
     ``answer_temperature`` is that of the answers after sampled traces, None for the trace's own; the answer after a
-    greedy trace is greedy.
+    greedy trace is greedy. In a ``world`` of several ranks each samples and grades a share, and all return all.
     """
 
     generator: Generator
@@ -76,6 +77,7 @@ class Evaluator:
     label: TraceLabel | None = None
     top_p: float = 1.0
     answer_temperature: float | None = None
+    world: World = field(default_factory=World)
 
     def __call__(self, problems: Sequence[Problem], temperature: float, draw: Draw) -> Evaluation:
         """One trace and one answer per problem; ``temperature`` 0 is greedy."""
@@ -100,7 +102,7 @@ class Evaluator:
         answering = Sampling(self.max_answer_tokens, suffix, heat, self.top_p)
         replies = self.generator.generate(reply, answering, replace(draw, purpose="answer")) if reply else []
         said = {i: said_in(r, self.prompts) for i, r in zip(closed, replies, strict=True)}
-        verdicts = dict(zip(closed, self._verdicts([(problems[i], said[i]) for i in closed]), strict=True))
+        verdicts = dict(zip(closed, self.verdicts([(problems[i], said[i]) for i in closed]), strict=True))
         answers = dict(zip(closed, replies, strict=True))
         return [
             Graded(
@@ -114,5 +116,6 @@ class Evaluator:
             for i, (p, t) in enumerate(zip(problems, traces, strict=True))
         ]
 
-    def _verdicts(self, answered: Sequence[tuple[Problem, str]]) -> Sequence[Verdict]:
-        return ["unknown"] * len(answered) if self.grade is None else self.grade(answered)
+    def verdicts(self, answered: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """The verdict on each answer to a problem."""
+        return ["unknown"] * len(answered) if self.grade is None else self.world.shared(self.grade, answered)

@@ -19,9 +19,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from covrl.evaluation.accuracy import Evaluator
+from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.generation.base import Draw
-from covrl.records import Problem, Rollout
+from covrl.records import Grader, Problem, Rollout
 from covrl.rewards.normalise import spelling
 from covrl.statistics import bootstrap_intervals
 
@@ -47,8 +47,15 @@ def answers_said(
     if answering.grade is None:
         return [None] * len(traces)
     replies = answering.answered([p for p, _ in asked], traces, temperature, Draw(seed, 0, "anchoring"))
+    return said_in_replies(answering.verdicts, asked, replies)
+
+
+def said_in_replies(
+    grade: Grader, asked: Sequence[tuple[Problem, str]], replies: Sequence[Graded]
+) -> list[Said | None]:
+    """The same of answers that there are already, one to each of ``asked``."""
     wrong = [(replace(p, answer=foil, accepted=()), g.answer) for (p, foil), g in zip(asked, replies, strict=True)]
-    are_foils = (verdict == "right" for verdict in answering.grade(wrong))
+    are_foils = (verdict == "right" for verdict in grade(wrong))
     return [
         None if _equal(p, foil) else Said(graded.verdict == "right", graded.reply is not None and is_foil)
         for (p, foil), graded, is_foil in zip(asked, replies, are_foils, strict=True)

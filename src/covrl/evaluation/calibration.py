@@ -31,10 +31,12 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from covrl.evaluation.accuracy import Evaluator, Graded
 from covrl.evaluation.likelihood import answer_scores
 from covrl.evaluation.posterior_gain import PosteriorGain, Worth, draw_roles, posterior_gain
-from covrl.generation.base import Draw, Sampling
+from covrl.generation.base import Draw, Sampling, rest
 from covrl.models.model import LanguageModel
 from covrl.records import SOUND, Problem, Verdict
 from covrl.rewards.extract import find_answer
@@ -100,16 +102,27 @@ def mark(
 ) -> tuple[list[Marked], int]:  # fmt: skip
     """``samples`` prior traces a problem, scored and marked; and how many traces there were, unclosed ones included."""
     found: list[Marked] = []
-    together = max(rows_per_pass // samples, 1)
+    together = max(evaluator.world.size * rows_per_pass // samples, 1)
     for start in range(0, len(problems), together):
         asked = [(p, i) for p in problems[start : start + together] for i in range(samples)]
         graded = evaluator.examine(asked, temperature, Draw(seed, 0, "calibrate"))
-        scores = answer_scores(model, evaluator.prompts, [(g.problem, g.rollout) for g in graded])
-        for g, s, own in zip(graded, scores, _own_verdicts(evaluator, graded), strict=True):
-            if s is not None:
-                reward = answer_reward(s, form)
-                found.append(Marked(g.problem.id, float(s.sum()), len(s), g.verdict, reward, own))
+        rest(evaluator.generator)
+        scores = answer_scores(
+            model, evaluator.prompts, [(g.problem, g.rollout) for g in graded], world=evaluator.world
+        )
+        found += marked(graded, scores, own_verdicts(evaluator, graded), form)
     return found, samples * len(problems)
+
+
+def marked(
+    graded: Sequence[Graded], scores: Sequence[Tensor | None], own: Sequence[Verdict], form: Form
+) -> list[Marked]:
+    """Those of the traces that an answer follows, from its log-probs ``[A]`` and the verdict on each trace's text."""
+    return [
+        Marked(g.problem.id, float(s.sum()), len(s), g.verdict, answer_reward(s, form), mine)
+        for g, s, mine in zip(graded, scores, own, strict=True)
+        if s is not None
+    ]
 
 
 def gain_beside(
@@ -123,22 +136,23 @@ def gain_beside(
     prompts = evaluator.prompts
     sampling = Sampling(evaluator.max_trace_tokens, prompts.config.close, temperature)
     drawn = draw_roles(
-        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",), rows_per_pass
-    )
+        evaluator.generator, model, prompts, problems, sampling, POSTERIOR_TRACES, seed, ("posterior",),
+        evaluator.world.size * rows_per_pass, world=evaluator.world,
+    )  # fmt: skip
     closed = Counter(m.problem for m in marked)
     prior = [Worth(m.problem, "prior", m.log_prob) for m in marked]
     prior += [Worth(p.id, "prior", None) for p in problems for _ in range(samples - closed[p.id])]
     return posterior_gain([*prior, *(d.worth for d in drawn)], seed)
 
 
-def _own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:
+def own_verdicts(evaluator: Evaluator, graded: Sequence[Graded]) -> list[Verdict]:
     """The verdict on each trace by its own text."""
     if evaluator.label is not None:
         return ["right" if g.label == SOUND else "wrong" for g in graded]
     close = evaluator.prompts.config.close
     said = [conclusion(g.rollout.text.removesuffix(close)) for g in graded]
     rows = [(g.problem, text) for g, text in zip(graded, said, strict=True) if text is not None]
-    verdicts = iter(evaluator.grade(rows) if evaluator.grade and rows else ())
+    verdicts = iter(evaluator.verdicts(rows))
     return ["unknown" if text is None else next(verdicts) for text in said]
 
 

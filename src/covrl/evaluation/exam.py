@@ -186,7 +186,7 @@ def sit(
 
     A sample's random numbers depend only on (seed, problem, its number), so the batch does not affect them.
     """
-    together = max(rows_per_pass // max(exam.samples, 1), 1)
+    together = max(evaluator.world.size * rows_per_pass // max(exam.samples, 1), 1)
     for start in range(0, len(problems), together):
         part = problems[start : start + together]
         greedy = evaluator.examine([(p, 0) for p in part], 0.0, Draw(seed, 0))

@@ -155,10 +155,11 @@ def blind_share(right: Tensor, wrong: Tensor) -> float | None:
 
 
 class Margin(NamedTuple):
-    """``nats``: mean over problems of ELBO(y) − ELBO(y′), ``at_most`` its upper limit (95 %, two-sided)."""
+    """``nats``: mean over problems of ELBO(y) − ELBO(y′); ``at_most``, ``at_least``: its limits (95 %, two-sided)."""
 
     nats: float
     at_most: float
+    at_least: float
 
 
 def own_bounds(read: Read, prompts: Prompts, pairs: Sequence[tuple[Problem, Rollout]]) -> list[float | None]:
@@ -177,7 +178,7 @@ def own_bounds(read: Read, prompts: Prompts, pairs: Sequence[tuple[Problem, Roll
 
 
 def hint_margin(right: Sequence[float | None], wrong: Sequence[float | None]) -> Margin | None:
-    """From the bound of one trace under the hint and one under the foil of each problem; None for fewer than two."""
+    """From each problem's bound under the hint and under the foil, of one trace or a mean; None for fewer than two."""
     each = [a - b for a, b in zip(right, wrong, strict=True) if a is not None and b is not None]
     ends = t_interval(each)
-    return None if ends is None else Margin(fmean(each), ends.high)
+    return None if ends is None else Margin(fmean(each), ends.high, ends.low)

@@ -146,7 +146,8 @@ def measure_leaks(
     shuffled = shuffle_hints(problems, seed)
     others = other_answers([p.answer for p in problems])
     reads: list[Read] = []
-    together = max(rows_per_pass // (samples * len(SOURCES)), 1)
+    ranks = answering.world.size if answering is not None else 1
+    together = max(ranks * rows_per_pass // (samples * len(SOURCES)), 1)
     for start in range(0, len(problems), together):
         asked = [
             (shown, others[start + i], source)

@@ -13,13 +13,14 @@ closed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from covrl.distributed.world import World
 from covrl.evaluation.likelihood import answer_log_probs
-from covrl.generation.base import Draw, Generator, Sampling
+from covrl.generation.base import Draw, Generator, Sampling, rest
 from covrl.models.model import LanguageModel
 from covrl.prompts import ROLES, Prompts, Role
 from covrl.records import Problem, Request, Rollout
@@ -144,9 +145,27 @@ def draw_roles(
     roles: Sequence[Role] = ROLES,
     rows_per_pass: int = 256,
     tokens_per_pass: int = 16384,
+    world: World | None = None,
 ) -> list[Drawn]:
     """``samples`` traces a problem from each role's prompt, and ``model``'s log p of the answer after each."""
     found: list[Drawn] = []
+    for pairs in sample_roles(generator, prompts, problems, sampling, samples, seed, roles, rows_per_pass):
+        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass, world=world)
+        found += [Drawn(*pair, None if s is None else s.total) for pair, s in zip(pairs, scores, strict=True)]
+    return found
+
+
+def sample_roles(
+    generator: Generator,
+    prompts: Prompts,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    roles: Sequence[Role] = ROLES,
+    rows_per_pass: int = 256,
+) -> Iterator[list[tuple[Problem, Rollout]]]:
+    """The traces of :func:`draw_roles`, a few problems at a time; those of a problem follow each other by role."""
     prompt_of = {"prior": prompts.prior, "posterior": prompts.posterior}
     together = max(rows_per_pass // (samples * len(roles)), 1)
     for start in range(0, len(problems), together):
@@ -156,7 +175,5 @@ def draw_roles(
             for i, (p, role) in enumerate(asked)
         ]
         rollouts = generator.generate(requests, sampling, Draw(seed, 0, "roles"))
-        pairs = [(p, rollout) for (p, _), rollout in zip(asked, rollouts, strict=True)]
-        scores = answer_log_probs(model, prompts, pairs, tokens_per_pass)
-        found += [Drawn(*pair, None if s is None else s.total) for pair, s in zip(pairs, scores, strict=True)]
-    return found
+        rest(generator)
+        yield [(p, rollout) for (p, _), rollout in zip(asked, rollouts, strict=True)]

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from covrl.config import PromptConfig, RunConfig, check
-from covrl.config.styles import STYLED, STYLES
+from covrl.config.styles import STYLED, STYLES, TEMPLATES
 from covrl.evaluation.posterior_gain import (
     FORMAT_SHARE,
     Drawn,
@@ -116,6 +116,18 @@ def wordings(own: PromptConfig) -> dict[str, PromptConfig]:
     return found if same else {OWN: own, **found}
 
 
+def template_wordings(own: PromptConfig) -> dict[str, PromptConfig]:
+    """The wording under each of the six posterior templates, "style" first; a template of ``own`` is not kept.
+
+    Where ``own`` has a wording of its own for the posterior, "style" is that wording.
+    """
+    hinted = ("posterior_template", "posterior_user", "posterior_open")
+    kept = own.model_dump(exclude=set(hinted))
+    found = {name: check(PromptConfig, {**kept, "posterior_template": name}) for name in TEMPLATES}
+    as_it_is = own if own.posterior_template == "style" else check(PromptConfig, kept)
+    return {"style": as_it_is, **found}
+
+
 def check_style(
     prompts: Prompts, model: LanguageModel, config: RunConfig, problems: Sequence[Problem], max_tokens: int
 ) -> None:
@@ -212,6 +224,22 @@ def recommend(tried: Sequence[Tried], max_tokens: int) -> tuple[str | None, list
         gain_sentence(best.gain),
     ]
     return best.name, said
+
+
+def recommend_template(tried: Sequence[Tried]) -> tuple[str | None, list[str]]:
+    """The posterior template with the greatest posterior gain (None: none has one), and what that does not show."""
+    known = [t for t in tried if t.gain.nats is not None]
+    if not known:
+        return None, ["No template is recommended: under none of them have closed traces of both prompts been sampled."]
+    best = max(known, key=lambda t: t.gain.nats or 0.0)
+    others = ", ".join(f"{t.name} {t.gain.nats:.1f}" for t in sorted(known, key=lambda t: -(t.gain.nats or 0.0))[1:])
+    return best.name, [
+        f'Greatest posterior gain: prompts.posterior_template = "{best.name}", {best.gain.nats:.1f} nats'
+        f"{f' ({others})' if others else ''}.",
+        gain_sentence(best.gain),
+        "A gain does not tell a trace that derives the answer from one that copies it: covrl preflight does, by what a "
+        "wrong hint costs and how far it pulls.",
+    ]
 
 
 def _lead(best: Tried, second: Tried) -> str:

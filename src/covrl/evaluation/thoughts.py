@@ -72,8 +72,12 @@ def closed_thoughts(prompts: Prompts, group: Group | ScoredGroup) -> list[Rollou
 def thought_metrics(
     groups: Sequence[ScoredGroup], baselines: Mapping[str, Baseline], prefix: str = "thought/"
 ) -> dict[str, float]:
-    """``gain`` and ``read`` over the groups that have a baseline and a scored answer; empty where there is none."""
-    gains, reads = [], []
+    """``gain`` and ``read`` over the groups that have a baseline and a scored answer; empty where there is none.
+
+    ``helps_share`` is the share of their traces after which the answer is likelier than after an empty thought, and
+    ``empty_log_prob`` the mean of log p(y|x,∅): a gain may fall because that rises, as it does under SFT.
+    """
+    gains, reads, helps, empty = [], [], [], []
     for group in groups:
         scored = [
             (r.source, s.values[ANSWER]) for r, s in zip(group.rollouts, group.scores, strict=True) if ANSWER in s
@@ -83,7 +87,10 @@ def thought_metrics(
             baseline = baselines[group.problem.id]
             gains.append(fmean(own) - baseline.empty)
             reads.append(fmean(own) - baseline.other)
-    return {f"{prefix}gain": fmean(gains), f"{prefix}read": fmean(reads)} if gains else {}
+            helps += [value > baseline.empty for value in own]
+            empty.append(baseline.empty)
+    found = {"gain": gains, "read": reads, "helps_share": helps, "empty_log_prob": empty}
+    return {f"{prefix}{name}": fmean(values) for name, values in found.items()} if gains else {}
 
 
 def _nats(log_probs: Tensor) -> float:

@@ -54,6 +54,15 @@ LOOSE_NATS2 = 25.0
 ONE_TRACE = 1.5
 """Effective number of posterior traces a question below which one of them has all the weight."""
 
+LIFT = 3.0
+"""How many times as much of the KL words of style have as their share of tokens, above which it is about style."""
+
+LEAST_HELPING = 0.4
+"""Share of traces that help the answer below which thoughts do not help."""
+
+NO_GAP = 0.02
+"""What several traces' bound has over one's (nats) below which it does not matter which thought it is."""
+
 BLIND = 0.8
 """Share of what a hint changes that another hint changes too, above which only the style is left."""
 
@@ -199,11 +208,47 @@ def _any_answer(start: Means, now: Means) -> str | None:
     )
 
 
+def _about_style(start: Means, now: Means) -> str | None:
+    del start
+    if now["style/kl_words_lift"] <= LIFT or now["kl/nats_per_trace"] < LEAST_KL:
+        return None
+    return (
+        f"the KL is about style: words of doubt and connectives have {now['style/kl_words_lift']:.1f} times the KL of "
+        "other tokens; what the posterior teaches is how it talks; choose another wording of the posterior prompt "
+        "(prompts.posterior_template), or weigh tokens by a wrong hint (algorithm.contrast)"
+    )
+
+
+def _no_help(start: Means, now: Means) -> str | None:
+    share, gain = now["thought/helps_share"], now["thought/gain"]
+    if share >= LEAST_HELPING or gain >= min(start["thought/gain"], 0.0):
+        return None
+    return (
+        f"thoughts do not help: the answer is likelier after {share:.0%} of the traces than after an empty thought, "
+        f"and what a trace adds went from {start['thought/gain']:.2f} to {gain:.2f} nats; what rises is the answer "
+        "alone: compare with covrl preflight, take shorter reference answers, or a verifier"
+    )
+
+
+def _no_matter(start: Means, now: Means) -> str | None:
+    if now["bound/mc_gap"] >= NO_GAP or now["thought/gain"] > 0 or start["bound/mc_gap"] < NO_GAP:
+        return None
+    return (
+        f"no thought matters: the answer is as likely after any trace (the bound of a group's traces is "
+        f"{now['bound/mc_gap']:.3f} nats above that of one, at the start {start['bound/mc_gap']:.3f}), and no likelier "
+        "than after none; lower the learning rate, or train the answer after traces that help alone "
+        "(algorithm.nll = 'read')"
+    )
+
+
 CHECKS = (
     Check(("length/median_prior",), ("length/within_corr", "thought/gain"), _collapse),
     Check(("length/within_corr", "length/within_corr_upper"), (), _long_earn_less),
     Check(("style/hedges_prior", ACCURACY), (), _no_doubt),
     Check(("style/kl_top1_share", "kl/nats_per_trace"), (), _few_tokens),
+    Check(("style/kl_words_lift", "kl/nats_per_trace"), (), _about_style),
+    Check(("thought/helps_share", "thought/gain"), (), _no_help),
+    Check(("thought/gain", "bound/mc_gap"), (), _no_matter),
     Check(("style/length_ratio",), (), _summary),
     Check(("posterior/log_w_var", "posterior/ess"), (), _loose),
     Check(("hint/blind_share",), (), _blind),

@@ -58,6 +58,13 @@ class Generator(Protocol):
         ...
 
 
+def rest(generator: Generator) -> None:
+    """Let an engine beside the trainer give the accelerator's memory back; :meth:`Generator.generate` takes it."""
+    give_back = getattr(generator, "rest", None)
+    if give_back is not None:
+        give_back()
+
+
 def samples_with_trainer(generator: Generator) -> bool:
     """Whether samples come from the trained model itself, so that its log-probs differ only by rounding."""
     return getattr(generator, "of_trainer", False)

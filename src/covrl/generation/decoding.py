@@ -76,6 +76,59 @@ def attend_rows(call: Call, rows: Tensor, keys: Tensor, values: Tensor, mask: Te
     return torch.softmax(logits if mask is None else logits + mask, dim=-1).to(values.dtype) @ values
 
 
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """Which rows continue which of F prompts, so that a prompt's keys are read once for all its rows.
+
+    ``members`` ``[F, G]`` are the rows of each prompt, with any row where there are fewer than G, and ``place`` ``[B]``
+    where a row is in it, flattened.
+    """
+
+    members: Tensor
+    place: Tensor
+
+    @staticmethod
+    def of(prompt: Tensor) -> Siblings:
+        """Of rows that continue the prompts ``prompt`` ``[B]``, each of which has a row."""
+        order = torch.argsort(prompt, stable=True)
+        counts = torch.bincount(prompt)
+        rank = torch.arange(len(prompt), device=prompt.device) - (counts.cumsum(0) - counts)[prompt[order]]
+        width = int(counts.max())
+        members = prompt.new_zeros(len(counts), width)
+        members[prompt[order], rank] = order
+        place = torch.empty_like(prompt)
+        place[order] = prompt[order] * width + rank
+        return Siblings(members, place)
+
+    def by_prompt(self, rows: Tensor) -> Tensor:
+        """``[B, H', g, X]`` as ``[F·H', G·g, X]``."""
+        _, _, group, width = rows.shape
+        return rows[self.members].transpose(1, 2).reshape(-1, self.members.shape[1] * group, width)
+
+    def by_row(self, together: Tensor, group: int) -> Tensor:
+        """``[F·H', G·g, X]`` as ``[B, H', g, X]``."""
+        prompts, width = self.members.shape
+        split = together.view(prompts, -1, width, group, together.shape[-1])
+        return split.transpose(1, 2).flatten(0, 1)[self.place]
+
+    def attend(
+        self, call: Call, rows: Tensor, prompts: Sequence[Tensor], own: Sequence[Tensor], mask: Tensor | None
+    ) -> Tensor:
+        """One token per row ``[B, H', g, D]`` over its prompt's keys and its own, under one softmax; the same shape.
+
+        Keys and values of prompts ``[F, H', P, D]`` and of rows ``[B, H', K, D]``; ``mask`` is added to the logits
+        ``[B, H', g, P + K]``.
+        """
+        group, longest = rows.shape[2], prompts[0].shape[2]
+        before = self.by_row(call.logits(self.by_prompt(rows), prompts[0].flatten(0, 1)), group)
+        after = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, rows.shape[:2])
+        logits = torch.cat([before, after], dim=-1)
+        weights = torch.softmax(logits if mask is None else logits + mask, dim=-1).to(own[1].dtype)
+        before, after = weights.split([longest, own[0].shape[2]], dim=-1)
+        out = self.by_row(torch.bmm(self.by_prompt(before), prompts[1].flatten(0, 1)), group)
+        return out + torch.bmm(after.flatten(0, 1), own[1].flatten(0, 1)).unflatten(0, rows.shape[:2])
+
+
 @dataclass(slots=True)
 class Shared:
     """Rows that continue prompts: row i continues prompt ``of[i]`` and has ``taken`` tokens of its own.
@@ -83,9 +136,7 @@ class Shared:
     ``prompts[layer]`` are keys and values ``[F, H', P, D]``, ``lengths`` ``[F]`` how many of the P are a prompt's;
     ``own[layer]`` are keys and values ``[B, H', room, D]`` of the rows' own tokens. If prompts are short or have few
     rows each, ``prompts`` is empty, and each prompt is at the beginning of its rows' own slots, P slots long.
-    ``members`` ``[F, G]`` are the rows of each prompt, with any row where there are fewer than G, and ``place`` ``[B]``
-    where a row is in it, flattened. ``room`` is the initial number of slots for own tokens, ``most`` the
-    largest.
+    ``room`` is the initial number of slots for own tokens, ``most`` the largest.
     """
 
     prompts: dict[int, tuple[Tensor, Tensor]]
@@ -95,8 +146,7 @@ class Shared:
     most: int = sys.maxsize
     own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     taken: int = 0
-    members: Tensor = field(init=False)
-    place: Tensor = field(init=False)
+    siblings: Siblings = field(init=False)
     longest: int = field(init=False)
     ragged: bool = field(init=False)
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
@@ -117,14 +167,7 @@ class Shared:
         self.ragged = bool((self.lengths < self.longest).any())
         if self.prompts and (self.longest < LONG or len(of) <= MANY * len(used)):
             self._copy_prompts()
-        order = torch.argsort(of, stable=True)
-        counts = torch.bincount(of)
-        rank = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
-        width = int(counts.max())
-        self.members = of.new_zeros(len(counts), width)
-        self.members[of[order], rank] = order
-        self.place = torch.empty_like(of)
-        self.place[order] = of[order] * width + rank
+        self.siblings = Siblings.of(of)
 
     def _copy_prompts(self) -> None:
         """Put each row's prompt before its own tokens."""
@@ -172,23 +215,10 @@ class Shared:
         window = call.window if call.window is not None and call.window <= self.longest + self.taken else None
         mask = self._mask(window, rows.dtype) if self.ragged or window is not None else None
         if self.prompts:
-            out = self._attend_apart(call, rows, self.prompts[call.layer], own, mask)
+            out = self.siblings.attend(call, rows, self.prompts[call.layer], own, mask)
         else:
             out = attend_rows(call, rows, own[0], own[1], mask)
         return out.reshape(1, batch, heads, size)
-
-    def _attend_apart(
-        self, call: Call, rows: Tensor, prompts: Sequence[Tensor], own: Sequence[Tensor], mask: Tensor | None
-    ) -> Tensor:
-        """Attention over prompts, by prompt, and over the rows' own keys, under one softmax."""
-        group = rows.shape[2]
-        before = self._by_row(call.logits(self._by_prompt(rows), prompts[0].flatten(0, 1)), group)
-        after = call.logits(rows.flatten(0, 1), own[0].flatten(0, 1)).unflatten(0, rows.shape[:2])
-        logits = torch.cat([before, after], dim=-1)
-        weights = torch.softmax(logits if mask is None else logits + mask, dim=-1).to(own[1].dtype)
-        before, after = weights.split([self.longest, self.taken + 1], dim=-1)
-        out = self._by_row(torch.bmm(self._by_prompt(before), prompts[1].flatten(0, 1)), group)
-        return out + torch.bmm(after.flatten(0, 1), own[1].flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     def _keep(self, layer: int, *fresh: Tensor) -> tuple[Tensor, Tensor]:
         """Write the token's key and value after the rows' own; return both with all earlier ones."""
@@ -202,17 +232,6 @@ class Shared:
         for kept, t in zip(held, fresh, strict=True):
             kept[:, :, at] = t[0].transpose(0, 1)
         return held
-
-    def _by_prompt(self, rows: Tensor) -> Tensor:
-        """``[B, H', g, X]`` as ``[F·H', G·g, X]``."""
-        _, _, group, width = rows.shape
-        return rows[self.members].transpose(1, 2).reshape(-1, self.members.shape[1] * group, width)
-
-    def _by_row(self, together: Tensor, group: int) -> Tensor:
-        """``[F·H', G·g, X]`` as ``[B, H', g, X]``."""
-        prompts, width = self.members.shape
-        split = together.view(prompts, -1, width, group, together.shape[-1])
-        return split.transpose(1, 2).flatten(0, 1)[self.place]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """What is added to the logits ``[B, H', g, P + taken + 1]``: -inf after a prompt's end and before a window."""
@@ -241,17 +260,13 @@ class _Prefill:
         return arranged(self.layout, call, query, key, value)
 
 
-def prefill_shared(
-    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device, most: int = ROOM
-) -> tuple[Tensor, Shared]:
-    """Next-token logits ``[B, V]`` after each prompt, and the state; each distinct prompt is read once.
-
-    ``most`` is how many tokens may follow, which limits the buffer.
-    """
-    distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
-    layout = lay_out([(ids, 0) for ids in distinct], device)
+def read_prompts(
+    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """Next-token logits ``[F, V]`` after these prompts, and their keys and values ``[F, H', P, D]`` by layer."""
+    layout = lay_out([(ids, 0) for ids in prompts], device)
     reading = _Prefill(layout)
-    last = torch.tensor([p(len(ids) - 1) for p, ids in zip(layout.places, distinct, strict=True)], device=device)
+    last = torch.tensor([p(len(ids) - 1) for p, ids in zip(layout.places, prompts, strict=True)], device=device)
     out = model(
         input_ids=layout.ids[None],
         attention_mask=nothing_masked(device),
@@ -260,9 +275,21 @@ def prefill_shared(
         logits_to_keep=last,
         covrl_layout=reading,
     )
+    return out.logits[0], reading.kept
+
+
+def prefill_shared(
+    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device, most: int = ROOM
+) -> tuple[Tensor, Shared]:
+    """Next-token logits ``[B, V]`` after each prompt, and the state; each distinct prompt is read once.
+
+    ``most`` is how many tokens may follow, which limits the buffer.
+    """
+    distinct = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
+    logits, kept = read_prompts(model, list(distinct), device)
     of = torch.tensor([distinct[ids] for ids in prompts], device=device)
     lengths = torch.tensor([len(ids) for ids in distinct], device=device)
-    return out.logits[0][of], Shared(reading.kept, lengths, of, min(ROOM, most), most)
+    return logits[of], Shared(kept, lengths, of, min(ROOM, most), most)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from covrl.distributed.world import World
@@ -15,7 +16,7 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.decoding import Decoding, Replay, prefill_padded, prefill_shared
 from covrl.generation.observe import Look, look, refuse_what_cannot_be_observed
 from covrl.generation.random import trace_key, uniforms
-from covrl.generation.recorded import fixed
+from covrl.generation.recorded import Fixed, fixed
 from covrl.generation.stop import StopRule, StopRules
 from covrl.generation.trace import NOTHING, Seen, Trace, begin, end_tokens
 from covrl.models.attention import NAME
@@ -24,47 +25,56 @@ from covrl.models.finite import broken
 from covrl.models.text import vocabulary
 from covrl.records import NOT_OBSERVED, Observe, Request, Rollout
 
-DRAWN_BYTES = 32 << 20
-"""Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn."""
+DRAWN_BYTES, DRAWN_SHARE = 32 << 20, 64
+"""Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn: the first on a CPU, on a CUDA
+device this part of its memory. There each such tensor costs a wait for the device."""
+
+REFILL_BELOW = 0.75
+"""Share of unfinished rows below which waiting prompts take the places of the finished ones."""
 
 
 class DecodingPaths(NamedTuple):
     """How rows are decoded: with prompts stored once; with prompts of different lengths in a batch; with a cache.
 
     See :mod:`covrl.generation.decoding`; without ``shared`` prompts are padded on the left. ``recorded``: a step's
-    operations are launched together (:mod:`covrl.generation.recorded`), if rows have copies of their prompts.
+    operations are launched together (:mod:`covrl.generation.recorded`). ``refilled``: where more prompts wait than are
+    decoded side by side, they take the places of finished rows, which needs ``shared``.
     """
 
     shared: bool = True
     padded: bool = True
     cached: bool = True
     recorded: bool = False
+    refilled: bool = True
 
     @property
     def text(self) -> str:
         kept = "with" if self.cached else "without"
         more = " of shared prompts" if self.shared else " and left padding" if self.padded else ""
-        return f"{kept} a cache{more}{' in recorded steps' if self.recorded else ''}"
+        also = " in recorded steps" if self.recorded else ""
+        return f"{kept} a cache{more}{also}"
 
 
 LADDER: tuple[tuple[DecodingPaths, str | None], ...] = (
-    (DecodingPaths(recorded=True), "the operations of a step are launched one by one: slower"),
-    (DecodingPaths(), "each row keeps its own copy of its prompt: slower"),
-    (DecodingPaths(shared=False), "only prompts of one length are decoded together: slower"),
-    (DecodingPaths(shared=False, padded=False), "it is decoded without a cache: much slower"),
-    (DecodingPaths(shared=False, padded=False, cached=False), None),
+    (DecodingPaths(recorded=True, refilled=False), "the operations of a step are launched one by one: slower"),
+    (DecodingPaths(refilled=False), "each row keeps its own copy of its prompt: slower"),
+    (DecodingPaths(shared=False, refilled=False), "only prompts of one length are decoded together: slower"),
+    (DecodingPaths(False, False, refilled=False), "it is decoded without a cache: much slower"),
+    (DecodingPaths(False, False, False, refilled=False), None),
 )
-"""Paths in the order in which they are tried, and the cost of switching each off."""
+"""Paths in the order in which they are tried, and the cost of switching each off; then whether they can be refilled."""
+
+NOT_REFILLED = "rows that have finished are not replaced by waiting ones: slower"
 
 
 class TorchGenerator:
     """Samples from the very weights that are trained, so there is nothing to copy on ``publish``.
 
-    Each distinct prompt is prefilled once and its cache copied to the rows that share it; finished rows are removed
-    from the batch. The random number of a token depends only on its key (see :mod:`covrl.generation.random`), so the
-    same batch gives the same samples bit for bit. Another batch composition can change a sample only if
-    rounding moves a cumulative probability across the drawn number. In a ``world`` of several ranks each samples a
-    share of the requests, and all return all rollouts.
+    Each distinct prompt is prefilled once and its cache copied to the rows that share it. A finished row makes place
+    for the next prompt that waits, or is removed from the batch. The random number of a token depends only on its key
+    (see :mod:`covrl.generation.random`), so the same batch gives the same samples bit for bit. Another batch
+    composition can change a sample only if rounding moves a cumulative probability across the drawn number. In a
+    ``world`` of several ranks each samples a share of the requests, and all return all rollouts.
     """
 
     of_trainer = True
@@ -103,8 +113,13 @@ class TorchGenerator:
         return [trace.rollout(r, rule, self.version) for trace, r in zip(traces, requests, strict=True)]
 
     def _waves(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """The rows of each batch: of similar length, or of equal length without padding."""
+        """The rows that are decoded together or one after another: of similar length, or of equal length without
+        padding. Where places are refilled all are one wave, the longest prompts first.
+        """
         order = sorted(lengths, key=lengths.__getitem__)
+        if self._refills and len(order) > self.rows_per_pass:
+            yield sorted(lengths, key=lengths.__getitem__, reverse=True)
+            return
         for _, alike in groupby(order, key=(lambda _: 0) if self.paths.padded else lengths.__getitem__):
             rows = list(alike)
             yield from (rows[i : i + self.rows_per_pass] for i in range(0, len(rows), self.rows_per_pass))
@@ -113,46 +128,66 @@ class TorchGenerator:
     def _decode(
         self, requests: Sequence[Request], traces: Sequence[Trace], sampling: Sampling, rule: StopRule, draw: Draw
     ) -> None:
-        """Sample these ``traces`` side by side to their ends."""
+        """Sample these ``traces`` to their ends, at most ``rows_per_pass`` side by side; others wait for a place."""
         keys = np.array([trace_key(draw, r.problem_id, r.index) for r in requests], dtype=np.uint64)
         given = np.array([len(r.prefix_ids) for r in requests])
-        most = max(trace.left for trace in traces)
+        prompts = [r.prompt_ids + r.prefix_ids for r in requests]
+        begun = min(len(requests), self.rows_per_pass)
         was_training = self.model.training
         self.model.eval()
-        logits, state = self.prefill([r.prompt_ids + r.prefix_ids for r in requests], most)
-        active = np.arange(len(requests))
-        for taken in range(most):
+        logits, state = self.prefill(prompts[:begun], max(t.left for t in traces), waiting=begun < len(requests))
+        active = np.arange(begun)
+        while True:
+            taken = np.array([len(traces[row].ids) for row in active])
             draws = None if sampling.temperature == 0 else uniforms(keys[active], given[active] + taken)
             seen, watch = _watch([requests[row].observe if traces[row].open else NOT_OBSERVED for row in active])
             try:
                 tokens, chosen = next_tokens(logits, sampling, draws, watch)
             except FloatingPointError:
                 raise broken(self.model, _where(logits, [requests[row] for row in active], taken)) from None
+            before = np.array([traces[row].open for row in active])
             for row, token, value, sight in zip(active, tokens.tolist(), chosen.tolist(), seen, strict=True):
                 traces[row].take(token, value, rule, self._eos, sight)
             running = np.array([traces[row].open for row in active])
-            if not running.any():
+            waiting = len(requests) - begun
+            if isinstance(state, Fixed) and (ended := np.flatnonzero(before & ~running).tolist()):
+                state.pause(ended)
+            if waiting and running.mean() < REFILL_BELOW:
+                assert isinstance(state, Fixed), "nothing waits for other places"
+                places = np.flatnonzero(~running)[:waiting]
+                active[places] = np.arange(begun, begun + len(places))
+                begun += len(places)
+                fresh = state.refill(self.model, places.tolist(), [prompts[row] for row in active[places]])
+                tokens[torch.as_tensor(places, device=tokens.device)] = fresh
+            elif not running.any():
                 break
-            if running.mean() < state.shrink_below:
+            elif not waiting and running.mean() < state.shrink_below:
                 rows = torch.as_tensor(np.flatnonzero(running), device=tokens.device)
                 active, tokens = active[running], tokens[rows]
                 state.select(rows)
             logits = state.advance(self.model, tokens)
         self.model.train(was_training)
 
-    def prefill(self, prompts: Sequence[tuple[int, ...]], most: int) -> tuple[Tensor, Decoding]:
+    def prefill(self, prompts: Sequence[tuple[int, ...]], most: int, waiting: bool = False) -> tuple[Tensor, Decoding]:
         """Next-token logits ``[B, V]`` after each prompt, and the decoding state, each distinct prompt read once.
 
-        At most ``most`` tokens follow.
+        At most ``most`` tokens follow; ``waiting``: other prompts, no longer than these, wait for places.
         """
         device = next(self.model.parameters()).device
         if self.paths.shared and self._can_share:
             logits, state = prefill_shared(self.model, prompts, device, most)
-            return logits, (fixed(state) if self.paths.recorded else None) or state
+            if not (self.paths.recorded or waiting):
+                return logits, state
+            return logits, fixed(state, prompts, max(map(len, prompts)) + most, self.paths.recorded)
         if self.paths.cached:
             return prefill_padded(self.model, prompts, device)
         ids = torch.tensor(prompts, device=device)
         return self.model(input_ids=ids, use_cache=False).logits[:, -1], Replay(ids)
+
+    @property
+    def _refills(self) -> bool:
+        """Whether a place can be given to another prompt."""
+        return self.paths.refilled and self.paths.shared and self._can_share
 
     @property
     def records(self) -> bool:
@@ -178,29 +213,36 @@ def _watch(wanted: Sequence[Observe]) -> tuple[list[Seen], Look | None]:
     return seen, note
 
 
-def _where(logits: Tensor, requests: Sequence[Request], taken: int) -> str:
-    """Of which of the ``requests`` the logits ``[B, V]`` are not finite, ``taken`` tokens after its prompt."""
-    bad = torch.log_softmax(logits.float(), dim=-1).isnan().any(dim=-1)
-    request = requests[int(bad.int().argmax())]
-    after = f"after {taken} tokens of its trace" if taken else f"after its {request.source} prompt"
+def _where(logits: Tensor, requests: Sequence[Request], taken: NDArray[np.int64]) -> str:
+    """Of which of the ``requests`` the logits ``[B, V]`` are not finite, ``taken`` ``[B]`` tokens after its prompt."""
+    bad = int(torch.log_softmax(logits.float(), dim=-1).isnan().any(dim=-1).int().argmax())
+    request = requests[bad]
+    after = f"after {taken[bad]} tokens of its trace" if taken[bad] else f"after its {request.source} prompt"
     return f"its logits are not finite at problem {request.problem_id}, {after}"
+
+
+def drawn_bytes(device: torch.device) -> int:
+    """Bytes of the largest float64 tensor with a vocabulary axis while tokens are drawn on a device."""
+    if device.type != "cuda":
+        return DRAWN_BYTES
+    return max(DRAWN_BYTES, torch.cuda.get_device_properties(device).total_memory // DRAWN_SHARE)
 
 
 def next_tokens(
     logits: Tensor,
     sampling: Sampling,
-    draws: np.ndarray[Any, np.dtype[np.float64]] | None,
+    draws: NDArray[np.float64] | None,
     watch: Look | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token ids ``[B]`` at ``draws`` ``[B]`` (None: the mode), and their log-probs ``[B]`` as they were sampled.
 
-    Logits ``[B, V]`` are processed in rows of at most ``DRAWN_BYTES`` at once, whatever the vocabulary; ``watch``
+    Logits ``[B, V]`` are processed in rows of at most :func:`drawn_bytes` at once, whatever the vocabulary; ``watch``
     gets the log-probs of each such part.
 
     Raises:
         FloatingPointError: a row's probabilities are not finite.
     """
-    rows = max(DRAWN_BYTES // (8 * logits.shape[1]), 1)
+    rows = max(drawn_bytes(logits.device) // (8 * logits.shape[1]), 1)
     found = []
     for start in range(0, len(logits), rows):
         part = logits[start : start + rows]
@@ -233,7 +275,7 @@ def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
     return torch.log_softmax(log_probs.masked_fill(dropped, -torch.inf), dim=-1)
 
 
-def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | None) -> Tensor:
+def choose(log_probs: Tensor, draws: NDArray[np.float64] | None) -> Tensor:
     """Token ids ``[B]``: the mode if ``draws`` is None, else the inverse cumulative distribution at ``draws``.
 
     The sum runs in float64 where the device has it. The target stays below the whole sum, so a token without
@@ -245,7 +287,7 @@ def choose(log_probs: Tensor, draws: np.ndarray[Any, np.dtype[np.float64]] | Non
     if draws is None:
         return log_probs.argmax(dim=-1)
     wide = torch.float32 if log_probs.device.type == "mps" else torch.float64
-    cumulative = log_probs.to(wide).exp().cumsum(dim=-1)
+    cumulative = log_probs.to(wide, copy=True).exp_().cumsum_(dim=-1)  # in place: new memory costs as much as the sums
     whole = cumulative[:, -1:]
     if not bool(torch.isfinite(whole).all()):
         raise FloatingPointError("the model's logits are not finite, so no token can be sampled")

@@ -1,8 +1,11 @@
-"""Which engine samples: the trained model itself, vLLM in this process, or a vLLM server."""
+"""Which engine samples: the trained model itself, vLLM in each process, or vLLM servers."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
 
 from covrl.config import GenerationConfig, RunConfig
 from covrl.distributed.world import World
@@ -11,6 +14,9 @@ from covrl.generation.base import Generator
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.outside import OutsideGenerator
 from covrl.models.gguf import is_gguf
+from covrl.models.model import resolve_device
+
+Made = TypeVar("Made")
 
 VLLM_DTYPES = {"float32": "float32", "mixed": "bfloat16", "bfloat16": "bfloat16"}
 """vLLM's dtype for each ``model.dtype``: mixed training also uses its float32 weights in bfloat16."""
@@ -33,11 +39,6 @@ def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, w
     rows = rows_of(config.generation)
     if engine == "torch":
         return TorchGenerator(model, tokenizer, rows, world)
-    if world.size > 1:
-        raise UserError(
-            f"generation.engine = {engine}: with several processes only the torch engine samples; set it to torch, or "
-            "train in one process"
-        )
     if config.model.dtype not in VLLM_DTYPES:
         raise UserError(
             f"generation.engine = {engine}: vLLM has no {config.model.dtype}; use float32 or the torch engine"
@@ -48,11 +49,35 @@ def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, w
                 f"generation.engine = vllm reads no {model.name_or_path}: make a folder of it with "
                 f"`covrl merge {model.name_or_path} --out FOLDER` and give that as model.path"
             )
-        from covrl.generation.vllm_local import LocalVllm
-
-        dtype = VLLM_DTYPES[config.model.dtype]
-        local = LocalVllm(model.name_or_path, model, dtype, config.generation.engine_memory, rows)
-        return OutsideGenerator(local, model, tokenizer)
+        return _in_process(config, model, tokenizer, world)
     from covrl.generation.vllm_server import ServerVllm
 
-    return OutsideGenerator(ServerVllm(engine, model, rows), model, tokenizer)
+    dtype = getattr(torch, VLLM_DTYPES[config.model.dtype])
+    servers = _on_all(world, lambda: ServerVllm(engine, model, rows, world, dtype))
+    return OutsideGenerator(servers, model, tokenizer, world)
+
+
+def _in_process(config: RunConfig, model: Any, tokenizer: Any, world: World) -> Generator:
+    from covrl.generation.vllm_local import LocalVllm, import_vllm
+
+    ranks, cuda = config.generation.engine_ranks, resolve_device(config.model.device).type == "cuda"
+    if world.size % ranks:
+        raise UserError(
+            f"generation.engine_ranks = {ranks}: {world.size} processes cannot be parted into groups of {ranks}"
+        )
+    _on_all(world, import_vllm)  # a rank that cannot must not keep the others waiting inside of vLLM
+    dtype, memory, rows = VLLM_DTYPES[config.model.dtype], config.generation.engine_memory, rows_of(config.generation)
+    local = _on_all(world, lambda: LocalVllm(model.name_or_path, model, dtype, memory, rows, world, ranks, cuda))
+    return OutsideGenerator(local, model, tokenizer, world, ranks)
+
+
+def _on_all(world: World, make: Callable[[], Made]) -> Made:
+    """What every rank makes; an error of one is raised on all."""
+    made: list[Made] = []
+    failed: Exception | None = None
+    try:
+        made.append(make())
+    except UserError as error:
+        failed = error
+    world.raise_together(failed)
+    return made[0]

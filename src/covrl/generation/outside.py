@@ -7,13 +7,13 @@ useless sampling; where it stopped does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
-from covrl.errors import EngineError
+from covrl.distributed.world import World, part_of
+from covrl.errors import EngineError, OutOfMemoryError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.observe import refuse_what_cannot_be_observed
 from covrl.generation.random import trace_key
@@ -51,12 +51,14 @@ class Drawn(NamedTuple):
 class Backend(Protocol):
     """The interface of an engine.
 
-    ``name`` identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
+    ``apart`` says whether it computes in another process, so that it can sample while the trainer trains. ``name``
+    identifies it in messages, ``most_top_k`` is the largest number of likeliest tokens that it can return. No
     engine that we know returns exact entropies, so they are not requested.
     """
 
     name: str
     most_top_k: int
+    apart: bool
 
     def draw(
         self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
@@ -69,7 +71,15 @@ class Backend(Protocol):
         ...
 
     def load(self, version: int) -> None:
-        """Take over the weights of the trained model."""
+        """Take over the weights of the trained model; all ranks call it."""
+        ...
+
+    def wake(self) -> None:
+        """Get ready to draw; all ranks call it."""
+        ...
+
+    def rest(self) -> None:
+        """Give the accelerator's memory back until the next :meth:`wake`."""
         ...
 
 
@@ -78,47 +88,147 @@ class OutsideGenerator:
 
     Samples are a function of (run seed, step, problem, rollout index) with the engine's own generator: the key of a
     trace is the seed of its row. They differ from the torch engine's samples. ``wasted`` counts the tokens that the
-    engine sampled after the end of a trace; more than a few mean that it ignores the stop text.
+    engine sampled after the end of a trace; more than a few mean that it ignores the stop text. Weights are not
+    replaced while another thread is in :meth:`generate_ahead`.
+
+    In a ``world`` of several ranks each asks its ``backend`` for a share of the requests, and all return all rollouts.
+    ``together`` ranks next to each other hold one copy of the model between them, and ask for the same share.
     """
 
     of_trainer = False
 
-    def __init__(self, backend: Backend, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, backend: Backend, model: Any, tokenizer: Any, world: World | None = None, together: int = 1
+    ) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
+        self.world = world or World()
+        self.together = together
         self.version = 0
         self.wasted = 0
         self._behind = False
+        self._turns = Turns()
         self._rules = StopRules(tokenizer)
         self._ends = end_tokens(model, tokenizer)
+
+    def start(self, engine: str) -> None:
+        """Send weights for the first time, where the ranks of a world did not have them when the engine began.
+
+        Raises:
+            UserError: the setting ``generation.engine`` names an engine that cannot take them.
+        """
+        if self.world.size == 1:  # it got them when it was made
+            return
+        self._behind = True
+        try:
+            self._ready()
+        except EngineError as error:
+            raise UserError(f"generation.engine = {engine}: {error}") from error
+        self.rest()
+
+    def rest(self) -> None:
+        """Give the accelerator's memory back; the next :meth:`generate` takes it again."""
+        self.backend.rest()
 
     def publish(self, version: int) -> None:
         """Send the weights. If the engine does not answer, the next :meth:`generate` tries again first.
 
         So if a server died in the meantime, the step that made these weights still counts and can be saved.
         """
-        self.version, self._behind = version, True
-        try:
-            self._catch_up()
-        except EngineError:
-            return
+        with self._turns.publishing():
+            self.world.any(False)  # another rank may still be sampling ahead
+            self.version, self._behind = version, True
+            try:
+                self.catch_up()
+            except EngineError:
+                return
 
-    def _catch_up(self) -> None:
+    def publish_later(self, version: int) -> None:
+        """Let the next :meth:`generate` send the weights first; no other rank is waited for."""
+        with self._turns.publishing():
+            self.version, self._behind = version, True
+
+    def catch_up(self) -> None:
+        """Send the weights of the last publish, if they have not arrived; all ranks call it.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
         if self._behind:
-            self.backend.load(self.version)
+            self._on_all(lambda: self.backend.load(self.version))
             self._behind = False
+
+    def generate_ahead(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        """Of this rank's share of the ``requests`` the rollouts, in a thread of its own, while others train the weights
+        and may sample. None of them if the engine lacks the weights of the last publish: they cannot be sent from here.
+        """
+        self._check(requests, sampling)
+        with self._turns.sampling():
+            mine = requests[part_of(len(requests), self.world.rank, self.world.size)]
+            return [] if self._behind else self._sample(mine, sampling, draw)
+
+    def _ready(self) -> None:
+        with self._resting_on_error():
+            self.catch_up()
+            self._on_all(self.backend.wake)
+
+    @contextmanager
+    def _resting_on_error(self) -> Generator[None]:
+        """After an error no rank's engine is awake, so that all begin again in the same way."""
+        try:
+            yield
+        except BaseException:
+            with suppress(EngineError):  # the first error is the one to report
+                self.rest()
+            raise
+
+    def _on_all(self, work: Callable[[], None]) -> None:
+        """``work`` on every rank; an error of one is raised on all.
+
+        Without memory for a weight that all put together, this rank raises alone: the others wait where no message
+        reaches them, and end with it.
+        """
+        failed: Exception | None = None
+        try:
+            work()
+        except OutOfMemoryError:
+            raise
+        except Exception as error:
+            failed = error
+        self.world.raise_together(failed)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         """One rollout per request, in the same order.
 
         Raises:
             UserError: a request cannot be honoured; the engine was asked for nothing then.
-            EngineError: the engine does not answer, or answers what cannot be used.
+            EngineError: the engine does not answer, or answers what cannot be used; on all ranks.
         """
+        self._check(requests, sampling)
+        self._ready()
+        with self._resting_on_error():
+            return self.world.shared(lambda share: self._sample(share, sampling, draw), requests, self.together)
+
+    def generate_on_each(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
+        """As :meth:`generate`, but every rank asks its own engine for all of them: to compare engines.
+
+        Raises:
+            UserError, EngineError: as :meth:`generate`.
+        """
+        self._check(requests, sampling)
+        self._ready()
+        found: list[Rollout] = []
+        with self._resting_on_error():
+            self._on_all(lambda: found.extend(self._sample(requests, sampling, draw)))
+        return found
+
+    def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        begin(requests, sampling, self._rules[sampling.stop, sampling.after], self._ends)
+        refuse_what_cannot_be_observed(requests, self.backend.name, entropy=False, most=self.backend.most_top_k)
+
+    def _sample(self, requests: Sequence[Request], sampling: Sampling, draw: Draw) -> list[Rollout]:
         rule = self._rules[sampling.stop, sampling.after]
         traces = begin(requests, sampling, rule, self._ends)
-        refuse_what_cannot_be_observed(requests, self.backend.name, entropy=False, most=self.backend.most_top_k)
-        self._catch_up()
         keys = [trace_key(draw, r.problem_id, r.index) for r in requests]
         rows_of = _by_text(traces, lambda trace: rule.rest(trace.prefix))
         while rows_of:
@@ -145,22 +255,38 @@ class OutsideGenerator:
             trace.take(token, log_prob, rule, self._ends, sight)
 
 
-def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights that a model computes with, by their names in its files, tied ones once.
+class Turns:
+    """Whether weights are sampled from or replaced: never both, and replacing goes first."""
 
-    An engine has no adapters: a linear layer with LoRA is sent as one matrix, W + scale·BA with the active adapter.
-    """
-    with torch.no_grad():
-        for module_name, module in model.named_modules():
-            if not hasattr(module, "get_delta_weight"):
-                continue
-            for name, weight in module.base_layer.named_parameters():
-                on = module.active_adapters if name == "weight" and not module.disable_adapters else ()
-                deltas = [module.get_delta_weight(a) for a in on if a in module.lora_A]
-                yield f"{module_name}.{name}", sum(deltas, weight.detach()).to(weight.dtype)
-        for name, weight in model.named_parameters():
-            if ".base_layer." not in name and ".lora_" not in name:
-                yield name, weight.detach()
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sampling = self._publishing = False
+
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """Entered when nothing is being replaced; of one thread at a time."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._publishing)
+            self._sampling = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sampling = False
+                self._changed.notify_all()
+
+    @contextmanager
+    def publishing(self) -> Generator[None]:
+        """Entered when nothing is sampled; nothing begins before it is left."""
+        with self._changed:
+            self._publishing = True
+            self._changed.wait_for(lambda: not self._sampling)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._publishing = False
+                self._changed.notify_all()
 
 
 def _by_text(traces: Sequence[Trace], upto: Callable[[Trace], str]) -> dict[str, list[int]]:

@@ -1,12 +1,13 @@
 """vLLM in the trainer's own process, asleep while the trainer works; needs the extra ``vllm``.
 
 Written against vLLM 0.32: ``LLM`` with the engine core in this process, ``reload_weights`` on its worker to replace
-weights in place, sleep level 2 (weights and cache are dropped, not copied) where there is an accelerator.
+weights in place, sleep level 2 (weights and cache are dropped, not copied) where there is an accelerator. Under
+torchrun every rank has an engine of its own, which vLLM calls an external launcher: each samples other prompts, or
+``ranks`` of them next to each other hold one copy between them (tensor parallel) and sample the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -14,9 +15,11 @@ from typing import Any
 
 import torch
 
+from covrl.distributed.world import World
 from covrl.errors import EngineError, UserError
 from covrl.extras import install_command
-from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
+from covrl.generation.handover import Weights, handed_over, weights_of
+from covrl.generation.outside import MOST_TOP_K, Ask, Drawn
 
 
 def import_vllm() -> Any:
@@ -44,19 +47,34 @@ class LocalVllm:
 
     ``source`` is a folder or hub id with the config and tokenizer of ``model``, whose weights it takes; ``memory`` the
     share of the accelerator that weights and cache may take while it is awake; ``rows`` how many traces are decoded
-    at a time.
+    at a time. In a ``world`` of several ranks all make theirs, and it has the weights of its files until :meth:`load`.
     """
 
     name = "vllm"
     most_top_k = MOST_TOP_K
+    apart = False
 
-    def __init__(self, source: str, model: Any, dtype: str, memory: float, rows: int) -> None:
+    def __init__(
+        self,
+        source: str,
+        model: Any,
+        dtype: str,
+        memory: float,
+        rows: int,
+        world: World | None = None,
+        ranks: int = 1,
+        cuda: bool | None = None,
+    ) -> None:
+        world = world or World()
         self._vllm = import_vllm()
         self._model = model
-        self._sleeps = next(model.parameters()).device.type == "cuda"
+        self._dtype = getattr(torch, dtype)
+        self._sleeps = next(model.parameters()).device.type == "cuda" if cuda is None else cuda
         self._asleep = False
+        several = {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": ranks}
         try:
             self._llm = self._vllm.LLM(
+                **(several if world.size > 1 else {}),
                 model=source,
                 load_format="safetensors",  # auto would load a pickle if there is nothing else
                 dtype=dtype,
@@ -74,7 +92,9 @@ class LocalVllm:
         except Exception as error:  # any failure with this model or on this machine
             raise UserError(f"generation.engine = vllm: it cannot load {source}: {_short(error)}") from error
         try:
-            self.load(0)  # the trainer's weights, which may be newer than those of the folder
+            if world.size == 1:  # else the ranks' weights are not there yet
+                self.load(0)  # the trainer's weights, which may be newer than those of the folder
+            self.rest()
         except EngineError as error:
             raise UserError(f"generation.engine = vllm: {error}") from error
 
@@ -84,15 +104,11 @@ class LocalVllm:
         prompts = [{"prompt_token_ids": list(row.ids)} for row in rows]
         params = [self._params(row, temperature, stop, ends, top_p) for row in rows]
         try:
-            self._wake()
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        except BaseException as error:
-            with contextlib.suppress(EngineError):  # the first error is the one to report
-                self._sleep()
-            if isinstance(error, Exception) and not isinstance(error, (EngineError, torch.OutOfMemoryError)):
-                raise EngineError(f"vllm cannot sample: {_short(error)}") from error
-            raise  # the caller reports out of memory with its calculation
-        self._sleep()
+        except torch.OutOfMemoryError:  # the caller reports it with its calculation
+            raise
+        except Exception as error:
+            raise EngineError(f"vllm cannot sample: {_short(error)}") from error
         return [_drawn(output.outputs[0], row.top_k) for output, row in zip(outputs, rows, strict=True)]
 
     def _params(self, row: Ask, temperature: float, stop: str, ends: Sequence[int], top_p: float) -> Any:
@@ -116,23 +132,29 @@ class LocalVllm:
         """Replace the weights in place; of a sleeping engine when it wakes, because until then it has none."""
         del version
         if not self._asleep:
-            self._reload()
+            with handed_over(weights_of(self._model, self._dtype)) as weights:
+                self._take(weights)
 
-    def _reload(self) -> None:
-        weights = {"weights_iterator": weights_of(self._model)}
-        self._call("take the new weights", lambda: self._llm.collective_rpc("reload_weights", kwargs=weights))
+    def _take(self, weights: Weights) -> None:
+        given = {"weights_iterator": weights}
+        self._call("take the new weights", lambda: self._llm.collective_rpc("reload_weights", kwargs=given))
         # What it holds was computed with the old ones.
         self._call("drop its prefix cache", lambda: self._llm.reset_prefix_cache())
 
-    def _wake(self) -> None:
-        if self._asleep:
+    def wake(self) -> None:
+        """Take memory and weights again. All ranks are asleep or none, as their weights come from all."""
+        if not self._asleep:
+            return
+        torch.cuda.empty_cache()  # what the trainer's allocator keeps is not free for vLLM
+        with handed_over(weights_of(self._model, self._dtype)) as weights:
             self._call("wake up", lambda: self._llm.wake_up(tags=["weights"]))
-            self._reload()
-            self._call("wake up", lambda: self._llm.wake_up(tags=["kv_cache"]))
-            self._asleep = False
+            self._take(weights)
+        self._call("wake up", lambda: self._llm.wake_up(tags=["kv_cache"]))
+        self._asleep = False
 
-    def _sleep(self) -> None:
-        if self._sleeps:
+    def rest(self) -> None:
+        """Drop weights and cache, where there is an accelerator."""
+        if self._sleeps and not self._asleep:
             self._asleep = True  # half asleep is not awake
             self._call("sleep", lambda: self._llm.sleep(level=2))
             torch.cuda.empty_cache()

@@ -1,11 +1,13 @@
-"""A vLLM server, on this machine or another, over HTTP; nothing but the standard library is needed on this side.
+"""vLLM servers, on this machine or others, over HTTP; nothing but the standard library is needed on this side.
 
 Written against vLLM 0.32, started with
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm
 
-New weights are exchanged in a folder that both sides see under the same path: the trainer writes safetensors below its
-temporary folder (``TMPDIR``), and the server's ``reload_weights`` reads them. The server answers anybody who can reach
+New weights are exchanged in a folder that both sides see under the same path, some layers at a time: the trainer writes
+safetensors there, and the server's ``reload_weights`` reads them; what is not in a file stays as it was (CONFIRMED in
+its source). The folder is in shared memory where all servers are on this machine, else below the temporary folder; if
+``TMPDIR`` is set, it is there. The server answers anybody who can reach
 it, and its development endpoints load any file they are given: keep it on the loopback interface or in a network of
 your own.
 """
@@ -18,56 +20,81 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
+from covrl.config import addresses
+from covrl.distributed.world import World
 from covrl.errors import EngineError, UserError
-from covrl.generation.outside import MOST_TOP_K, Ask, Drawn, weights_of
+from covrl.generation.handover import handed_over, layers_of
+from covrl.generation.outside import MOST_TOP_K, Ask, Drawn
+from covrl.plugins import is_loopback
 from covrl.remote import opener_for
 
 ANSWER_WITHIN_S = 1800.0
 """Seconds after which one row, or one loading of weights, counts as lost."""
 
 
-class ServerVllm:
-    """A :class:`covrl.generation.outside.Backend`.
+PIECE_BYTES = 512 << 20
+"""Weights are handed over in pieces of so many bytes; a layer that has more is a piece of its own."""
 
-    ``model`` is the trained model, whose weights are published; ``rows`` how many requests run at the same time.
+SHARED_MEMORY = Path("/dev/shm")
+"""Where processes of a Linux machine exchange files without a disk."""
+
+
+class ServerVllm:
+    """A :class:`covrl.generation.outside.Backend` on one server or several.
+
+    ``address``: of each, with commas between them. ``model`` is the trained model, whose weights are published;
+    ``rows`` how many requests run at the same time; ``dtype`` what weights are sent in. Of a ``world`` each rank asks
+    its own servers, or shares one where there are fewer; the first rank sends the weights to all.
     """
 
     most_top_k = MOST_TOP_K
+    apart = True
 
-    def __init__(self, address: str, model: Any, rows: int) -> None:
-        self.name = f"the vLLM server at {address}"
-        self._address = address
-        self._opener = opener_for(address)
-        self._model = model
-        self._rows = rows
+    def __init__(
+        self, address: str, model: Any, rows: int, world: World | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        world = world or World()
+        self._servers = [_Server(one) for one in addresses(address)]
+        self._own = self._servers[world.rank :: world.size] or [self._servers[world.rank % len(self._servers)]]
+        self.name = " and ".join(server.name for server in self._servers)
+        self._model, self._rows, self._dtype = model, rows, dtype
+        self._sends = world.first
+        if self._sends:
+            self._folder = _folder([server.address for server in self._servers])
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        for server in self._servers:
+            server.find_model()
+        if world.size > 1:  # the ranks' weights are not there yet
+            return
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="covrl-weights-"))
-        except OSError as error:
-            raise UserError(f"generation.engine = {address}: no temporary folder for the weights: {error}") from error
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        try:
-            self._served = str(self._ask("/v1/models", None, 30.0)["data"][0]["id"])
             self.load(0)
         except EngineError as error:
             raise UserError(f"generation.engine = {address}: {error}") from error
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"generation.engine = {address}: what answers there is no vLLM server") from error
+
+    def wake(self) -> None:
+        """Nothing: a server does not sleep."""
+
+    def rest(self) -> None:
+        """Nothing: its memory is not the trainer's."""
 
     def draw(
         self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0
     ) -> list[Drawn]:
-        """Each row is a request of its own, as each has its own seed."""
+        """Each row is a request of its own, as each has its own seed; this rank's servers take turns."""
         common = {
-            "model": self._served,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": 0,
@@ -85,12 +112,103 @@ class ServerVllm:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,  # the likeliest tokens too are told by id: several may look alike
         }
+        asked = zip(cycle(self._own), rows)
         with ThreadPoolExecutor(min(self._rows, max(len(rows), 1))) as pool:
-            return list(pool.map(lambda row: self._draw(row, common), rows))
+            return list(pool.map(lambda pair: pair[0].draw(pair[1], common), asked))
 
-    def _draw(self, row: Ask, common: Mapping[str, Any]) -> Drawn:
-        own = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens, "logprobs": row.top_k}
-        answer = self._ask("/v1/completions", {**common, **own})
+    def load(self, version: int) -> None:
+        """Hand over the weights, a piece at a time: what was read is deleted before the next is written."""
+        folder = getattr(self, "_folder", Path()) / f"step-{version:06d}"
+        with handed_over(layers_of(self._model, self._dtype)) as layers:
+            if not self._sends:
+                return
+            try:
+                for number, weights in enumerate(_pieces(layers)):
+                    self._send(weights, folder / f"{number:03d}")
+                self._on_each(lambda server: server.ask("/reset_prefix_cache", {}))  # computed with the old weights
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _send(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True)
+            save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors")
+        except (OSError, SafetensorError) as error:  # safetensors' own error for a full disk
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise EngineError(
+                f"the new weights for {self.name} cannot be written to {folder} ({why}); TMPDIR names another disk"
+            ) from error
+        try:
+            what = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            self._on_each(lambda server: server.ask("/collective_rpc", what))
+        except EngineError as error:
+            raise EngineError(f"{error} (the new weights are in {folder}: does the server see that folder?)") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _on_each(self, work: Callable[[_Server], object]) -> None:
+        """``work`` on all servers at a time; the first error in their order is raised."""
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            list(pool.map(work, self._servers))
+
+
+def _folder(servers: Sequence[str]) -> Path:
+    """A folder for weights: where ``TMPDIR`` says, else in shared memory if all servers are on this machine.
+
+    Raises:
+        UserError: there is none.
+    """
+    shared = "TMPDIR" not in os.environ and all(map(is_loopback, servers)) and os.access(SHARED_MEMORY, os.W_OK)
+    try:
+        return Path(tempfile.mkdtemp(prefix="covrl-weights-", dir=SHARED_MEMORY if shared else None))
+    except OSError as error:
+        said = f"generation.engine = {','.join(servers)}: no temporary folder for the weights: {error}"
+        raise UserError(said) from error
+
+
+def _pieces(layers: Iterator[tuple[str, dict[str, Tensor]]]) -> Iterator[dict[str, Tensor]]:
+    """Whole layers, as many at a time as :data:`PIECE_BYTES` hold."""
+    held: dict[str, Tensor] = {}
+    for _, weights in layers:
+        if held and sum(w.nbytes for w in (*held.values(), *weights.values())) > PIECE_BYTES:
+            yield held
+            held = {}
+        held |= weights
+    if held:
+        yield held
+
+
+class _Server:
+    """One server: its address, and the name under which it serves its model."""
+
+    def __init__(self, address: str) -> None:
+        self.name = f"the vLLM server at {address}"
+        self.address = address
+        self._opener = opener_for(address)
+        self._served = ""
+
+    def find_model(self) -> None:
+        """Ask for the model's name.
+
+        Raises:
+            UserError: no vLLM server answers.
+        """
+        try:
+            self._served = str(self.ask("/v1/models", None, 30.0)["data"][0]["id"])
+        except EngineError as error:
+            raise UserError(f"generation.engine = {self.address}: {error}") from error
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"generation.engine = {self.address}: what answers there is no vLLM server") from error
+
+    def draw(self, row: Ask, common: Mapping[str, Any]) -> Drawn:
+        """Sample one row.
+
+        Raises:
+            EngineError: it does not answer, or not with token ids and log-probs.
+        """
+        own: dict[str, Any] = {"prompt": list(row.ids), "seed": row.seed, "max_tokens": row.max_tokens}
+        own |= {"logprobs": row.top_k, "model": self._served}
+        answer = self.ask("/v1/completions", {**common, **own})
         try:
             choice = answer["choices"][0]
             told = choice["logprobs"]
@@ -101,29 +219,7 @@ class ServerVllm:
                 f"{self.name} answers without token ids and log-probs; vLLM 0.32 or newer is needed"
             ) from error
 
-    def load(self, version: int) -> None:
-        folder = self._folder / f"step-{version:06d}"
-        try:
-            self._write(folder)
-            self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-            self._ask("/reset_prefix_cache", {})  # its content was computed with the old weights
-        except _NotWrittenError:
-            raise
-        except EngineError as error:
-            raise EngineError(f"{error} (the new weights are in {folder}: does the server see that folder?)") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _write(self, folder: Path) -> None:
-        try:
-            self._model.save_pretrained(folder, state_dict=dict(weights_of(self._model)))
-        except (OSError, SafetensorError) as error:  # safetensors' own error for a full disk
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            raise _NotWrittenError(
-                f"the new weights for {self.name} cannot be written to {folder} ({why}); TMPDIR names another disk"
-            ) from error
-
-    def _ask(self, path: str, body: Mapping[str, Any] | None, within: float = ANSWER_WITHIN_S) -> Any:
+    def ask(self, path: str, body: Mapping[str, Any] | None, within: float = ANSWER_WITHIN_S) -> Any:
         """What the server answers, as JSON; a GET without a ``body``.
 
         Raises:
@@ -133,7 +229,7 @@ class ServerVllm:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         data = None if body is None else json.dumps(body).encode()
         try:
-            with self._opener.open(Request(self._address + path, data, headers), timeout=within) as answer:
+            with self._opener.open(Request(self.address + path, data, headers), timeout=within) as answer:
                 said = answer.read()
             return json.loads(said) if said else {}
         except HTTPError as error:
@@ -148,10 +244,6 @@ class ServerVllm:
 def _by_id(told: Mapping[str, float]) -> dict[int, float]:
     """Log-probs by token id, from those by the names ``token_id:ID``."""
     return {int(name.removeprefix("token_id:")): float(value) for name, value in told.items()}
-
-
-class _NotWrittenError(EngineError):
-    """The weights did not reach the server."""
 
 
 ADVICE = "start it (docs/engines.md has the command); a run goes on from its checkpoint with --resume"

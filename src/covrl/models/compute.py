@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from covrl.errors import UserError
 from covrl.models.adapters import as_now
-from covrl.models.text import trunk
+from covrl.models.text import rope_switches, trunk
 
 
 def blocks(model: Any) -> list[nn.Module]:
@@ -108,11 +108,27 @@ def _can_pack() -> bool:
     return bool(torch.allclose(found.float(), rows.float() @ weight.float().T, rtol=0.02, atol=0.1))
 
 
+def has_bfloat16_units() -> bool | None:
+    """Whether this processor multiplies in bfloat16; None where that is not known."""
+    asks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if platform.machine().lower() not in ("x86_64", "amd64") or not all(asks):
+        return None
+    return any(has() for has in asks if has)
+
+
+def faster_note(dtype: str, device: torch.device) -> str | None:
+    """That ``mixed`` may be faster than ``float32``, on a processor with units for bfloat16; None elsewhere."""
+    if dtype != "float32" or device.type != "cpu" or not has_bfloat16_units():
+        return None
+    return (
+        "this processor has units for bfloat16: with model.dtype = mixed matrix products use them, at weights, "
+        "gradients and moments in float32 as now; the estimated time of a dry run with each says which is faster here"
+    )
+
+
 def emulated_note(dtype: str, device: torch.device) -> str | None:
     """What to say of ``model.dtype`` on a processor without units for bfloat16; None where it has them or may have."""
-    has = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    known = platform.machine().lower() in ("x86_64", "amd64") and all(has)
-    if dtype not in ("mixed", "bfloat16") or device.type != "cpu" or not known or any(asks() for asks in has if asks):
+    if dtype not in ("mixed", "bfloat16") or device.type != "cpu" or has_bfloat16_units() is not False:
         return None
     return (
         f"model.dtype = {dtype}: this processor has no units for bfloat16, so products take several times as long as "
@@ -161,6 +177,17 @@ def compile_trunk(model: Any) -> None:
             raise UserError(cannot_compile(type(model).__name__, error)) from error
 
     inside.forward = MethodType(forward, inside)
+
+
+def passes_are_apart(model: Any) -> bool:
+    """Whether passes of several threads at once leave each other alone.
+
+    A compiled trunk is not made for several threads, and rotary frequencies that change with a row's length are those
+    of the latest pass.
+    """
+    own = trunk(model).__dict__.get("forward")
+    plain = own is None or getattr(own, "__func__", None) is _autocast
+    return plain and not rope_switches(model.config)
 
 
 def is_compile_error(error: BaseException) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
@@ -34,6 +36,7 @@ SHIPPED_BASES = {
     "covrl:digits": ("base", "quickstart.toml"),
     "covrl:digits-common": ("base_common", "quickstart.toml"),
     "covrl:animals": ("base_animals", "animals.toml"),
+    "covrl:countdown": ("base_countdown", "countdown.toml"),
 }
 """Models that come with the package: by name, the folder and the recipe in :data:`SHIPPED`."""
 
@@ -182,6 +185,17 @@ class LanguageModel:
         return Projection(head.weight, getattr(head, "bias", None), softcap, self.temperature, self.compute_dtype)
 
 
+def resolve_dtype(config: ModelConfig) -> ModelConfig:
+    """The settings with a dtype in the place of ``"auto"``: mixed on an accelerator, float32 on a CPU.
+
+    By the kind of device alone: no clock has a part in it, so the same command takes the same dtype.
+    """
+    if config.dtype != "auto":
+        return config
+    chosen = "float32" if resolve_device(config.device).type == "cpu" else "mixed"
+    return config.model_copy(update={"dtype": chosen})
+
+
 def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder, the hub or a GGUF file, without remote code (:mod:`.trust`).
 
@@ -192,12 +206,77 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     """
     source = str(resolve_path(config.path))
     base = base_source(source)
-    language_model, tokenizer = _load(config, base, temperature)
+    language_model, tokenizer = _load(resolve_dtype(config), base, temperature)
     if base != source:
         load_adapter(language_model.model, Path(source))
         if (Path(source) / "tokenizer_config.json").is_file():
             tokenizer = quoted(source, lambda: load_tokenizer(source))
     return language_model, tokenizer
+
+
+FEW_LAYERS = 4
+"""Layers of a model that are loaded to prove its paths on, where its whole is not; more where its config tells layers
+apart, until two of each kind are among them."""
+
+
+def first_layers(config: ModelConfig, temperature: float = 1.0) -> LanguageModel:
+    """A model of the first layers of another, with their weights.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    return _load(config, str(resolve_path(config.path)), temperature, few=True)[0]
+
+
+def _cut(config: Any) -> Any:
+    """A config with the first layers alone."""
+    config = copy.deepcopy(config)
+    text = text_config(config)
+    count = text.num_hidden_layers
+    by_layer = {k: v for k, v in vars(text).items() if isinstance(v, (list, tuple)) and len(v) == count}
+    seen = list(zip(*by_layer.values(), strict=True)) if by_layer else [()] * count
+    kinds = {repr(kind) for kind in seen}
+    kept = next(n for n in range(1, count + 1) if n == count or (n >= FEW_LAYERS and _twice_each(seen[:n], kinds)))
+    text.num_hidden_layers = kept
+    for name, values in by_layer.items():
+        setattr(text, name, values[:kept])
+    return config
+
+
+def _twice_each(seen: Sequence[Any], kinds: set[str]) -> bool:
+    counts = Counter(map(repr, seen))
+    return all(counts[kind] >= 2 for kind in kinds)
+
+
+def without_memory(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """A model of which no tensor takes memory yet, and its tokenizer; the weights are those of a folder.
+
+    Raises:
+        UserError: it is no folder of safetensors, or as :func:`load_model`.
+    """
+    source = str(resolve_path(config.path))
+    if is_gguf(source) or not Path(source).is_dir():
+        raise UserError(f"training.load = parts: {source!r} is no folder with safetensors; download it first")
+    checked = safe_config(source)
+    dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)
+    cls = model_class(checked, source)
+    with torch.device("meta"):
+        model = quoted(
+            source,
+            lambda: (
+                cls._from_config(checked, dtype=dtype)
+                if hasattr(cls, "_from_config")
+                else cls.from_config(checked, dtype=dtype)
+            ),
+        )
+    if (Path(source) / "generation_config.json").is_file():
+        model.generation_config = quoted(source, lambda: GenerationConfig.from_pretrained(source))
+    found = LanguageModel(model, temperature)
+    found.given_up += left_out(model, checked)
+    if config.dtype == "mixed":
+        found.compute_dtype = torch.bfloat16
+        compute_in_bfloat16(model)
+    return found, quoted(source, lambda: load_tokenizer(source))
 
 
 class Unloaded(NamedTuple):
@@ -241,10 +320,13 @@ def base_source(source: str) -> str:
     return base
 
 
-def _load(config: ModelConfig, source: str, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+def _load(
+    config: ModelConfig, source: str, temperature: float, few: bool = False
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if not is_gguf(source) and not Path(source).is_dir() and _is_local(source):
         raise UserError(f"model.path: there is no folder {source}")
     checked = safe_config(source, config.allow_pickle)
+    checked = _cut(checked) if few else checked
     hf_logging.disable_progress_bar()  # a bar for the few tensors of a file only breaks the live display
     tokenizer = quoted(source, lambda: load_tokenizer(source))
     dtype = torch.float32 if config.dtype == "mixed" else getattr(torch, config.dtype)

@@ -26,11 +26,19 @@ class Projection:
         ready = self.prepared()
         return ready.logits(ready.product(hidden))
 
-    def product(self, hidden: Tensor) -> Tensor:
-        """``h Wᵀ + b`` of what is :meth:`prepared`; h itself without a weight."""
+    def product(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
+        """``h Wᵀ + b`` of what is :meth:`prepared`; h itself without a weight. ``into`` is a :meth:`buffer` for it."""
         if self.weight is None:
             return hidden
-        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        wide = hidden.to(self.weight.dtype)
+        if into is None:
+            return torch.nn.functional.linear(wide, self.weight, self.bias)
+        out, turned = into[: len(hidden)], self.weight.T
+        return torch.mm(wide, turned, out=out) if self.bias is None else torch.addmm(self.bias, wide, turned, out=out)
+
+    def buffer(self, rows: int) -> Tensor | None:
+        """Room for products of so many rows, ``[rows, V]``: memory that is asked for anew has to be made first."""
+        return None if self.weight is None else self.weight.new_empty(rows, len(self.weight))
 
     def logits(self, product: Tensor) -> Tensor:
         """What follows the product: wide, capped, over the temperature."""

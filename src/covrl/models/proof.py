@@ -30,7 +30,7 @@ from covrl.errors import UserError
 from covrl.models.flex import can_differentiate, trouble_with_flex
 from covrl.models.model import LanguageModel, Paths
 from covrl.models.shared import Call, lay_out
-from covrl.models.text import text_config, trunk
+from covrl.models.text import rope_switches, text_config, trunk
 
 Ids = tuple[int, ...]
 Row = tuple[Ids, int]
@@ -103,18 +103,6 @@ def switches(config: Any) -> set[int]:
     text = text_config(config)
     found = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
     return {int(length) for length in found if length} | rope_switches(config)
-
-
-def rope_switches(config: Any) -> set[int]:
-    """Row lengths from which on a model rotates all keys of a row by other frequencies, those before included."""
-    text = text_config(config)
-    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    found = set()
-    for rope in (ropes, *(r for r in ropes.values() if isinstance(r, dict))):
-        if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
-            own = rope.get("original_max_position_embeddings")
-            found.add(own or getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings)
-    return {int(length) for length in found}
 
 
 def reach_of(model: LanguageModel, longest: int) -> int:

@@ -47,6 +47,18 @@ def cache_numbers(config: Any) -> int:
     return 2 * text.num_hidden_layers * heads * width
 
 
+def rope_switches(config: Any) -> set[int]:
+    """Row lengths from which on a model rotates all keys of a row by other frequencies, those before included."""
+    text = text_config(config)
+    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    found = set()
+    for rope in (ropes, *(r for r in ropes.values() if isinstance(r, dict))):
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
+            own = rope.get("original_max_position_embeddings")
+            found.add(own or getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings)
+    return {int(length) for length in found}
+
+
 def has_more_than_text(model: Any) -> bool:
     """Whether a model has parts beside its text model."""
     return text_config(model.config) is not model.config

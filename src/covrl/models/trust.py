@@ -24,16 +24,17 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of weights that are pickles: to read one without limits is to run it."""
 
 
-def safe_config(source: str, allow_pickle: bool = False) -> Any:
+def safe_config(source: str, allow_pickle: bool = False, weights: bool = True) -> Any:
     """The config of a model in a folder or on the hub, after everything that decides which files are read was checked.
 
-    ``allow_pickle``: weights that are a pickle may be read too, by torch's restricted reader.
+    ``allow_pickle``: weights that are a pickle may be read too, by torch's restricted reader. Without ``weights`` none
+    will be read, and a folder need not hold any.
 
     Raises:
         UserError: the config cannot be read, it names code, or weights that are no safetensors or not the folder's own.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if folder.is_dir() and weights:
         check_weights_there(folder, allow_pickle)
     from_gguf = gguf.is_gguf(source)
     config = quoted(

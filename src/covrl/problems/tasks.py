@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from covrl.errors import UserError
-from covrl.problems import animals, digits
+from covrl.problems import animals, countdown, digits
 from covrl.problems.embedded import SPLITS, Split, TraceCheck
 from covrl.records import SOUND, Problem, Rollout
 
@@ -48,6 +48,7 @@ class Task:
 TASKS = {
     "digits": Task("digits", digits.problems, digits.longer, digits.chance, digits.read_trace),
     "animals": Task("animals", animals.problems, animals.longer, animals.chance, animals.read_trace),
+    "countdown": Task("countdown", countdown.problems, countdown.longer, countdown.chance, countdown.read_trace),
 }
 
 

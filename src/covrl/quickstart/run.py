@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
 RECIPES = {
     "digits": Recipe(Path(__file__).with_name("quickstart.toml"), "five-digit problems", "six digits"),
     "animals": Recipe(Path(__file__).with_name("animals.toml"), "five-animal problems", "six animals"),
+    "countdown": Recipe(Path(__file__).with_name("countdown.toml"), "problems of three numbers", "four numbers"),
 }
 
 

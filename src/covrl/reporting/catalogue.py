@@ -93,6 +93,22 @@ CHARTS = (
         ("eval/thought_gain", "eval/thought_read"),
     ),
     ChartSpec(
+        LEARNING, "Traces that help the answer", "share",
+        "After which the answer is likelier than after an empty thought. Rises; below a half most thoughts mislead.",
+        ("thought/helps_share", "eval/thought_helps_share"), zero=True,
+    ),
+    ChartSpec(
+        LEARNING, "The answer without a thought", "nats",
+        "log p(answer) after an empty thought. Where this rises and the gain falls, the answer is learnt and not the "
+        "thought.",
+        ("thought/empty_log_prob", "eval/thought_empty_log_prob"),
+    ),
+    ChartSpec(
+        LEARNING, "How much it matters which thought it is", "nats",
+        "The bound of a question's prior traces together less that of one. 0 if all serve the answer alike.",
+        ("bound/mc_gap",), zero=True,
+    ),
+    ChartSpec(
         LEARNING, "Reward by source", "",
         "In a likelihood method log p(answer | question, trace) in nats, where 0 is certainty; the shaded gap narrows. "
         "With a verifier the share of right responses. Rises.",
@@ -134,6 +150,17 @@ CHARTS = (
         TRACES, "Length of posterior traces against prior ones", "",
         "Ratio of the medians. Near 1; a posterior that only sums up the answer is well below.",
         ("style/length_ratio",), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "Short traces", "share",
+        "Of prior traces, those below 16 tokens. A rise means that thoughts vanish.",
+        ("length/short_share",), zero=True,
+    ),
+    ChartSpec(
+        TRACES, "Forks", "share",
+        "Of the tokens of sampled held-out traces, those drawn with an entropy above 1 nat and a second choice above "
+        "0.2. A fall to nothing while accuracy does not rise is thinking that no longer weighs.",
+        ("eval/forks",), zero=True,
     ),
     ChartSpec(
         TRACES, "Words of doubt", "per 100 tokens",
@@ -208,6 +235,12 @@ CHARTS = (
         ("style/kl_top1_share", "style/kl_gini"), zero=True,
     ),
     ChartSpec(
+        UPDATES, "The KL on words of style", "",
+        "Share of the KL on words of doubt and connectives, over their share of tokens. Near 1; above 3 the posterior "
+        "teaches how it talks.",
+        ("style/kl_words_lift",), zero=True,
+    ),
+    ChartSpec(
         UPDATES, "Importance ratios", "",
         "Log scale. The mean stays close to 1; a maximum that grows without end means that the distributions under the "
         "two prompts diverge.",
@@ -223,6 +256,11 @@ CHARTS = (
         "Difference of the sampler's and the trainer's log-probs, per token. A flat line is rounding. A rise means "
         "that the engine has other weights or another dtype than the trainer.",
         ("sampler/gap_mean", "sampler/kl"), log=True,
+    ),
+    ChartSpec(
+        UPDATES, "Age of the weights that sampled", "steps",
+        "With generation.ahead: how many steps before the trained weights those were that drew the traces.",
+        ("sampler/staleness_mean", "sampler/staleness_max"), zero=True,
     ),
     ChartSpec(
         UPDATES, "Gradient norm by stream", "",

@@ -20,6 +20,7 @@ PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "math": {"seconds": 5.0},
     "numeric": {"relative": 1e-6, "absolute": 0.0},
     "choice": {},
+    "countdown": {},
     "code": {"seconds": 4.0, "memory_mb": 1024.0, "allow_unisolated": 0.0},
     "reasoning-gym": {"seconds": 5.0},
 }

@@ -8,6 +8,7 @@ from functools import partial
 
 from covrl.rewards.choice import choice
 from covrl.rewards.code_tests import CodeVerifier
+from covrl.rewards.countdown import countdown
 from covrl.rewards.extract import DEFAULT_ORDER, extract_answer
 from covrl.rewards.judgement import Verifier
 from covrl.rewards.names import Named, parse_name
@@ -23,6 +24,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "math": lambda n, order: MathVerifier(order, n.values["seconds"]),
     "numeric": lambda n, order: Numeric(n.values["relative"], n.values["absolute"], bool(n.set_values), order),
     "choice": lambda _, order: partial(choice, order=order),
+    "countdown": lambda _, order: partial(countdown, order=order),
     "code": lambda n, _: CodeVerifier(n.values["seconds"], n.values["memory_mb"], bool(n.values["allow_unisolated"])),
     "reasoning-gym": lambda n, order: GymVerifier(n.values["seconds"], order),
 }

@@ -128,6 +128,10 @@ class _Plan:
         ready = {i: replace(self.parts[i], weight=w, bias=b).prepared() for i, (w, b) in pairs.items()}
         return [ready[i] for i in self.use]
 
+    def buffers(self, project: Sequence[Projection], length: int) -> list[Tensor | None]:
+        """Of each context, room for the product of a chunk, which all chunks use."""
+        return [p.buffer(min(self.chunk, length)) for p in project]
+
     def slices(self, length: int) -> list[slice]:
         return [slice(start, min(start + self.chunk, length)) for start in range(0, max(length, 1), self.chunk)]
 
@@ -141,13 +145,18 @@ class _Chunked(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(targets, *tensors)
         hidden, learned = tensors[: len(plan.use)], tensors[len(plan.use) :]
-        project = plan.projections(learned)
-        found = []
+        project, found = plan.projections(learned), []
+        buffers = plan.buffers(project, len(targets))
         for at in plan.slices(len(targets)):
-            products, asked = [p.product(h[at]) for p, h in zip(project, hidden, strict=True)], targets[at]
-            for rows in _blocks(products[0]):
-                logits = [p.logits(product[rows]) for p, product in zip(project, products, strict=True)]
-                found.append(plan.head(logits, asked[rows]))
+            products, asked = (
+                [p.product(h[at], b) for p, h, b in zip(project, hidden, buffers, strict=True)],
+                targets[at],
+            )
+            blocks = [
+                plan.head([p.logits(product[rows]) for p, product in zip(project, products, strict=True)], asked[rows])
+                for rows in _blocks(products[0])
+            ]
+            found.append([torch.cat(column) for column in zip(*blocks, strict=True)])  # no views of what is overwritten
         return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
     @staticmethod
@@ -157,8 +166,11 @@ class _Chunked(torch.autograd.Function):
         totals = [torch.zeros_like(t) if t.requires_grad else None for t in tensors]
         project, shared = plan.projections(tensors[contexts:]), plan.of_contexts(totals[contexts:])
         found = [_Total(p, *s, h) for p, s, h in zip(project, shared, totals[:contexts], strict=True)]
+        buffers = plan.buffers(project, len(targets))
         for at in plan.slices(len(targets)):
-            _add_chunk(plan.head, at, targets, tensors[:contexts], grads, found)
+            hidden = tensors[:contexts]
+            products = [p.product(h[at], b).detach() for p, h, b in zip(project, hidden, buffers, strict=True)]
+            _add_chunk(plan.head, at, targets, hidden, products, grads, found)
         return None, None, *totals
 
 
@@ -178,8 +190,9 @@ class _Total:
     def add(self, at: slice, hidden: Tensor, grad: Tensor) -> None:
         """Add what the gradient of a chunk's product, ``[n, V]``, comes to; ``hidden`` is ``[n, D]``.
 
-        A weight's gradient is never whole beside its sum: it is made and added some rows at a time, which stay in the
-        processor's cache.
+        On a CPU a weight's gradient is never whole beside its sum. Where the two are of different types it is made and
+        added some rows at a time, which stay in the processor's cache. Elsewhere each of these would be a launch; there
+        it is one product.
         """
         weight = self.project.weight
         if self.hidden is not None:
@@ -188,13 +201,32 @@ class _Total:
             self.bias.add_(grad.sum(dim=0))
         if self.weight is not None:
             seen = hidden.to(grad.dtype)
-            rows = max(1, ROWS_ELEMENTS // hidden.shape[1])
-            for total, part in zip(self.weight.split(rows), grad.split(rows, dim=1), strict=True):
-                total.add_(part.T @ seen)
+            for rows in _weight_rows(self.weight, grad):
+                _add_product(self.weight[rows], grad[:, rows].T, seen)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, in one operation where the dtypes are one."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _weight_rows(total: Tensor, grad: Tensor) -> list[slice]:
+    """Rows of a weight's gradient ``[V, D]`` that are made at a time.
+
+    All of them where launching is what costs, and where a product can be added in one operation.
+    """
+    count = len(total)
+    if total.dtype == grad.dtype or not has_caches(total):
+        return [slice(0, count)]
+    rows = max(1, ROWS_ELEMENTS // total.shape[1])
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 ROWS_ELEMENTS = 2**20
-"""Of a weight's gradient that are made at a time: 4 MiB in float32."""
+"""Of a weight's gradient that are made at a time on a CPU: 4 MiB in float32."""
 
 
 def _add_chunk(
@@ -202,15 +234,18 @@ def _add_chunk(
     at: slice,
     targets: Tensor,
     hidden: Sequence[Tensor],
+    products: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     totals: Sequence[_Total],
 ) -> None:
-    """Add one chunk's gradients to ``totals``; hidden states own their slice, weights share one sum."""
-    products = [t.project.product(h[at]).detach() for t, h in zip(totals, hidden, strict=True)]
+    """Add one chunk's gradients to ``totals``; hidden states own their slice, weights share one sum.
+
+    Each block of a product that a weight made gives way to its gradient.
+    """
     project = [t.project for t in totals]
     live = [i for i, total in enumerate(totals) if total.wanted]
     asked, given = targets[at], [None if grad is None else grad[at] for grad in grads]
-    gradients = {i: torch.empty_like(products[i]) for i in live}
+    gradients = {i: products[i] if project[i].weight is not None else torch.empty_like(products[i]) for i in live}
     for rows in _blocks(products[0]):
         parts = [product[rows] for product in products]
         weights = [None if grad is None else grad[rows] for grad in given]
@@ -255,6 +290,11 @@ def _of_composite(head: Head) -> dict[str, bool] | None:
     return dict(named) if function in (composite, composite_entropy) else None
 
 
+def has_caches(tensor: Tensor) -> bool:
+    """Whether small parts are fast because they stay in a core's cache, and not slow because each is a launch."""
+    return tensor.device.type == "cpu"
+
+
 BLOCK_ELEMENTS = 2**17
 """Of a block of logits, for each thread: half a MiB in float32, so that a head's few copies fit a core's cache."""
 
@@ -262,7 +302,7 @@ BLOCK_ELEMENTS = 2**17
 def _blocks(product: Tensor) -> list[slice]:
     """Rows of a chunk ``[n, V]`` that a head is applied to at a time; all of them where launching is what costs."""
     count = len(product)
-    if product.device.type != "cpu":
+    if not has_caches(product):
         return [slice(0, count)]
     rows = max(1, BLOCK_ELEMENTS // product.shape[1]) * torch.get_num_threads()
     return [slice(start, min(start + rows, count)) for start in range(0, max(count, 1), rows)]

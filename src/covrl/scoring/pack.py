@@ -85,6 +85,13 @@ TOKENS = 2048
 """Padded tokens of a pass where they are to be chosen and nothing has chosen them (yet)."""
 
 
+LEAST = 256
+"""Tokens of a pass below which it is not parted for two at once, as each adds to every parameter's gradient."""
+
+LOGITS = 64
+"""``training.logits_mb_per_chunk`` where it is to be chosen and nothing has chosen it (yet)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassLimits:
     """Bounds on one forward and backward pass: padded tokens, and bytes of logits held at once."""
@@ -96,7 +103,8 @@ class PassLimits:
     def of(cls, training: TrainingConfig) -> PassLimits:
         """Those that are set; :mod:`covrl.training.fit` finds tokens that fit the machine."""
         tokens = TOKENS if training.tokens_per_pass == "auto" else training.tokens_per_pass
-        return cls(tokens, training.logits_mb_per_chunk << 20)
+        logits = LOGITS if training.logits_mb_per_chunk == "auto" else training.logits_mb_per_chunk
+        return cls(tokens, logits << 20)
 
 
 def make_unit(
@@ -127,6 +135,57 @@ def make_packs(units: Sequence[Unit], tokens_per_pass: int) -> Iterator[list[Uni
         longest = max(longest, unit.longest)
     if pack:
         yield pack
+
+
+def flat_tokens(units: Sequence[Unit]) -> int:
+    """Tokens of the units' rows end to end, each prompt once."""
+    prompts = {prompt for unit in units for prompt in unit.prompts}
+    return sum(map(len, prompts)) + sum(len(row.ids) - row.prompt for unit in units for row in unit.rows.values())
+
+
+def even_packs(units: Sequence[Unit], most: int, at_once: int) -> list[list[Unit]]:
+    """Packs for ``at_once`` passes at a time: about equal, of at most ``most`` tokens end to end, a larger unit alone.
+
+    Units that share their prompts are parted only where they are more than a pack, as each part reads these again.
+    """
+    families: dict[tuple[Ids, ...], list[Unit]] = {}
+    for unit in units:
+        families.setdefault(unit.prompts, []).append(unit)
+    total = sum(map(flat_tokens, families.values()))
+    size = min(most, max(LEAST, -(-total // at_once)))
+    parts = [part for family in families.values() for part in _parts(family, size)]
+    shares = even_shares([flat_tokens(part) for part in parts], most, at_once)
+    return [[unit for i in share for unit in parts[i]] for share in shares]
+
+
+def _parts(family: Sequence[Unit], size: int) -> list[list[Unit]]:
+    """Units with the same prompts in a few about equal parts, each of about ``size`` tokens at most."""
+    count = min(-(-flat_tokens(family) // size), len(family))
+    longest_first = sorted(family, key=lambda unit: (-unit.longest, unit.index))
+    return [longest_first[i::count] for i in range(count)]
+
+
+def even_shares(sizes: Sequence[int], most: int, at_once: int) -> list[list[int]]:
+    """Items of these ``sizes`` in about equal shares of at most ``most``, a multiple of ``at_once`` in number if many.
+
+    The largest item comes first, each into the share that has least; one that is larger than ``most`` is alone.
+
+    Example:
+        >>> even_shares([500, 400, 300, 200], most=800, at_once=2)
+        [[0, 3], [1, 2]]
+    """
+    total = sum(sizes)
+    count = at_once if total >= at_once * LEAST else 1
+    while True:
+        shares: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            least = filled.index(min(filled))
+            shares[least].append(item)
+            filled[least] += sizes[item]
+        if max(filled) <= most or count >= len(sizes):
+            return [share for share in shares if share]
+        count += at_once if count > 1 else at_once - 1
 
 
 def padded_tokens(units: Sequence[Unit]) -> int:

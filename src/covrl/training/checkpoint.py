@@ -37,6 +37,7 @@ from covrl.records import Problem
 from covrl.training.boundary import Boundary
 from covrl.training.memory import take_portions
 from covrl.training.models import save_trained
+from covrl.training.optimizer import empty_state, moments_there
 from covrl.training.parts import load_parts, names_in, save_parts
 from covrl.training.run import Run
 from covrl.training.undo import boundary_of
@@ -109,7 +110,8 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
         (written / "state.json").write_text(json.dumps(_state(run, at)), encoding="utf-8")
         files.finish(written, final, {"format": FORMAT, "made_with": made_with()})
 
-    with files.discarded_if_not_done(written) if world.first else nullcontext():
+    outermost = files.discarded_if_not_done(written) if world.first else nullcontext()
+    with outermost, moments_there(run.optimizers.values()):
         world.on_rank0(begin)
         save_trained(run, written / "model")
         if world.sharded:
@@ -209,8 +211,9 @@ def _what(error: BaseException) -> str:
 
 
 def _load(run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-    for name in run.optimizers:
-        _load_optimizer(run, folder, name)
+    with moments_there(run.optimizers.values()):
+        for name in run.optimizers:
+            _load_optimizer(run, folder, name)
     for name in _moving(run):
         run.models[name].load(folder / name)
     run.source.load_state_dict(state["problems"])
@@ -232,11 +235,7 @@ def _load_optimizer(run: Run, folder: Path, model: str) -> None:
     missing = [n for n in names if f"{n}.exp_avg" not in known]
     if missing:
         raise UserError(f"{folder}: the checkpoint has no optimizer state for {missing[0]}; it is of another model")
-    with torch.no_grad():
-        state = {
-            name: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            for name, p in names.items()
-        }
+    state = {name: empty_state(run.optimizers[model], p) for name, p in names.items()}
     load_parts({f"{name}.{part}": v for name, parts in state.items() for part, v in parts.items()}, source)
     for name, parameter in names.items():
         run.optimizers[model].state[parameter] = state[name]

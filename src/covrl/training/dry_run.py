@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from covrl.evaluation.bench import TRAINING_READS
 from covrl.evaluation.posterior_gain import FORMAT_SHARE, PosteriorGain, draw_roles, gain_sentence, posterior_gain
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engines import rows_of
+from covrl.models.compute import faster_note
 from covrl.records import Group, Problem, Rollout, Row
 from covrl.training.fit import least_memory, trace_too_large, what_does_not_fit
 from covrl.training.machine import Memory
@@ -105,7 +107,7 @@ def dry_run(run: Run, traces: int = 8) -> DryRun:
     score_groups(run, groups)
     scored = time.perf_counter()
     share = run.config.training.problems_per_step / len(problems)
-    seconds = share * ((sampled - start) + 4 * (scored - sampled)) * run.config.training.steps
+    seconds = share * ((sampled - start) + TRAINING_READS * (scored - sampled)) * run.config.training.steps
     rollouts = tuple(r for g in groups for r in g.rollouts)
     needs, machine = measured(run), least_memory(run)
     cost = _cost(run, seconds, needs, machine)
@@ -143,7 +145,8 @@ def largest_pass(run: Run, trace: int) -> int:
 
 def _notes(run: Run) -> tuple[str, ...]:
     """What a user should know before training and what is no error."""
-    return tuple(filter(None, (warm_up_note(run.config.training), _long_answers(run))))
+    dtype = faster_note(run.config.model.dtype, run.models["policy"].device)
+    return tuple(filter(None, (warm_up_note(run.config.training), _long_answers(run), dtype)))
 
 
 def _long_answers(run: Run) -> str | None:
@@ -167,5 +170,5 @@ def _cost(run: Run, seconds: float, needs: Needs, machine: Memory) -> Cost:
     training = run.config.training
     copies = run.config.checkpoint.keep + 1  # the best beside the newest
     rows = min(rows_at_once(run) or 0, training.problems_per_step * training.rollouts_per_problem)
-    disk = needs.gradients * copies + needs.optimizer * run.config.checkpoint.keep
+    disk = needs.gradients * (copies + 2 * run.config.checkpoint.keep)
     return Cost(needs, largest_pass(run, needs.trace), rows, disk, seconds, machine)

@@ -1,4 +1,5 @@
-"""How much work at once: numbers for ``"auto"`` in ``training.tokens_per_pass`` and ``generation.rows_per_pass``.
+"""How much work at once: numbers for ``"auto"`` in ``training.tokens_per_pass``, ``generation.rows_per_pass`` and
+``training.logits_mb_per_chunk``.
 
 What a token takes is measured, what the machine has is read, and the choice is arithmetic: no clock has a part in it,
 so the same command takes the same numbers on the same machine. The run's ``config.toml`` has them from then on.
@@ -15,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from covrl.errors import UserError
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import rows_of
 from covrl.models.model import resolve_device
+from covrl.scoring.pack import LOGITS
 from covrl.training.machine import SHARED, Memory, local_processes, memory_of, share_of
 from covrl.training.memory import readable
+from covrl.training.models import in_parts
 from covrl.training.needs import Needs, measured
 from covrl.training.run import Run
 
@@ -30,6 +34,15 @@ models, until ``python benchmarks/run.py --part passes`` has measured them."""
 
 FAST_TOKENS_ELSEWHERE = 16384
 """The same on accelerators. INFERRED: none was at hand to measure it on."""
+
+LOGITS_ELSEWHERE = 1024
+"""On accelerators, the most MiB of logits held at once: there each chunk costs launches and a pass over the output
+layer's gradient, whatever its size (INFERRED from their number: at 64 MiB and a vocabulary of 151,936 they take longer
+than the trunk). On a CPU it is :data:`covrl.scoring.pack.LOGITS`."""
+
+LOGITS_PART = 64
+"""Of an accelerator's memory, the part that a chunk of logits may take; a head holds about ten of them
+(:data:`covrl.training.needs.COPIES`)."""
 
 FAST_ROWS = 256
 """Fewest rows with which sampling is within 5 % of the fastest. INFERRED; the same benchmark measures it."""
@@ -66,6 +79,18 @@ def tokens_that_fit(needs: Needs, memory: float, fast: int) -> int:
 def rows_that_fit(needs: Needs, memory: float, fast: int = FAST_ROWS) -> int:
     """``generation.rows_per_pass`` in ``memory`` bytes; at least 1."""
     return min(fast, power_of_two((memory - needs.sampling(0)) / needs.row))
+
+
+def logits_that_fit(kind: str, memory: float) -> int:
+    """``training.logits_mb_per_chunk`` for a ``kind`` of device with ``memory`` bytes.
+
+    Example:
+        >>> logits_that_fit("cuda", 24e9)
+        320
+    """
+    if kind == "cpu":
+        return LOGITS
+    return min(LOGITS_ELSEWHERE, max(1, int(memory / LOGITS_PART / 2**20 / LOGITS)) * LOGITS)
 
 
 def trace_too_large(needs: Needs, memory: Memory) -> str | None:
@@ -106,6 +131,7 @@ def fit(run: Run, trains: bool = True) -> Run:
     Only the first rank has weights as yet: it measures, and the least memory of any rank decides. Without ``trains``
     no training pass will be made.
     """
+    run = _with_logits(run)
     config = run.config
     torch_samples = isinstance(run.generator, TorchGenerator)
     asked: Asked = (
@@ -114,6 +140,11 @@ def fit(run: Run, trains: bool = True) -> Run:
     )
     if "auto" not in asked:
         return _with(run, asked, ())
+    if in_parts(config, run.world):
+        raise UserError(
+            "training.load = parts: no rank has the weights to measure what a pass takes; set training.tokens_per_pass "
+            "and generation.rows_per_pass to numbers"
+        )
     needs, memory = _measured_by_first(run, trains), least_memory(run)
     fast = FAST_TOKENS.get(resolve_device(config.model.device).type, FAST_TOKENS_ELSEWHERE)
     planned = SHARE * memory.total
@@ -121,6 +152,15 @@ def fit(run: Run, trains: bool = True) -> Run:
     chosen = _chosen(asked, needs, min(planned, memory.free + needs.weights), fast)  # weights are there already
     said = (_said(asked, chosen, needs, memory), _lowered(wanted, chosen, memory))
     return _with(run, chosen, (*said, trace_too_large(needs, memory) if trains else None))
+
+
+def _with_logits(run: Run) -> Run:
+    """A run with a number in the place of ``"auto"`` in ``training.logits_mb_per_chunk``."""
+    if run.config.training.logits_mb_per_chunk != "auto":
+        return run
+    chosen = logits_that_fit(resolve_device(run.config.model.device).type, SHARE * least_memory(run).total)
+    training = run.config.training.model_copy(update={"logits_mb_per_chunk": chosen})
+    return replace(run, config=run.config.model_copy(update={"training": training}))
 
 
 def _with(run: Run, chosen: Asked, said: Sequence[str | None]) -> Run:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,24 @@ from covrl.errors import NonFiniteError, UserError
 from covrl.evaluation.information import first_reading
 from covrl.models.model import LanguageModel
 from covrl.records import Credit, OffendingRollout, Output, Problem, Rollout, ScoredGroup, Scores
-from covrl.scoring.pack import PassLimits, Reading, Tokens, Unit, make_packs, make_unit, padded_tokens, read, score
+from covrl.scoring.pack import (
+    PassLimits,
+    Reading,
+    Tokens,
+    Unit,
+    even_packs,
+    even_shares,
+    flat_tokens,
+    make_packs,
+    make_unit,
+    padded_tokens,
+    read,
+    score,
+)
 from covrl.training.losses import Trained, check_finite, scaled, token_losses, values_by_trace
 from covrl.training.method_checks import check_learns
 from covrl.training.reading_plan import ReadingPlan
+from covrl.training.side_by_side import Turns, workers
 
 CreditGroups = Callable[[Sequence[ScoredGroup]], list[list[Credit]]]
 """Groups with their scores -> what each trace of each is worth."""
@@ -82,7 +97,8 @@ def add_gradient(
     world = world or World()
     scale, streams = scaled(algorithm, groups)
     parameters = [p for model in models.values() for p in model.parameters()]
-    work = _Work(algorithm, models, limits, plan, world, streams, scale, watched)
+    at_once = 1 if measure_streams else workers(models.values(), world)
+    work = _Work(algorithm, models, limits, plan, world, streams, scale, watched, at_once)
     work.take(groups, credits)
     made = Gradient(losses=dict.fromkeys(scale, 0.0))
     passes = _Passes(work, parameters, between or (lambda error: _raise_together(world, error)), made)
@@ -147,6 +163,7 @@ class _Work:
     streams: Sequence[Stream]
     scale: Mapping[str, float]
     watched: int
+    at_once: int
     groups: list[ScoredGroup] = field(default_factory=list)
     credits: list[Sequence[Credit] | None] = field(default_factory=list)
     credit: CreditGroups | None = None
@@ -217,6 +234,8 @@ class _Work:
         has less is made up by idle passes over the fewest tokens.
         """
         whole, traces = self.uncredited, [t.unit for t in self.trained.values()]
+        if self.at_once > 1:
+            return self._even_packs(whole, traces)
         sizes = [sum(unit.tokens for unit in rows.units) for rows in whole] + [unit.tokens for unit in traces]
         every = [
             [
@@ -233,6 +252,14 @@ class _Work:
             units = rows[0].units if rows else [traces[least - len(whole)]]
             mine += [_Pack(units, rows, idle=True)] * (max(map(len, every)) - len(mine))
         return mine
+
+    def _even_packs(self, whole: Sequence[_Rows], traces: Sequence[Unit]) -> list[_Pack]:
+        """For passes side by side, which together have no more tokens than one may, but for what is not parted."""
+        most = self.limits.tokens // self.at_once
+        shares = even_shares([flat_tokens(rows.units) for rows in whole], most, self.at_once) if whole else []
+        groups = [[whole[i] for i in share] for share in shares]
+        packs = [_Pack([unit for rows in own for unit in rows.units], own) for own in groups]
+        return packs + [_Pack(units) for units in even_packs(traces, most, self.at_once)] if traces else packs
 
     def credited(self, pack: _Pack, tokens: Tokens) -> dict[int, Trained]:
         """The pack's traces with their credit; groups that have none yet get it of what was read."""
@@ -336,6 +363,7 @@ class _Passes:
     parameters: Sequence[nn.Parameter]
     between: Callable[[Exception | None], None]
     made: Gradient
+    turns: Turns = field(default_factory=Turns)
 
     def run(self, wanted: Sequence[str], collected: dict[str, list[Tensor | None]] | None = None) -> None:
         """Gradients of the streams ``wanted``, into ``.grad`` or, apart, into ``collected``.
@@ -347,9 +375,16 @@ class _Passes:
         with world.independent():
             alone = world.can_raise_alone
             try:
-                for pack in self.work.packs():
-                    self.made.passes += 1
-                    self._pass(pack, wanted, collected)
+                packs = self.work.packs()
+                self.made.passes += len(packs)
+                if self.work.at_once > 1 and len(packs) > 1:
+                    sizes = [flat_tokens(pack.units) for pack in packs]
+                    with self.turns.adding(self.parameters):
+                        passes = [partial(self._pass, pack, wanted, None) for pack in packs]
+                        self.turns.run(passes, sizes, self.work.limits.tokens)
+                else:
+                    for pack in packs:
+                        self._pass(pack, wanted, collected)
             except Exception as error:
                 if not alone:  # agreed with all ranks already, or where they cannot be reached
                     raise
@@ -363,9 +398,10 @@ class _Passes:
         terms: dict[str, Tensor] = {}
         reach: list[Tensor] = []
         try:
-            algorithm, limits = work.algorithm, work.limits
-            tokens = read(work.models, algorithm.contexts, work.readings(pack), pack.units, limits.logits_bytes)
-            terms, reach = self._terms(pack, tokens, wanted)
+            logits_bytes = work.limits.logits_bytes // work.at_once
+            tokens = read(work.models, work.algorithm.contexts, work.readings(pack), pack.units, logits_bytes)
+            with self.turns.turn("credit"):
+                terms, reach = self._terms(pack, tokens, wanted)
         except (NonFiniteError, UserError) as error:  # found after the forward, so all ranks can leave together
             if world.can_raise_alone:
                 raise
@@ -374,9 +410,10 @@ class _Passes:
             if world.can_raise_alone or world.broke_off(error):
                 raise
             failed = MemoryError(str(error) or type(error).__name__)
-        self.between(failed)
-        for name, term in terms.items():
-            self.made.losses[name] += float(term.detach())
+        with self.turns.turn("between"):
+            self.between(failed)
+            for name, term in terms.items():
+                self.made.losses[name] += float(term.detach())
         if collected is not None:
             self._collect(terms, collected)
         elif terms or reach:

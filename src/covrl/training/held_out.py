@@ -12,9 +12,10 @@ from covrl.evaluation.hints import hint_margin, own_bounds
 from covrl.evaluation.information import first_reading, information_metrics
 from covrl.evaluation.majority import majority_marks
 from covrl.evaluation.thoughts import thought_baselines, thought_metrics
-from covrl.generation.base import Draw, Sampling
+from covrl.evaluation.trace_monitors import fork_share
+from covrl.generation.base import Draw, Sampling, samples_with_trainer
 from covrl.problems.foils import foils
-from covrl.records import Problem, Request, Rollout, ScoredGroup
+from covrl.records import Observe, Problem, Request, Rollout, ScoredGroup
 from covrl.rewards.likelihood import reward_floor
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
@@ -144,9 +145,13 @@ def _hint_margin(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
 def _sampled_traces(run: Run, problems: Sequence[Problem], indices: Sequence[int] | None = None) -> list[Rollout]:
     """A prior trace a problem at the temperature of training, with the same random numbers at every evaluation.
 
-    A problem that comes often has another of the ``indices`` each time.
+    Where each has one, forks are observed in the first. A problem that comes often has another of the ``indices`` each
+    time.
     """
     asked = _prior_requests(run, problems)
+    if samples_with_trainer(run.generator) and indices is None:  # other engines may not know entropies
+        forks = Observe(entropy=True, top_k=2)
+        asked = [replace(r, observe=forks) if i < READ_PROBLEMS else r for i, r in enumerate(asked)]
     if indices is not None:
         asked = [replace(request, index=index) for request, index in zip(asked, indices, strict=True)]
     return _generated(run, asked)
@@ -171,6 +176,8 @@ def _log_prob(run: Run, problems: Sequence[Problem], traces: Sequence[Rollout]) 
     values = answer_log_probs(run, pairs)
     closed = [value for value, (_, rollout) in zip(values, pairs, strict=True) if rollout.valid]
     metrics = {"eval/log_prob": sum(values) / len(values), "eval/closed_share": len(closed) / len(pairs)}
+    forks = fork_share(traces)
+    metrics |= {} if forks is None else {"eval/forks": forks}
     return metrics | ({"eval/log_prob_closed": sum(closed) / len(closed)} if closed else {})
 
 

@@ -29,14 +29,15 @@ OF_NO_UPDATE = {"optim/updates": 0.0} | dict.fromkeys(TOTALS, 0.0)
 """Metrics of a step that was left out."""
 
 _LABELLED = ("nll/selected_unsound_share", "leak/unsound_ends_in_hint_share")
-_LENGTHS = ("length/median_prior", "length/median_posterior")
+_LENGTHS = ("length/median_prior", "length/median_posterior", "length/short_share", "bound/mc_gap")
 _LENGTHS += ("length/within_corr", "length/within_corr_upper", "length/overall_corr")
 _HEDGES = ("style/hedges_prior", "style/hedges_posterior")
 _BOTH_PROMPTS = ("style/length_ratio", "style/kl_top1_share", "style/kl_gini")
 _BOTH_PROMPTS += ("posterior/ess", "posterior/log_w_var")
-_FOILS = ("hint/contrast_prior", "hint/contrast_posterior", "hint/blind_share")
-_EVALUATED = ("eval/log_prob", "eval/log_prob_closed", "eval/closed_share")
-_READ = ("eval/answer_information", "eval/answer_entropy", "eval/thought_gain", "eval/thought_read")
+_FOILS = ("hint/contrast_prior", "hint/contrast_posterior", "hint/blind_share", "style/kl_words_lift")
+_THOUGHTS = ("gain", "read", "helps_share", "empty_log_prob")
+_EVALUATED = ("eval/log_prob", "eval/log_prob_closed", "eval/closed_share", "eval/forks")
+_READ = ("eval/answer_information", "eval/answer_entropy", *(f"eval/thought_{name}" for name in _THOUGHTS))
 _MARGIN = ("eval/hint_margin", "eval/hint_margin_upper")
 _GRADED = ("eval/accuracy", "eval/sampled", "eval/answer_greedy", "eval/majority", "eval/unknown_share")
 _WATCHED = ("watch/parted", "watch/reward_rise", "watch/accuracy_gain", "watch/accuracy_gain_at_most")
@@ -65,7 +66,7 @@ def comes_later(run: Run, name: str) -> bool:
         return reads_hints(run)
     if name in _FOILS:
         return bool(config.report.thoughts_every) and reads_hints(run)
-    if name in ("thought/gain", "thought/read"):
+    if family == "thought" and name.partition("/")[2] in _THOUGHTS:
         return bool(config.report.thoughts_every) and reads_answers(run)
     if family == "grad_norm":
         names = {f"grad_norm/{stream.name}" for stream in run.algorithm.streams}

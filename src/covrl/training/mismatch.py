@@ -147,9 +147,11 @@ def mismatch_warnings(metrics: Mapping[str, float]) -> list[str]:
     gap = metrics.get("sampler/gap_mean", 0.0)
     if gap <= LARGE_GAP:
         return []
+    older = metrics.get("sampler/staleness_max", 0.0)
+    why = f"its weights are up to {older:.0f} steps older (generation.ahead); else " if older else ""
     return [
-        f"sampler mismatch: its log-probs are {gap:.2g} nats a token away from the trainer's on average; look at dtype "
-        "and version of the engine, and whether it has the new weights (docs/engines.md)"
+        f"sampler mismatch: its log-probs are {gap:.2g} nats a token away from the trainer's on average; {why}look at "
+        "dtype and version of the engine, and whether it has the new weights (docs/engines.md)"
     ]
 
 

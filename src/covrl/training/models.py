@@ -18,10 +18,17 @@ from covrl.errors import UserError
 from covrl.models import adapters
 from covrl.models.compute import compile_trunk, compute_in_bfloat16, recompute_activations
 from covrl.models.critic import Critic, HeadOnTrunk
-from covrl.models.model import LanguageModel, load_model, load_tokenizer, resolve_device, resolve_path
+from covrl.models.model import (
+    LanguageModel,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+    resolve_path,
+    without_memory,
+)
 from covrl.training.parts import save_model
 from covrl.training.run import Run
-from covrl.training.sharding import ModelShape, empty_like
+from covrl.training.sharding import ModelShape, empty_like, whole
 
 
 class Adapted(LanguageModel):
@@ -64,8 +71,10 @@ class Adapted(LanguageModel):
             return super()._forward(ids, **named)
 
 
-def loaded(world: World, config: ModelConfig, temperature: float) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer. Of several ranks the first alone loads weights.
+def loaded(
+    world: World, config: ModelConfig, temperature: float, parts: bool = False
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer. Of several ranks the first alone loads weights; with ``parts`` none does.
 
     The others have an empty model of the same class; :func:`covrl.training.distribute.distribute` fills it.
 
@@ -74,6 +83,8 @@ def loaded(world: World, config: ModelConfig, temperature: float) -> tuple[Langu
     """
     if world.size == 1:
         return load_model(config, temperature)
+    if parts:
+        return without_memory(config, temperature)
     found: list[tuple[LanguageModel, PreTrainedTokenizerBase]] = []
     world.on_rank0(lambda: found.append(load_model(config, temperature)))
     facts: tuple[Any, ...] = ()
@@ -108,7 +119,10 @@ def load_policy(
     if config.model.compile and world.size > 1 and config.training.weights == "sharded":
         raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
     place = {} if saved is None or config.lora.rank else {"path": str(saved)}
-    policy, tokenizer = loaded(world, config.model.model_copy(update=place), config.generation.temperature)
+    if in_parts(config, world) and config.lora.rank:
+        raise UserError("training.load = parts: a model with LoRA adapters is loaded by one rank; set it to whole")
+    at = config.model.model_copy(update=place)
+    policy, tokenizer = loaded(world, at, config.generation.temperature, in_parts(config, world))
     if config.lora.rank:
         policy = _with_adapter(policy, config, saved)
     if config.training.recompute:
@@ -116,6 +130,11 @@ def load_policy(
     if config.model.compile:
         compile_trunk(policy.model)
     return policy, tokenizer
+
+
+def in_parts(config: RunConfig, world: World) -> bool:
+    """Whether no rank loads the whole policy."""
+    return world.size > 1 and config.training.weights == "sharded" and config.training.load == "parts"
 
 
 def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) -> Adapted:
@@ -162,6 +181,11 @@ def load_beside(
     found: dict[str, LanguageModel] = {}
     if not specs:
         return heads
+    if in_parts(config, world or World()):
+        raise UserError(
+            f"training.load = parts: {config.algorithm.name} reads a whole model beside the policy "
+            f"({', '.join(spec.name for spec in specs)}); set it to whole"
+        )
     base = policy
     if resumed:
         base, _ = loaded(world or World(), config.model, config.generation.temperature)
@@ -293,11 +317,12 @@ def follow(specs: Sequence[ModelSpec], models: Mapping[str, LanguageModel], done
     """Move the models that follow the policy, after ``done`` steps.
 
     ``copy``: they become the policy's every ``every`` steps. ``average``: keep·own + (1 − keep)·policy, as often.
-    Of adapters it is their two factors that are averaged.
+    Of adapters it is their two factors that are averaged. All ranks call it, outside of whole weights, which may be
+    rounded: what is spread over ranks is put together a weight at a time.
     """
     for spec in specs:
         if spec.follows == "frozen" or done % spec.every:
             continue
         keep = 0.0 if spec.follows == "copy" else spec.keep
         for own, policy in zip(models[spec.name].own_weights(), models["policy"].own_weights(), strict=True):
-            own.lerp_(policy.to(own), 1.0 - keep)
+            own.lerp_(whole(policy).to(own), 1.0 - keep)

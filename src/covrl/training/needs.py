@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +26,20 @@ MEASURED_TOKENS = 256
 longer."""
 
 
+COPIES = {"cpu": 3}
+"""Tensors as large as a chunk's logits that a head function holds of each context, by kind of device: on a CPU, where
+it works on a few rows at a time (:func:`covrl.scoring.head.has_caches`), the products and their gradient."""
+
+COPIES_ELSEWHERE = 6
+"""The same where a chunk is one piece, for the composite head, which holds most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a run takes, in bytes; of sharded weights this process's part.
 
-    Held all the time: ``weights``, and the ``optimizer``'s state. In a training pass besides: ``gradients``, ``apart``
+    Held all the time: ``weights``, and the ``optimizer``'s state (0 where it is there in its step alone). In a
+    training pass besides: ``gradients``, ``apart``
     (one more for each stream, in steps that measure these), ``fixed`` (casts of weights), ``token`` for each token,
     ``logits``. In sampling besides: ``ready`` (weights made ready for it), and ``row`` for each row of full length.
 
@@ -79,13 +88,15 @@ def measured(run: Run, trains: bool = True) -> Needs:
     once = bool(reading_plan(run.algorithm, one_update(run)).in_pass)
     return Needs(
         weights=held["weights"] // parts,
-        optimizer=2 * held["gradients"] // parts,
+        optimizer=0 if training.offload_moments else 2 * held["gradients"] // parts,
         gradients=held["gradients"] // parts,
         apart=len(run.algorithm.streams) * held["gradients"] // parts if training.stream_norms_every else 0,
         fixed=fixed,
         token=token,
         recomputed=None if training.recompute else _recomputed(run, token),
-        logits=3 * len(run.algorithm.contexts) * min(run.limits.logits_bytes, 4 * vocabulary * run.limits.tokens),
+        logits=COPIES.get(policy.device.type, COPIES_ELSEWHERE)
+        * len(run.algorithm.contexts)
+        * min(run.limits.logits_bytes, 4 * vocabulary * run.limits.tokens),
         ready=(2 * sum(p.numel() for p in weights) if short else 0) + (held["weights"] if parts > 1 else 0),
         row=round(key_value_bytes(run) * (_longest_prompt(run) + limit)) + 4 * vocabulary,
         trace=trace,
@@ -93,13 +104,18 @@ def measured(run: Run, trains: bool = True) -> Needs:
     )
 
 
-def longest_problem(run: Run) -> Problem:
-    """The problem with the most text in its prompts, of those that are trained on."""
+def longest_of(problems: Iterable[Problem]) -> Problem:
+    """The problem with the most text in its prompts."""
 
     def characters(problem: Problem) -> int:
         return len(problem.question) + len(problem.shown) + sum(len(turn.text) for turn in problem.turns)
 
-    return max(run.source.problems, key=characters)
+    return max(problems, key=characters)
+
+
+def longest_problem(run: Run) -> Problem:
+    """The problem with the most text in its prompts, of those that are trained on."""
+    return longest_of(run.source.problems)
 
 
 def _longest_prompt(run: Run) -> int:

@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from covrl.distributed.world import World
+from covrl.errors import UserError
 from covrl.training.sharding import saved_tensors
 
 
@@ -71,6 +73,31 @@ def load_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled", category=UserWarning)
         dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+@torch.no_grad()
+def fill_from_files(model: Any, folder: Path, device: torch.device) -> None:
+    """Give an empty model, of which each rank holds parts, the weights of a folder: each rank reads what it holds.
+
+    Buffers that are in no file are computed as the model's class does it.
+
+    Raises:
+        UserError: the files lack a tensor of the model, or a buffer is computed in another way.
+    """
+    model.to_empty(device=device)
+    model.tie_weights()
+    saved = saved_tensors(model)
+    if missing := sorted(saved.keys() - names_in(folder)):
+        raise UserError(f"training.load = parts: {folder} has no tensor {missing[0]}; set it to whole")
+    computed = {name: b for name, b in model.named_buffers() if name not in saved}
+    for buffer in computed.values():
+        buffer.fill_(torch.nan if buffer.is_floating_point() else 0)
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in computed):
+        model._init_weights(model.get_submodule(owner))
+    for name, buffer in computed.items():
+        if not buffer.is_floating_point() or bool(buffer.isnan().any()):
+            raise UserError(f"training.load = parts: the buffer {name} of this model is in no file; set it to whole")
+    load_parts(saved, folder)
 
 
 def names_in(folder: Path) -> set[str]:

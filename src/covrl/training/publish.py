@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from covrl.generation.base import Sampling
 from covrl.training.models import follow
 from covrl.training.publish_check import TOKENS, BothSides
@@ -12,9 +10,7 @@ from covrl.training.run import Run
 
 def publish(run: Run) -> dict[str, float]:
     """Hand the new weights on. ``guard/publish_gap`` on the steps on which the generator is compared."""
-    followed = any(spec.follows != "frozen" for spec in run.algorithm.models)
-    with run.world.whole_weights() if followed else nullcontext():
-        follow(run.algorithm.models, run.models, run.done)
+    follow(run.algorithm.models, run.models, run.done)
     run.generator.publish(run.done)
     if not run.due(run.config.guards.publish_check_every, run.done):
         return {}
@@ -30,10 +26,8 @@ def look_at_generator(run: Run, first: bool = False) -> float:
     Raises:
         BrokenModelError: the rows cannot be sampled or read, as the model's numbers are not finite.
     """
-    with run.world.whole_weights():
-        gap, note = run.guard.look_at_generator(both_sides(run), first and not run.world.sharded)
+    gap, note = run.guard.look_at_generator(both_sides(run), first)
     run.remarks += [note] if note else []
-    run.guard.stale = run.world.broadcast(run.guard.stale)
     return gap
 
 
@@ -49,4 +43,5 @@ def both_sides(run: Run) -> BothSides:
         seed=config.training.seed,
         tokens=run.limits.tokens,
         version=run.done,
+        world=run.world,
     )

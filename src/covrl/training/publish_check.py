@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from covrl.generation.base import Draw, Sampling, samples_with_trainer
+from covrl.distributed.world import World
+from covrl.errors import BrokenModelError
+from covrl.generation.base import Draw, Sampling, rest, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
 from covrl.models.compute import blocks
 from covrl.models.finite import broken
@@ -46,6 +48,7 @@ class BothSides:
     """What the check compares, and on what: traces of ``problem`` after ``prompt``, drawn as ``sampling`` says.
 
     ``tokens`` is how many padded tokens the trainer reads at once, and ``version`` what the weights are published as.
+    In a ``world`` of several ranks every rank's engine is looked at: all ranks call, outside of whole weights.
     """
 
     policy: LanguageModel
@@ -56,6 +59,7 @@ class BothSides:
     seed: int
     tokens: int
     version: int
+    world: World = field(default_factory=World)
 
 
 class Probe(NamedTuple):
@@ -80,20 +84,30 @@ class PublishCheck:
     def look(self, sides: BothSides) -> tuple[float, str | None]:
         """The mean difference (nats a token), and why the generator cannot have the trainer's weights, or None.
 
-        Before it is said of an engine, the weights are published once more.
+        Of several ranks the largest difference, and the first that has a reason. Before it is said of an engine, the
+        weights are published once more.
         """
         now = probe(sides)
-        reason = self._reason(sides.policy, now)
+        reason = self._reason(sides, now)
         if reason:
             sides.generator.publish(sides.version)
             now = probe(sides)
-            reason = self._reason(sides.policy, now)
+            reason = self._reason(sides, now)
         if self._since is None or (self._since.ids, self._since.generator) != (now.ids, now.generator):
             self._since = now
-        return now.gap, reason
+        return max(sides.world.gathered([now.gap])), reason
 
-    def _reason(self, policy: LanguageModel, now: Probe) -> str | None:
-        return stale_reason(self._since, now, allowed_gap(policy), least_move(policy)) if any(now.ids) else None
+    def _reason(self, sides: BothSides, now: Probe) -> str | None:
+        allowed, moved = allowed_gap(sides.policy), least_move(sides.policy)
+        return first_said(sides, stale_reason(self._since, now, allowed, moved) if any(now.ids) else None)
+
+
+def first_said(sides: BothSides, said: str | None) -> str | None:
+    """What the first rank that says something says, on all ranks; with its number where each has its own engine."""
+    for rank, one in enumerate(sides.world.gathered([said])):
+        if one is not None:
+            return f"rank {rank}: {one}" if sides.world.size > 1 and not samples_with_trainer(sides.generator) else one
+    return None
 
 
 def allowed_gap(model: LanguageModel) -> float:
@@ -117,10 +131,12 @@ def probe(sides: BothSides) -> Probe:
         BrokenModelError: they cannot be sampled or read, as the model's numbers are not finite.
     """
     requests = [Request(sides.problem.id, i, sides.prompt, "prior") for i in range(ROWS)]
-    rollouts = sides.generator.generate(requests, sides.sampling, Draw(sides.seed, 0, "publish"))
-    ids = tuple(rollout.trace_ids for rollout in rollouts)
-    told = tuple(value for rollout in rollouts for value in rollout.log_probs)
-    return Probe(ids, told, read(sides, ids))
+    ask = getattr(sides.generator, "generate_on_each", sides.generator.generate)
+    with sides.world.whole_weights() if samples_with_trainer(sides.generator) else nullcontext():
+        rollouts = ask(requests, sides.sampling, Draw(sides.seed, 0, "publish"))
+        ids = tuple(rollout.trace_ids for rollout in rollouts)
+        told = tuple(value for rollout in rollouts for value in rollout.log_probs)
+        return Probe(ids, told, read(sides, ids))
 
 
 def read(sides: BothSides, traces: Sequence[Ids]) -> tuple[float, ...]:
@@ -129,6 +145,20 @@ def read(sides: BothSides, traces: Sequence[Ids]) -> tuple[float, ...]:
     Raises:
         BrokenModelError: one is not finite.
     """
+    if sides.world.sharded:  # the whole weights and an engine that is awake are more than either
+        rest(sides.generator)
+    found: tuple[float, ...] = ()
+    failed: BrokenModelError | None = None
+    with sides.world.whole_weights():
+        try:
+            found = _read(sides, traces)
+        except BrokenModelError as error:
+            failed = error
+    sides.world.raise_together(failed)
+    return found
+
+
+def _read(sides: BothSides, traces: Sequence[Ids]) -> tuple[float, ...]:
     model, prompt = sides.policy, sides.prompt
     rows = [prompt + trace for trace in traces if trace]
     together = max(1, sides.tokens // (len(prompt) + TOKENS))
@@ -176,7 +206,7 @@ def canary(sides: BothSides) -> tuple[str | None, str | None]:
     """
     policy, before = sides.policy, probe(sides)
     allowed = allowed_gap(policy)
-    if not any(before.ids):
+    if not sides.world.any(any(before.ids)):
         return None, None
     own = samples_with_trainer(sides.generator)
     with changed_weights(policy):
@@ -186,14 +216,17 @@ def canary(sides: BothSides) -> tuple[str | None, str | None]:
             after = probe(sides)
     if not own:
         sides.generator.publish(sides.version)
+        refused = None
         if not after.gap <= allowed:
-            return (
+            refused = (
                 f"its weights were changed on purpose and published, and the generator's log-probs of known rows then "
                 f"differ from the trainer's by {after.gap:.2g} nats a token on average (rounding explains "
                 f"{allowed:.2g}): it does not take all weights; look at how the engine takes new weights"
-            ), None
+            )
+        if refused := first_said(sides, refused):
+            return refused, None
     note = "the check after each publish cannot see old weights: known rows are as likely with other ones"
-    return None, note if unseen else None
+    return None, note if sides.world.any(unseen) else None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ ACCEPTED = {
     "training.stream_norms_every": "the same up to rounding, no longer bit for bit",
     "training.weights": "the same up to rounding, no longer bit for bit",
     "training.recompute": "the same up to rounding, no longer bit for bit",
+    "training.offload_moments": "what is learnt stays the same",
     "training.tokens_per_pass": "the same up to rounding, no longer bit for bit",
     "training.logits_mb_per_chunk": "the same up to rounding, no longer bit for bit",
     "generation.rows_per_pass": "the same up to rounding, no longer bit for bit",
@@ -31,6 +32,10 @@ ACCEPTED = {
     "model.offload_reference": "what is learnt stays the same",
     "generation.engine": "samples are drawn by another engine, or at another address: the same distribution up to "
     "what sampler/gap_mean measures, not the same samples",
+    "generation.ahead": "traces are drawn with weights of up to so many steps before; what is estimated is corrected "
+    "for it as far as generation.sampler_correction does, not the same samples",
+    "generation.engine_ranks": "the same up to rounding, no longer bit for bit",
+    "training.load": "the same up to rounding, no longer bit for bit",
     "generation.engine_memory": "the same up to rounding, no longer bit for bit",
     "model.device": "the same up to rounding, no longer bit for bit",
 }

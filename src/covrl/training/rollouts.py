@@ -28,7 +28,8 @@ def sample(run: Run, problems: Sequence[Problem], draw: Draw) -> list[Group]:
         requests = [request for plan in plans for request in plan]
         if not requests:
             break
-        rollouts = iter(_generated(run, requests, sampling, draw))
+        ahead = run.ahead.generated if run.ahead.steps and run.in_progress is not None else _generated
+        rollouts = iter(ahead(run, requests, sampling, draw))
         for past, plan in zip(history, plans, strict=True):
             past += [next(rollouts) for _ in plan]
     return judged(run, [Group(p, tuple(h)) for p, h in zip(problems, history, strict=True)], draw)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from covrl.records import Grader, Problem, TraceLabel
 from covrl.rewards.named import Reward
 from covrl.rewards.steps import StepScorer
 from covrl.scoring.pack import PassLimits
+from covrl.training.ahead import Ahead
 from covrl.training.boundary import StepInProgress
 from covrl.training.guard import Guard
 from covrl.training.mismatch import Mismatch
@@ -71,6 +73,7 @@ class Run:
     def __post_init__(self) -> None:
         self.limits = PassLimits.of(self.config.training)
         self.guard = Guard(self.config)
+        self.ahead = Ahead(self.config.generation.ahead)
         self.take_parameters()
 
     def take_parameters(self) -> None:
@@ -84,6 +87,10 @@ class Run:
         """Let no parameter have a gradient; the memory is free again."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+
+    def weights_for_sampling(self) -> AbstractContextManager[None]:
+        """Whole weights on every rank, where samples come from the trained model itself; other engines have theirs."""
+        return self.world.whole_weights() if samples_with_trainer(self.generator) else nullcontext()
 
     @property
     def mismatch(self) -> Mismatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from covrl.evaluation.information import first_reading, groups_watched
+from covrl.generation.base import rest as rest_engine
 from covrl.models.text import vocabulary
 from covrl.prompt_checks import fits
 from covrl.records import Group, Problem, Rollout, ScoredGroup, Scores
@@ -23,6 +24,8 @@ def scores_of(
     Raises:
         OutOfMemoryError: not even passes of one trace each fit.
     """
+
+    rest_engine(run.generator)
 
     def attempt(limits: PassLimits) -> list[Scores]:
         def share(mine: Sequence[tuple[Problem, Rollout]]) -> list[Scores]:

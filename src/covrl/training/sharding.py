@@ -1,9 +1,14 @@
 """FSDP2 on a model whose output layer is used apart from its trunk.
 
-Each transformer block and the rest of the trunk are sharded; the output layer, and with it the embedding where the two
-are tied, stays whole on every rank, because the chunked head reads its weight outside of any module's forward.
-Adapters stay whole too: they are small, and wider than a base in bfloat16, which no one group of shards can be. The
-gradients of what is whole are added up as those of replicated weights are.
+Each transformer block is a group of shards, and the rest is one more: embedding, last norm and output layer. That
+group is whole from the beginning of a pass to the end of its backward, so the chunked head, which reads its weight
+outside of any module's forward, finds it; between passes each rank has its part. Adapters stay whole: they are small,
+and wider than a base in bfloat16, which no one group of shards can be. Their gradients are added up as those of
+replicated weights are.
+
+Where products are computed in bfloat16 on float32 weights, the blocks are gathered in bfloat16: half of the bytes, on
+the way and while they are whole, and no casts beside them. What is summed over ranks, or over a pass (the gradients of
+embedding and output layer), is float32.
 
 FSDP divides the gradient by the number of ranks. Ours is a sum over all ranks' traces with denominators of the whole
 batch, so that division is switched off here, and nowhere else.
@@ -20,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.core_model_loading import WeightConverter
 
-from covrl.distributed.deferred_oom import DeferredOOM
+from covrl.distributed.deferred_oom import DeferredOOM, is_out_of_memory, no_room
 from covrl.models.adapters import all_adapters
 from covrl.models.compute import blocks
 from covrl.models.model import LanguageModel
@@ -57,14 +62,17 @@ class ShardedPolicy:
         trunk(self.model).reset_iter_state()
 
 
-def shard(model: Any, mesh: DeviceMesh) -> DeferredOOM:
-    """Shard a Hugging Face model in place, over all ranks of ``mesh``."""
+def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> DeferredOOM:
+    """Shard a Hugging Face model in place, over all ranks of ``mesh``; blocks are gathered in ``compute_dtype``."""
     inside, memory = trunk(model), DeferredOOM()
-    whole = {*model.get_output_embeddings().parameters(), *all_adapters(model)}
+    adapters = set(all_adapters(model))
+    reduce = None if compute_dtype is None else torch.float32
+    policy = MixedPrecisionPolicy(compute_dtype, reduce, cast_forward_inputs=False)
     for block in blocks(model):
         memory.hold(block)
-        fully_shard(block, mesh=mesh, ignored_params=whole)
-    fully_shard(inside, mesh=mesh, ignored_params=whole)
+        fully_shard(block, mesh=mesh, ignored_params=adapters, mp_policy=policy)
+    with _as_member(inside, model.get_output_embeddings()):
+        fully_shard(inside, mesh=mesh, ignored_params=adapters)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)  # a sum over ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
@@ -72,6 +80,19 @@ def shard(model: Any, mesh: DeviceMesh) -> DeferredOOM:
     # FSDP warns of in-place operations on what the trunk gives; there are none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     return memory
+
+
+@contextmanager
+def _as_member(inside: Any, head: nn.Module) -> Generator[None]:
+    """Let the output layer be found inside of the trunk: FSDP then keeps its weight with the trunk's own."""
+    if any(module is head for module in inside.modules()):
+        yield
+        return
+    inside.add_module("covrl_head", head)
+    try:
+        yield
+    finally:
+        del inside._modules["covrl_head"]
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
@@ -82,9 +103,14 @@ def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
 def gathered(model: Any) -> Generator[None]:
     """While entered, every rank has the whole weights and forward passes need no other rank. No backward passes."""
     modules = list(_sharded_modules(model))
-    for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
+    try:
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise no_room(error, f"a whole copy of the {sum(p.numel() for p in model.parameters()):,} weights") from error
     try:
         yield
     finally:

@@ -16,7 +16,9 @@ from torch import Tensor
 from covrl.errors import NonFiniteError
 from covrl.evaluation.hints import FOIL, Place, hint_metrics, read_foils
 from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metrics
+from covrl.evaluation.trace_monitors import words_lift
 from covrl.generation.base import Draw
+from covrl.generation.base import rest as rest_engine
 from covrl.records import Credit, Output, ScoredGroup, StepReport
 from covrl.scoring.pack import PassLimits
 from covrl.training.collect import Batch, Clock, collect, parts
@@ -60,7 +62,7 @@ def take_step(run: Run) -> StepReport:
     with whole_or_undone(run):
         with clock("step"):
             with left_out_if_not_finite(run, batch):
-                with run.world.whole_weights():
+                with run.weights_for_sampling():
                     collect(run, batch, draw, plan, clock)  # plan, generate, judge, score, admit
                     with clock("score"):
                         thoughts = values_of_no_thought(run, batch.kept)
@@ -74,8 +76,11 @@ def take_step(run: Run) -> StepReport:
                         made = gradient(run, batch, part, plan)
                         updates.append((made, optimize(run, made, plan)))
                 batch.metrics = {"optim/lr": rate} | update_metrics(updates) | sampler
+                batch.metrics |= run.ahead.metrics(batch.sampled, run.done)
                 batch.metrics |= thought_metrics(batch.kept, thoughts) | hint_metrics(batch.kept, wrong_hints)
+                batch.metrics |= style_of_kl(run, batch.kept)
             run.done = number
+            run.ahead.finish(draw.step)
             batch.metrics |= publish(run)
         return report(run, batch, plan, clock)
 
@@ -114,6 +119,8 @@ def gradient(run: Run, batch: Batch, part: slice, plan: ReadingPlan) -> Gradient
     groups = batch.kept[part]
     credits = (lambda some: credit(run, list(some))) if plan.in_pass else batch.credits[part]
     measure = run.due(run.config.training.stream_norms_every, run.done + 1)
+
+    rest_engine(run.generator)
 
     def attempt(limits: PassLimits) -> Gradient:
         run.forget_gradient()  # of an attempt that ran out of memory
@@ -199,6 +206,13 @@ def traces_under_foils(run: Run, groups: list[ScoredGroup]) -> dict[Place, Tenso
     return read_foils(partial(scores_of, run), posterior, groups, (len(groups) + 1) // 2, partial(has_room, run))
 
 
+def style_of_kl(run: Run, groups: list[ScoredGroup]) -> dict[str, float]:
+    """Where the KL between both prompts lies, by words, on the steps for it of a method that reads one."""
+    if not reads_hints(run) or not run.due(run.config.report.thoughts_every, run.done + 1):
+        return {}
+    return words_lift(groups, run.config.report.hedging_words, run.prompts.reads_back_ids)
+
+
 def sampler_gap(run: Run, batch: Batch, plan: ReadingPlan) -> dict[str, float]:
     """The sampler's metrics, before the update, where nothing of this step reads traces as they were sampled.
 
@@ -224,7 +238,7 @@ def report(run: Run, batch: Batch, plan: ReadingPlan, clock: Clock) -> StepRepor
     """The step's metrics, held-out figures, warnings and traces; the guards remember what they see of it."""
     metrics, marks = step_metrics(run, batch, plan), NO_MARKS
     if run.due(run.config.evaluation.every, run.done) and not run.guard.stale:
-        with clock("eval"), run.world.whole_weights():
+        with clock("eval"), run.weights_for_sampling():
             held_out, marks = held_out_metrics(run)
             metrics |= held_out
     # Times differ, and a grader's verdicts may; what is decided on them must not.

@@ -14,6 +14,7 @@ from covrl.distributed.world import local_part
 from covrl.errors import BrokenModelError, NonFiniteError, RunInterruptedError
 from covrl.training.boundary import Boundary, StepInProgress, Weights
 from covrl.training.memory import portions
+from covrl.training.optimizer import moments_there
 from covrl.training.run import Run
 
 
@@ -67,11 +68,11 @@ def take_back(run: Run, keep_problems: bool = False) -> None:
         run.source.load_state_dict(dict(before.problems))
     run.forget_gradient()
     if weights is not None:
-        with torch.no_grad():
+        with torch.no_grad(), moments_there(run.optimizers.values()):
             for tensor, saved in zip(_moved(run), weights.tensors, strict=True):
                 local_part(tensor).copy_(saved)
             _put_optimizer_states(run, weights.optimizer)
-        run.generator.publish(run.done)
+        getattr(run.generator, "publish_later", run.generator.publish)(run.done)  # another rank may not be here
 
 
 def leave_if_asked(run: Run) -> None:
@@ -111,7 +112,8 @@ def _asked(run: Run) -> bool:
 
 
 def _weights(run: Run) -> Weights:
-    return Weights([_saved(t) for t in _moved(run)], _optimizer_states(run))
+    with moments_there(run.optimizers.values()):
+        return Weights([_saved(t) for t in _moved(run)], _optimizer_states(run))
 
 
 def _moved(run: Run) -> Iterator[Tensor]:

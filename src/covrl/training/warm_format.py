@@ -16,7 +16,7 @@ import torch
 from covrl.algorithms.base import Algorithm, LossTokens, Setup, Stream
 from covrl.config import Settings
 from covrl.errors import NonFiniteError, UserError
-from covrl.generation.base import Draw
+from covrl.generation.base import Draw, rest
 from covrl.objectives import trace_tokens
 from covrl.problems.source import ProblemSource
 from covrl.prompts import ROLES, Prompts, Role
@@ -157,6 +157,7 @@ def valid_shares(run: Run, problems: Sequence[Problem], step: int) -> tuple[floa
     """Share of traces, sampled as in training, that end with the closing tag: of all, and by the prompt they are of."""
     run.generator.publish(step)
     groups = sample(run, problems, Draw(run.config.training.seed, step, "warm-up"))
+    rest(run.generator)
     rollouts = [r for g in groups for r in g.rollouts]
     valid: dict[str, list[bool]] = {}
     for rollout in rollouts:

@@ -1,0 +1,55 @@
+"""The evaluations that tests/evaluation/test_engines.py compares: in the test's own process, and on two as a script.
+
+torchrun --nproc-per-node 2 tests/evaluation/many_eval.py FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from covrl.cli.eval_run import Order
+from covrl.cli.evaluate import TraceRequest, run_calibrate, run_eval, run_leak
+from covrl.distributed.processes import Processes
+
+
+def told(command: Callable[[], object]) -> Any:
+    """What a command prints as JSON; None where another rank prints it."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        command()
+    return json.loads(out.getvalue()) if out.getvalue() else None
+
+
+def figures(folder: Path, out: Path, *settings: str) -> dict[str, Any]:
+    """The figures of ``eval``, ``leak`` and ``calibrate`` for the model and the problems of ``folder``, by command."""
+    model, problems, config = str(folder / "model"), str(folder / "problems.jsonl"), folder / "run.toml"
+    order = Order([model], [problems], n=3, config=config, settings=settings)
+    asked = TraceRequest(model, problems, config, settings, 3, 200, True)
+    return {
+        "eval": told(lambda: run_eval(order, out, True, None)),
+        "leak": told(lambda: run_leak(asked, None)),
+        "calibrate": told(lambda: run_calibrate(asked, None)),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    close, Processes.close = Processes.close, lambda self: None  # the three commands share one group of processes
+    found = figures(folder, folder / "by-two")
+    rank = int(os.environ["RANK"])
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    close(Processes(rank, 2))
+
+
+if __name__ == "__main__":
+    main()
