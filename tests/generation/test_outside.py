@@ -651,7 +651,8 @@ def test_settings_that_another_engine_cannot_serve(engine: str) -> None:
 
 
 def test_processes_that_cannot_be_parted_into_groups(project: Path) -> None:
-    config = check(RunConfig, {"model": {"path": "model"}, "generation": {"engine": "vllm", "engine_ranks": 2}})
+    asked = {"model": {"path": "model", "dtype": "float32"}, "generation": {"engine": "vllm", "engine_ranks": 2}}
+    config = check(RunConfig, asked)
     model = AutoModelForCausalLM.from_pretrained("model")
     with pytest.raises(UserError, match=r"engine_ranks = 2: 1 processes cannot be parted into groups of 2"):
         make_generator(config, "vllm", model, TOKENIZERS["characters"](), World())

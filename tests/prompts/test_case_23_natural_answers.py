@@ -131,7 +131,7 @@ def test_case_23_a_run_samples_responses_so(
 class Scripted:
     """An engine that says what it is told and stops at its stop text as vLLM does, wherever that stands."""
 
-    name, most_top_k = "the script", 0
+    name, most_top_k, apart = "the script", 0, False
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -139,6 +139,10 @@ class Scripted:
 
     def load(self, version: int) -> None:
         del version
+
+    def wake(self) -> None: ...
+
+    def rest(self) -> None: ...
 
     def draw(
         self, rows: Sequence[Ask], temperature: float, stop: str, ends: Sequence[int], top_p: float = 1.0

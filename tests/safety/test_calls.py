@@ -100,8 +100,8 @@ def test_no_model_is_loaded_with_its_code() -> None:
         named = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert named.get("trust_remote_code", "False") == "False", (file, name)
         assert named.get("weights_only", "True") == "True", (file, name)
-        if name.startswith("peft."):  # puts tensors into a model that is loaded: it knows no such code
-            continue
+        if name.startswith("peft.") or name == "GenerationConfig.from_pretrained":
+            continue  # peft puts tensors into a model that is loaded, and the other reads one JSON file: no such code
         if name.endswith("from_pretrained") and not file.startswith("quickstart/"):  # whose folder is the package's
             assert "trust_remote_code" in named or None in named, (file, name)
 
