@@ -198,7 +198,8 @@ def test_a_source_whose_extra_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")]
+    ("module", "name"),
+    [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb"), ("trackio", "trackio"), ("mlflow", "mlflow")],
 )
 def test_a_tracker_whose_extra_is_missing(
     project: Path, covrl: Covrl, monkeypatch: pytest.MonkeyPatch, module: str, name: str

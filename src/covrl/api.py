@@ -24,6 +24,7 @@ from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
+from covrl.hub.push import check_push, push
 from covrl.models.model import SHIPPED, SHIPPED_BASES, load_model
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
@@ -51,6 +52,7 @@ __all__ = [
     "build",
     "build_algorithm",
     "build_evaluation",
+    "check_can_push",
     "config_for",
     "model_of_run",
     "new_run_folder",
@@ -103,6 +105,7 @@ def train(
     if isinstance(algorithm, str):
         algorithm = find_algorithm(algorithm)
     run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm, step_scorer=step_scorer)
+    check_can_push(run)
     folder = run.world.broadcast(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
     if run.world.first:
         new_run_folder(folder)
@@ -115,13 +118,14 @@ def train_run(
     """Take all remaining steps, in a folder of :func:`new_run_folder` or of the run that ``run`` resumes.
 
     Writes ``config.toml``, ``metrics.jsonl``, ``traces.jsonl``, ``checkpoints/`` and, with held-out problems,
-    ``best/``. Ctrl-C and SIGTERM end it before the next forward (of several processes: before the next phase of a
-    step), with a checkpoint of the last whole step. After a kill at any moment
-    :func:`resume` and this function make the same files as if there had been none. Of several processes all call it
-    with a run built alike, and the first alone writes and reports.
+    ``best/``, and at the end pushes the model where ``hub.push`` says. Ctrl-C and SIGTERM end it before the next
+    forward (of several processes: before the next phase of a step), with a checkpoint of the last whole step. After a
+    kill at any moment :func:`resume` and this function make the same files as if there had been none. Of several
+    processes all call it with a run built alike, and the first alone writes and reports.
 
     Raises:
-        UserError: another process is training in this folder, or has trained there since ``run`` was resumed.
+        UserError: another process is training in this folder, or has trained there since ``run`` was resumed; or all is
+            done and the model could not be pushed.
         CannotSaveError: the disk is full or not writable; the last good checkpoint is as it was.
         TrainingStoppedError: the method, a guard or the user ended the run; what was done up to there is written.
     """
@@ -159,7 +163,27 @@ def train_run(
             raise
         last = keeper.last()
     assert last is not None  # it is None inside a step only
+    if run.config.hub.push:
+        world.on_rank0(lambda: _push(run, folder, say))
     return Trained(run, folder, last / "model", files.present(folder / "best"), reports, time.perf_counter() - start)
+
+
+def check_can_push(run: Run) -> None:
+    """Check before anything is trained that what is to be pushed at the end has a name and a token.
+
+    Raises:
+        UserError: it has not.
+    """
+    if run.config.hub.push:
+        run.world.on_rank0(lambda: check_push(run.config.hub.push))
+
+
+def _push(run: Run, folder: Path, say: Callable[[str], None]) -> None:
+    hub = run.config.hub
+    try:
+        say(f"pushed to {push(folder, hub.push, hub.private)}")
+    except UserError as error:
+        raise UserError(f"{error}; the run itself is done: covrl push {folder} {hub.push}") from None
 
 
 def _keep_what_was_done(keeper: Keeper, error: Exception) -> None:

@@ -82,7 +82,8 @@ def test_a_run_with_trackers_an_evaluation_and_a_page(
 ) -> None:
     sent: list[Any] = []
     run = SimpleNamespace(log=lambda metrics, step: sent.append((metrics, step)), finish=lambda: None)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: sent.append(options) or run))
+    client = SimpleNamespace(init=lambda **options: sent.append(options) or run, Table=lambda **table: table)
+    monkeypatch.setitem(sys.modules, "wandb", client)
     pytest.importorskip("tensorboard", reason="the extra is not installed")
     for arguments in (
         ["train", *SMALL, "--dry-run"],

@@ -180,6 +180,23 @@ def _only_engine(settings: list[str]) -> str | None:
     return generation.get("engine")
 
 
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub.")],
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a repository that is made. [the run's hub.private: private]"),
+    ] = None,
+    license: Annotated[str, typer.Option(metavar="ID", help="Licence of the base. [what the base's card says]")] = "",
+) -> None:
+    """Put a run's model, tokenizer, card and report on the Hugging Face hub."""
+    _cpu_defaults()
+    from covrl.cli.push import run_push
+
+    run_push(run, repo, private, license)
+
+
 @app.command("warm-format")
 def warm_format(
     config: Annotated[Path, typer.Option(help="TOML file of the training run that follows.")],

@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "curves in TensorBoard"),
     "wandb": ("wandb", "curves in Weights & Biases"),
     "trackio": ("trackio", "curves in trackio"),
+    "mlflow-skinny": ("mlflow", "curves in MLflow"),
     "vllm": ("vllm", "faster sampling on an accelerator"),
 }
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer", "rich", "jinja2", "math-verify")

@@ -47,6 +47,7 @@ def run_train(
         _rehearse(run)
         return
     check_trackers(run.config.report.trackers)
+    api.check_can_push(run)
     folder = run.world.broadcast(folder)
     if config is not None:
         run.world.on_rank0(lambda: api.new_run_folder(folder))
@@ -81,7 +82,7 @@ def _rehearse(run: Run) -> None:
 def _shown(run: Run, folder: Path) -> api.Trained:
     """Train with progress and trackers; a run that ends early has a report."""
     progress = Progress(run.config.training.steps, title=f"{run.config.algorithm.name}: {folder}")
-    trackers = make_trackers(run.config.report.trackers, folder, run.config.model_dump(mode="json"))
+    trackers = make_trackers(run.config, folder)
     try:
         with progress, _continuing(folder):
             return api.train_run(run, folder, [progress, *trackers], progress.note)

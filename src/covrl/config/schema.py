@@ -641,9 +641,21 @@ class ReportConfig(Settings):
         description="words whose rate in traces shows doubt (style/hedges_prior), for other languages to be set anew. "
         "The list is CONFIRMED (arXiv 2603.24472, its code); empty: no rate",
     )
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
         (), description="also log to these; each is an extra of the package"
     )
+    tracker_project: str = Field(
+        "covrl", min_length=1, description="project of the run in wandb and trackio, its experiment in mlflow"
+    )
+    tracker_name: str = Field("", description="name of the run in them; empty: that of its folder")
+    tracker_tags: tuple[str, ...] = Field((), description="tags of the run in wandb and mlflow")
+
+
+class HubConfig(Settings):
+    """Where the model goes when the run has ended (`covrl push` does the same at any time)."""
+
+    push: str = Field("", description="repository OWNER/NAME of the Hugging Face hub; empty: none. HF_TOKEN is needed")
+    private: bool = Field(True, description="whether a repository that is made for it is private")
 
 
 class AlgorithmTable(BaseModel):
@@ -676,6 +688,7 @@ class RunConfig(Settings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardsConfig = GuardsConfig()
     report: ReportConfig = ReportConfig()
+    hub: HubConfig = HubConfig()
 
     @property
     def rewarded(self) -> bool:

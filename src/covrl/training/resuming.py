@@ -18,6 +18,7 @@ ACCEPTED = {
     "training.steps": "the run ends there, and a falling learning rate falls towards it, from here on",
     "checkpoint.": "what is learnt stays the same",
     "report.": "what is learnt stays the same",
+    "hub.": "what is learnt stays the same",
     "guards.": "what is watched; what is learnt stays the same, where no guard speaks",
     "evaluation.every": "what is learnt stays the same; the best model is chosen among the steps that are evaluated",
     "training.stream_norms_every": "the same up to rounding, no longer bit for bit",
