@@ -58,12 +58,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir()), "nothing is half-written"
 
 
-@pytest.mark.parametrize("command", ["eval", "warm-format", "quickstart", "compare"])
+@pytest.mark.parametrize("command", ["prompts", "warm-format", "quickstart", "compare"])
 def test_commands_that_work_as_one_process_refuse_torchrun(
     monkeypatch: pytest.MonkeyPatch, covrl: Covrl, command: str
 ) -> None:
     needed = {
-        "eval": ["--model", "x"],
+        "prompts": ["--model", "x", "--problems", "x.jsonl"],
         "warm-format": ["--config", "x.toml", "--out", "x"],
         "compare": ["--algorithms", "covrl"],
     }

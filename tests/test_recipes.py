@@ -122,7 +122,7 @@ def test_the_block_on_kl_prints_what_the_page_shows() -> None:
 
 
 def test_the_method_of_the_documentation_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks(DOCS / "methods" / "README.md", "python")
+    code, *_ = blocks(DOCS / "methods" / "README.md", "python")  # the others: tests/test_methods_of_the_docs.py
     names: dict[str, Any] = {"__name__": "own"}
     exec(code, names)
     best: type[Algorithm] = names["Best"]
