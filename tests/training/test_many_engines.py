@@ -166,7 +166,7 @@ def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(tmp_
     (tmp_path / "run.toml").write_text(to_toml(many.config(tmp_path, "covrl float32")))
     run = ["--config", str(tmp_path / "run.toml"), "--set", f"problems.train={tmp_path / 'problems.jsonl'}"]
     run += ["--out", str(tmp_path / "run"), "--reward", "full:reward"]
-    done = torchrun("-m", "covrl", "train", *run, path=tmp_path, limit=120)
+    done = torchrun("-m", "covrl", "train", *run, path=tmp_path, limit=400)
     assert done.returncode != 0
     (said,) = [line for line in last_words(done) if line.startswith("covrl (rank 1)")]
     assert said.startswith("covrl (rank 1): CUDA out of memory: no room for a whole copy of the ")

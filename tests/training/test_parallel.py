@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     many.train(folder, folder / "by-one")
     many.batch(folder)
     many.cut(folder / "by-one", folder / "by-one-cut")
-    done = worlds("many", str(folder), limit=600)
+    done = worlds("many", str(folder), limit=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -335,7 +335,7 @@ def train_by(
     write_project(folder, project)
     run = ["--config", str(project / "run.toml"), "--set", f"problems.train={project / 'problems.jsonl'}"]
     run += ["--out", str(project / "run"), "--reward", f"{module}:reward", *more]
-    return launch("-m", "covrl", "train", *run, path=project, limit=120, processes=processes)
+    return launch("-m", "covrl", "train", *run, path=project, limit=400, processes=processes)
 
 
 def test_when_a_rank_dies_all_end_with_a_message(folder: Path, tmp_path: Path) -> None:
@@ -373,12 +373,12 @@ def test_several_reward_functions_on_two_processes(tmp_path: Path, worlds: World
     run = ["-m", "covrl", "train", "--config", str(tmp_path / "run.toml"), "--set", "training.steps=1"]
     run += ["--set", f"problems.train={tmp_path / 'problems.jsonl'}", "--reward", "slow=named:slow"]
     run += ["--reward", "total=named:total", "--set", "reward.total.batched=true", "--set", "reward.total.weight=-2"]
-    done = worlds(*run, "--out", str(tmp_path / "two"), path=tmp_path, limit=120, processes=2)
+    done = worlds(*run, "--out", str(tmp_path / "two"), path=tmp_path, limit=400, processes=2)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "two" / "metrics.jsonl").read_text())["metrics"]
     assert metrics["reward/slow"] == 2 * metrics["reward/total"] > 0
     run += ["--reward", "stuck=named:stuck", "--set", "reward.stuck.timeout_s=1"]
-    done = worlds(*run, "--out", str(tmp_path / "stuck"), path=tmp_path, limit=120, processes=2)
+    done = worlds(*run, "--out", str(tmp_path / "stuck"), path=tmp_path, limit=400, processes=2)
     assert done.returncode != 0
     (said,) = [line for line in last_words(done) if "reward function" in line]
     assert re.search(r"^covrl: reward function named:stuck: problem \S+, rollout \d+ \(\w+\): ran into its time", said)
@@ -485,7 +485,7 @@ def test_a_rank_that_runs_out_of_memory_where_others_wait_ends_all_with_the_arit
 def test_what_is_wrong_for_all_ranks_is_said_once(folder: Path, worlds: Worlds, tmp_path: Path) -> None:
     write_project(folder, tmp_path)
     wrong = ["--config", str(tmp_path / "run.toml"), "--set", "model.path=/nowhere"]
-    done = worlds("-m", "covrl", "train", *wrong, limit=120)
+    done = worlds("-m", "covrl", "train", *wrong, limit=400)
     assert done.returncode != 0
     assert "exitcode  : 2" in done.stderr
     assert last_words(done) == ["covrl: model.path: there is no folder /nowhere"]
