@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
-from covrl.algorithms.base import ModelSpec, Setup
+from covrl.algorithms.base import ModelSpec, Reset, Setup
 from covrl.algorithms.ppo import VALUE
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
@@ -34,6 +34,7 @@ from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.memory import model_bytes
 from covrl.training.models import Adapted, Offloaded, follow, frozen_copy, save_trained
+from covrl.training.publish import begin_anew
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
@@ -279,9 +280,9 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
 
 
 WITH_REFERENCE: dict[str, dict[str, Any]] = {
-    name: {} for name in ("rlpr", "rapo", "dash", "nover", "latro", "reinforce_pp", "opsd")
+    name: {} for name in ("rlpr", "rapo", "dash", "nover", "latro", "reinforce_pp", "opsd", "a_star_po")
 }
-WITH_REFERENCE |= {"jepo": {"kl_weight": 0.1}, "grpo": {"kl": "k3", "kl_weight": 0.1}}
+WITH_REFERENCE |= {"jepo": {"kl_weight": 0.1}, "grpo": {"kl": "k3", "kl_weight": 0.1}, "prorl": {"reset": "every"}}
 """Of the group family with a KL term one is enough: their references are the same lines of one class."""
 
 
@@ -291,6 +292,27 @@ def test_every_method_that_has_a_reference_of_itself_is_among_the_cases() -> Non
         cls = find_algorithm(name)
         models = cls(cls.Config(), Setup(Prompts(nothing, PromptConfig()), 8)).models
         assert name in WITH_REFERENCE or all(spec.trainable for spec in models)
+
+
+def test_a_reset_makes_the_reference_the_adapted_policy(folder: Path) -> None:
+    run = make_run(folder, "prorl", algorithm={"reset": "every"})
+    take_step(run)
+    shake(run)
+
+    def apart() -> float:
+        groups = score_groups(run, sample(run, PROBLEMS, Draw(0, 5)))
+        rows = [
+            (v[Output("trace", "prior")], v[Output("trace", "reference")])
+            for g in groups
+            for s in g.scores
+            for v in (s.values,)
+        ]
+        return max(float((own - other).abs().max()) for own, other in rows if len(own))
+
+    assert apart() > 1e-3
+    begin_anew(run, Reset(("reference",), optimizer=True))
+    assert apart() == 0
+    assert not run.optimizers["policy"].state
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)
