@@ -131,6 +131,7 @@ def run_of(loaded: Run, model: Path, method: str) -> Run:
         source=ProblemSource(PROBLEMS, config.training.seed),
         reward=said if verified else None,
         step_scorer=by_length if made.wants_step_scores else None,
+        remarks=[],
     )
 
 
