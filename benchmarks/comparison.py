@@ -15,6 +15,7 @@ Writes ``docs/results/STAGE.md`` for every stage, the courses of every method on
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from covrl.comparison.summary import Line, lines
 from covrl.comparison.table import markdown, percent
 from covrl.errors import UserError
 
+HERE = str(Path(__file__).resolve().parent)
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 BUDGET = Budget("steps", 50)
 DEV, TEST = Exam("dev", 4, 1000), Exam("test", 8)
@@ -50,7 +52,12 @@ SHORT = (
 WEAK, PLAIN = "covrl-beta-0.1", "covrl"  # said to collapse, and what it is held against
 BETAS = (PLAIN, "covrl-beta-0", WEAK, "covrl-beta-3")
 REUSE = ("grpo-reuse", "gspo-reuse", "cispo-reuse", "rlpr-reuse", "dash-no-kl")  # what one update or a KL hides
-TOKENS = ("grpo", "tempo", "thr", "nthr", "tw_grpo", "steer", "grpo-reuse", "dhpo-reuse", "c3po")
+SECOND_WAVE = (
+    *("grpo", "tempo", "thr", "nthr", "tw_grpo", "steer", "grpo-reuse", "dhpo-reuse", "c3po", "a_star_po", "prorl"),
+    *("recap-right-and-form", "grpo_lambda", "rlsp"),
+)
+BUDGETED = {"rare": "train_long_think_short-digits", "common": "train_long_think_short-digits"}
+BUDGETED["countdown"] = "train_long_think_short-countdown"
 ABLATIONS = (
     *("covrl", "covrl-beta-0", "covrl-beta-0.1", "covrl-beta-3", "covrl-alpha-0.1", "covrl-alpha-0.9"),
     *("covrl-nll-0", "covrl-nll-0.1", "covrl-reward-mean", "covrl-reward-mean-scaled", "covrl-reward-prob"),
@@ -79,6 +86,11 @@ class Stage:
         return not self.seeds
 
 
+def wave(setting: str) -> Stage:
+    """The second wave of methods beside GRPO, with one seed at one rate."""
+    return Stage((*SECOND_WAVE, BUDGETED[setting]), setting, TUNING.seeds[:1], BUDGET, DEV, (3e-4,))
+
+
 STAGES: dict[str, tuple[Stage, ...]] = {
     "tuning-rare": (Stage((*LONG, "rlpr"), "rare"), Stage(SHORT, "rare")),
     "test-rare": (Stage(LONG, "rare", (0, 1, 2, 3, 4)), Stage(SHORT, "rare", (0, 1, 2))),
@@ -88,7 +100,9 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "tuning-ablations": (Stage(ABLATIONS, "rare"),),
     "ablations": (Stage(ABLATIONS, "rare", (0, 1, 2)),),
     "tuning-reuse": (Stage(REUSE, "rare"),),
-    "token-weights": tuple(Stage(TOKENS, kind, TUNING.seeds[:1], BUDGET, DEV, (3e-4,)) for kind in ("rare", "common")),
+    "second-wave-rare": (wave("rare"),),
+    "second-wave-common": (wave("common"),),
+    "second-wave-countdown": (wave("countdown"),),
     "reuse": (Stage(("grpo", *REUSE[:3], "rlpr", "rlpr-reuse", "dash", "dash-no-kl"), "rare", (0, 1, 2)),),
 }
 
@@ -97,18 +111,27 @@ ONE_UPDATE = (
     "binds, and gspo is grpo. The stage `reuse` has four updates for those that are made for it."
 )
 EQUAL_RATES = "How soon a method learns depends on its rate, too. At equal rates: [tuning-{0}.md](tuning-{0}.md)."
+NEAR_GRPO = (
+    "One seed, on dev, at one rate for all that was tuned for none of them, and 50 steps of as many responses each. "
+    "This tells a method that fails from one that learns, and no small differences.",
+    "dhpo-reuse has four updates a batch, as grpo-reuse; c3po has a budget of 3,000 tokens. a_star_po samples eight "
+    "responses of every training problem before step 1, which its tokens count; it and rlsp then take one response of "
+    "each of 256 problems a step. recap weighs two rewards: the verdict, and a closed thought with an answer. "
+    "train_long_think_short puts the budget after the question in the training prompts alone.",
+)
+SAME_LENGTH = (
+    "Responses of the digits task are all about as long, so methods about length have nothing to shorten here."
+)
 NOTES: dict[str, tuple[str, ...]] = {
+    "second-wave-rare": (*NEAR_GRPO, SAME_LENGTH),
+    "second-wave-common": (*NEAR_GRPO, SAME_LENGTH),
+    "second-wave-countdown": NEAR_GRPO,
     "test-rare": (ONE_UPDATE, EQUAL_RATES.format("rare")),
     "test-common": (ONE_UPDATE, EQUAL_RATES.format("common")),
     "ablations": (
         EQUAL_RATES.format("ablations"),
         "With reward = mean, prob or mean_prob rewards are smaller than a sum in nats, and the same β = 1 weighs more "
         "beside them. covrl-reward-mean-scaled divides β as the reward is, by the four tokens of an answer.",
-    ),
-    "token-weights": (
-        "One seed, on dev, at one rate for all that was tuned for none of them, and the same 50 steps of as many "
-        "responses: this tells a method that fails from one that learns, and no small differences. "
-        "dhpo-reuse has four updates a batch, as [grpo-reuse](reuse.md); c3po has a budget of 3,000 tokens.",
     ),
     "reuse": (
         "-reuse: four mini-batches of eight problems, each an update, on the same rollouts; grpo, rlpr and dash as in "
@@ -130,6 +153,7 @@ def main() -> int:
     )
     options.add_argument("--folder", type=Path, default=FOLDER, help="where results are and go")
     asked = options.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])  # own_rewards
     failures = 0
     try:
         for name in (asked.stage or STAGES) if asked.list else ():

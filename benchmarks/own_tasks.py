@@ -27,7 +27,32 @@ SETTINGS = {
     "rare": Setting(TASKS / "rare.toml", "The right procedure in about 0.5 % of the base's traces"),
     "common": Setting(TASKS / "common.toml", "The right procedure in about 20 % of the base's traces"),
     "animals": Setting(TASKS / "animals.toml", "Answers in words, in five phrasings"),
+    "countdown": Setting(TASKS / "countdown.toml", "Three numbers combined into a fourth; traces of different lengths"),
 }
+
+ONE_RESPONSE = ("training.problems_per_step=256", "training.rollouts_per_problem=1")
+"""For methods with another baseline than a group's; as many responses a step as in the files."""
+
+SHORTER = ("algorithm.name=train_long_think_short", "algorithm.change_every=12")
+
+OWN_VARIANTS: dict[str, tuple[str, ...]] = {
+    "a_star_po": ("algorithm.name=a_star_po", *ONE_RESPONSE, "training.mini_batches=2"),
+    "rlsp": ("algorithm.name=rlsp", *ONE_RESPONSE, "training.mini_batches=4", "algorithm.exploration=10"),
+    "recap-right-and-form": (
+        *("algorithm.name=recap", "reward.right.function=own_rewards:right"),
+        "reward.form.function=own_rewards:form",
+    ),
+    # the words of an instruction are those that the tasks' tokenizers know
+    "train_long_think_short-digits": (
+        *SHORTER,
+        *("algorithm.start=20", "algorithm.end=15", 'algorithm.instruction=" ends {budget}"'),
+    ),
+    "train_long_think_short-countdown": (
+        *SHORTER,
+        *("algorithm.start=40", "algorithm.end=20", 'algorithm.instruction=";{budget}"'),
+    ),
+}
+"""Settings by name of methods that need others than a task's file has, and that fit these tasks alone."""
 
 
 def recipe_config(settings: Sequence[str], setting: str = "rare") -> RunConfig:
@@ -37,7 +62,7 @@ def recipe_config(settings: Sequence[str], setting: str = "rare") -> RunConfig:
 
 def cell_config(cell: Cell) -> RunConfig:
     """The settings of a cell's run: its task's file, the method's settings, then what the cell says."""
-    method = () if cell.method == BASE else settings_of(cell.method)
+    method = () if cell.method == BASE else OWN_VARIANTS.get(cell.method) or settings_of(cell.method)
     return recipe_config((*method, *training_settings(cell)), cell.setting)
 
 
