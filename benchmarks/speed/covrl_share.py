@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from speed.processes import Bench, attempts, spread
@@ -28,6 +28,10 @@ ASKED = {"M-close": (2.2, 2.2), "REAL": (2.4, 2.2)}
 
 METHODS = ("grpo", "covrl")
 
+LOOKS = 5
+"""CoVRL looks at empty thoughts, other traces and wrong hints in every fifth step (``report.thoughts_every``).
+So as many steps in a row are measured, of which one looks, and a run counts with their mean."""
+
 
 def measure(bench: Bench, name: str = "M-close") -> dict[str, Any]:
     """Seconds of both methods by phase, in turn, at the dtype that is best for GRPO; ratios of the medians."""
@@ -35,6 +39,7 @@ def measure(bench: Bench, name: str = "M-close") -> dict[str, Any]:
     model = bench.model(workload)
 
     def once(method: str, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        steps = max(steps, LOOKS) if method == "covrl" else steps
         task: dict[str, Any] = {"workload": name, "model": model, "steps": steps, "algorithm": method}
         return bench.worker("ours", **task, **settings)
 
@@ -49,13 +54,12 @@ def measure(bench: Bench, name: str = "M-close") -> dict[str, Any]:
 
 
 def summary(runs: Mapping[str, list[dict[str, Any]]], clock: str = "cpu") -> dict[str, Any]:
-    """Median, least and most of each phase's seconds on this clock, and the ratios."""
+    """Median, least and most over runs of a step's mean seconds by phase, on this clock, and the ratios."""
     shown: dict[str, Any] = {}
     for method, found in runs.items():
         steps = [
-            {"step": seconds} | {name: values[i] for name, values in run["phases"].items()}
+            {"step": fmean(run[clock])} | {name: fmean(values) for name, values in run["phases"].items()}
             for run in found
-            for i, seconds in enumerate(run[clock])
         ]
         phases = {name: spread([one[name] for one in steps]) for name in steps[0]}
         phases["training_part"] = spread([one["score"] + one["train"] for one in steps])

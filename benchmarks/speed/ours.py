@@ -132,7 +132,8 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Steps of the production loop, measured one by one; ``phases`` are in seconds of the workload's clock."""
     begin(asked["threads"], asked.get("memory_mb"))
     workload, count, warm = workload_of(asked), asked["steps"], asked.get("warm", 1)
-    given = asked.get("algorithm", "grpo"), warm + count, asked.get("settings")
+    # one more than are taken: a run's last step looks at more than others
+    given = asked.get("algorithm", "grpo"), warm + count + 1, asked.get("settings")
     run = build_run(workload, asked["model"], asked["dtype"], *given)
     if workload.clock == "cpu":
         run.timer = time.process_time  # it stands still while another process has the core

@@ -150,6 +150,18 @@ def test_the_training_part_is_scoring_and_training() -> None:
     assert found["covrl"]["tokens"] == {"generated": 61}
 
 
+def test_a_run_of_several_steps_counts_with_their_mean() -> None:
+    def run(train: list[float]) -> dict[str, Any]:
+        none = [0.0] * len(train)
+        phases = {"generate": none, "score": none, "train": train, "other": none}
+        figures = {"tokens": {}, "metrics": {"trace/invalid_share": none}}
+        return {"cpu": train, "phases": phases, **figures}
+
+    looks_once = [run([8.0, 8.0, 8.0, 8.0, 13.0])]  # a median of steps would lose the look
+    found = covrl_share.summary({"grpo": [run([3.0])], "covrl": looks_once})
+    assert found["ratio"] == pytest.approx(3.0)
+
+
 def test_seconds_are_those_of_the_workloads_clock() -> None:
     def run(wall: float) -> dict[str, Any]:
         phases = {"generate": [1.0], "score": [0.0], "train": [wall - 1.0], "other": [0.0]}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from covrl.objectives import composite_kl, composite_kl_estimate, composite_log_prob
+from covrl.objectives.composite import composite_gradient
 
 
 def logits(seed: int, *shape: int, scale: float = 1.5) -> Tensor:
@@ -88,6 +89,25 @@ def test_kl_is_bounded_below_and_by_half_the_posteriors(seed: int, scale: float)
     p, q = a.log_softmax(-1), c.log_softmax(-1)
     whole = (q.exp() * (q - p)).sum()
     assert -1e-15 <= composite_kl(a, c).item() <= whole.item() / 2 + 1e-12
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_tokens_too_rare_for_float32_count_with_what_float64_gives(detached: bool) -> None:
+    """Token 0 is 0 under both prompts in float32, token 1 under the prior alone, token 2 under the posterior alone."""
+    exact = [t.tolist() for t in (torch.tensor([-900.0, -700.0, 3.0, 2.0]), torch.tensor([-800.0, 2.0, -600.0, 3.0]))]
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        pair = [torch.tensor([row], dtype=dtype).requires_grad_() for row in exact]
+        kl = composite_kl(*pair, detach_reference=detached)
+        slopes = torch.autograd.grad(kl.sum(), pair)
+        with torch.no_grad():
+            logs = [torch.log_softmax(row, dim=-1) for row in pair]
+            given = (None, None, torch.ones(1, dtype=dtype))
+            closed = composite_gradient(logs[0], logs[1], torch.tensor([0]), given, detach_reference=detached)
+        found[dtype] = [t.detach().double() for t in (kl, *slopes, *closed)]
+    for short, whole in zip(*found.values(), strict=True):
+        assert torch.isfinite(short).all()
+        assert torch.allclose(short, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_kl_widens_low_precision() -> None:

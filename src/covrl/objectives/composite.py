@@ -38,10 +38,22 @@ def composite_kl(prior_logits: Tensor, posterior_logits: Tensor, *, detach_refer
 
 def normalised_composite_kl(prior: Tensor, posterior: Tensor, *, detach_reference: bool = False) -> Tensor:
     """:func:`composite_kl` from log-probs over the vocabulary, ``[..., V]``, that are normalised already."""
-    composite = composite_log_prob(prior, posterior)
-    reference = prior.detach() if detach_reference else prior
-    m = composite.exp()
-    return (m * (composite - reference) - m + reference.exp()).sum(dim=-1)
+    return kl_of_probabilities(prior, prior.exp(), posterior.exp(), detach_reference=detach_reference)
+
+
+def kl_of_probabilities(log_p: Tensor, p: Tensor, q: Tensor, *, detach_reference: bool = False) -> Tensor:
+    """:func:`composite_kl` for callers that have p and q, ``[..., V]``, beside log p."""
+    reference, of_reference = (log_p.detach(), p.detach()) if detach_reference else (log_p, p)
+    m = 0.5 * (p + q)
+    return (m * (_log(m) - reference) - m + of_reference).sum(dim=-1)
+
+
+def _log(m: Tensor) -> Tensor:
+    """log m, finite where p and q are too small to be told from 0: there it is multiplied by 0.
+
+    A third of the time of ``logaddexp`` of log-probs, and as exact for what it is summed up in.
+    """
+    return m.clamp_min(torch.finfo(m.dtype).tiny).log()
 
 
 def composite_gradient(
@@ -64,8 +76,8 @@ def composite_gradient(
     """
     a, b, c = (torch.zeros_like(prior[:, :1]) if w is None else w[:, None].to(prior.dtype) for w in weights)
     p, q, half = prior.exp(), posterior.exp(), 0.5 * c
-    ratio = torch.logaddexp(prior, posterior).sub_(prior).sub_(LOG_2)
-    mean_p, mean_q = ((part * ratio).sum(dim=-1, keepdim=True) for part in (p, q))
+    ratio = _log((p + q).mul_(0.5)).sub_(prior)
+    mean_p, mean_q = (torch.linalg.vecdot(part, ratio)[:, None] for part in (p, q))
     to_prior = (half * ratio).sub_(half * mean_p + a)
     if not detach_reference:
         to_prior.add_(half)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from covrl.models.projection import Projection
-from covrl.objectives.composite import composite_gradient, normalised_composite_kl
+from covrl.objectives.composite import composite_gradient, kl_of_probabilities, normalised_composite_kl
 from covrl.objectives.kl import reverse_kl
 
 Head = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, ...]]
@@ -64,8 +64,9 @@ def composite_entropy(logits: Sequence[Tensor], targets: Tensor, detach_referenc
     Five outputs ``[n]``.
     """
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
-    kl = normalised_composite_kl(prior, posterior, detach_reference=detach_reference)
-    entropies = [_entropy(logs.detach()) for logs in (prior, posterior)]
+    p, q = prior.exp(), posterior.exp()
+    kl = kl_of_probabilities(prior, p, q, detach_reference=detach_reference)
+    entropies = [-torch.linalg.vecdot(at.detach(), logs.detach()) for at, logs in ((p, prior), (q, posterior))]
     return _at(prior, targets), _at(posterior, targets), kl, *entropies
 
 
