@@ -9,7 +9,9 @@ import pytest
 
 from comparison.results import cell, result
 from covrl.comparison.cells import Result
-from covrl.comparison.soon import (
+from covrl.comparison.summary import AXES, Line, Reach, lines, reach, sooner
+from covrl.comparison.table import grids, times_text
+from covrl.comparison.time_to_accuracy import (
     Pair,
     came,
     pairs_at_equal_rates,
@@ -17,8 +19,6 @@ from covrl.comparison.soon import (
     times_as_long,
     times_at_equal_rates,
 )
-from covrl.comparison.summary import AXES, Line, Reach, lines, reach, sooner
-from covrl.comparison.table import grids, times_text
 
 
 def made(*results: Result) -> list[Line]:

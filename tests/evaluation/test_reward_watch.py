@@ -11,15 +11,7 @@ from statistics import NormalDist
 import pytest
 
 from covrl.api import build
-from covrl.evaluation.reward_watch import (
-    GAIN_LEVEL,
-    Look,
-    Paid,
-    RewardWatch,
-    blindness,
-    compare,
-    gain_at_most,
-)
+from covrl.guards.reward_watch import GAIN_LEVEL, Look, Paid, RewardWatch, blindness, compare, gain_at_most
 from covrl.quickstart.run import load_config
 from covrl.records import Problem
 from covrl.training import loop

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from covrl.evaluation.same import MOST_COMPARED, Said, classes
+from covrl.evaluation.answer_clusters import MOST_COMPARED, Said, classes
 from covrl.records import Problem, Verdict
 from covrl.rewards.graders import make_grader
 from covrl.rewards.normalise import spelling

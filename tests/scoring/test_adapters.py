@@ -17,9 +17,9 @@ from covrl.cli.merge import merge
 from covrl.config import LoraConfig, ModelConfig
 from covrl.errors import UserError
 from covrl.models import adapters
+from covrl.models.adapted import Adapted
 from covrl.models.model import LanguageModel, Paths, load_model
 from covrl.scoring.head import log_prob
-from covrl.training.models import Adapted
 
 peft = pytest.importorskip("peft")
 

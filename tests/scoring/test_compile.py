@@ -24,9 +24,10 @@ from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.models import compute
 from covrl.models.compute import compile_trunk, compute_in_bfloat16, recompute_activations
+from covrl.models.copies import frozen_copy
 from covrl.models.model import LanguageModel
+from covrl.models.policy import load_policy
 from covrl.records import Request
-from covrl.training.models import frozen_copy, load_policy
 
 
 class Graphs:
@@ -137,7 +138,7 @@ def test_the_setting_compiles_the_policy(graphs: Graphs, tmp_path: Path) -> None
 
 def test_with_adapters_the_base_and_the_policy_are_told_apart(graphs: Graphs, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    from covrl.training.models import Adapted
+    from covrl.models.adapted import Adapted
 
     config = saved(tmp_path)
     plain, _ = load_policy(config.model_copy(update={"model": config.model.model_copy(update={"compile": False})}))

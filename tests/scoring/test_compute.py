@@ -22,10 +22,10 @@ from covrl.models.compute import (
     recompute_activations,
     weights_ready,
 )
+from covrl.models.copies import frozen_copy
 from covrl.models.model import LanguageModel, load_model, resolve_dtype
 from covrl.records import Request
 from covrl.scoring.head import apply_head, log_prob
-from covrl.training.models import frozen_copy
 
 FAMILIES = ["qwen2", "gpt2", "gemma2"]
 ROWS = [tuple(range(3, 23)), tuple(range(40, 50))]

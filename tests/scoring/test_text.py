@@ -17,10 +17,10 @@ from covrl.cli.eval_run import Order, evaluate_several
 from covrl.config import ModelConfig, RunConfig
 from covrl.errors import UserError
 from covrl.models.compute import blocks
+from covrl.models.copies import frozen_copy
 from covrl.models.model import LanguageModel, Paths, load_model
 from covrl.models.text import cache_numbers, context_length, model_class, text_config, trunk, vocabulary
 from covrl.records import Problem
-from covrl.training.models import frozen_copy
 
 SHAPES = Path(__file__).parents[3] / "shared" / "configs" / "models.json"
 PROMPTS = {

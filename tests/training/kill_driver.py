@@ -103,10 +103,11 @@ def install() -> None:
     import torch
 
     from covrl import files
+    from covrl.checkpoints import checkpoint, run_writer
     from covrl.evaluation.accuracy import Evaluator
     from covrl.generation.engine import TorchGenerator
     from covrl.reporting import sinks
-    from covrl.training import checkpoint, collect, gradient, keeper, publish, step
+    from covrl.training import collect, gradient, publish, step
 
     around(TorchGenerator, "generate", before="before sampling", after="after sampling")
     around(collect, "score_groups", after="after scoring")
@@ -117,12 +118,12 @@ def install() -> None:
     around(torch.optim.AdamW, "step", after="between two updates")
     around(publish, "follow", before="before the copies follow", after="after the copies followed")
     around(Evaluator, "__call__", before="before an evaluation", after="inside an evaluation")
-    around(keeper.Keeper, "keep", before="step done, nothing written", after="step boundary")
-    around(keeper, "boundary_of", before="after the lines and the best model")
+    around(run_writer.RunWriter, "write", before="step done, nothing written", after="step boundary")
+    around(run_writer, "boundary_of", before="after the lines and the best model")
     around(files, "seal", before="before a manifest", after="before a rename")
     around(files, "write_file", before="before config.toml", after="after config.toml")
     around(Path, "rename", before="before a move", after="after a move")
-    for room in (checkpoint, keeper):
+    for room in (checkpoint, run_writer):
         around(room, "save_trained", before="before a model is written", after="after a model is written")
     half_written_line(sinks)
     half_written_optimizer(checkpoint)

@@ -17,19 +17,19 @@ from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.base import LossTokens
 from covrl.config import RunConfig
 from covrl.distributed.processes import join_world
+from covrl.distributed.sharding import whole
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
+from covrl.planning.machine import Memory
 from covrl.records import Problem
 from covrl.rewards.steps import StepsToScore
 from covrl.training import fit as fitting
 from covrl.training import loop, models
 from covrl.training.gradient import add_gradient
-from covrl.training.machine import Memory
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
-from covrl.training.sharding import whole
 from covrl.training.step import take_step
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]

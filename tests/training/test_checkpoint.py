@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from covrl import api, files
+from covrl.checkpoints.checkpoint import checkpoints, newest_whole, save_checkpoint
+from covrl.checkpoints.resuming import ACCEPTED
+from covrl.checkpoints.run_writer import CannotSaveError
 from covrl.config import RunConfig, check, read_toml
 from covrl.errors import RunInterruptedError, UserError
 from covrl.quickstart.run import load_config
@@ -22,9 +25,6 @@ from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training import publish
 from covrl.training import step as page
-from covrl.training.checkpoint import checkpoints, newest_whole, save_checkpoint
-from covrl.training.keeper import CannotSaveError
-from covrl.training.resuming import ACCEPTED
 from covrl.training.run import Run
 from covrl.training.step import take_step
 

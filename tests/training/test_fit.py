@@ -18,13 +18,13 @@ from covrl import api
 from covrl.config import RunConfig, check
 from covrl.errors import UserError
 from covrl.generation.engine import TorchGenerator
+from covrl.planning.fitting import Needs, logits_that_fit, power_of_two, rows_that_fit, tokens_that_fit, trace_too_large
+from covrl.planning.machine import Memory, main_memory, memory_of
 from covrl.scoring.pack import read
 from covrl.training import fit as fitting
 from covrl.training import loop
 from covrl.training import needs as needs_module
-from covrl.training.fit import logits_that_fit, power_of_two, rows_that_fit, tokens_that_fit, trace_too_large
-from covrl.training.machine import Memory, main_memory, memory_of
-from covrl.training.needs import Needs, key_value_bytes, measured
+from covrl.training.needs import key_value_bytes, measured
 from covrl.training.run import Run
 
 GIB = 1 << 30

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from covrl import api
 from covrl import files as durable
+from covrl.checkpoints.checkpoint import load_checkpoint, newest_whole, read_state
+from covrl.checkpoints.resuming import check_config, check_inputs
 from covrl.errors import UserError
 from covrl.quickstart.run import load_config
-from covrl.training.checkpoint import load_checkpoint, newest_whole, read_state
-from covrl.training.resuming import check_config, check_inputs
 from covrl.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("proved_once")

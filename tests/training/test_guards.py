@@ -22,24 +22,24 @@ from torch import Tensor
 from training.passes import passes
 
 from covrl import api
+from covrl.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from covrl.cli.app import main
 from covrl.config import RunConfig, check
 from covrl.config.conditions import parse_condition
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
+from covrl.guards.bundle import read_bundle
+from covrl.guards.divergence import Divergence
+from covrl.guards.publish_check import Probe, canary, changed_weights, probe, stale_reason
 from covrl.records import Credit, Problem, Request, Rollout
 from covrl.rewards.named import as_named
 from covrl.scoring.pack import PassLimits
 from covrl.training import loop, step
-from covrl.training.bundle import read_bundle
-from covrl.training.checkpoint import load_checkpoint, save_checkpoint
-from covrl.training.divergence import Divergence
 from covrl.training.gradient import add_gradient
 from covrl.training.held_out import held_out_metrics
 from covrl.training.memory import is_out_of_memory
 from covrl.training.publish import both_sides
-from covrl.training.publish_check import Probe, canary, changed_weights, probe, stale_reason
 from covrl.training.reading_plan import plan_of_step, reading_plan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
@@ -842,7 +842,7 @@ def test_sigterm_inside_a_step_leaves_a_checkpoint_that_resumes_bit_for_bit(
 HANGS = """
 import ctypes, sys
 from pathlib import Path
-from covrl.training.watchdog import Watchdog
+from covrl.guards.watchdog import Watchdog
 
 dog = Watchdog(0.5, Path(sys.argv[1]))
 for step in (3, 4):

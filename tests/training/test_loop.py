@@ -13,15 +13,17 @@ from models import character_tokenizer, save_tiny, tiny
 from torch import Tensor
 
 from covrl.algorithms import ALGORITHMS
-from covrl.algorithms.base import Admission, ModelSpec
+from covrl.algorithms.base import Admission
 from covrl.api import build, build_algorithm
+from covrl.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.generation.base import Draw
+from covrl.models.beside import follow
+from covrl.models.copies import frozen_copy
+from covrl.models.spec import ModelSpec
 from covrl.prompts import Prompts
 from covrl.records import Problem, Verdict
-from covrl.training.checkpoint import load_checkpoint, save_checkpoint
-from covrl.training.models import follow, frozen_copy
 from covrl.training.rollouts import judged, sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups

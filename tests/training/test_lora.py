@@ -17,15 +17,20 @@ from transformers.pytorch_utils import Conv1D
 
 from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
-from covrl.algorithms.base import ModelSpec, Reset, Setup
+from covrl.algorithms.base import Reset, Setup
 from covrl.algorithms.ppo import VALUE
+from covrl.checkpoints.checkpoint import save_trained
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
 from covrl.models import adapters
+from covrl.models.adapted import Adapted
+from covrl.models.beside import follow
+from covrl.models.copies import Offloaded, frozen_copy
 from covrl.models.critic import HEAD_FILE, Critic
 from covrl.models.model import LanguageModel, load_model
+from covrl.models.spec import ModelSpec
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPES
 from covrl.records import Credit, Output, Problem, ScoredGroup, StepReport
@@ -33,7 +38,6 @@ from covrl.scoring.pack import make_unit, read
 from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.memory import model_bytes
-from covrl.training.models import Adapted, Offloaded, follow, frozen_copy, save_trained
 from covrl.training.publish import begin_anew
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
@@ -512,7 +516,7 @@ def test_an_offloaded_reference_changes_nothing(folder: Path, tmp_path: Path, na
 
 
 def test_frozen_references_are_one_copy(folder: Path) -> None:
-    from covrl.training.models import load_beside
+    from covrl.models.beside import load_beside
 
     run = make_run(folder, "rlpr", {})
     specs = (ModelSpec("a"), ModelSpec("b"), ModelSpec("c", "copy"))

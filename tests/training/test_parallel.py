@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM
 
 from covrl import api
 from covrl.config import to_toml
+from covrl.distributed.parts import load_parts, names_in
 from covrl.distributed.processes import _portable, _restored
 from covrl.distributed.world import deal, part_of
+from covrl.guards.bundle import read_bundle
 from covrl.records import Output, Scores
-from covrl.training.bundle import read_bundle
-from covrl.training.parts import load_parts, names_in
 
 sys.path.insert(0, str(Path(__file__).parent))
 import many
@@ -415,7 +415,7 @@ def test_sigterm_to_torchrun_alone_leaves_a_checkpoint_of_the_last_whole_step(fo
 TORN = """
 import os, signal
 
-from covrl.training import checkpoint
+from covrl.checkpoints import checkpoint
 
 save = checkpoint.save_parts
 

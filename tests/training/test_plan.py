@@ -21,11 +21,8 @@ from covrl.config import LoraConfig, RunConfig, check, read_toml
 from covrl.errors import UserError
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engine import TorchGenerator
-from covrl.records import ScoredGroup
-from covrl.scoring.pack import make_unit
-from covrl.training.gradient import add_gradient
-from covrl.training.live import LiveBytes
-from covrl.training.plan import (
+from covrl.planning.live import LiveBytes
+from covrl.planning.phases import (
     Hardware,
     Job,
     Passes,
@@ -51,12 +48,15 @@ from covrl.training.plan import (
     weight_bytes,
     whole_bytes,
 )
-from covrl.training.planning import readings_of
+from covrl.planning.planner import readings_of
+from covrl.planning.weightless import HeadBytes, Shape, TrunkBytes, Way, head_bytes, shape_of, trunk_bytes
+from covrl.records import ScoredGroup
+from covrl.scoring.pack import make_unit
+from covrl.training.gradient import add_gradient
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
-from covrl.training.weightless import HeadBytes, Shape, TrunkBytes, Way, head_bytes, shape_of, trunk_bytes
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT.parent / "shared" / "configs" / "models.json"

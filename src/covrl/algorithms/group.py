@@ -26,7 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import Admission, Algorithm, LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import Admission, Algorithm, LossTokens, Setup, Stream
 from covrl.algorithms.contrast import (
     FOIL_READING,
     HINTED_READING,
@@ -38,6 +38,7 @@ from covrl.algorithms.contrast import (
 )
 from covrl.config import Settings
 from covrl.generation.base import Draw
+from covrl.models.spec import ModelSpec
 from covrl.objectives import (
     capped,
     centred,

@@ -1,6 +1,6 @@
 """Bytes of the tensors that are alive, now and at most, on any device and for tensors without numbers too.
 
-That is the unit of :mod:`covrl.training.plan`: what allocators round up or keep is not in it.
+That is the unit of :mod:`covrl.planning.phases`: what allocators round up or keep is not in it.
 """
 
 from __future__ import annotations

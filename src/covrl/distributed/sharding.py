@@ -17,9 +17,9 @@ batch, so that division is switched off here, and nowhere else.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,59 +27,71 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.core_model_loading import WeightConverter
 
 from covrl.distributed.deferred_oom import DeferredOOM, is_out_of_memory, no_room
-from covrl.models.adapters import all_adapters
-from covrl.models.compute import blocks
-from covrl.models.model import LanguageModel
-from covrl.models.text import trunk
 
 
-def why_not(model: LanguageModel) -> str | None:
-    """Why a model's weights cannot be sharded, or None."""
-    if not model.paths.split_head:
-        return "its output layer cannot be used apart from its trunk"
-    if any(isinstance(c, WeightConverter) for c in getattr(model.model, "_weight_conversions", None) or ()):
-        return "its files hold weights in another form than it computes with"
-    if not model.paths.padded:
-        return "it reads rows of one length at a time, so ranks would differ in their numbers of passes"
-    return None
+class Sharded:
+    """A model whose weights are in parts, as :class:`covrl.distributed.processes.Processes` uses it.
 
+    ``memory`` is what holds errors of its passes back until all ranks are out of them.
+    """
 
-class ShardedPolicy:
-    """A model that :func:`shard` has sharded, as :class:`covrl.distributed.processes.Processes` uses it."""
+    def __init__(self, model: nn.Module, trunk: Any, memory: DeferredOOM) -> None:
+        self.model, self.memory, self._trunk = model, memory, trunk
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """While entered, every rank has whole weights."""
-        return gathered(self.model)
+    @contextmanager
+    def gathered(self) -> Generator[None]:
+        """While entered, every rank has whole weights and its forward passes need no other rank. No backward passes."""
+        modules = list(_sharded_modules(self.model))
+        try:
+            for module in modules:
+                module.set_reshard_after_forward(False, recurse=False)
+                module.unshard()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = sum(p.numel() for p in self.model.parameters())
+            raise no_room(error, f"a whole copy of the {size:,} weights") from error
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.reshard()
+                module.set_reshard_after_forward(module is not self._trunk, recurse=False)
 
     def leave_pass(self) -> None:
         """Forget a forward pass whose backward will not come."""
-        trunk(self.model).reset_iter_state()
+        self._trunk.reset_iter_state()
 
 
-def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> DeferredOOM:
-    """Shard a Hugging Face model in place, over all ranks of ``mesh``; blocks are gathered in ``compute_dtype``."""
-    inside, memory = trunk(model), DeferredOOM()
-    adapters = set(all_adapters(model))
+def shard(
+    model: Any,
+    trunk: nn.Module,
+    blocks: Iterable[nn.Module],
+    left_whole: set[nn.Parameter],
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype | None = None,
+) -> Sharded:
+    """Shard a Hugging Face model in place, over all ranks of ``mesh``; ``blocks`` are gathered in ``compute_dtype``.
+
+    ``trunk`` is the model but its output layer; each rank keeps all of the weights ``left_whole``.
+    """
+    memory = DeferredOOM()
     reduce = None if compute_dtype is None else torch.float32
     policy = MixedPrecisionPolicy(compute_dtype, reduce, cast_forward_inputs=False)
-    for block in blocks(model):
+    for block in blocks:
         memory.hold(block)
-        fully_shard(block, mesh=mesh, ignored_params=adapters, mp_policy=policy)
-    with _as_member(inside, model.get_output_embeddings()):
-        fully_shard(inside, mesh=mesh, ignored_params=adapters)
+        fully_shard(block, mesh=mesh, ignored_params=left_whole, mp_policy=policy)
+    with _as_member(trunk, model.get_output_embeddings()):
+        fully_shard(trunk, mesh=mesh, ignored_params=left_whole)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)  # a sum over ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-    memory.watch(inside)
+    memory.watch(trunk)
     # FSDP warns of in-place operations on what the trunk gives; there are none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
-    return memory
+    return Sharded(model, trunk, memory)
 
 
 @contextmanager
@@ -99,26 +111,6 @@ def _sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
     return (m for m in model.modules() if isinstance(m, FSDPModule))
 
 
-@contextmanager
-def gathered(model: Any) -> Generator[None]:
-    """While entered, every rank has the whole weights and forward passes need no other rank. No backward passes."""
-    modules = list(_sharded_modules(model))
-    try:
-        for module in modules:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise no_room(error, f"a whole copy of the {sum(p.numel() for p in model.parameters()):,} weights") from error
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.reshard()
-            module.set_reshard_after_forward(module is not trunk(model), recurse=False)
-
-
 def whole(value: Tensor) -> Tensor:
     """The whole of a tensor, on every rank; all ranks call it."""
     return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
@@ -129,32 +121,6 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     lasting = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in lasting}
     return {name: p.detach() for name, p in model.named_parameters()} | buffers
-
-
-class ModelShape(NamedTuple):
-    """All of a model but its weights."""
-
-    cls: type
-    config: Any
-    generation_config: Any
-    dtypes: dict[str, torch.dtype]
-
-    @classmethod
-    def of(cls, model: Any) -> ModelShape:
-        """What :func:`empty_like` needs."""
-        return cls(
-            type(model), model.config, model.generation_config, {n: p.dtype for n, p in model.named_parameters()}
-        )
-
-
-def empty_like(shape: ModelShape) -> Any:
-    """A model of the same class whose tensors take no memory yet."""
-    with torch.device("meta"):
-        model = shape.cls(shape.config)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(shape.dtypes[name])
-    model.generation_config = shape.generation_config
-    return model
 
 
 def fill(model: Any, device: torch.device, given: dict[str, Tensor] | None) -> None:

@@ -16,14 +16,14 @@ from covrl.config import RunConfig
 from covrl.config.conditions import parse_condition
 from covrl.distributed.world import World
 from covrl.errors import NonFiniteError
-from covrl.evaluation.reading_watch import ReadingWatch
-from covrl.evaluation.reward_watch import RewardWatch
-from covrl.evaluation.trace_watch import TraceWatch
+from covrl.guards.bundle import write_bundle
+from covrl.guards.divergence import Divergence
+from covrl.guards.publish_check import BothSides, PublishCheck, canary
+from covrl.guards.reading_watch import ReadingWatch
+from covrl.guards.reward_watch import RewardWatch
+from covrl.guards.trace_watch import TraceWatch
 from covrl.records import Credit, OffendingRollout, ScoredGroup
 from covrl.rewards.named import Reward, not_finite
-from covrl.training.bundle import write_bundle
-from covrl.training.divergence import Divergence
-from covrl.training.publish_check import BothSides, PublishCheck, canary
 
 
 class Guard:

@@ -14,12 +14,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from covrl import files
+from covrl.checkpoints.checkpoint import checkpoints, damage_of, save_checkpoint, save_trained, step_of
 from covrl.config import to_toml
 from covrl.errors import TrainingStoppedError, UserError
 from covrl.records import StepReport
 from covrl.reporting.sinks import JsonlSink, TracesSink, cut_behind
-from covrl.training.checkpoint import checkpoints, damage_of, save_checkpoint, step_of
-from covrl.training.models import save_trained
 from covrl.training.run import Run
 from covrl.training.undo import boundary_of, updates_of
 
@@ -31,7 +30,7 @@ class CannotSaveError(TrainingStoppedError):
     """The disk is full or not writable; the message names the last good checkpoint."""
 
 
-class Keeper:
+class RunWriter:
     """Writes a run's folder, which the caller has locked.
 
     Of several processes each has one, and all call the same methods: each writes its part of the weights, and the
@@ -62,7 +61,7 @@ class Keeper:
         files.write_file(folder / "config.toml", to_toml(run.config))
         self._lines = (JsonlSink(folder / "metrics.jsonl"), TracesSink(folder / "traces.jsonl"))
 
-    def keep(self, report: StepReport) -> None:
+    def write(self, report: StepReport) -> None:
         """Take a step that is done: its lines, the best model, a checkpoint where one is due."""
         run = self._run
         with self._saving(f"after step {run.done}"):

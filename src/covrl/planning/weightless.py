@@ -25,8 +25,8 @@ from covrl.models.compute import blocks, compute_in_bfloat16, recompute_activati
 from covrl.models.projection import Projection
 from covrl.models.shared import Call, lay_out, nothing_masked
 from covrl.models.text import cache_numbers, model_class, text_config, trunk
+from covrl.planning.live import LiveBytes
 from covrl.scoring.head import Head, apply_head
-from covrl.training.live import LiveBytes
 
 Rows = Sequence[tuple[tuple[int, ...], int]]
 """Of each row its ids, and how many of them are a prompt that other rows may have too."""

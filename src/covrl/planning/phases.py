@@ -1,6 +1,6 @@
 """`covrl train --dry-run --plan "8x80GB"`: what a run takes of hardware that is not there, by phase and kind.
 
-Every line is arithmetic on a model's numbers (:class:`covrl.training.weightless.Shape`) and on what one pass takes
+Every line is arithmetic on a model's numbers (:class:`covrl.planning.weightless.Shape`) and on what one pass takes
 (:class:`Passes`, counted on tensors without numbers). The unit is bytes of live tensors on one rank: what the driver,
 NCCL and the allocator take on top is what :data:`PLANNED` leaves free.
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from covrl.errors import UserError
 from covrl.generation.decoding import ROOM, room_to_add
 from covrl.generation.engine import DRAWN_BYTES
-from covrl.training.weightless import HeadBytes, Shape, TrunkBytes
+from covrl.planning.weightless import HeadBytes, Shape, TrunkBytes
 
 PLANNED = 0.9
 """Of a device's memory, what live tensors should take at most. INFERRED: the driver's context, NCCL's buffers and what

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from covrl import files
+from covrl.checkpoints.checkpoint import newest_whole
 from covrl.errors import UserError
-from covrl.training.checkpoint import newest_whole
 
 
 def new_run_folder(folder: Path) -> None:

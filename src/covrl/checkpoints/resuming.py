@@ -8,10 +8,10 @@ from typing import Any
 
 from covrl.algorithms import with_every_setting
 from covrl.algorithms.base import Algorithm
+from covrl.checkpoints.checkpoint import fingerprint, made_with
 from covrl.config import AlgorithmTable, RunConfig
 from covrl.errors import UserError
 from covrl.files import manifest
-from covrl.training.checkpoint import fingerprint, made_with
 from covrl.training.run import Run
 
 ACCEPTED = {

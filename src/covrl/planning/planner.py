@@ -1,4 +1,4 @@
-"""From a run's settings and a model's config to the table of :mod:`covrl.training.plan`, and what to change.
+"""From a run's settings and a model's config to the table of :mod:`covrl.planning.phases`, and what to change.
 
 No weights are read, and no device is asked.
 """
@@ -11,10 +11,10 @@ from typing import Any
 
 from covrl.algorithms.base import Algorithm
 from covrl.config import RunConfig
+from covrl.planning.fitting import FAST_ROWS, FAST_TOKENS_ELSEWHERE, logits_that_fit, power_of_two
+from covrl.planning.phases import PLANNED, Hardware, Job, Passes, Phase, phases
+from covrl.planning.weightless import HeadBytes, Shape, TrunkBytes, Way, head_bytes, shape_of, trunk_bytes
 from covrl.scoring.head import Head
-from covrl.training.fit import FAST_ROWS, FAST_TOKENS_ELSEWHERE, logits_that_fit, power_of_two
-from covrl.training.plan import PLANNED, Hardware, Job, Passes, Phase, phases
-from covrl.training.weightless import HeadBytes, Shape, TrunkBytes, Way, head_bytes, shape_of, trunk_bytes
 
 ASSUMED_PROMPT = 512
 """Tokens of a prompt where there is no tokenizer to count them."""

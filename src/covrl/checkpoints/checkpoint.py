@@ -32,13 +32,13 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
 from covrl import files
+from covrl.distributed.parts import load_parts, names_in, save_parts
 from covrl.errors import UserError, first_fault
+from covrl.models.policy import save_policy
 from covrl.records import Problem
 from covrl.training.boundary import Boundary
 from covrl.training.memory import take_portions
-from covrl.training.models import save_trained
 from covrl.training.optimizer import empty_state, moments_there
-from covrl.training.parts import load_parts, names_in, save_parts
 from covrl.training.run import Run
 from covrl.training.undo import boundary_of
 
@@ -119,6 +119,12 @@ def save_checkpoint(run: Run, root: Path, keep: int, at: Boundary | None = None)
         world.on_rank0(finish)
     world.on_rank0(lambda: [files.remove(old) for old in checkpoints(root)[:-keep]])
     return final
+
+
+def save_trained(run: Run, folder: Path) -> None:
+    """Write the policy as a Hugging Face folder, with LoRA the adapter, and the tokenizer. All ranks call it."""
+    save_policy(run.models["policy"], folder, run.world)
+    run.world.on_rank0(lambda: run.prompts.tokenizer.save_pretrained(folder))
 
 
 def checkpoints(root: Path) -> list[Path]:
