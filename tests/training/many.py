@@ -20,11 +20,12 @@ from covrl.distributed.processes import join_world
 from covrl.distributed.sharding import whole
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
+from covrl.models import spread
 from covrl.planning.machine import Memory
 from covrl.records import Problem
 from covrl.rewards.steps import StepsToScore
 from covrl.training import fit as fitting
-from covrl.training import loop, models
+from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
@@ -399,7 +400,7 @@ def no_weights(*_: Any) -> None:
 def main(folder: Path) -> None:
     world = join_world("cpu")
     if not world.first:
-        models.load_model = no_weights
+        spread.load_model = no_weights
     found = {name: observe(folder, name) for name in CASES} | {"mixed": mixed(folder)}
     found["others"] = {method: one_step(folder, method) for method in OTHERS}
     train(folder, folder / "by-two")

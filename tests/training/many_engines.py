@@ -26,7 +26,8 @@ from covrl.distributed.processes import join_world
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.generation import vllm_server
 from covrl.generation.base import Draw, rest
-from covrl.training import loop, models, step
+from covrl.models import spread
+from covrl.training import loop, step
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 
@@ -88,15 +89,15 @@ def built(folder: Path, name: str) -> Run:
     """A run without the proofs of the model's paths, which take most of the time, but where they differ."""
     sys.modules["vllm"] = fake_vllm
     fake_vllm.LLM.made.clear()
-    proving, loading = assembly.prove, models.load_model
+    proving, loading = assembly.prove, spread.load_model
     if "parts" not in name:
         assembly.prove = lambda *_: []  # ty: ignore[invalid-assignment]
     elif "WORLD_SIZE" in os.environ:
-        models.load_model = no_weights  # ty: ignore[invalid-assignment]
+        spread.load_model = no_weights  # ty: ignore[invalid-assignment]
     try:
         return api.build(config(folder, name), PROBLEMS, reward=reward)
     finally:
-        assembly.prove, models.load_model = proving, loading
+        assembly.prove, spread.load_model = proving, loading
 
 
 def observe(folder: Path, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs ``covrl`` in processes that end themselves at a chosen moment; used by tests/training/test_kills.py.
+"""Runs ``covrl`` in processes that end themselves at a chosen moment; used by tests/checkpoints/test_kills.py.
 
     python kill_driver.py < JOBS
 
