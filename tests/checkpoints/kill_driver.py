@@ -162,14 +162,17 @@ def serve() -> None:
 
     import torch
     import transformers  # noqa: F401
+    from proved import PROOFS, prove_once
 
-    import covrl.api
+    import covrl.assembly
     import covrl.cli.app
     import covrl.reporting.html
-    import covrl.reporting.terminal  # noqa: F401
+    import covrl.reporting.terminal
 
+    covrl.assembly.prove = prove_once
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ[PROOFS] = scratch
         said, counted = Path(scratch) / "said", Path(scratch) / "counted"
         for line in sys.stdin:
             job = json.loads(line)
@@ -188,4 +191,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     serve()

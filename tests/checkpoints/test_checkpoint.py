@@ -28,8 +28,6 @@ from covrl.training import step as page
 from covrl.training.run import Run
 from covrl.training.step import take_step
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
 SMALL = [
     "training.steps=5",
     "training.problems_per_step=3",

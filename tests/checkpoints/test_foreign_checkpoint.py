@@ -22,8 +22,6 @@ from covrl.errors import UserError
 from covrl.quickstart.run import load_config
 from covrl.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
 SMALL = [
     "algorithm.name=nover",
     "training.steps=2",

@@ -82,12 +82,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 OTHERS = tuple(method for method in ALGORITHMS if method not in {case[0] for case in CASES.values()})
 """The methods that have no case above: one step of each, in float64."""
 
-EVALUATED = ("covrl", "covrl streams", "covrl replicated", "covrl float32", "covrl merged", "grpo", "grpo float32")
-"""The cases whose held-out problems are graded too: thoughts and responses, weights whole and in parts, both dtypes.
-
-An evaluation is most of a tiny run's work, and knows neither the method nor how its passes are packed.
-"""
-
 MIXED = ("covrl", "mixed", {"recompute": True}, {})
 """bfloat16 products on float32 weights: a rank's share rounds as a batch of its own, so samples are not compared."""
 
@@ -128,7 +122,7 @@ def step_score(asked: Sequence[StepsToScore]) -> list[tuple[float, ...]]:
     return [tuple(sum(map(ord, step)) % 7 / 7 for step in one.steps) for one in asked]
 
 
-def config(folder: Path, name: str) -> RunConfig:
+def config(folder: Path, name: str, steps: int = 3) -> RunConfig:
     """Three problems of three traces: neither number can be halved; passes of few tokens, so that there are many."""
     method, dtype, training, algorithm = (CASES | {"mixed": MIXED} | dict(map(_one_step_of, OTHERS)))[name]
     return RunConfig.model_validate(
@@ -143,7 +137,7 @@ def config(folder: Path, name: str) -> RunConfig:
             "training": {
                 "rollouts_per_problem": 3,
                 "problems_per_step": 3,
-                "steps": 3,
+                "steps": steps,
                 "warmup_steps": 0,
                 "learning_rate": 1e-3,
                 "schedule": "constant",
@@ -151,7 +145,7 @@ def config(folder: Path, name: str) -> RunConfig:
                 "stream_norms_every": 0,
             }
             | training,
-            "evaluation": {"every": 2, "verifier": "text"},
+            "evaluation": {"every": 3, "verifier": "text"},
             "checkpoint": {"every": 2},
             "algorithm": {"name": method, **algorithm},
         }
@@ -163,9 +157,11 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def observe(folder: Path, name: str) -> dict[str, Any]:
-    """What a run of three steps does: its samples, first gradient, weights and metrics; and who held how much."""
-    held_out = PROBLEMS[:5] if name in EVALUATED else None
-    run: Run = api.build(config(folder, name), PROBLEMS, held_out, reward=reward)
+    """What a run of two steps does: its samples, first gradient, weights and metrics; and who held how much.
+
+    Of three held-out problems one rank has two; they are evaluated after both steps.
+    """
+    run: Run = api.build(config(folder, name, steps=2), PROBLEMS, PROBLEMS[:3], reward=reward)
     groups = sample(run, PROBLEMS[:5], Draw(0, 0))
     gradients: list[torch.Tensor] = []
     passes = [0]
@@ -303,7 +299,7 @@ def in_second_step(run: Run, training: bool) -> bool:
 
 def exhausted(folder: Path, where: str, name: str, times: int) -> dict[str, Any]:
     """A run in whose second step the second rank alone runs out of memory that often; what it says and comes to."""
-    run: Run = api.build(config(folder, name), PROBLEMS, reward=reward)
+    run: Run = api.build(config(folder, name, steps=2), PROBLEMS, reward=reward)
     policy, left = run.models["policy"], [times if run.world.rank else 0]
     owner, method = {
         "scoring": (policy, "states"),

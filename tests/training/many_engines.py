@@ -1,6 +1,6 @@
 """Runs whose samples other engines draw, on several processes: a stand-in for vLLM on every rank, or fake servers.
 
-torchrun --nproc-per-node 2 tests/training/many_engines.py FOLDER CASE ...
+tests/training/test_many_engines.py compares them: in one process, and in two or three by worlds.py.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def fails(folder: Path, what: str, rank: int) -> str:
     return "nothing"
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, *names: str) -> None:
     world = join_world("cpu")
     vllm_server.PIECE_BYTES = 1  # so every layer is a piece of its own
 
@@ -185,9 +185,3 @@ def main(folder: Path, names: list[str]) -> None:
     if world.first:
         torch.save(found, folder / f"engines-{world.size}.pt")
     world.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
-    sys.stdout.flush()
-    os._exit(0)  # as many.py

@@ -45,8 +45,6 @@ from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
 pytest.importorskip("peft")
 
 PROMPTS = {

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,6 @@ from covrl.records import Output, Scores
 sys.path.insert(0, str(Path(__file__).parent))
 import many
 from worlds import Worlds
-
-pytestmark = pytest.mark.usefixtures("proved_once")
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 """Starts several processes: :func:`torchrun`, or without its imports the fixture ``worlds``."""
@@ -56,14 +54,6 @@ def make_models(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def worlds() -> Iterator[Worlds]:
-    """Starts what :func:`torchrun` does, without its imports."""
-    served = Worlds()
-    yield served
-    served.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     """Models, a run of one process, and what two processes did."""
     folder = tmp_path_factory.mktemp("many")
@@ -71,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     many.train(folder, folder / "by-one")
     many.batch(folder)
     many.cut(folder / "by-one", folder / "by-one-cut")
-    done = worlds("many", str(folder), limit=1800)
+    done = worlds("many", str(folder), path=Path(__file__).parent, limit=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -24,8 +24,6 @@ from covrl.training.publish import begin_anew
 from covrl.training.run import Run
 from covrl.training.step import take_step
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -2,13 +2,14 @@
 
 A start of ``torchrun`` imports torch in the launcher and in each process, which costs more than most of these tests
 do. Here the launcher is torchrun's own (its agent, store, signals and error reports), in a fork of a server that has
-imported everything, and it forks the processes. Two tests start the command itself (``test_parallel.torchrun``).
+imported everything, and it forks the processes. A model's paths are proved once for each process that is forked
+(:mod:`proved`). Two tests start the command itself (``test_parallel.torchrun``).
 
     python worlds.py < JOBS
 
-Each line of JOBS is ``{"argv": [...], "path": FOLDER, "processes": N, "limit": SECONDS}``, with ``argv`` as torchrun
-takes it: ``-m covrl WORDS``, or the name of a module beside this file whose ``main`` gets a folder. Each answer is one
-line: ``{"exit": CODE, "out": TEXT, "err": TEXT}``.
+Each line of JOBS is ``{"argv": [...], "cwd": FOLDER, "path": FOLDER, "processes": N, "limit": SECONDS}``, with ``argv``
+as torchrun takes it: ``-m covrl WORDS``, or the name of a module in ``path`` whose ``main`` gets a folder and the words
+after it. Each answer is one line: ``{"exit": CODE, "out": TEXT, "err": TEXT}``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class Worlds:
         """As :func:`test_parallel.torchrun`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        job = {"argv": argv, "path": str(path or ""), "processes": processes, "limit": limit}
+        job = {"argv": argv, "path": str(path or ""), "processes": processes, "limit": limit, "cwd": os.getcwd()}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -59,14 +61,16 @@ def serve() -> None:
     """Answer jobs from standard input, one line each."""
     import torch
     import transformers  # noqa: F401
+    from proved import PROVING, prove_once
     from torch.distributed.launcher.api import elastic_launch  # noqa: F401
 
-    import covrl.api
     import covrl.cli.app
     import covrl.cli.train
     import covrl.distributed.processes
     import covrl.reporting.html  # noqa: F401
 
+    for name in PROVING:
+        import_module(name).prove = prove_once  # ty: ignore[unresolved-attribute]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         out, err = Path(scratch) / "out", Path(scratch) / "err"
@@ -99,6 +103,7 @@ def ended(process: int, limit: float) -> int:
 def launcher(job: dict[str, Any], out: Path, err: Path) -> None:
     """The forked process: torchrun's agent, as ``torchrun --standalone`` sets it up; never returns."""
     os.setsid()
+    os.chdir(job["cwd"])
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
     if job["path"]:
@@ -136,9 +141,7 @@ def rank(argv: list[str]) -> None:
             sys.argv = ["covrl", *argv[2:]]
             main()
         else:
-            from importlib import import_module
-
-            import_module(argv[0]).main(Path(argv[1]))
+            import_module(argv[0]).main(Path(argv[1]), *argv[2:])
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:
@@ -151,5 +154,5 @@ def rank(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    sys.path.insert(0, str(Path(__file__).parent))
     serve()
