@@ -18,6 +18,19 @@ answer_suffix = ";"
 """
 """Of a settings file, for models of one token a character; the letter that closes a trace is one they often draw."""
 
+LETTERS = {
+    "user": "{question}",
+    "prior_open": " ",
+    "posterior_open": "({hint}) ",
+    "close": "e",
+    "answer_prefix": "",
+    "answer_suffix": "t",
+}
+"""A table of such prompts with letters alone, so that an untrained model often closes its answers too."""
+
+MARKS = LETTERS | {"answer_prefix": ":", "answer_suffix": ";"}
+"""The same with answers between marks, which only a trained model writes."""
+
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Problems as JSON lines."""

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from models import save_tiny
+from projects import LETTERS
 from torch import Tensor
 from training.passes import passes
 
@@ -46,14 +47,6 @@ from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes"
 
@@ -79,7 +72,7 @@ def make_run(
 ) -> Run:
     table = {
         "model": {"path": "model", "device": "cpu", "dtype": dtype},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 24, "max_answer_tokens": 24},
         "training": {
             "rollouts_per_problem": 4,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import WITH_VISION, prove, save_tiny, tiny, tiny_with_vision
+from projects import LETTERS
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, T5Config
 
@@ -23,14 +24,6 @@ from covrl.models.text import cache_numbers, context_length, model_class, text_c
 from covrl.records import Problem
 
 SHAPES = Path(__file__).parents[3] / "shared" / "configs" / "models.json"
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(4)]
 SAVED_WHOLE = [family for family in WITH_VISION if family != "llama4"]
 
@@ -47,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(model: Path, method: str, **sections: Any) -> RunConfig:
     table = {
         "model": {"path": str(model), "device": "cpu"},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 32, "max_answer_tokens": 4},
         "training": {"rollouts_per_problem": 8, "problems_per_step": 2, "steps": 1, "warmup_steps": 0}
         | {"learning_rate": 1e-2},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from projects import LETTERS
 from torch.distributed.tensor import DTensor
 
 from covrl import api
@@ -34,15 +35,6 @@ from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
-
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # name: (method, dtype, [training], [algorithm])
     "covrl": ("covrl", "float64", {}, {}),
@@ -132,7 +124,7 @@ def config(folder: Path, name: str, steps: int = 3) -> RunConfig:
                 "device": "cpu",
                 "dtype": dtype,
             },
-            "prompts": PROMPTS,
+            "prompts": LETTERS,
             "generation": {"max_trace_tokens": 30, "max_answer_tokens": 20},
             "training": {
                 "rollouts_per_problem": 3,

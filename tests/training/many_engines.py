@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 import fake_vllm
 from many import PROBLEMS, flat, no_weights, reward
+from projects import LETTERS
 
 from covrl import api, assembly
 from covrl.config import RunConfig
@@ -30,15 +31,6 @@ from covrl.models import spread
 from covrl.training import loop, step
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
-
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 
 CASES: dict[str, dict[str, Any]] = {
     "vllm": {},
@@ -65,7 +57,7 @@ def config(folder: Path, name: str) -> RunConfig:
     found = json.loads((folder / "servers.json").read_text())
     table: dict[str, Any] = {
         "model": {"path": str(folder / "llama"), "device": "cpu", "dtype": "float32"},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 12, "max_answer_tokens": 8, "engine": "vllm", "rows_per_pass": 16},
         "training": {
             "rollouts_per_problem": 4,

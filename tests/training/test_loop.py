@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import character_tokenizer, save_tiny, tiny
+from projects import LETTERS
 from torch import Tensor
 
 from covrl.algorithms import ALGORITHMS
@@ -29,14 +30,6 @@ from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 ALONE = (
     *("rationalise", "opsd", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta"),
     *("rlsp", "a_star_po"),
@@ -49,7 +42,7 @@ PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
 def table(name: str, training: dict[str, Any] | None = None, **algorithm: Any) -> dict[str, Any]:
     return {
         "model": {"path": "model", "device": "cpu", "dtype": "float64"},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 40, "max_answer_tokens": 40},
         "training": {
             "rollouts_per_problem": 4,

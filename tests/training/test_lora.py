@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import Covrl
 from models import save_tiny
+from projects import LETTERS
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -47,14 +48,6 @@ from covrl.training.step import take_step
 
 pytest.importorskip("peft")
 
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
 
 
@@ -75,7 +68,7 @@ def settings(folder: Path, name: str = "grpo", lora: dict[str, Any] | None = Non
     table = {
         "model": {"path": str(folder / "gpt2"), "device": "cpu", "dtype": "float64"} | sections.pop("model", {}),
         "lora": {"rank": 3} if lora is None else lora,
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 20, "max_answer_tokens": 8},
         "training": {"rollouts_per_problem": 3, "problems_per_step": 3, "steps": 3, "warmup_steps": 0}
         | {"learning_rate": 1e-2}
