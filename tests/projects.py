@@ -1,11 +1,15 @@
-"""What the folders of users have in common, in tests of the command line."""
+"""What the folders and runs of users have in common, in tests of the command line and of training."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from covrl.records import StepReport
 
 PROMPTS = """
 [prompts]
@@ -35,3 +39,16 @@ MARKS = LETTERS | {"answer_prefix": ":", "answer_suffix": ";"}
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Problems as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class InterruptAt:
+    """A sink that sends the process Ctrl-C while a step is reported."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def write(self, report: StepReport) -> None:
+        if report.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def close(self) -> None: ...

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from projects import InterruptAt
 
 from covrl import api, files
 from covrl.checkpoints.checkpoint import checkpoints, newest_whole, save_checkpoint
@@ -21,7 +22,6 @@ from covrl.checkpoints.run_writer import CannotSaveError
 from covrl.config import RunConfig, check, read_toml
 from covrl.errors import RunInterruptedError, UserError
 from covrl.quickstart.run import load_config
-from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training import publish
 from covrl.training import step as page
@@ -47,19 +47,6 @@ def rows(folder: Path) -> list[dict]:
     """metrics.jsonl without what may differ between two runs: the times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.get("metrics", row).items() if not k.startswith("time/")} for row in lines]
-
-
-class InterruptAt:
-    """A sink that sends the process Ctrl-C while a step is reported."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def write(self, report: StepReport) -> None:
-        if report.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None: ...
 
 
 REMEMBERS = [*SMALL, "algorithm.kl_band=[0.001, 0.002]"]

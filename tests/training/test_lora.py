@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 from commands import Covrl
 from models import save_tiny
-from projects import LETTERS
+from projects import LETTERS, InterruptAt
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -34,7 +32,7 @@ from covrl.models.model import LanguageModel, load_model
 from covrl.models.spec import ModelSpec
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPES
-from covrl.records import Credit, Output, Problem, ScoredGroup, StepReport
+from covrl.records import Credit, Output, Problem, ScoredGroup
 from covrl.scoring.pack import make_unit, read
 from covrl.training import loop
 from covrl.training.gradient import add_gradient
@@ -382,19 +380,6 @@ def test_memory_counts_shared_weights_once(folder: Path) -> None:
         model_bytes(make_run(folder, "rlpr", {}))["weights"]
         == 2 * model_bytes(make_run(folder, "covrl", {}))["weights"]
     )
-
-
-class InterruptAt:
-    """A sink that sends the process Ctrl-C while a step is reported."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def write(self, report: StepReport) -> None:
-        if report.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize(
