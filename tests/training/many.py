@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"tokens_per_pass": 400, "problems_per_step": 1, "weights": "replicated"},
         {},
     ),
-    "covrl merged in part": ("covrl", "float64", {"tokens_per_pass": 230}, {}),
+    "covrl merged in part": ("covrl", "float64", {"tokens_per_pass": 240}, {}),
     "grpo": ("grpo", "float64", {"mini_batches": 2}, {}),
     "grpo float32": ("grpo", "float32", {}, {}),
     "grpo idle rank": ("grpo", "float64", {"problems_per_step": 1, "rollouts_per_problem": 3}, {}),
