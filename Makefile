@@ -35,7 +35,7 @@ test-gym: $(READY)
 
 # With the real compiler, which wants g++ or clang++.
 test-compile: $(READY)
-	OMP_NUM_THREADS=1 COVRL_COMPILE=1 $(VENV)/bin/python -m pytest tests/scoring/test_compile.py -rs $(ARGS)
+	OMP_NUM_THREADS=1 COVRL_COMPILE=1 $(VENV)/bin/python -m pytest tests/models/test_compile.py -rs $(ARGS)
 
 # The property tests with draws of their own each time, where `test` repeats the same ones.
 fuzz: $(READY)

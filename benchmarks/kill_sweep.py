@@ -2,8 +2,8 @@
 
     python benchmarks/kill_sweep.py --kills 60 --out docs/results
 
-Every moment of tests/training/kill_driver.py takes its turn; which of four runs, which pass of the moment, SIGKILL or
-SIGTERM, and whether the resumed process is struck as well, is drawn with the seed. Writes kills.md and kills.jsonl.
+Every moment of tests/checkpoints/kill_driver.py takes its turn; which of four runs, which pass of the moment, SIGKILL
+or SIGTERM, and whether the resumed process is struck as well, is drawn with the seed. Writes kills.md and kills.jsonl.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "checkpoints")]
 
 from kill_cases import CASES, Driver, contents, difference, write_project  # noqa: E402
 
@@ -131,7 +131,7 @@ def table(outcomes: Sequence[Outcome], command: str) -> str:
         good = sum(o.differs is None for _, o in mine)
         lines.append(f"| {point} | {numbers[0]} | {numbers[1]} | {good} of {len(mine)} |")
     cases = ", ".join(f"{name} {sum(o.case == name for o in outcomes)}" for name in CASES)
-    lines += ["", f"Runs by method: {cases}. What each is made of is in `tests/training/kill_cases.py`.", ""]
+    lines += ["", f"Runs by method: {cases}. What each is made of is in `tests/checkpoints/kill_cases.py`.", ""]
     failed = [o for o in outcomes if o.differs]
     lines += [
         f"- {o.case}, {', '.join(f'{s.signal} {s.point} {s.at}' for s in o.strikes)}: {o.differs}" for o in failed

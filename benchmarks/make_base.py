@@ -77,39 +77,38 @@ class Example:
     prompt: str
     target: str
 
+    @classmethod
+    def prior(cls, question: str, habit: StrEnum, trace: str, said: str) -> Example:
+        """A trace under the prior prompt, and the answer after it."""
+        target = f"{trace}{task.TRACE_CLOSE}{task.ANSWER_OPEN}{said}{task.ANSWER_CLOSE}{task.EOS}"
+        return cls(question, habit, None, task.PRIOR_PROMPT.format(question=question), target)
+
+    @classmethod
+    def posterior(cls, question: str, habit: StrEnum, hint: str, trace: str) -> Example:
+        """A trace under the posterior prompt; it stops at the closing tag: no answer is learnt with a hint in sight."""
+        prompt = task.POSTERIOR_PROMPT.format(question=question, hint=hint)
+        return cls(question, habit, hint, prompt, f"{trace}{task.TRACE_CLOSE}")
+
 
 def prior_example(rng: random.Random, pool: Sequence[str], weights: Mapping[Habit, float] = PRIOR_WEIGHTS) -> Example:
     """A row under the prior prompt: trace, then (mostly) the trace's own result as the answer, be it right or wrong."""
     question = rng.choice(pool)
     habit = _draw(rng, weights)
     said = _stray_result(rng, pool) if rng.random() < STRAY_ANSWERS else result(habit, question)
-    answer = f"{task.ANSWER_OPEN}{said}{task.ANSWER_CLOSE}{task.EOS}"
-    return Example(
-        question=question,
-        habit=habit,
-        hint=None,
-        prompt=task.PRIOR_PROMPT.format(question=question),
-        target=f"{write_trace(habit, question)}{task.TRACE_CLOSE}{answer}",
-    )
+    return Example.prior(question, habit, write_trace(habit, question), said)
 
 
 def posterior_example(
     rng: random.Random, pool: Sequence[str], weights: Mapping[Habit, float] = PRIOR_WEIGHTS
 ) -> Example:
-    """A row under the posterior prompt; it stops at the closing tag, so no answer is learnt with a hint in sight."""
+    """A row under the posterior prompt, whose hint mostly is the trace's own result."""
     question = rng.choice(pool)
     if rng.random() < TRUE_HINTS:
         habit = rng.choice(list(Habit))
         hint = result(habit, question)
     else:
         habit, hint = _draw(rng, weights), _stray_result(rng, pool)
-    return Example(
-        question=question,
-        habit=habit,
-        hint=hint,
-        prompt=task.POSTERIOR_PROMPT.format(question=question, hint=hint),
-        target=f"{write_trace(habit, question)}{task.TRACE_CLOSE}",
-    )
+    return Example.posterior(question, habit, hint, write_trace(habit, question))
 
 
 def _draw(rng: random.Random, weights: Mapping[Habit, float]) -> Habit:

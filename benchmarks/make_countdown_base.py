@@ -57,17 +57,11 @@ def prior_example(rng: random.Random, pool: Sequence[Question]) -> Example:
     habit, trace, said = prior_trace(rng, question)
     if rng.random() < STRAY_ANSWERS:
         said = expression(solution(rng.choice(pool)))
-    return Example(
-        question=str(question),
-        habit=habit,
-        hint=None,
-        prompt=task.PRIOR_PROMPT.format(question=question),
-        target=f"{trace}{task.TRACE_CLOSE}{task.ANSWER_OPEN}{said}{task.ANSWER_CLOSE}{task.EOS}",
-    )
+    return Example.prior(str(question), habit, trace, said)
 
 
 def posterior_example(rng: random.Random, pool: Sequence[Question]) -> Example:
-    """A row under the posterior prompt; it stops at the closing tag, so no answer is learnt with a hint in sight."""
+    """A row under the posterior prompt, whose hint mostly is the question's own solution."""
     question = rng.choice(pool)
     if rng.random() < TRUE_HINTS:
         habit, shown = Habit.DIRECT, question
@@ -75,14 +69,7 @@ def posterior_example(rng: random.Random, pool: Sequence[Question]) -> Example:
     else:
         shown = rng.choice(pool)
         habit, trace, _ = prior_trace(rng, question)
-    hint = expression(solution(shown))
-    return Example(
-        question=str(question),
-        habit=habit,
-        hint=hint,
-        prompt=task.POSTERIOR_PROMPT.format(question=question, hint=hint),
-        target=f"{trace}{task.TRACE_CLOSE}",
-    )
+    return Example.posterior(str(question), habit, expression(solution(shown)), trace)
 
 
 def countdown_rows(rng: random.Random) -> list[Example]:

@@ -67,18 +67,11 @@ def prior_example(rng: random.Random, pool: Sequence[str]) -> Example:
     if rng.random() < STRAY_ANSWERS:
         first, second = rng.sample([words.split(" ")[1] for words in question.split(", ")], 2)
         said = first, second
-    answer = f"{task.ANSWER_OPEN}{phrase(said, _phrasing(rng))}{task.ANSWER_CLOSE}{task.EOS}"
-    return Example(
-        question=question,
-        habit=habit,
-        hint=None,
-        prompt=task.PRIOR_PROMPT.format(question=question),
-        target=f"{write_trace(habit, question)}{task.TRACE_CLOSE}{answer}",
-    )
+    return Example.prior(question, habit, write_trace(habit, question), phrase(said, _phrasing(rng)))
 
 
 def posterior_example(rng: random.Random, pool: Sequence[str]) -> Example:
-    """A row under the posterior prompt; it stops at the closing tag, so no answer is learnt with a hint in sight."""
+    """A row under the posterior prompt, whose hint mostly is a phrasing of the trace's own result."""
     question = rng.choice(pool)
     if rng.random() < TRUE_HINTS:
         habit = rng.choice(list(Habit))
@@ -86,14 +79,7 @@ def posterior_example(rng: random.Random, pool: Sequence[str]) -> Example:
     else:
         habit = _prior_habit(rng)
         shown = result(rng.choice(list(Habit)), rng.choice(pool))
-    hint = phrase(shown, _phrasing(rng))
-    return Example(
-        question=question,
-        habit=habit,
-        hint=hint,
-        prompt=task.POSTERIOR_PROMPT.format(question=question, hint=hint),
-        target=f"{write_trace(habit, question)}{task.TRACE_CLOSE}",
-    )
+    return Example.posterior(question, habit, phrase(shown, _phrasing(rng)), write_trace(habit, question))
 
 
 def _prior_habit(rng: random.Random) -> Habit:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from covrl.evaluation.reward_watch import RewardWatch
+from covrl.guards.reward_watch import RewardWatch
 
 Curve = Callable[[int], float]
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from commands import Covrl, here
 from hypothesis import settings
-from proved import prove_once
+from proved import PROVING, prove_once
+from worlds import Worlds
 
 from covrl.rewards.isolation import fault
 
@@ -49,12 +50,24 @@ def covrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     return lambda *arguments: here(monkeypatch, capfd, *arguments)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def proved_once() -> Iterator[None]:
-    """The paths of a model are proved at its first build; most of a small run's build is that proof."""
+    """The paths of a model are proved at its first build; most of a small run's build is that proof.
+
+    A test that puts a fault where the proof should see it calls the proof itself.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("covrl.assembly.prove", prove_once)
+        for module in PROVING:
+            patch.setattr(f"{module}.prove", prove_once)
         yield
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Worlds]:
+    """Starts several processes as torchrun does, without its imports; one server for all files of a test worker."""
+    served = Worlds()
+    yield served
+    served.close()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import pytest
 import torch
 from commands import Covrl
 from models import save_tiny
+from projects import MARKS
 
 import covrl as covrl_package
 from covrl import api
@@ -330,14 +331,7 @@ def test_python_takes_functions_and_classes(package: Path, project: Path) -> Non
     problems = [Problem(str(i), f"{i}+{i}", str(2 * i)) for i in range(4)]
     settings = {
         "model": {"path": "model", "device": "cpu"},
-        "prompts": {
-            "user": "{question}",
-            "prior_open": " ",
-            "posterior_open": "({hint}) ",
-            "close": "e",
-            "answer_prefix": ":",
-            "answer_suffix": ";",
-        },
+        "prompts": MARKS,
         "generation": {"max_trace_tokens": 12, "max_answer_tokens": 4},
         "training": {"steps": 1, "problems_per_step": 4, "rollouts_per_problem": 4, "warmup_steps": 0},
     }

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import character_tokenizer, save_tiny
+from projects import MARKS
 
 import covrl
 from covrl.algorithms import ALGORITHMS, find_algorithm
@@ -131,14 +132,7 @@ def test_the_method_of_the_documentation_trains(tmp_path: Path, monkeypatch: pyt
     settings = {
         "model": {"path": "model", "device": "cpu"},
         "algorithm": {"margin": 0.5},
-        "prompts": {
-            "user": "{question}",
-            "prior_open": " ",
-            "posterior_open": "({hint}) ",
-            "close": "e",
-            "answer_prefix": ":",
-            "answer_suffix": ";",
-        },
+        "prompts": MARKS,
         "generation": {"max_trace_tokens": 12, "max_answer_tokens": 4},
         "training": {"steps": 1, "problems_per_step": 4, "rollouts_per_problem": 4, "warmup_steps": 0},
         "evaluation": {"every": 0},

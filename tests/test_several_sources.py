@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Covrl
 from models import save_tiny
-from projects import PROMPTS, write_rows
+from projects import PROMPTS, InterruptAt, write_rows
 
 from covrl import api
 from covrl.assembly import source_weights, training_problems
 from covrl.config import ProblemsConfig, RunConfig, check, read_toml, to_toml
 from covrl.errors import RunInterruptedError, UserError
-from covrl.records import StepReport
 
 SOURCES = """
 [[problems.train]]
@@ -67,19 +64,6 @@ every = 2
 def figures(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line)["metrics"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in lines]
-
-
-class InterruptAt:
-    """A sink that sends the process Ctrl-C while a step is reported."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def write(self, report: StepReport) -> None:
-        if report.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None: ...
 
 
 def test_each_source_has_its_share_and_figures_and_a_resume_is_the_same(covrl: Covrl, project: Path) -> None:

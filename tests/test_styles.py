@@ -11,13 +11,13 @@ from prompts.templates import CLOSES, DATED, INST, OPENS, PARTS, PLAIN, PROBLEM,
 
 from covrl.algorithms.covrl import CoVRL
 from covrl.api import config_for
+from covrl.checkpoints.resuming import check_config
 from covrl.config import PromptConfig, RunConfig, check, config_from, read_toml, styles, to_toml
 from covrl.config.styles import STYLED, STYLES, TEMPLATES
 from covrl.errors import UserError
 from covrl.prompt_checks import check_tokens
 from covrl.prompts import Prompts
 from covrl.records import Problem, Request, Rollout
-from covrl.training.resuming import check_config
 from covrl.training.rollouts import ended
 
 MODEL = {"model": {"path": "x"}}

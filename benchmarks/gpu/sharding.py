@@ -10,11 +10,12 @@ from speed.device import peak_mb
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from covrl.distributed.sharding import Sharded, whole
 from covrl.models.compute import weights_ready
 from covrl.models.model import LanguageModel
 from covrl.models.proof import Row
+from covrl.models.spread import shard_model
 from covrl.scoring import head
-from covrl.training.sharding import gathered, shard, whole
 from gpu.common import Finding, Task, mixed_model, tried
 
 
@@ -34,20 +35,21 @@ def _compared(task: Task) -> Iterator[Finding]:
     vocabulary, length = model.model.config.vocab_size, 40 if task.tiny else 900
     rows = [(tuple((3 * i + j) % vocabulary for j in range(length)), 20) for i in range(4)]
     expected: dict[str, Tensor] = {}
+    sharded: list[Sharded] = []
 
     def of_whole() -> Finding:
         expected.update(gradient(model, rows))
         return {"peak_mb": peak_mb(task.device)}
 
     def of_parts() -> Finding:
-        shard(model.model, init_device_mesh(task.device.type, (1,)))
+        sharded.append(shard_model(model, init_device_mesh(task.device.type, (1,))))
         found = gradient(model, rows)
         off = max(float((expected[n] - found[n]).norm() / expected[n].norm().clamp_min(1e-12)) for n in expected)
         return {"peak_mb": peak_mb(task.device), "gradient_off": off}
 
     @torch.no_grad()
     def in_whole_again() -> Finding:
-        with gathered(model.model), weights_ready(model.model):
+        with sharded[0].gathered(), weights_ready(model.model):
             total = float(model.states(rows).flat.float().sum())
         return {"peak_mb": peak_mb(task.device), "states": total}
 

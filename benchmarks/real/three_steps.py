@@ -28,11 +28,11 @@ import torch
 from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.config import RunConfig, check
+from covrl.models.beside import load_beside
 from covrl.problems.source import ProblemSource
 from covrl.records import Problem
 from covrl.rewards.steps import StepsToScore
 from covrl.training import loop
-from covrl.training.models import load_beside
 from covrl.training.run import Run
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"

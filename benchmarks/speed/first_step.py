@@ -71,9 +71,9 @@ QUICKSTART = "import os, sys; print(os.getpid(), file=sys.stderr, flush=True); f
 
 def main() -> dict[str, float]:
     """Wall seconds of the parts."""
-    from covrl.cli.app import _cpu_defaults
+    from covrl.cli.options import cpu_defaults
 
-    _cpu_defaults()
+    cpu_defaults()
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
 

@@ -15,15 +15,20 @@ from covrl import files
 from covrl.algorithms import find_algorithm
 from covrl.algorithms.base import Algorithm
 from covrl.assembly import build, build_algorithm, build_evaluation, named_in_config
+from covrl.checkpoints.checkpoint import identity, load_checkpoint, newest_whole, read_state
+from covrl.checkpoints.folder import model_of_run, new_run_folder
+from covrl.checkpoints.resuming import check_config, check_inputs, check_versions
+from covrl.checkpoints.run_writer import CannotSaveError, RunWriter, best_value
 from covrl.config import RunConfig, check, override, read_settings, read_toml, refuse_idle_style, reward_assignments
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.evaluation.ask import Reply
 from covrl.evaluation.ask import ask as ask_model
-from covrl.evaluation.reward_watch import blindness
 from covrl.files import alone_in
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.proof import prove
+from covrl.guards.reward_watch import blindness
+from covrl.guards.signals import stop_requests
 from covrl.hub.push import check_push, push
 from covrl.models.model import SHIPPED, SHIPPED_BASES, load_model
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
@@ -35,15 +40,10 @@ from covrl.rewards.named import Given, Reward, as_reward
 from covrl.rewards.steps import StepScorer
 from covrl.secrets import redacted
 from covrl.training.ahead import resumed_note
-from covrl.training.checkpoint import identity, load_checkpoint, newest_whole, read_state
 from covrl.training.distribute import check_alike
-from covrl.training.folder import model_of_run, new_run_folder
-from covrl.training.keeper import CannotSaveError, Keeper, best_value
 from covrl.training.loop import steps
 from covrl.training.optimizer import warm_up_note
-from covrl.training.resuming import check_config, check_inputs, check_versions
 from covrl.training.run import Run
-from covrl.training.signals import stop_requests
 
 __all__ = [
     "Trained",
@@ -138,17 +138,17 @@ def train_run(
         check_alike(run)
         stopping = cleanup.enter_context(stop_requests(say))
         run.folder, run.stopping = folder, stopping
-        keeper = Keeper(run, folder)
+        writer = RunWriter(run, folder)
         sinks = sinks if world.first else ()
-        for note in filter(None, (*run.notes, *keeper.notes, *_blind(run), warm_up_note(run.config.training))):
+        for note in filter(None, (*run.notes, *writer.notes, *_blind(run), warm_up_note(run.config.training))):
             say(redacted(note))
-        for closed in (run.ahead, keeper, *sinks):
+        for closed in (run.ahead, writer, *sinks):
             cleanup.callback(closed.close)
         try:
             for made in steps(run):
                 report = replace(made, warnings=tuple(map(redacted, made.warnings)))  # sinks of others get it too
                 reports.append(report)
-                keeper.keep(report)  # before the others see it: what they do wrong costs no step
+                writer.write(report)  # before the others see it: what they do wrong costs no step
                 for sink in sinks:
                     sink.write(report)
                 if world.any(stopping()) and run.done < run.config.training.steps:
@@ -159,9 +159,9 @@ def train_run(
             raise
         except Exception as error:
             if world.agreed(error):  # else it is this rank's alone: the others cannot take part in a checkpoint
-                _keep_what_was_done(keeper, error)
+                _keep_what_was_done(writer, error)
             raise
-        last = keeper.last()
+        last = writer.last()
     assert last is not None  # it is None inside a step only
     if run.config.hub.push:
         world.on_rank0(lambda: _push(run, folder, say))
@@ -186,9 +186,9 @@ def _push(run: Run, folder: Path, say: Callable[[str], None]) -> None:
         raise UserError(f"{error}; the run itself is done: covrl push {folder} {hub.push}") from None
 
 
-def _keep_what_was_done(keeper: Keeper, error: Exception) -> None:
+def _keep_what_was_done(writer: RunWriter, error: Exception) -> None:
     try:
-        keeper.last()
+        writer.last()
     except CannotSaveError as also:
         raise TrainingStoppedError(f"{error}; {also}") from error
 

@@ -21,8 +21,10 @@ from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.engines import make_generator
 from covrl.generation.outside import OutsideGenerator
 from covrl.generation.proof import prove
+from covrl.models.beside import load_beside
 from covrl.models.compute import emulated_note
 from covrl.models.model import first_layers, load_model, resolve_dtype
+from covrl.models.policy import in_parts, load_policy
 from covrl.problems.foils import with_foils
 from covrl.problems.loading import load_problems, stem_of
 from covrl.problems.source import ProblemSource, shuffle_hints
@@ -40,7 +42,6 @@ from covrl.training.ahead import check_ahead
 from covrl.training.distribute import distribute
 from covrl.training.fit import fit
 from covrl.training.method_checks import check_method
-from covrl.training.models import in_parts, load_beside, load_policy
 from covrl.training.rollouts import response_tokens
 from covrl.training.run import Run
 from covrl.training.warm_format import WarmFormat, WarmFormatConfig

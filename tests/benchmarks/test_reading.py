@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,22 +9,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import reading as module
 from models import save_tiny
 from projects import PROMPTS, write_rows
 
 from covrl.errors import RunInterruptedError
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks/reading.py"
-
 
 @pytest.fixture
 def reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The script, with its lines and its page in a folder of the test."""
-    spec = importlib.util.spec_from_file_location("benchmark_reading", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(module, "LINES", tmp_path / "lines.jsonl")
     monkeypatch.setattr(module, "PAGE", tmp_path / "page.md")
     return module

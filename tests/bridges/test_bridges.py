@@ -29,7 +29,7 @@ GROUP = 5
 
 
 @pytest.fixture(scope="module")
-def run(proved_once: None) -> Run:
+def run() -> Run:
     settings = ["algorithm.name=rlpr", f"training.rollouts_per_problem={GROUP}", "training.problems_per_step=2"]
     return build(check(RunConfig, override(read_toml(SHIPPED / "quickstart.toml"), [*settings, "evaluation.every=0"])))
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+import curve_pages as module
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("curve_pages", ROOT / "benchmarks" / "curve_pages.py")
-assert SPEC
-assert SPEC.loader
-module = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(module)
 
 PAGE = "# grpo\n\nText.\n\n## Tests\n\n`test_x`\n"
 INDEX = "\n".join([

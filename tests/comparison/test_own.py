@@ -27,7 +27,7 @@ from covrl.comparison.summary import lead_by_problem, lines
 from covrl.comparison.worker import run_order
 from covrl.config import RunConfig, check, override, read_toml
 from covrl.errors import TrainingStoppedError, UserError
-from covrl.training.machine import SHARED, Memory, share_of
+from covrl.planning.machine import SHARED, Memory, share_of
 
 RUN = f"""
 [model]

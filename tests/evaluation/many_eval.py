@@ -1,7 +1,4 @@
-"""The evaluations that tests/evaluation/test_engines.py compares: in the test's own process, and on two as a script.
-
-torchrun --nproc-per-node 2 tests/evaluation/many_eval.py FOLDER
-"""
+"""The evaluations that tests/evaluation/test_engines.py compares: in one process, and in two by worlds.py."""
 
 from __future__ import annotations
 
@@ -9,12 +6,9 @@ import contextlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from covrl.cli.eval_run import Order
 from covrl.cli.evaluate import TraceRequest, run_calibrate, run_eval, run_leak
@@ -41,15 +35,9 @@ def figures(folder: Path, out: Path, *settings: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     close, Processes.close = Processes.close, lambda self: None  # the three commands share one group of processes
     found = figures(folder, folder / "by-two")
     rank = int(os.environ["RANK"])
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     close(Processes(rank, 2))
-
-
-if __name__ == "__main__":
-    main()

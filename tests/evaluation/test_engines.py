@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import many_eval
 import pytest
 from models import character_tokenizer, tiny
 from projects import write_rows
+from worlds import Worlds
 
 from covrl import api
 from covrl.cli.eval_run import Order
@@ -76,14 +75,11 @@ def same(one: Any, other: Any, path: str = "") -> None:
         assert one == other, path
 
 
-def test_two_processes_have_the_figures_of_one(folder: Path) -> None:
+def test_two_processes_have_the_figures_of_one(folder: Path, worlds: Worlds) -> None:
     """Of eval, leak and calibrate; rank 0 alone prints and writes, and every problem is there once, in its order."""
     Path("run.toml").write_text(RUN.format(dtype="float64"))
     one = many_eval.figures(folder, folder / "by-one")
-    at = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [sys.executable, "-m", "torch.distributed.run", *at, str(Path(many_eval.__file__)), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = worlds("many_eval", str(folder), path=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
     two, other = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert other == {"eval": None, "leak": None, "calibrate": None}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from training.test_step import make_run
 
 from covrl.evaluation.information import FIRST, entropy, groups_watched, information, information_metrics
-from covrl.evaluation.reading_watch import ReadingWatch, Seen, reading_warnings
 from covrl.evaluation.thoughts import closed_thoughts, thought_baselines, thought_metrics
 from covrl.generation.base import Draw
+from covrl.guards.reading_watch import ReadingWatch, Seen, reading_warnings
 from covrl.records import Group, Output, Problem, ScoredGroup
 from covrl.scoring.pack import PassLimits
 from covrl.training import loop

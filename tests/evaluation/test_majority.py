@@ -6,7 +6,7 @@ import pytest
 
 from covrl.evaluation.accuracy import Graded
 from covrl.evaluation.majority import majority_marks
-from covrl.evaluation.reward_watch import Look, Paid, RewardWatch, compare
+from covrl.guards.reward_watch import Look, Paid, RewardWatch, compare
 from covrl.records import Problem, Request, Rollout, Verdict
 from covrl.rewards.graders import make_grader
 

@@ -26,8 +26,8 @@ from covrl.evaluation.trace_monitors import (
     mc_gap,
     words_lift,
 )
-from covrl.evaluation.trace_watch import PAGE, WATCHED, TraceWatch
 from covrl.generation.engine import TorchGenerator
+from covrl.guards.trace_watch import PAGE, WATCHED, TraceWatch
 from covrl.problems.source import ProblemSource
 from covrl.records import Credit, Finish, Observed, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.training import loop

@@ -10,6 +10,7 @@ import fake_vllm
 import pytest
 import torch
 from models import character_tokenizer
+from projects import LETTERS
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from covrl import api
@@ -48,14 +49,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(folder: Path, engine: str) -> dict[str, Any]:
     return {
         "model": {"path": str(folder), "device": "cpu"},
-        "prompts": {
-            "user": "{question}",
-            "prior_open": " ",
-            "posterior_open": "({hint}) ",
-            "close": "e",
-            "answer_prefix": "",
-            "answer_suffix": "t",
-        },
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 10, "max_answer_tokens": 4, "engine": engine, "rows_per_pass": 16},
         "training": {
             "steps": 3,

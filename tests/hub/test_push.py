@@ -33,7 +33,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, proved_once: None) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "digits"
     table = override(read_toml(SHIPPED / "quickstart.toml"), SMALL)
     library.train(check(RunConfig, table), out=folder)
@@ -221,7 +221,7 @@ def test_a_folder_without_a_run_is_one_line(hub: Hub, tmp_path: Path, covrl: Cov
     assert found.err == f"covrl: {tmp_path / name}: no run is in this folder (it has no config.toml)\n"
 
 
-def test_the_setting_pushes_at_the_end(hub: Hub, tmp_path: Path, covrl: Covrl, proved_once: None) -> None:
+def test_the_setting_pushes_at_the_end(hub: Hub, tmp_path: Path, covrl: Covrl) -> None:
     asked = [part for each in SMALL for part in ("--set", each)]
     out = str(tmp_path / "run")
     command = ("train", "--config", str(SHIPPED / "quickstart.toml"), *asked, "--out", out, "--set", f"hub.push={REPO}")
@@ -230,9 +230,7 @@ def test_the_setting_pushes_at_the_end(hub: Hub, tmp_path: Path, covrl: Covrl, p
     assert hub.repos[REPO]["model.safetensors"] == (tmp_path / "run/best/model.safetensors").read_bytes()
 
 
-def test_a_push_that_fails_at_the_end_leaves_the_run_whole(
-    hub: Hub, tmp_path: Path, covrl: Covrl, proved_once: None
-) -> None:
+def test_a_push_that_fails_at_the_end_leaves_the_run_whole(hub: Hub, tmp_path: Path, covrl: Covrl) -> None:
     hub.refuse["repos/create"] = (403, "no")
     asked = [part for each in SMALL for part in ("--set", each)]
     out = tmp_path / "run"
@@ -245,7 +243,7 @@ def test_a_push_that_fails_at_the_end_leaves_the_run_whole(
     assert (out / "checkpoints/step-000002/model/model.safetensors").is_file()
 
 
-def test_without_a_token_nothing_is_trained(no_token: None, tmp_path: Path, proved_once: None) -> None:
+def test_without_a_token_nothing_is_trained(no_token: None, tmp_path: Path) -> None:
     table = override(read_toml(SHIPPED / "quickstart.toml"), [*SMALL, f"hub.push={REPO}"])
     with pytest.raises(UserError, match=r"^hub\.push: no token"):
         library.train(check(RunConfig, table), out=tmp_path / "run")

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from covrl import api
 from covrl.algorithms import find_algorithm
+from covrl.checkpoints.checkpoint import fingerprint
+from covrl.checkpoints.resuming import check_inputs
 from covrl.config import RunConfig, check, read_toml, to_toml
 from covrl.errors import UserError
-from covrl.training.checkpoint import fingerprint
-from covrl.training.resuming import check_inputs
 
 pytest.importorskip("peft")  # of the run lora
 

@@ -18,9 +18,9 @@ from tokenizers import AddedToken
 
 from covrl import api, assembly, files
 from covrl.algorithms.covrl import CoVRL
+from covrl.checkpoints.resuming import check_config
 from covrl.config import PromptConfig, RunConfig, check, override, to_toml
 from covrl.errors import UserError
-from covrl.training.resuming import check_config
 
 RUN = """
 [model]

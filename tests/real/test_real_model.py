@@ -23,11 +23,11 @@ from commands import Covrl
 from covrl import api
 from covrl.config import RunConfig, check
 from covrl.generation.engine import DecodingPaths
+from covrl.models.beside import load_beside
 from covrl.models.model import Paths
 from covrl.records import Problem
 from covrl.training import loop
 from covrl.training.dry_run import dry_run
-from covrl.training.models import load_beside
 from covrl.training.run import Run
 
 METHODS = {"float32": ("covrl",), "mixed": ("rlpr",), "bfloat16": ("grpo",)}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import pytest
+import verifier_confusion as bench
 
 ROOT = Path(__file__).parents[2]
 GOLD = {
@@ -34,18 +32,7 @@ GOLD = {
 }
 
 
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    spec = spec_from_file_location("verifier_confusion", ROOT / "benchmarks" / "verifier_confusion.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_pairs_are_seeded_and_their_labels_are_arithmetic(bench: Any) -> None:
+def test_pairs_are_seeded_and_their_labels_are_arithmetic() -> None:
     pairs = bench.build_pairs(GOLD, seed=3, per_set=5)
     assert pairs == bench.build_pairs(GOLD, seed=3, per_set=5)
     assert pairs != bench.build_pairs(GOLD, seed=4, per_set=5)
@@ -62,7 +49,7 @@ def test_pairs_are_seeded_and_their_labels_are_arithmetic(bench: Any) -> None:
     }
 
 
-def test_no_unequal_answer_is_right_and_nearly_all_equal_ones_are(bench: Any) -> None:
+def test_no_unequal_answer_is_right_and_nearly_all_equal_ones_are() -> None:
     pairs = random.Random(0).sample(bench.build_pairs(GOLD, seed=0, per_set=3), 240)
     judged = bench.verdicts(pairs, "math")
     assert bench.false_right(pairs, judged) == []
@@ -76,12 +63,12 @@ def test_no_unequal_answer_is_right_and_nearly_all_equal_ones_are(bench: Any) ->
 
 
 @pytest.mark.parametrize("verifier", ["text", "numeric,relative=0", "choice"])
-def test_the_other_verifiers_are_never_right_about_unequal_answers(verifier: str, bench: Any) -> None:
+def test_the_other_verifiers_are_never_right_about_unequal_answers(verifier: str) -> None:
     pairs = bench.build_pairs(GOLD, seed=1, per_set=3)
     assert bench.false_right(pairs, bench.verdicts(pairs, verifier)) == []
 
 
-def test_solutions_are_paired_with_other_answers_only(bench: Any) -> None:
+def test_solutions_are_paired_with_other_answers_only() -> None:
     rows = [{"answer": a, "solution": f"\\boxed{{{a}}}"} for a in ("5", "x=5", r"\frac12", r"\frac{1}{2}", "7")]
     pairs = bench.solution_pairs(rows, seed=0)
     assert sum(p.same for p in pairs) == 5
@@ -91,7 +78,7 @@ def test_solutions_are_paired_with_other_answers_only(bench: Any) -> None:
     assert ("7", "\\boxed{5}") in crossed
 
 
-def test_the_questions_formulas_are_no_answers(bench: Any) -> None:
+def test_the_questions_formulas_are_no_answers() -> None:
     rows = [
         {"problem": r"Compute $513^2 - 487^2$ where $x = \frac12$. [asy] label($9$); [/asy]", "answer": "26000"},
         {"problem": r"Simplify \[\sqrt{242}.\]", "answer": r"11\sqrt2"},
@@ -105,7 +92,7 @@ def test_the_questions_formulas_are_no_answers(bench: Any) -> None:
     assert [j.verdict for j in bench.verdicts(pairs, "math")] == ["unknown", "wrong", "wrong", "wrong", "unknown"]
 
 
-def test_a_false_right_is_found(bench: Any) -> None:
+def test_a_false_right_is_found() -> None:
     pairs = [
         bench.Pair("k", False, "5", "#### 5"),
         bench.Pair("k", True, "5", "#### 5"),

@@ -6,11 +6,10 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import pytest
+import reference_spellings as bench
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "reference_spellings.py"
@@ -60,18 +59,7 @@ REFERENCES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    spec = spec_from_file_location("reference_spellings", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_no_spelling_of_a_reference_is_wrong(bench: Any) -> None:
+def test_no_spelling_of_a_reference_is_wrong() -> None:
     rows = [row for reference in REFERENCES for row in bench.spellings(reference)]
     assert min(Counter(row.reference for row in rows).values()) >= 5
     judged = bench.verdicts(rows, "math")
@@ -80,14 +68,14 @@ def test_no_spelling_of_a_reference_is_wrong(bench: Any) -> None:
     assert f"| **all** | {sum(j.verdict == 'right' for j in judged)} |" in bench.table(rows, judged)
 
 
-def test_every_form_changes_some_reference_and_a_wrong_one_is_found(bench: Any) -> None:
+def test_every_form_changes_some_reference_and_a_wrong_one_is_found() -> None:
     ways = {row.way for reference in [*REFERENCES, "500", r"11\sqrt2"] for row in bench.spellings(reference)}
     assert ways == {*bench.PLACES, *bench.FENCES, *bench.FORMS}
     rows = [bench.Spelled("dollars", "5", "#### 6", "")]
     assert "| dollars | 0 | 0 | 1 |" in bench.table(rows, bench.verdicts(rows, "text"))
 
 
-def test_real_references_are_not_wrong_in_other_spellings(bench: Any) -> None:
+def test_real_references_are_not_wrong_in_other_spellings() -> None:
     if not DATA.exists():
         pytest.skip(f"{DATA} is missing")
     problems = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[::12]]

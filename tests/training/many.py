@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from projects import LETTERS
 from torch.distributed.tensor import DTensor
 
 from covrl import api
@@ -17,31 +18,23 @@ from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.algorithms.base import LossTokens
 from covrl.config import RunConfig
 from covrl.distributed.processes import join_world
+from covrl.distributed.sharding import whole
 from covrl.errors import NonFiniteError, OutOfMemoryError, RunInterruptedError, UserError
 from covrl.generation.base import Draw
+from covrl.models import spread
+from covrl.planning.machine import Memory
 from covrl.records import Problem
 from covrl.rewards.steps import StepsToScore
 from covrl.training import fit as fitting
-from covrl.training import loop, models
+from covrl.training import loop
 from covrl.training.gradient import add_gradient
-from covrl.training.machine import Memory
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
-from covrl.training.sharding import whole
 from covrl.training.step import take_step
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
-
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # name: (method, dtype, [training], [algorithm])
     "covrl": ("covrl", "float64", {}, {}),
@@ -59,7 +52,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"tokens_per_pass": 400, "problems_per_step": 1, "weights": "replicated"},
         {},
     ),
-    "covrl merged in part": ("covrl", "float64", {"tokens_per_pass": 230}, {}),
+    "covrl merged in part": ("covrl", "float64", {"tokens_per_pass": 240}, {}),
     "grpo": ("grpo", "float64", {"mini_batches": 2}, {}),
     "grpo float32": ("grpo", "float32", {}, {}),
     "grpo idle rank": ("grpo", "float64", {"problems_per_step": 1, "rollouts_per_problem": 3}, {}),
@@ -80,12 +73,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 
 OTHERS = tuple(method for method in ALGORITHMS if method not in {case[0] for case in CASES.values()})
 """The methods that have no case above: one step of each, in float64."""
-
-EVALUATED = ("covrl", "covrl streams", "covrl replicated", "covrl float32", "covrl merged", "grpo", "grpo float32")
-"""The cases whose held-out problems are graded too: thoughts and responses, weights whole and in parts, both dtypes.
-
-An evaluation is most of a tiny run's work, and knows neither the method nor how its passes are packed.
-"""
 
 MIXED = ("covrl", "mixed", {"recompute": True}, {})
 """bfloat16 products on float32 weights: a rank's share rounds as a batch of its own, so samples are not compared."""
@@ -127,7 +114,7 @@ def step_score(asked: Sequence[StepsToScore]) -> list[tuple[float, ...]]:
     return [tuple(sum(map(ord, step)) % 7 / 7 for step in one.steps) for one in asked]
 
 
-def config(folder: Path, name: str) -> RunConfig:
+def config(folder: Path, name: str, steps: int = 3) -> RunConfig:
     """Three problems of three traces: neither number can be halved; passes of few tokens, so that there are many."""
     method, dtype, training, algorithm = (CASES | {"mixed": MIXED} | dict(map(_one_step_of, OTHERS)))[name]
     return RunConfig.model_validate(
@@ -137,12 +124,12 @@ def config(folder: Path, name: str) -> RunConfig:
                 "device": "cpu",
                 "dtype": dtype,
             },
-            "prompts": PROMPTS,
+            "prompts": LETTERS,
             "generation": {"max_trace_tokens": 30, "max_answer_tokens": 20},
             "training": {
                 "rollouts_per_problem": 3,
                 "problems_per_step": 3,
-                "steps": 3,
+                "steps": steps,
                 "warmup_steps": 0,
                 "learning_rate": 1e-3,
                 "schedule": "constant",
@@ -150,7 +137,7 @@ def config(folder: Path, name: str) -> RunConfig:
                 "stream_norms_every": 0,
             }
             | training,
-            "evaluation": {"every": 2, "verifier": "text"},
+            "evaluation": {"every": 3, "verifier": "text"},
             "checkpoint": {"every": 2},
             "algorithm": {"name": method, **algorithm},
         }
@@ -162,9 +149,11 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def observe(folder: Path, name: str) -> dict[str, Any]:
-    """What a run of three steps does: its samples, first gradient, weights and metrics; and who held how much."""
-    held_out = PROBLEMS[:5] if name in EVALUATED else None
-    run: Run = api.build(config(folder, name), PROBLEMS, held_out, reward=reward)
+    """What a run of two steps does: its samples, first gradient, weights and metrics; and who held how much.
+
+    Of three held-out problems one rank has two; they are evaluated after both steps.
+    """
+    run: Run = api.build(config(folder, name, steps=2), PROBLEMS, PROBLEMS[:3], reward=reward)
     groups = sample(run, PROBLEMS[:5], Draw(0, 0))
     gradients: list[torch.Tensor] = []
     passes = [0]
@@ -302,7 +291,7 @@ def in_second_step(run: Run, training: bool) -> bool:
 
 def exhausted(folder: Path, where: str, name: str, times: int) -> dict[str, Any]:
     """A run in whose second step the second rank alone runs out of memory that often; what it says and comes to."""
-    run: Run = api.build(config(folder, name), PROBLEMS, reward=reward)
+    run: Run = api.build(config(folder, name, steps=2), PROBLEMS, reward=reward)
     policy, left = run.models["policy"], [times if run.world.rank else 0]
     owner, method = {
         "scoring": (policy, "states"),
@@ -399,7 +388,7 @@ def no_weights(*_: Any) -> None:
 def main(folder: Path) -> None:
     world = join_world("cpu")
     if not world.first:
-        models.load_model = no_weights
+        spread.load_model = no_weights
     found = {name: observe(folder, name) for name in CASES} | {"mixed": mixed(folder)}
     found["others"] = {method: one_step(folder, method) for method in OTHERS}
     train(folder, folder / "by-two")

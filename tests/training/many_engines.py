@@ -1,6 +1,6 @@
 """Runs whose samples other engines draw, on several processes: a stand-in for vLLM on every rank, or fake servers.
 
-torchrun --nproc-per-node 2 tests/training/many_engines.py FOLDER CASE ...
+tests/training/test_many_engines.py compares them: in one process, and in two or three by worlds.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 import fake_vllm
 from many import PROBLEMS, flat, no_weights, reward
+from projects import LETTERS
 
 from covrl import api, assembly
 from covrl.config import RunConfig
@@ -26,18 +27,10 @@ from covrl.distributed.processes import join_world
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.generation import vllm_server
 from covrl.generation.base import Draw, rest
-from covrl.training import loop, models, step
+from covrl.models import spread
+from covrl.training import loop, step
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
-
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 
 CASES: dict[str, dict[str, Any]] = {
     "vllm": {},
@@ -64,7 +57,7 @@ def config(folder: Path, name: str) -> RunConfig:
     found = json.loads((folder / "servers.json").read_text())
     table: dict[str, Any] = {
         "model": {"path": str(folder / "llama"), "device": "cpu", "dtype": "float32"},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 12, "max_answer_tokens": 8, "engine": "vllm", "rows_per_pass": 16},
         "training": {
             "rollouts_per_problem": 4,
@@ -88,15 +81,15 @@ def built(folder: Path, name: str) -> Run:
     """A run without the proofs of the model's paths, which take most of the time, but where they differ."""
     sys.modules["vllm"] = fake_vllm
     fake_vllm.LLM.made.clear()
-    proving, loading = assembly.prove, models.load_model
+    proving, loading = assembly.prove, spread.load_model
     if "parts" not in name:
         assembly.prove = lambda *_: []  # ty: ignore[invalid-assignment]
     elif "WORLD_SIZE" in os.environ:
-        models.load_model = no_weights  # ty: ignore[invalid-assignment]
+        spread.load_model = no_weights  # ty: ignore[invalid-assignment]
     try:
         return api.build(config(folder, name), PROBLEMS, reward=reward)
     finally:
-        assembly.prove, models.load_model = proving, loading
+        assembly.prove, spread.load_model = proving, loading
 
 
 def observe(folder: Path, name: str) -> dict[str, Any]:
@@ -171,7 +164,7 @@ def fails(folder: Path, what: str, rank: int) -> str:
     return "nothing"
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, *names: str) -> None:
     world = join_world("cpu")
     vllm_server.PIECE_BYTES = 1  # so every layer is a piece of its own
 
@@ -184,9 +177,3 @@ def main(folder: Path, names: list[str]) -> None:
     if world.first:
         torch.save(found, folder / f"engines-{world.size}.pt")
     world.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
-    sys.stdout.flush()
-    os._exit(0)  # as many.py

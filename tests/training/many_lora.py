@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from projects import LETTERS
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -17,14 +18,6 @@ from covrl.records import Problem
 from covrl.training import loop
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(7)]
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 CASES: dict[str, dict[str, Any]] = {
     "covrl": {"algorithm": {"name": "covrl"}, "training": {"stream_norms_every": 1}},
     "following": {"algorithm": {"name": "nover", "sync_every": 1}, "training": {"recompute": True}},
@@ -44,7 +37,7 @@ def config(folder: Path, name: str, **more: Any) -> RunConfig:
     table = {
         "model": {"path": str(folder / "model"), "device": "cpu", "dtype": "float64"} | case.get("model", {}),
         "lora": {"rank": 3},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 20, "max_answer_tokens": 8},
         "training": {
             "rollouts_per_problem": 3,

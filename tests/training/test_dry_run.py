@@ -15,8 +15,8 @@ from covrl.api import build, new_run_folder, train_run
 from covrl.config import RunConfig, check
 from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.models.model import LanguageModel
+from covrl.planning.machine import Memory
 from covrl.training.dry_run import dry_run, largest_pass
-from covrl.training.machine import Memory
 from covrl.training.needs import made_up, measured, pass_bytes
 from covrl.training.run import Run
 

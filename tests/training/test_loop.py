@@ -10,33 +10,26 @@ from typing import Any
 import pytest
 import torch
 from models import character_tokenizer, save_tiny, tiny
+from projects import LETTERS
 from torch import Tensor
 
 from covrl.algorithms import ALGORITHMS
-from covrl.algorithms.base import Admission, ModelSpec
+from covrl.algorithms.base import Admission
 from covrl.api import build, build_algorithm
+from covrl.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from covrl.config import RunConfig
 from covrl.errors import UserError
 from covrl.generation.base import Draw
+from covrl.models.beside import follow
+from covrl.models.copies import frozen_copy
+from covrl.models.spec import ModelSpec
 from covrl.prompts import Prompts
 from covrl.records import Problem, Verdict
-from covrl.training.checkpoint import load_checkpoint, save_checkpoint
-from covrl.training.models import follow, frozen_copy
 from covrl.training.rollouts import judged, sample
 from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 ALONE = (
     *("rationalise", "opsd", "reinforce_pp", "psr", "nsr", "w_reinforce", "ppo", "vineppo", "clip_delta"),
     *("rlsp", "a_star_po"),
@@ -49,7 +42,7 @@ PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(6)]
 def table(name: str, training: dict[str, Any] | None = None, **algorithm: Any) -> dict[str, Any]:
     return {
         "model": {"path": "model", "device": "cpu", "dtype": "float64"},
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 40, "max_answer_tokens": 40},
         "training": {
             "rollouts_per_problem": 4,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +9,34 @@ import pytest
 import torch
 from commands import Covrl
 from models import save_tiny
+from projects import LETTERS, InterruptAt
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from covrl import api
 from covrl.algorithms import ALGORITHMS, find_algorithm
-from covrl.algorithms.base import ModelSpec, Reset, Setup
+from covrl.algorithms.base import Reset, Setup
 from covrl.algorithms.ppo import VALUE
+from covrl.checkpoints.checkpoint import save_trained
 from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
 from covrl.models import adapters
+from covrl.models.adapted import Adapted
+from covrl.models.beside import follow
+from covrl.models.copies import Offloaded, frozen_copy
 from covrl.models.critic import HEAD_FILE, Critic
 from covrl.models.model import LanguageModel, load_model
+from covrl.models.spec import ModelSpec
 from covrl.prompts import Prompts
 from covrl.quickstart.run import RECIPES
-from covrl.records import Credit, Output, Problem, ScoredGroup, StepReport
+from covrl.records import Credit, Output, Problem, ScoredGroup
 from covrl.scoring.pack import make_unit, read
 from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.memory import model_bytes
-from covrl.training.models import Adapted, Offloaded, follow, frozen_copy, save_trained
 from covrl.training.publish import begin_anew
 from covrl.training.reading_plan import reading_plan
 from covrl.training.rollouts import sample
@@ -41,18 +44,8 @@ from covrl.training.run import Run
 from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
 pytest.importorskip("peft")
 
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": "",
-    "answer_suffix": "t",
-}
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8)) for i in range(5)]
 
 
@@ -73,7 +66,7 @@ def settings(folder: Path, name: str = "grpo", lora: dict[str, Any] | None = Non
     table = {
         "model": {"path": str(folder / "gpt2"), "device": "cpu", "dtype": "float64"} | sections.pop("model", {}),
         "lora": {"rank": 3} if lora is None else lora,
-        "prompts": PROMPTS,
+        "prompts": LETTERS,
         "generation": {"max_trace_tokens": 20, "max_answer_tokens": 8},
         "training": {"rollouts_per_problem": 3, "problems_per_step": 3, "steps": 3, "warmup_steps": 0}
         | {"learning_rate": 1e-2}
@@ -389,19 +382,6 @@ def test_memory_counts_shared_weights_once(folder: Path) -> None:
     )
 
 
-class InterruptAt:
-    """A sink that sends the process Ctrl-C while a step is reported."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def write(self, report: StepReport) -> None:
-        if report.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None: ...
-
-
 @pytest.mark.parametrize(
     ("name", "sections", "at"),
     [
@@ -512,7 +492,7 @@ def test_an_offloaded_reference_changes_nothing(folder: Path, tmp_path: Path, na
 
 
 def test_frozen_references_are_one_copy(folder: Path) -> None:
-    from covrl.training.models import load_beside
+    from covrl.models.beside import load_beside
 
     run = make_run(folder, "rlpr", {})
     specs = (ModelSpec("a"), ModelSpec("b"), ModelSpec("c", "copy"))

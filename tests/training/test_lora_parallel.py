@@ -17,8 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import many_lora
 from worlds import Worlds
 
-pytestmark = pytest.mark.usefixtures("proved_once")
-
 pytest.importorskip("peft")
 
 TOLERANCE = {"bfloat16": 0.2}
@@ -33,15 +31,13 @@ def cut(run: Path, copy: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     """A model, a run of one process, and what two processes did."""
     folder = tmp_path_factory.mktemp("many")
     save_tiny("gpt2", folder / "model")
     many_lora.train(folder, folder / "by-one")
     cut(folder / "by-one", folder / "by-one-cut")
-    worlds = Worlds()
-    done = worlds("many_lora", str(folder))
-    worlds.close()
+    done = worlds("many_lora", str(folder), path=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

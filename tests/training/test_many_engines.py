@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fake_vllm
 import many
 import many_engines
-from test_parallel import apart, last_words, torchrun
+from test_parallel import apart, last_words
+from worlds import Worlds
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,9 @@ def servers() -> dict[str, fake_vllm.Server]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, fake_vllm.Server]) -> Iterator[Path]:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, servers: dict[str, fake_vllm.Server], worlds: Worlds
+) -> Iterator[Path]:
     """What two and three processes did. The servers are in the test's own process."""
     folder = tmp_path_factory.mktemp("engines")
     save_tiny("llama", folder / "llama")
@@ -48,9 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, fake_vll
         table |= {"one layer": f"{at['a']},{at['layer']}", "dies": f"{at['a']},{at['dying']}"}
         (folder / "servers.json").write_text(json.dumps(table))
         servers["dying"].die_at = "/v1/completions"
-        script = str(Path(many_engines.__file__))
         for processes, names in ((2, [*many_engines.CASES, *many_engines.FAULTS]), (3, ["vllm", "servers"])):
-            done = torchrun(script, str(folder), *names, processes=processes)
+            done = worlds("many_engines", str(folder), *names, path=Path(__file__).parent, processes=processes)
             assert done.returncode == 0, done.stderr[-6000:]
         yield folder
 
@@ -158,7 +160,7 @@ def reward(problem, text):
 """
 
 
-def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(tmp_path: Path) -> None:
+def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(tmp_path: Path, worlds: Worlds) -> None:
     """The others wait for this rank's part. It says why in one line, and torchrun ends them."""
     save_tiny("llama", tmp_path / "llama")
     (tmp_path / "full.py").write_text(NO_ROOM)
@@ -166,7 +168,7 @@ def test_memory_that_runs_out_while_weights_are_put_together_ends_all_ranks(tmp_
     (tmp_path / "run.toml").write_text(to_toml(many.config(tmp_path, "covrl float32")))
     run = ["--config", str(tmp_path / "run.toml"), "--set", f"problems.train={tmp_path / 'problems.jsonl'}"]
     run += ["--out", str(tmp_path / "run"), "--reward", "full:reward"]
-    done = torchrun("-m", "covrl", "train", *run, path=tmp_path, limit=400)
+    done = worlds("-m", "covrl", "train", *run, path=tmp_path, limit=400)
     assert done.returncode != 0
     (said,) = [line for line in last_words(done) if line.startswith("covrl (rank 1)")]
     assert said.startswith("covrl (rank 1): CUDA out of memory: no room for a whole copy of the ")

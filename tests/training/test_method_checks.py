@@ -10,12 +10,12 @@ import torch
 from training.test_step import PROBLEMS, make_run
 from training.test_step_methods import COVRL, METHODS, method_run
 
-from covrl.algorithms.base import ModelSpec
 from covrl.algorithms.group import outcome
 from covrl.algorithms.grpo import GRPO
 from covrl.algorithms.verifree import VeriFree
 from covrl.errors import UserError
 from covrl.generation.base import Draw
+from covrl.models.spec import ModelSpec
 from covrl.records import Credit, Output, Request, Rollout, ScoredGroup
 from covrl.training.losses import has_weight
 from covrl.training.method_checks import check_credit_shapes, check_method

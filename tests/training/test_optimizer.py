@@ -9,9 +9,9 @@ from training.test_step import credited, make_run
 from training.test_step_methods import method_run
 
 from covrl.algorithms.ppo import PPOConfig
+from covrl.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from covrl.config import TrainingConfig, check
 from covrl.errors import UserError
-from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.optimizer import MOMENTS, learning_rate, make_optimizer, moments_there, warm_up_note
 from covrl.training.run import Run
 from covrl.training.step import set_rate, take_step

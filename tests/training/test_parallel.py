@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,15 @@ from transformers import AutoModelForCausalLM
 
 from covrl import api
 from covrl.config import to_toml
+from covrl.distributed.parts import load_parts, names_in
 from covrl.distributed.processes import _portable, _restored
 from covrl.distributed.world import deal, part_of
+from covrl.guards.bundle import read_bundle
 from covrl.records import Output, Scores
-from covrl.training.bundle import read_bundle
-from covrl.training.parts import load_parts, names_in
 
 sys.path.insert(0, str(Path(__file__).parent))
 import many
 from worlds import Worlds
-
-pytestmark = pytest.mark.usefixtures("proved_once")
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 """Starts several processes: :func:`torchrun`, or without its imports the fixture ``worlds``."""
@@ -56,14 +54,6 @@ def make_models(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def worlds() -> Iterator[Worlds]:
-    """Starts what :func:`torchrun` does, without its imports."""
-    served = Worlds()
-    yield served
-    served.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     """Models, a run of one process, and what two processes did."""
     folder = tmp_path_factory.mktemp("many")
@@ -71,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     many.train(folder, folder / "by-one")
     many.batch(folder)
     many.cut(folder / "by-one", folder / "by-one-cut")
-    done = worlds("many", str(folder), limit=1800)
+    done = worlds("many", str(folder), path=Path(__file__).parent, limit=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -415,7 +405,7 @@ def test_sigterm_to_torchrun_alone_leaves_a_checkpoint_of_the_last_whole_step(fo
 TORN = """
 import os, signal
 
-from covrl.training import checkpoint
+from covrl.checkpoints import checkpoint
 
 save = checkpoint.save_parts
 

@@ -11,19 +11,18 @@ import torch
 from models import save_tiny
 from training.test_loop import PROBLEMS, make_run, table, weights
 
-from covrl.algorithms.base import ModelSpec, Reset
+from covrl.algorithms.base import Reset
 from covrl.api import build
+from covrl.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from covrl.config import RunConfig
 from covrl.errors import RunInterruptedError, UserError
+from covrl.models.spec import ModelSpec
 from covrl.records import Problem
 from covrl.rewards.named import as_named
 from covrl.training import step as steps
-from covrl.training.checkpoint import load_checkpoint, save_checkpoint
 from covrl.training.publish import begin_anew
 from covrl.training.run import Run
 from covrl.training.step import take_step
-
-pytestmark = pytest.mark.usefixtures("proved_once")
 
 
 @pytest.fixture

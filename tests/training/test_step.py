@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILIES, character_tokenizer, tiny
+from projects import MARKS
 from torch import Tensor
 
 from covrl.algorithms import make_algorithm
@@ -30,14 +31,6 @@ from covrl.training.scores import score_groups
 from covrl.training.step import take_step
 
 PROBLEMS = [Problem(f"p{i}", f"{i}+{i * 7}=?", str(i * 8), foil=str(i * 8 + 1)) for i in range(5)]
-PROMPTS = {
-    "user": "{question}",
-    "prior_open": " ",
-    "posterior_open": "({hint}) ",
-    "close": "e",
-    "answer_prefix": ":",
-    "answer_suffix": ";",
-}
 
 
 def make_run(
@@ -47,7 +40,7 @@ def make_run(
     config = RunConfig.model_validate(
         {
             "model": {"path": "unused", "dtype": dtype},
-            "prompts": PROMPTS,
+            "prompts": MARKS,
             "generation": {"max_trace_tokens": 24, "max_answer_tokens": 8},
             "training": {
                 "rollouts_per_problem": 4,

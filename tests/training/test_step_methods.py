@@ -17,6 +17,7 @@ from training.passes import passes
 from training.test_step import PROBLEMS, gradient, make_run
 
 from covrl.generation.base import Draw
+from covrl.models.copies import frozen_copy
 from covrl.models.critic import Critic, HeadOnTrunk
 from covrl.models.shared import lay_out
 from covrl.records import Credit, Group, Rollout, ScoredGroup, Span
@@ -24,7 +25,6 @@ from covrl.scoring.pack import PassLimits, make_unit, padded_tokens
 from covrl.training import loop
 from covrl.training.gradient import add_gradient
 from covrl.training.losses import outputs
-from covrl.training.models import frozen_copy
 from covrl.training.reading_plan import ReadingPlan, plan_of_step, reading_plan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run

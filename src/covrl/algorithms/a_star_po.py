@@ -27,11 +27,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import Algorithm, LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import Algorithm, LossTokens, Setup, Stream
 from covrl.algorithms.group import REFERENCE, P, at_each_token, outcome
 from covrl.config import Settings
 from covrl.errors import UserError
 from covrl.generation.base import Draw
+from covrl.models.spec import ModelSpec
 from covrl.objectives import sequence_mean, traces
 from covrl.records import Credit, Group, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.head import log_prob

@@ -33,7 +33,6 @@ from torch import Tensor
 from covrl.algorithms.base import Setup
 from covrl.algorithms.group import Aggregation, Divergence, GroupConfig, GroupMethod, Marked
 from covrl.config import Settings
-from covrl.objectives import standardised
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 
 
@@ -66,6 +65,7 @@ class DASH(GroupMethod):
     paper: ClassVar[str] = "arXiv 2505.17218"
     evidence: ClassVar[str] = "confirmed in the authors' code; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = DASHConfig
+    std_epsilon: ClassVar[float] = 1e-4
 
     def __init__(self, config: Any, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -73,13 +73,6 @@ class DASH(GroupMethod):
         if config.filter == "paper":
             self.streams = tuple(s._replace(denominator=self._kept) for s in self.streams)
             self.admission_reads = self.credit_reads  # the denominator is made of advantages
-
-    def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
-        if self.config.advantage != "std":
-            return super().advantages(marked)
-        known = [m.reward for m in marked if m.outcome is not None]
-        values = iter(standardised(known, epsilon=1e-4))
-        return [None if m.outcome is None else next(values) for m in marked]
 
     def credit_of(self, rollout: Rollout, scores: Scores, marked: Marked, advantage: Tensor) -> Credit:
         credit = super().credit_of(rollout, scores, marked, advantage)

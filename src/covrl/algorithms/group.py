@@ -20,13 +20,14 @@ Tokens that the policy did not write (``Rollout.written``) are in no sum, mean o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import Admission, Algorithm, LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import Admission, Algorithm, LossTokens, Setup, Stream
 from covrl.algorithms.contrast import (
     FOIL_READING,
     HINTED_READING,
@@ -38,6 +39,7 @@ from covrl.algorithms.contrast import (
 )
 from covrl.config import Settings
 from covrl.generation.base import Draw
+from covrl.models.spec import ModelSpec
 from covrl.objectives import (
     capped,
     centred,
@@ -50,6 +52,7 @@ from covrl.objectives import (
     traces,
     written_only,
 )
+from covrl.objectives.advantages import STD_EPSILON
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob, log_prob_entropy, log_prob_reverse_kl
 from covrl.scoring.pack import Context, Reading
@@ -145,12 +148,16 @@ class Marked(NamedTuple):
 
 
 class GroupMethod(Algorithm):
-    """See the module's docstring; a member overrides ``Config``, and sometimes ``advantages`` or ``loss``."""
+    """See the module's docstring; a member overrides ``Config``, and sometimes ``advantages`` or ``loss``.
+
+    ``std_epsilon`` is added to the deviation by which ``advantage = "std"`` divides.
+    """
 
     Config: ClassVar[type[Settings]] = GroupConfig
     verified: bool = True
     rollouts_wanted: int = 2
     credit_scope: Literal["group", "batch"] = "group"
+    std_epsilon: ClassVar[float] = STD_EPSILON
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.config: GroupConfig = config
@@ -286,7 +293,9 @@ class GroupMethod(Algorithm):
     def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
         """The advantage of each response among those whose outcome is known; None for the others."""
         known = [m.reward for m in marked if m.outcome is not None]
-        values = iter(ADVANTAGES[self.config.advantage](known) if known else [])
+        compare = ADVANTAGES[self.config.advantage]
+        compare = partial(standardised, epsilon=self.std_epsilon) if compare is standardised else compare
+        values = iter(compare(known) if known else [])
         return [None if m.outcome is None else next(values) for m in marked]
 
     def loss(self, tokens: LossTokens) -> dict[str, Tensor]:

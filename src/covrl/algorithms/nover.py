@@ -33,9 +33,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from covrl.algorithms.base import LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import LossTokens, Setup, Stream
 from covrl.algorithms.one_prompt import ANSWER, REFERENCE, OnePrompt, P, constant, likelihood_metrics, mean, shaping
 from covrl.config import Settings
+from covrl.models.spec import ModelSpec
 from covrl.objectives import centred, clipped_ratio, kl_estimate, trace_tokens
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 

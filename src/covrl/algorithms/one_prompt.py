@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from covrl.algorithms.base import Admission, Algorithm, ModelSpec, Setup
+from covrl.algorithms.base import Admission, Algorithm, Setup
 from covrl.generation.base import Draw
+from covrl.models.spec import ModelSpec
 from covrl.objectives import centred, leave_one_out, standardised
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, Row, ScoredGroup, Scores

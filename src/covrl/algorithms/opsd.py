@@ -37,7 +37,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import LossTokens, Setup, Stream
 from covrl.algorithms.one_prompt import (
     ANSWER,
     ANSWER_READING,
@@ -53,6 +53,7 @@ from covrl.algorithms.one_prompt import (
     shaping,
 )
 from covrl.config import Settings
+from covrl.models.spec import ModelSpec
 from covrl.objectives import centred, prior_traces, trace_tokens
 from covrl.objectives.distillation import Clip, Divergence, clipped_divergence, divergence_entries
 from covrl.records import Credit, Output, ScoredGroup, Scores

@@ -24,9 +24,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import LossTokens, Setup, Stream
 from covrl.algorithms.group import Aggregation, GroupConfig, GroupMethod, Marked, outcome
 from covrl.config import Settings
+from covrl.models.spec import ModelSpec
 from covrl.objectives.returns import generalised_advantages, whitened
 from covrl.objectives.written import written_part
 from covrl.records import Credit, Output, Rollout, ScoredGroup, Scores

@@ -27,9 +27,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import LossTokens, Setup, Stream
 from covrl.algorithms.group import GroupConfig, GroupMethod, Marked, P
 from covrl.config import Settings
+from covrl.models.spec import ModelSpec
 from covrl.objectives import forward_kl, tempered
 from covrl.records import Credit, Output, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob_entropy

@@ -29,7 +29,6 @@ from covrl.algorithms.group import Aggregation, GroupConfig, GroupMethod, Marked
 from covrl.algorithms.one_prompt import softmax
 from covrl.config import Settings
 from covrl.errors import UserError
-from covrl.objectives import standardised
 from covrl.records import Credit, Rollout, ScoredGroup
 
 LARGEST_RATIO = 10.0
@@ -58,6 +57,7 @@ class RECAP(GroupMethod):
     paper: ClassVar[str] = "arXiv 2510.21978"
     evidence: ClassVar[str] = "confirmed in the authors' code; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = RECAPConfig
+    std_epsilon: ClassVar[float] = 1e-4
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.own: RECAPConfig = config
@@ -98,13 +98,6 @@ class RECAP(GroupMethod):
             )
         weights = self.weights(sorted(rollout.rewards))
         return sum((weights[name] * value for name, value in rollout.rewards.items()), start=0.0)
-
-    def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
-        if self.config.advantage != "std":
-            return super().advantages(marked)
-        known = [m.reward for m in marked if m.outcome is not None]
-        values = iter(standardised(known, epsilon=1e-4))
-        return [None if m.outcome is None else next(values) for m in marked]
 
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """Also λ of each reward; each one's mean is ``reward/NAME``."""

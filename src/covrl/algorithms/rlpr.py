@@ -31,9 +31,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covrl.algorithms.base import Admission, LossTokens, ModelSpec, Setup, Stream
+from covrl.algorithms.base import Admission, LossTokens, Setup, Stream
 from covrl.algorithms.one_prompt import ANSWER, OnePrompt, P, constant, empty_thought, likelihood_metrics, mean, shaping
 from covrl.config import Settings
+from covrl.models.spec import ModelSpec
 from covrl.objectives import clipped_ratio, standardised, trace_tokens
 from covrl.records import Credit, Output, ScoredGroup, Scores
 from covrl.rewards.likelihood import answer_reward

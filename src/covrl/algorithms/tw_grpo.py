@@ -28,9 +28,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covrl.algorithms.base import Setup
-from covrl.algorithms.group import GroupConfig, GroupMethod, Marked
+from covrl.algorithms.group import GroupConfig, GroupMethod
 from covrl.config import Settings
-from covrl.objectives import standardised
 from covrl.records import Credit, Output, ScoredGroup
 from covrl.scoring.groups import GroupReading, GroupStates
 
@@ -59,18 +58,12 @@ class TWGRPO(GroupMethod):
     paper: ClassVar[str] = "TW-GRPO, 2025"
     evidence: ClassVar[str] = "confirmed in the authors' code; see the module for what is inferred"
     Config: ClassVar[type[Settings]] = TWGRPOConfig
+    std_epsilon: ClassVar[float] = 1e-4
 
     def __init__(self, config: Any, setup: Setup) -> None:
         self.own: TWGRPOConfig = config
         super().__init__(config, setup)
         self.group_readings = (GroupReading("prior", divergences, "group_divergence"),)
-
-    def advantages(self, marked: Sequence[Marked]) -> list[float | None]:
-        if self.config.advantage != "std":
-            return super().advantages(marked)
-        known = [m.reward for m in marked if m.outcome is not None]
-        values = iter(standardised(known, epsilon=1e-4))
-        return [None if m.outcome is None else next(values) for m in marked]
 
     def _credit_group(self, group: ScoredGroup) -> list[Credit]:
         found = super()._credit_group(group)

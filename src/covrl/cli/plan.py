@@ -18,10 +18,10 @@ from covrl.models.adapters import is_adapter
 from covrl.models.gguf import is_gguf
 from covrl.models.model import load_tokenizer, resolve_path
 from covrl.models.trust import quoted, safe_config, tried
+from covrl.planning.phases import LINES, Hardware
+from covrl.planning.planner import ASSUMED_PROMPT, Lengths, Plan, Planner, gb, readings_of
 from covrl.prompts import Prompts, dated
 from covrl.training.needs import longest_of
-from covrl.training.plan import LINES, Hardware
-from covrl.training.planning import ASSUMED_PROMPT, Lengths, Plan, Planner, gb, readings_of
 from covrl.training.rollouts import response_tokens
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from covrl import api, files
+from covrl.checkpoints.checkpoint import leftovers, save_trained
 from covrl.cli.show import show_dry_run, show_model_path
 from covrl.config import RunConfig, config_from
 from covrl.distributed.processes import is_lost_peer
@@ -19,9 +20,7 @@ from covrl.reporting.folder import summary_of
 from covrl.reporting.html import write_report
 from covrl.reporting.terminal import Progress
 from covrl.reporting.trackers import check_trackers, make_trackers
-from covrl.training.checkpoint import leftovers
 from covrl.training.dry_run import dry_run
-from covrl.training.models import save_trained
 from covrl.training.run import Run
 from covrl.training.warm_format import roles_named, solved_problems, warm_format
 

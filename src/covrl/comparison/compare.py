@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from covrl.checkpoints.checkpoint import checkpoints, step_of
 from covrl.comparison.cells import Budget, Cell, Exam, Result, found, grid, missing, present_commit, read_results
 from covrl.comparison.own import Own, keep, load_own, run_folder
 from covrl.comparison.page import render
@@ -21,7 +22,6 @@ from covrl.comparison.table import markdown, show
 from covrl.errors import RunInterruptedError, UserError
 from covrl.models.model import resolve_device
 from covrl.reporting.text import visible
-from covrl.training.checkpoint import checkpoints, step_of
 
 Kind = TypeVar("Kind", int, float)
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from covrl.algorithms import ALGORITHMS, find_algorithm
 from covrl.assembly import build_algorithm, training_problems
+from covrl.checkpoints.resuming import flat, why_it_may_change
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
 from covrl.comparison.worker import Order
@@ -32,7 +33,6 @@ from covrl.models.model import without_weights
 from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
-from covrl.training.resuming import flat, why_it_may_change
 
 FILE = "compare.json"
 

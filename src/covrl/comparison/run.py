@@ -16,9 +16,9 @@ from typing import NamedTuple
 from covrl.comparison.cells import Cell
 from covrl.comparison.worker import ORDER, Order
 from covrl.files import alone_in, made
+from covrl.guards.signals import handled
+from covrl.planning.machine import SHARED, main_memory
 from covrl.reporting.format import duration
-from covrl.training.machine import SHARED, main_memory
-from covrl.training.signals import handled
 
 JOBS = 2
 POLL_S = 0.1

@@ -13,13 +13,6 @@ from rich.text import Text
 
 from covrl.comparison.cells import Cell, Result
 from covrl.comparison.methods import BASE
-from covrl.comparison.soon import (
-    came,
-    pairs_at_equal_rates,
-    sooner_at_equal_rates,
-    times_as_long,
-    times_at_equal_rates,
-)
 from covrl.comparison.summary import (
     AXES,
     UNITS,
@@ -35,6 +28,13 @@ from covrl.comparison.summary import (
     remarks,
     sooner,
     verdict,
+)
+from covrl.comparison.time_to_accuracy import (
+    came,
+    pairs_at_equal_rates,
+    sooner_at_equal_rates,
+    times_as_long,
+    times_at_equal_rates,
 )
 from covrl.reporting.format import ABSENT, duration
 from covrl.reporting.tables import TitledTable, markdown_table, markdown_text

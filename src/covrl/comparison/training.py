@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from covrl.api import build, new_run_folder, resume, train_run
+from covrl.checkpoints.run_writer import CannotSaveError
 from covrl.comparison.cells import COUNTING, Budget
 from covrl.config import RunConfig, typed_rewards
 from covrl.errors import EngineError, OutOfMemoryError, RunInterruptedError, TrainingStoppedError
@@ -25,7 +26,6 @@ from covrl.files import write_file
 from covrl.records import StepReport
 from covrl.reporting.sinks import read_metrics
 from covrl.training.held_out import held_out_metrics
-from covrl.training.keeper import CannotSaveError
 from covrl.training.run import Run
 
 RECENT = 10

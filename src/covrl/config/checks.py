@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from covrl.config.schema import RewardConfig, Settings
+from covrl.config.base import Settings
+from covrl.config.rewards import RewardConfig
 from covrl.errors import UserError
 
 LONGEST_SHOWN = 200

@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from covrl.config.checks import LONGEST_SHOWN, check
-from covrl.config.schema import PromptConfig, RunConfig, rewards_by_name
+from covrl.config.prompts import PromptConfig
+from covrl.config.rewards import rewards_by_name
+from covrl.config.schema import RunConfig
 from covrl.config.styles import STYLED
 from covrl.errors import UserError
 from covrl.escapes import lost_backslash

@@ -1,1 +1,4 @@
-"""The processes that share a run's work: torchrun's, or a single process. Independent of runs and models."""
+"""The processes that share a run's work (torchrun's, or one), weights in parts (FSDP2) and files of such parts.
+
+Independent of runs; loads no model.
+"""

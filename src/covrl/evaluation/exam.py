@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from covrl.errors import UserError
 from covrl.evaluation.accuracy import Evaluator, Graded
-from covrl.evaluation.same import Said, classes
+from covrl.evaluation.answer_clusters import Said, classes
 from covrl.generation.base import Draw
 from covrl.prompt_checks import longest_beyond, longest_prompt
 from covrl.prompts import Prompts
@@ -87,8 +87,8 @@ class Sample:
     """One trace with its answer.
 
     ``answer`` is its normal form (None: no answer), the same for samples of a problem whose answers are equal
-    (:mod:`covrl.evaluation.same`), ``nats`` the sum of −log p over the trace's tokens as sampled, ``answer_cut``
-    whether the answer reached its token limit.
+    (:mod:`covrl.evaluation.answer_clusters`), ``nats`` the sum of −log p over the trace's tokens as sampled,
+    ``answer_cut`` whether the answer reached its token limit.
     """
 
     trace: str

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from covrl.evaluation.accuracy import Graded
-from covrl.evaluation.same import Said, classes
+from covrl.evaluation.answer_clusters import Said, classes
 from covrl.records import Grader
 from covrl.rewards.normalise import spelling
 
@@ -18,8 +18,8 @@ from covrl.rewards.normalise import spelling
 def majority_marks(rows: Sequence[Sequence[Graded]], verifier: str, grade: Grader | None) -> str:
     """A mark a problem: ``1`` where its right answers outnumber each other answer of its samples, else ``0``.
 
-    A tie is not right, and a sample without an answer has no vote. :mod:`covrl.evaluation.same` says which answers are
-    equal.
+    A tie is not right, and a sample without an answer has no vote. :mod:`covrl.evaluation.answer_clusters` says which
+    answers are equal.
     """
     said = [(row[0].problem, [Said(spelling(g.answer), g.answer, g.verdict) for g in row]) for row in rows]
     names = classes(said, verifier, grade)

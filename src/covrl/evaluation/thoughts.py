@@ -26,6 +26,9 @@ Read = Callable[[Sequence[Context], Sequence[Reading], Sequence[tuple[Problem, R
 
 ANSWER, DIRECT, OTHER = Output("answer", "prior"), Output("direct", "direct"), Output("answer", "other")
 
+SAME_NATS = 1e-4
+"""What rounding may make of no difference: after a trace without a token the answer is as likely as after none."""
+
 
 class Baseline(NamedTuple):
     """log p of a problem's answer, floored, after an empty thought and after another problem's trace (nats)."""
@@ -87,7 +90,7 @@ def thought_metrics(
             baseline = baselines[group.problem.id]
             gains.append(fmean(own) - baseline.empty)
             reads.append(fmean(own) - baseline.other)
-            helps += [value > baseline.empty for value in own]
+            helps += [value > baseline.empty + SAME_NATS for value in own]
             empty.append(baseline.empty)
     found = {"gain": gains, "read": reads, "helps_share": helps, "empty_log_prob": empty}
     return {f"{prefix}{name}": fmean(values) for name, values in found.items()} if gains else {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from covrl import files
 from covrl.algorithms import ALGORITHMS
+from covrl.checkpoints.checkpoint import made_with, newest_whole, read_state, step_of
 from covrl.config import read_toml
 from covrl.config_help import Setting, method_settings, section_settings
 from covrl.errors import UserError
@@ -20,7 +21,6 @@ from covrl.reporting.format import number
 from covrl.reporting.sinks import read_metrics
 from covrl.reporting.text import one_line
 from covrl.statistics import wilson
-from covrl.training.checkpoint import made_with, newest_whole, read_state, step_of
 
 SHARES = frozenset({"eval/accuracy", "eval/sampled", "eval/sound"})
 """Figures that are shares of problems, so that Wilson's interval is theirs."""

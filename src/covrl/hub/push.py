@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from covrl.checkpoints.folder import model_of_run
 from covrl.config import read_toml
 from covrl.errors import UserError
 from covrl.files import MANIFEST
@@ -20,7 +21,6 @@ from covrl.models.model import SHIPPED_BASES
 from covrl.reporting.folder import summary_of
 from covrl.reporting.html import render_report
 from covrl.secrets import redacted
-from covrl.training.folder import model_of_run
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from covrl.generation.base import Draw
+from covrl.guards.guard import check_rewards, check_scores
 from covrl.records import Credit, Group, ScoredGroup
-from covrl.training.guard import check_rewards, check_scores
 from covrl.training.reading_plan import ReadingPlan
 from covrl.training.rollouts import sample
 from covrl.training.run import Run

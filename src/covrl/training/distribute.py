@@ -8,13 +8,14 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from covrl.distributed.processes import Processes
+from covrl.distributed.sharding import all_tensors, fill
 from covrl.errors import UserError
 from covrl.generation.outside import OutsideGenerator
+from covrl.models.copies import Offloaded
 from covrl.models.model import resolve_device
-from covrl.training.models import Offloaded, in_parts
-from covrl.training.parts import fill_from_files
+from covrl.models.policy import in_parts
+from covrl.models.spread import fill_from_files, shard_model, why_not
 from covrl.training.run import Run
-from covrl.training.sharding import ShardedPolicy, all_tensors, fill, shard, why_not
 
 
 def distribute(run: Run) -> None:
@@ -31,8 +32,8 @@ def distribute(run: Run) -> None:
     device = resolve_device(run.config.model.device)
     given = {name: all_tensors(model.model) for name, model in run.models.items()} if world.first and not parts else {}
     if run.config.training.weights == "sharded" and not reason:
-        memory = shard(policy.model, init_device_mesh(device.type, (world.size,)), policy.compute_dtype)
-        world.shard(ShardedPolicy(policy.model), memory)
+        sharded = shard_model(policy, init_device_mesh(device.type, (world.size,)))
+        world.shard(sharded, sharded.memory)
     trained = {"policy", *(spec.name for spec in run.algorithm.models if spec.trainable)}
     for name, model in run.models.items():  # a model beside the policy is read only, and whole on every rank
         if model is not policy and model.model is policy.model:

@@ -10,11 +10,12 @@ from covrl.evaluation.posterior_gain import FORMAT_SHARE, PosteriorGain, draw_ro
 from covrl.generation.base import Draw, Sampling
 from covrl.generation.engines import rows_of
 from covrl.models.compute import faster_note
+from covrl.planning.fitting import Needs, trace_too_large, what_does_not_fit
+from covrl.planning.machine import Memory
 from covrl.records import Group, Problem, Rollout, Row
-from covrl.training.fit import least_memory, trace_too_large, what_does_not_fit
-from covrl.training.machine import Memory
+from covrl.training.fit import least_memory
 from covrl.training.memory import rows_at_once
-from covrl.training.needs import Needs, measured
+from covrl.training.needs import measured
 from covrl.training.optimizer import warm_up_note
 from covrl.training.rollouts import sample
 from covrl.training.run import Run

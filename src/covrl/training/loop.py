@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 from covrl.errors import BrokenModelError, NonFiniteError, TrainingStoppedError
+from covrl.guards.watchdog import Watchdog
 from covrl.models.text import trunk
 from covrl.records import StepReport
 from covrl.training.metrics import comes_later
@@ -13,7 +14,6 @@ from covrl.training.publish import look_at_generator
 from covrl.training.run import Run
 from covrl.training.step import take_step
 from covrl.training.undo import leave_if_asked
-from covrl.training.watchdog import Watchdog
 
 
 def steps(run: Run) -> Iterator[StepReport]:

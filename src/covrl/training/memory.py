@@ -215,11 +215,3 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 def mebibytes(size: float) -> str:
     """Bytes as MiB."""
     return f"{size / 2**20:,.1f} MiB"
-
-
-def readable(size: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 1 << power:
-            return f"{size / (1 << power):,.1f} {unit}"
-    return f"{size:,.0f} bytes"

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from covrl.algorithms.base import Algorithm, ModelSpec, Stream
+from covrl.algorithms.base import Algorithm, Stream
 from covrl.algorithms.group import outcome
 from covrl.errors import UserError
 from covrl.generation.base import Draw
+from covrl.models.spec import ModelSpec
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
 
 MOST_WAVES = 100

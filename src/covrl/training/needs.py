@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from covrl.generation.base import Draw
 from covrl.generation.decoding import prefill_padded, prefill_shared
 from covrl.generation.engine import TorchGenerator
 from covrl.models.compute import blocks
+from covrl.planning.fitting import Needs
 from covrl.records import Problem, Rollout
 from covrl.scoring.pack import Unit, make_unit, padded_tokens, read
 from covrl.training.memory import model_bytes
@@ -32,43 +33,6 @@ it works on a few rows at a time (:func:`covrl.scoring.head.has_caches`), the pr
 
 COPIES_ELSEWHERE = 6
 """The same where a chunk is one piece, for the composite head, which holds most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a run takes, in bytes; of sharded weights this process's part.
-
-    Held all the time: ``weights``, and the ``optimizer``'s state (0 where it is there in its step alone). In a
-    training pass besides: ``gradients``, ``apart``
-    (one more for each stream, in steps that measure these), ``fixed`` (casts of weights), ``token`` for each token,
-    ``logits``. In sampling besides: ``ready`` (weights made ready for it), and ``row`` for each row of full length.
-
-    ``trace`` are the padded tokens of one trace's rows of full length; ``group`` those of a whole group where it is
-    read once, in its training forward, else 0. ``recomputed`` is about what ``token`` is with ``training.recompute``;
-    None where that is set.
-    """
-
-    weights: int
-    optimizer: int
-    gradients: int
-    apart: int
-    fixed: int
-    token: float
-    recomputed: float | None
-    logits: int
-    ready: int
-    row: int
-    trace: int
-    group: int
-
-    def training(self, tokens: float) -> int:
-        """Bytes in a pass of so many padded tokens."""
-        held = self.weights + self.optimizer + self.gradients + self.apart + self.fixed + self.logits
-        return held + round(self.token * tokens)
-
-    def sampling(self, rows: float) -> int:
-        """Bytes while so many rows are decoded."""
-        return self.weights + self.optimizer + self.ready + round(self.row * rows)
 
 
 def measured(run: Run, trains: bool = True) -> Needs:

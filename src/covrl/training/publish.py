@@ -5,8 +5,8 @@ from __future__ import annotations
 from covrl.algorithms.base import Reset
 from covrl.errors import UserError
 from covrl.generation.base import Sampling
-from covrl.training.models import follow, move_to_policy
-from covrl.training.publish_check import TOKENS, BothSides
+from covrl.guards.publish_check import TOKENS, BothSides
+from covrl.models.beside import follow, move_to_policy
 from covrl.training.run import Run
 
 

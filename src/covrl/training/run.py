@@ -16,6 +16,7 @@ from covrl.config import RunConfig
 from covrl.distributed.world import World
 from covrl.evaluation.accuracy import Evaluator
 from covrl.generation.base import Generator, samples_with_trainer
+from covrl.guards.guard import Guard
 from covrl.models.model import LanguageModel
 from covrl.problems.source import ProblemSource
 from covrl.prompts import Prompts
@@ -25,7 +26,6 @@ from covrl.rewards.steps import StepScorer
 from covrl.scoring.pack import PassLimits
 from covrl.training.ahead import Ahead
 from covrl.training.boundary import StepInProgress
-from covrl.training.guard import Guard
 from covrl.training.mismatch import Mismatch
 from covrl.training.optimizer import make_optimizer
 

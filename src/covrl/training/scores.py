@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from covrl.evaluation.information import first_reading, groups_watched
 from covrl.generation.base import rest as rest_engine
+from covrl.models.copies import rest
 from covrl.models.text import vocabulary
 from covrl.prompt_checks import fits
 from covrl.records import Group, Problem, Rollout, ScoredGroup, Scores
 from covrl.scoring.groups import read_group
 from covrl.scoring.pack import Context, PassLimits, Reading, score
 from covrl.training.memory import with_smaller_passes
-from covrl.training.models import rest
 from covrl.training.run import Run
 
 

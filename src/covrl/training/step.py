@@ -19,11 +19,12 @@ from covrl.evaluation.thoughts import Baseline, thought_baselines, thought_metri
 from covrl.evaluation.trace_monitors import words_lift
 from covrl.generation.base import Draw
 from covrl.generation.base import rest as rest_engine
+from covrl.guards.guard import check_credits, check_scores
+from covrl.models.copies import rest
 from covrl.records import Credit, Output, ScoredGroup, StepReport
 from covrl.scoring.pack import PassLimits
 from covrl.training.collect import Batch, Clock, collect, parts
 from covrl.training.gradient import Gradient, add_gradient
-from covrl.training.guard import check_credits, check_scores
 from covrl.training.held_out import NO_MARKS, held_out_metrics
 from covrl.training.losses import has_weight, only_written
 from covrl.training.memory import with_smaller_passes
@@ -38,7 +39,6 @@ from covrl.training.metrics import (
     update_metrics,
 )
 from covrl.training.mismatch import mismatch_warnings
-from covrl.training.models import rest
 from covrl.training.monitors import label_warnings, verdict_warnings
 from covrl.training.non_finite import gradient_error
 from covrl.training.optimizer import learning_rate, set_learning_rate

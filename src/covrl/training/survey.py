@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from covrl.generation.base import Draw
+from covrl.guards.guard import check_rewards
 from covrl.records import ScoredGroup, Scores
 from covrl.training.collect import Clock
-from covrl.training.guard import check_rewards
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
 from covrl.training.undo import leave_step, updates_of

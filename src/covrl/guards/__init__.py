@@ -1,0 +1,1 @@
+"""What ends, skips or questions a step: numbers that are not finite, divergence, stale weights, rewards that part."""

@@ -1,0 +1,74 @@
+"""The model that is trained: all of its weights, or an adapter on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from covrl.config import RunConfig
+from covrl.distributed.world import World
+from covrl.errors import UserError
+from covrl.models import adapters
+from covrl.models.adapted import Adapted
+from covrl.models.compute import compile_trunk, recompute_activations
+from covrl.models.model import LanguageModel, resolve_path
+from covrl.models.spread import loaded, save_model
+
+
+def load_policy(
+    config: RunConfig, saved: Path | None = None, world: World | None = None
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """The model that is trained, as ``config`` says, and its tokenizer; of ``saved`` are the weights that it has.
+
+    Of several ranks the first alone has weights as yet (see :func:`loaded`).
+
+    Raises:
+        UserError: the model cannot be loaded, is an adapter itself, or the settings do not fit it or the ``world``.
+    """
+    source, world = resolve_path(config.model.path), world or World()
+    if adapters.is_adapter(source):
+        raise UserError(
+            f"model.path: {source} is a LoRA adapter: make a model of it with `covrl merge {source} --out FOLDER` and "
+            "train that"
+        )
+    if config.model.compile and world.size > 1 and config.training.weights == "sharded":
+        raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
+    place = {} if saved is None or config.lora.rank else {"path": str(saved)}
+    if in_parts(config, world) and config.lora.rank:
+        raise UserError("training.load = parts: a model with LoRA adapters is loaded by one rank; set it to whole")
+    at = config.model.model_copy(update=place)
+    policy, tokenizer = loaded(world, at, config.generation.temperature, in_parts(config, world))
+    if config.lora.rank:
+        policy = _with_adapter(policy, config, saved)
+    if config.training.recompute:
+        recompute_activations(policy.model)
+    if config.model.compile:
+        compile_trunk(policy.model)
+    return policy, tokenizer
+
+
+def in_parts(config: RunConfig, world: World) -> bool:
+    """Whether no rank loads the whole policy."""
+    return world.size > 1 and config.training.weights == "sharded" and config.training.load == "parts"
+
+
+def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) -> Adapted:
+    """``base`` with a new adapter that changes nothing yet, or with that of the folder ``saved``."""
+    adapters.add_adapter(base.model, config.lora, config.training.seed, config.model.path)
+    policy = Adapted(base, adapters.POLICY)
+    if saved:
+        policy.load(saved)
+    mine, whole = (sum(p.numel() for p in part) for part in (policy.parameters(), base.model.parameters()))
+    layers = len(policy.parameters()) // 2
+    note = f"LoRA of rank {config.lora.rank} on {layers} layers: {mine:,} weights are trained beside {whole - mine:,}"
+    policy.given_up = [*base.given_up, note]
+    return policy
+
+
+def save_policy(policy: LanguageModel, folder: Path, world: World) -> None:
+    """Write the policy's folder without its tokenizer; all ranks call it."""
+    if isinstance(policy, Adapted):
+        world.on_rank0(lambda: policy.save(folder))  # an adapter is whole on every rank
+    else:
+        save_model(policy.model, folder, world)
