@@ -84,13 +84,13 @@ PASSES = Passes(TRUNK, replace(TRUNK, read=1300), HeadBytes(700, 100, 900), Head
 
 @pytest.mark.parametrize(
     ("text", "devices", "memory"),
-    [("8x80GB", 8, 80e9), ("1x24GB", 1, 24e9), (" 2 × 79.6 gb", 2, 79.6e9), ("16x141", 16, 141e9)],
+    [("8x80GB", 8, 80e9), ("1x24GB", 1, 24e9), (" 2 × 79.6 gb", 2, 79.6e9), ("16x141GB", 16, 141e9)],
 )
 def test_hardware_is_devices_and_the_memory_of_each(text: str, devices: int, memory: float) -> None:
     assert Hardware.named(text) == Hardware(devices, round(memory))
 
 
-@pytest.mark.parametrize("text", ["", "80GB", "0x80GB", "8x0GB", "8x80TB", "8*80GB", "-1x80GB", "8x80GB each"])
+@pytest.mark.parametrize("text", ["", "80GB", "8x80", "0x80GB", "8x0GB", "8x80TB", "8*80GB", "-1x80GB", "8x80GB each"])
 def test_hardware_that_is_written_otherwise_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match='such as "8x80GB" or "1x24GB"'):
         Hardware.named(text)
@@ -374,6 +374,7 @@ def test_the_command_prints_the_table_and_needs_no_weights(tmp_path: Path) -> No
     for wrong, said in (
         (["--plan", "8x80GB"], "give --dry-run with it"),
         (["--dry-run", "--plan", "eight"], 'such as "8x80GB"'),
+        (["--dry-run", "--plan", "8x80", "--set", "problems.train=nowhere.jsonl"], "--plan '8x80': write devices"),
     ):
         with pytest.raises(UserError, match=said):
             CliRunner().invoke(app, ["train", *given, *wrong], catch_exceptions=False)

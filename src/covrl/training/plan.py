@@ -67,7 +67,7 @@ class Hardware:
         Raises:
             UserError: it is written otherwise.
         """
-        found = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*(\d+(?:\.\d+)?)\s*(?:GB)?\s*", text, flags=re.IGNORECASE)
+        found = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*(\d+(?:\.\d+)?)\s*GB\s*", text, flags=re.IGNORECASE)
         if not found or not float(found[2]):
             raise UserError(f'--plan {text!r}: write devices and the memory of each, such as "8x80GB" or "1x24GB"')
         return cls(int(found[1]), round(float(found[2]) * 1e9))
