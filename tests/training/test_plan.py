@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import save_tiny
+from plan_tables import BEGIN, END, PAGE, SHAPES, tables
 from projects import write_rows
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
@@ -314,17 +315,9 @@ def test_the_plan_is_within_a_tenth_of_the_live_bytes_of_a_run(
     assert said == {phase: pytest.approx(size, rel=0.1) for phase, size in found.items()}
 
 
-QWEN = {  # Qwen2.5's configs of 7 B and 14 B parameters
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-           "num_key_value_heads": 4},
-    "14b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
-            "num_key_value_heads": 8},
-}  # fmt: skip
-
-
 def recipe_of(name: str, folder: Path, changed: dict[str, Any] | None = None) -> RunConfig:
     """A recipe, with its model's config in a folder that holds nothing else."""
-    config = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False, **QWEN[name]}
+    config = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False, **SHAPES[name]}
     (folder / "config.json").write_text(json.dumps(config))
     table = read_toml(ROOT / "recipes" / f"covrl-paper-{name}.toml")
     table["model"]["path"] = str(folder)
@@ -332,7 +325,7 @@ def recipe_of(name: str, folder: Path, changed: dict[str, Any] | None = None) ->
     return check(RunConfig, table)
 
 
-@pytest.mark.parametrize("name", QWEN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_published_setting_fits_eight_devices_of_80_gb(name: str, tmp_path: Path) -> None:
     config = recipe_of(name, tmp_path)
     training = config.training
@@ -344,6 +337,13 @@ def test_the_published_setting_fits_eight_devices_of_80_gb(name: str, tmp_path: 
     assert plan.largest.total > 0.5 * plan.limit  # and is no toy
     assert (plan.tokens, plan.rows) == (16384, config.generation.rows_per_pass)
     assert not plan.lengths.counted
+
+
+def test_the_page_has_the_tables_of_the_recipes() -> None:
+    """Else: python benchmarks/plan_tables.py."""
+    shown = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert shown.strip() == tables()
+    assert shown.count("it fits.") == len(SHAPES)
 
 
 def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
