@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -581,6 +582,101 @@ def test_adapters_are_handed_over_as_whole_matrices(engine: str, server: fake_vl
     without = sample(outside, requests(6))
     assert_told_truly(model, without)
     assert [r.trace_ids for r in with_adapter] != [r.trace_ids for r in without]
+
+
+# --- adapters on their own ------------------------------------------------------------------------------------------
+
+
+def separate(address: str, **sections: Any) -> dict[str, Any]:
+    """A LoRA run whose servers get the adapter alone."""
+    pytest.importorskip("peft")
+    table = settings(address, lora={"rank": 4}, training={"learning_rate": 1e-2})
+    table["generation"]["adapters"] = "separate"
+    for name, values in sections.items():
+        table.setdefault(name, {}).update(values)
+    return table
+
+
+def test_a_server_takes_the_adapter_alone_each_time_under_a_new_name(server: fake_vllm.Server) -> None:
+    """Its samples have the trainer's log-probs at every step; whole matrices never go, and no endpoint for developers
+    is asked."""
+    trained = train(separate(server.address), out="run")
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["guard/publish_gap"] < 1e-3
+    assert {path for path, *_ in server.seen} == {
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/completions",
+    }
+    loaded = [body for path, body, _ in server.seen if path == "/v1/load_lora_adapter"]
+    assert len(loaded) == 1 + 2 + 3  # at the start, with weights changed on purpose and back, after each of three steps
+    names = [body["lora_name"] for body in loaded]
+    assert len(set(names)) == len(names)
+    assert list(server.llm.adapters) == names[-1:], "those before are unloaded"
+    assert not any(Path(body["lora_path"]).exists() for body in loaded)
+    asked = {body["model"] for path, body, _ in server.seen if path == "/v1/completions"}
+    assert asked == set(names)
+    factors = load_file(trained.last / "adapter_model.safetensors")
+    assert any(w.abs().max() > 1e-3 for name, w in factors.items() if "lora_B" in name), "or the servers could keep 0"
+
+
+def test_a_run_is_resumed_on_a_server_that_has_an_adapter_of_later_steps(server: fake_vllm.Server) -> None:
+    """It gets the checkpoint's: the resumed run ends with the bytes of the whole one."""
+    whole = train(separate(server.address, checkpoint={"every": 1}), out="run")
+    expected = (whole.last / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(whole.last.parent)
+    run = resume(Path("run"))
+    assert run.done == 2
+    again = train_run(run, Path("run"))
+    assert (again.last / "adapter_model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("broken", ["publish", "one layer"])
+def test_a_server_that_keeps_the_old_adapter_or_takes_a_part_of_it_ends_the_run(
+    broken: str, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.llm, "broken", broken)
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: its weights were changed on purpose"):
+        train(separate(server.address), out="run")
+
+
+def test_a_server_with_another_base_ends_the_run(server: fake_vllm.Server) -> None:
+    with torch.no_grad():
+        server.llm.model.get_submodule("model.layers.0.mlp.down_proj").weight.neg_()
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: after publish"):
+        train(separate(server.address), out="run")
+
+
+def test_separate_adapters_where_they_cannot_be(server: fake_vllm.Server) -> None:
+    for engine in ("torch", "vllm"):
+        with pytest.raises(UserError, match=f"adapters = separate is for vLLM servers, and engine is {engine}"):
+            check(RunConfig, separate(engine))
+    with pytest.raises(
+        UserError, match=r"generation\.adapters = separate: lora\.rank is 0, so all weights are trained"
+    ):
+        train(separate(server.address, lora={"rank": 0}), out="run")
+    server.refuse["/v1/load_lora_adapter"] = (400, {"error": {"message": "rank 4 is greater than max_lora_rank 2"}})
+    with pytest.raises(UserError, match=r"refuses /v1/load_lora_adapter \(400\): rank 4 is greater"):
+        train(separate(server.address), out="run")
+    with (
+        fake_vllm.serve("model", lora=False) as plain,
+        pytest.raises(UserError, match="start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"),
+    ):
+        train(separate(plain.address), out="run")
+
+
+def test_the_real_server_takes_adapters_on_their_own(project: Path) -> None:
+    need_vllm()
+    address, real = start_server("model", project / "server.log", lora=True)
+    try:
+        trained = train(separate(address), out="run")
+    finally:
+        real.terminate()
+        real.wait()
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["guard/publish_gap"] < 1e-3
 
 
 def test_weights_that_are_refused_say_so(project: Path) -> None:

@@ -499,6 +499,12 @@ class GenerationConfig(Settings):
         description="engine vllm with several processes: how many of them hold one copy of the model together (tensor "
         "parallel; never run by us)",
     )
+    adapters: Literal["merged", "separate"] = Field(
+        "merged",
+        description="what vLLM servers get of a LoRA run at each publish: whole matrices W + alpha/rank * B A; or, "
+        "separate, the adapter alone, for servers that were started with the base model and --enable-lora "
+        "(docs/engines.md)",
+    )
     sampler_correction: Literal["token", "sequence", "off"] = Field(
         "token",
         description="truncated importance sampling (Yao et al., 2025; CONFIRMED-2nd) where another engine samples than "
@@ -518,6 +524,15 @@ class GenerationConfig(Settings):
         if addresses(value) and all(map(ADDRESS.fullmatch, addresses(value))):
             return ",".join(addresses(value))
         raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
+
+    @model_validator(mode="after")
+    def _adapters_are_for_servers(self) -> GenerationConfig:
+        if self.adapters == "separate" and not addresses(self.engine):
+            raise ValueError(
+                f"adapters = separate is for vLLM servers, and engine is {self.engine}: leave adapters out, or set "
+                "engine to a server's address"
+            )
+        return self
 
 
 class TrainingConfig(Settings):

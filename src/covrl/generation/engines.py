@@ -52,8 +52,19 @@ def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, w
         return _in_process(config, model, tokenizer, world)
     from covrl.generation.vllm_server import ServerVllm
 
+    alone = config.generation.adapters == "separate"
+    if alone and not config.lora.rank:
+        raise UserError(
+            "generation.adapters = separate: lora.rank is 0, so all weights are trained and there is no adapter to "
+            "send; leave it out, or set lora.rank"
+        )
+    if alone and config.lora.four_bit_base:
+        raise UserError(
+            "generation.adapters = separate: the servers' base is not rounded to 4 bits, as lora.four_bit_base says; "
+            "leave one of them out"
+        )
     dtype = getattr(torch, VLLM_DTYPES[config.model.dtype])
-    servers = _on_all(world, lambda: ServerVllm(engine, model, rows, world, dtype))
+    servers = _on_all(world, lambda: ServerVllm(engine, model, rows, world, dtype, alone))
     return OutsideGenerator(servers, model, tokenizer, world)
 
 

@@ -153,6 +153,11 @@ def all_adapters(model: Any) -> list[nn.Parameter]:
     return [weight for name in names for weight in adapter_weights(model, name).values()]
 
 
+def adapter_scale(model: Any, name: str = POLICY) -> float:
+    """What ``B A`` is multiplied with."""
+    return float(next(layer.scaling[name] for layer in _layers(model) if name in layer.scaling))
+
+
 def save_adapter(model: Any, name: str, folder: Path) -> None:
     """Write an adapter as PEFT reads it. The same weights give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
