@@ -19,6 +19,7 @@ from covrl.models.gguf import is_gguf
 from covrl.models.model import load_tokenizer, resolve_path
 from covrl.models.trust import quoted, safe_config, tried
 from covrl.prompts import Prompts, dated
+from covrl.training.models import refuse_four_bits_in_parts
 from covrl.training.needs import longest_of
 from covrl.training.plan import LINES, Hardware
 from covrl.training.planning import ASSUMED_PROMPT, Lengths, Plan, Planner, gb, readings_of
@@ -45,6 +46,7 @@ def plan_for(config: RunConfig, hardware: Hardware) -> Plan:
     Raises:
         UserError: the model's config or the problems cannot be read, or the method does not fit the settings.
     """
+    refuse_four_bits_in_parts(config, hardware.devices)
     source = str(resolve_path(config.model.path))
     if is_adapter(source) or is_gguf(source):
         raise UserError(

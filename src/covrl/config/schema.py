@@ -123,6 +123,12 @@ class LoraConfig(Settings):
         "but the output layer",
     )
 
+    four_bit_base: bool = Field(
+        False,
+        description="keep the linear layers of the frozen base in 4 bits (NF4 of QLoRA): about 4.5 bits a weight, and "
+        "the model is another one by that rounding; with one process, or replicated weights",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _no_dropout(cls, table: Any) -> Any:
@@ -142,7 +148,9 @@ class LoraConfig(Settings):
         if "all-linear" in self.target_modules and len(self.target_modules) > 1:
             raise ValueError("target_modules: all-linear stands alone, or names of layers without it")
         fields = type(self).model_fields
-        changed = [name for name in ("alpha", "target_modules") if getattr(self, name) != fields[name].default]
+        changed = [
+            name for name in ("alpha", "target_modules", "four_bit_base") if getattr(self, name) != fields[name].default
+        ]
         if not self.rank and changed:
             raise ValueError(f"{changed[0]} is set, but rank is 0, so all weights are trained: set lora.rank too")
         return self
@@ -570,6 +578,12 @@ class TrainingConfig(Settings):
         description="keep AdamW's moments in host memory (pinned), and on the device only inside the optimizer's step: "
         "the same bits, 8 bytes a float32 weight less while sampling and in passes, two copies of them a step",
     )
+    eight_bit_moments: bool = Field(
+        False,
+        description="keep AdamW's moments of matrices as 8-bit codes with a scale for each block of 256 (block-wise "
+        "dynamic quantisation, Dettmers et al., 2021): about 2 bytes a weight for both in the place of 8, and other "
+        "numbers than with whole moments",
+    )
     load: Literal["whole", "parts"] = Field(
         "whole",
         description="with several processes and sharded weights: the first loads the model and hands the others their "
@@ -583,6 +597,12 @@ class TrainingConfig(Settings):
     stream_norms_every: int = Field(
         10, ge=0, description="steps between measurements of each stream's gradient norm (a backward pass a stream)"
     )
+
+    @model_validator(mode="after")
+    def _one_place_for_moments(self) -> TrainingConfig:
+        if self.eight_bit_moments and self.offload_moments:
+            raise ValueError("eight_bit_moments and offload_moments do not go together: set one of them to false")
+        return self
 
 
 class EvaluationConfig(Settings):
