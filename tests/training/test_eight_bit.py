@@ -133,6 +133,28 @@ def test_the_update_is_adamws() -> None:
     assert apart(*both(1, (20, 300), torch.float64)) < 1e-5  # moments are of float32
 
 
+def test_another_librarys_optimizer_does_the_same() -> None:
+    """torchao's AdamW8bit, where rows are whole blocks, as its blocks run across rows. Codes differ in the last one
+    where sums were rounded otherwise."""
+    torchao = pytest.importorskip("torchao.optim")
+    torch.manual_seed(0)
+    start = torch.randn(64, 2 * eight_bit.BLOCK)
+    mine, peer = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizer = optimizer_of([mine], learning_rate=1e-2, weight_decay=0.1)
+    other = torchao.AdamW8bit([peer], lr=1e-2, betas=TrainingConfig().adam_betas, weight_decay=0.1)
+    with torch.compiler.set_stance("force_eager"):  # else it compiles a kernel for each shape
+        for _ in range(30):
+            mine.grad = torch.randn_like(start) + 0.3 * start
+            peer.grad = mine.grad.clone()
+            optimizer.step()
+            other.step()
+    assert apart(mine.detach() - start, peer.detach() - start) < 1e-3
+    for name in eight_bit.MOMENTS:
+        ours, theirs = optimizer.state[mine], other.state[peer][name]
+        assert float((ours[name] == theirs.codes).float().mean()) > 0.999
+        assert torch.allclose(ours[name + eight_bit.SCALE].flatten(), theirs.scale, rtol=1e-3)
+
+
 def test_portions_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = both(5, (20, 300))
     monkeypatch.setattr(eight_bit, "CHUNK", 700)
