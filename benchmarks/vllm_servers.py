@@ -51,7 +51,7 @@ class Way:
 WAYS = {
     "all weights": Way("", "1e-5", (), "VLLM_SERVER_DEV_MODE"),
     "adapters": Way(
-        'adapters = "separate"\n\n[lora]\nrank = 8',
+        'handover = "adapters"\n\n[lora]\nrank = 8',
         "1e-3",
         ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "1"),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING",

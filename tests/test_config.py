@@ -176,7 +176,7 @@ def test_there_are_at_most_a_hundred_and_four_settings() -> None:
     """Sixty, six for engines, three for adapters, three for pickles, compiling and offloading, six for chats, one
     for what a trace is worth, one for words of doubt, one for comparisons, five for each of several reward functions,
     seven for scores of reasoning steps, one for system messages, two for several processes, three for trackers, two for
-    the hub, one for 8-bit moments, one for adapters on servers, one for a base of 4 bits."""
+    the hub, one for 8-bit moments, one for the way to servers, one for a base of 4 bits."""
     fields = RunConfig.model_fields.items()
     sections = [RewardConfig if name == "reward" else field.annotation for name, field in fields]
     assert sum(len(section.model_fields) for section in sections) <= 104  # ty: ignore

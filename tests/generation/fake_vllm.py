@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from tempfile import TemporaryDirectory
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
@@ -48,6 +49,44 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
 
 
+class Group:
+    """Stands in for an NCCL group: what the trainer broadcasts waits for each rank."""
+
+    made: ClassVar[dict[tuple[str, int], Group]] = {}
+
+    def __init__(self) -> None:
+        self.sent: dict[int, Queue[torch.Tensor]] = {rank: Queue() for rank in range(1, 9)}
+        self.here = 0
+        self._changed = threading.Condition()
+
+    @classmethod
+    def of(cls, address: str, port: int) -> Group:
+        """The one that meets there."""
+        return cls.made.setdefault((address, port), cls())
+
+    @classmethod
+    def opened(cls, address: str, port: int, ranks: int) -> Group:
+        """The trainer's end."""
+        group = cls.of(address, port)
+        group.enter(ranks, 1)
+        return group
+
+    def enter(self, ranks: int, count: int) -> None:
+        """Returns when all are there."""
+        with self._changed:
+            self.here += count
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self.here == ranks, timeout=60)
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: None) -> None:
+        """To all ranks but the sender."""
+        assert src == 0
+        assert stream is None
+        assert tensor.is_contiguous()
+        for queue in self.sent.values():
+            queue.put(tensor.clone())
+
+
 class LLM:
     """vLLM's, for a folder; ``broken`` names what it does wrong, ``made`` are those that were made."""
 
@@ -65,6 +104,9 @@ class LLM:
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.fresh: dict[str, torch.Tensor] = {}
         self.adapters: dict[str, Any] = {}
+        self.workers = 1
+        self.group: Group | None = None
+        self.rank = 0
         self.asleep: set[str] = set()
         self.slept = 0
         self.noise = torch.Generator().manual_seed(1)
@@ -106,6 +148,23 @@ class LLM:
         if self.slept:
             self._apply()
         return [None]
+
+    def join(self, told: dict[str, Any]) -> None:
+        """Take the ranks of a group of the trainer, as NCCL's; answers when all are there."""
+        assert not told["packed"]
+        self.rank, self.group = told["rank_offset"], Group.of(told["master_address"], told["master_port"])
+        self.group.enter(told["world_size"], self.workers)
+
+    def receive(self, told: dict[str, Any]) -> None:
+        """Take the tensors that are broadcast, in the order in which they were told."""
+        assert self.group is not None
+        known = self._in_files()
+        for name, dtype, shape in zip(told["names"], told["dtype_names"], told["shapes"], strict=True):
+            tensor = self.group.sent[self.rank].get(timeout=60)
+            assert (str(tensor.dtype), list(tensor.shape)) == (f"torch.{dtype}", shape)
+            assert tensor.shape == known[name].shape
+            if self.broken != "publish" and not (self.broken == "one layer" and ".layers.1." in name):
+                self.fresh[name] = tensor.float()
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Hold an adapter of PEFT's, on the base, under a name; broken, it is the last one under the new name."""
@@ -235,7 +294,8 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs", lora: bool = T
 
         def do_GET(self) -> None:
             server.gets.append(self.path)
-            self._answer(200, {"data": [{"id": folder}]} if self.path == "/v1/models" else {})
+            known = {"/v1/models": {"data": [{"id": folder}]}, "/get_world_size": {"world_size": llm.workers}}
+            self._answer(200, known.get(self.path, {}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -260,6 +320,16 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs", lora: bool = T
                 return {"results": llm.collective_rpc(body["method"], body["kwargs"])}
             if self.path == "/reset_prefix_cache":
                 return {"success": llm.reset_prefix_cache()}
+            if self.path == "/init_weight_transfer_engine":
+                llm.join(body["init_info"])
+                return {"message": "Weight transfer initialized"}
+            if self.path == "/start_weight_update":
+                return {"message": "Weight update started"}
+            if self.path == "/update_weights":
+                llm.receive(body["update_info"])
+                return {"message": "Weights updated"}
+            if self.path == "/finish_weight_update":
+                return {"message": "Weight update finished"}
             if self.path == "/v1/load_lora_adapter":
                 llm.load_adapter(body["lora_name"], Path(body["lora_path"]))
                 return b"Success: LoRA adapter added successfully."

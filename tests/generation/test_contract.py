@@ -122,7 +122,7 @@ def fake_server_of_adapters(root: Path, stack: contextlib.ExitStack) -> Make:
             if ".lora_B." in name:
                 torch.nn.init.normal_(weight, std=0.1, generator=noise)
         server = stack.enter_context(fake_vllm.serve(str(folder)))
-        return OutsideGenerator(ServerVllm(server.address, model, ROWS, adapters_alone=True), model, tokenizer)
+        return OutsideGenerator(ServerVllm(server.address, model, ROWS, way="adapters"), model, tokenizer)
 
     return make
 

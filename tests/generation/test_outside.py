@@ -29,7 +29,7 @@ from covrl.config import RunConfig, check, config_from
 from covrl.distributed.world import World
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.extras import install_command
-from covrl.generation import vllm_server
+from covrl.generation import engines, nccl, vllm_server
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import make_generator
@@ -591,7 +591,7 @@ def separate(address: str, **sections: Any) -> dict[str, Any]:
     """A LoRA run whose servers get the adapter alone."""
     pytest.importorskip("peft")
     table = settings(address, lora={"rank": 4}, training={"learning_rate": 1e-2})
-    table["generation"]["adapters"] = "separate"
+    table["generation"]["handover"] = "adapters"
     for name, values in sections.items():
         table.setdefault(name, {}).update(values)
     return table
@@ -650,10 +650,10 @@ def test_a_server_with_another_base_ends_the_run(server: fake_vllm.Server) -> No
 
 def test_separate_adapters_where_they_cannot_be(server: fake_vllm.Server) -> None:
     for engine in ("torch", "vllm"):
-        with pytest.raises(UserError, match=f"adapters = separate is for vLLM servers, and engine is {engine}"):
+        with pytest.raises(UserError, match=f"handover = adapters is for vLLM servers, and engine is {engine}"):
             check(RunConfig, separate(engine))
     with pytest.raises(
-        UserError, match=r"generation\.adapters = separate: lora\.rank is 0, so all weights are trained"
+        UserError, match=r"generation\.handover = adapters: lora\.rank is 0, so all weights are trained"
     ):
         train(separate(server.address, lora={"rank": 0}), out="run")
     server.refuse["/v1/load_lora_adapter"] = (400, {"error": {"message": "rank 4 is greater than max_lora_rank 2"}})
@@ -666,7 +666,8 @@ def test_separate_adapters_where_they_cannot_be(server: fake_vllm.Server) -> Non
         train(separate(plain.address), out="run")
 
 
-def test_the_real_server_takes_adapters_on_their_own(project: Path) -> None:
+def test_the_real_server_takes_adapters_on_their_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vllm")  # the stand-in
     need_vllm()
     address, real = start_server("model", project / "server.log", lora=True)
     try:
@@ -677,6 +678,75 @@ def test_the_real_server_takes_adapters_on_their_own(project: Path) -> None:
     for report in trained.reports:
         assert 0 < report.metrics["sampler/gap_max"] < 1e-3
         assert report.metrics["guard/publish_gap"] < 1e-3
+
+
+# --- weights over NCCL, with a stand-in for the group ---------------------------------------------------------------
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for NCCL, and for the device that it wants."""
+    monkeypatch.setattr(nccl.join, "__defaults__", (fake_vllm.Group.opened,))
+    monkeypatch.setattr(engines, "_check_handover", lambda *_: None)
+
+
+@pytest.mark.usefixtures("group")
+def test_servers_take_weights_over_nccl_some_layers_at_a_time(
+    server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers, one of them of two workers; no file is written."""
+    monkeypatch.setattr(vllm_server, "PIECE_BYTES", 1)
+    with fake_vllm.serve("model") as second:
+        server.llm.workers = 2
+        both = f"{server.address},{second.address}"
+        trained = train(settings(both, generation={"handover": "nccl"}), out="run")
+        seen = [[path for path, *_ in one.seen] for one in (server, second)]
+        (told,) = [body["init_info"] for path, body, _ in second.seen if path == "/init_weight_transfer_engine"]
+        names = [body["update_info"]["names"] for path, body, _ in second.seen if path == "/update_weights"]
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+    assert (told["rank_offset"], told["world_size"], told["master_address"]) == (3, 4, "127.0.0.1")
+    for paths in seen:
+        assert "/collective_rpc" not in paths
+        assert paths.count("/init_weight_transfer_engine") == 1
+        publishes = paths.count("/start_weight_update")
+        assert publishes == 1 + 2 + 3 == paths.count("/finish_weight_update") == paths.count("/reset_prefix_cache")
+        assert paths.count("/update_weights") == publishes * len(names) // 6
+    layers = names[: len(names) // 6]
+    assert len(layers) >= 4, "embedding, two layers, norm"
+    assert [name for layer in layers for name in layer] == list(
+        dict(AutoModelForCausalLM.from_pretrained("model").named_parameters())
+    )
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("broken", ["publish", "one layer", "stale cache"])
+def test_a_server_that_keeps_what_came_over_nccl_to_itself_ends_the_run(
+    broken: str, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.llm, "broken", broken)
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: its weights were changed on purpose"):
+        train(settings(server.address, generation={"handover": "nccl"}), out="run")
+
+
+def test_nccl_where_it_cannot_be(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = settings(server.address, generation={"handover": "nccl"})
+    with pytest.raises(UserError, match=r"handover = nccl: NCCL is between CUDA devices, and the model is on cpu"):
+        train(asked, out="run")
+    monkeypatch.setattr(engines, "_check_handover", lambda *_: None)
+    server.refuse["/init_weight_transfer_engine"] = (500, {})
+    monkeypatch.setattr(nccl.join, "__defaults__", (lambda *_: None,))
+    with pytest.raises(UserError, match=r"start it with --weight-transfer-config .\{.backend.: .nccl.\}"):
+        train(asked, out="run")
+
+    def no_way(address: str, port: int, ranks: int) -> None:
+        raise RuntimeError("unhandled system error\nsecond line")
+
+    del server.refuse["/init_weight_transfer_engine"]
+    monkeypatch.setattr(nccl.join, "__defaults__", (no_way,))
+    server.refuse["/init_weight_transfer_engine"] = (200, {})
+    with pytest.raises(UserError, match=r"no NCCL group of the trainer and 1 vLLM servers: unhandled system error$"):
+        train(asked, out="run")
 
 
 def test_weights_that_are_refused_say_so(project: Path) -> None:

@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "servers evaluated": {"generation": {"engine": "servers"}, "evaluation": {"every": 1, "verifier": "text"}},
     "servers lora separate": {
         "lora": {"rank": 2, "alpha": 8},
-        "generation": {"engine": "bases", "adapters": "separate"},
+        "generation": {"engine": "bases", "handover": "adapters"},
         "training": {"learning_rate": 1e-2},
     },
     "servers ahead": {"generation": {"engine": "servers", "ahead": 1}},

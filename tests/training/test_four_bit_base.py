@@ -258,7 +258,7 @@ def test_what_it_does_not_go_with(folder: Path) -> None:
     refuse_four_bits_in_parts(config(folder, training={"weights": "replicated"}), 2)
     with pytest.raises(UserError, match="this model has no linear layers that can be kept in 4 bits"):
         api.build(settings(folder, "grpo", FOUR), PROBLEMS, reward=by_text)  # GPT-2's are of another class
-    engine = {"max_trace_tokens": 20, "engine": "http://127.0.0.1:9", "adapters": "separate"}
+    engine = {"max_trace_tokens": 20, "engine": "http://127.0.0.1:9", "handover": "adapters"}
     separate = config(folder, generation=engine)
     with pytest.raises(UserError, match="the servers' base is not rounded to 4 bits"):
         make_generator(separate, engine["engine"], None, None, None)  # ty: ignore[invalid-argument-type]

@@ -507,11 +507,11 @@ class GenerationConfig(Settings):
         description="engine vllm with several processes: how many of them hold one copy of the model together (tensor "
         "parallel; never run by us)",
     )
-    adapters: Literal["merged", "separate"] = Field(
-        "merged",
-        description="what vLLM servers get of a LoRA run at each publish: whole matrices W + alpha/rank * B A; or, "
-        "separate, the adapter alone, for servers that were started with the base model and --enable-lora "
-        "(docs/engines.md)",
+    handover: Literal["files", "nccl", "adapters"] = Field(
+        "files",
+        description="how vLLM servers get new weights (docs/engines.md): as safetensors in shared memory or a folder, "
+        "with LoRA whole matrices W + alpha/rank * B A; over NCCL (never run by us); or, of a LoRA run, the adapter "
+        "alone, for servers that were started with the base model and --enable-lora",
     )
     sampler_correction: Literal["token", "sequence", "off"] = Field(
         "token",
@@ -534,11 +534,11 @@ class GenerationConfig(Settings):
         raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
 
     @model_validator(mode="after")
-    def _adapters_are_for_servers(self) -> GenerationConfig:
-        if self.adapters == "separate" and not addresses(self.engine):
+    def _handed_over_to_servers(self) -> GenerationConfig:
+        if self.handover != "files" and not addresses(self.engine):
             raise ValueError(
-                f"adapters = separate is for vLLM servers, and engine is {self.engine}: leave adapters out, or set "
-                "engine to a server's address"
+                f"handover = {self.handover} is for vLLM servers, and engine is {self.engine}: leave handover out, or "
+                "set engine to a server's address"
             )
         return self
 

@@ -6,7 +6,8 @@ Written against vLLM 0.32, started with
 
 New weights are exchanged in a folder that both sides see under the same path, some layers at a time: the trainer writes
 safetensors there, and the server's ``reload_weights`` reads them; what is not in a file stays as it was (CONFIRMED in
-its source). Of a LoRA run the adapter alone may be sent, each time under a new name. The folder is in shared memory
+its source). Over NCCL no file is written (:mod:`.nccl`). Of a LoRA run the adapter alone may be sent, each time under a
+new name. The folder is in shared memory
 where all servers are on this machine, else below the temporary folder; if ``TMPDIR`` is set, it is there. The server
 answers anybody who can reach it, and its development endpoints load any file they are given: keep it on the loopback
 interface or in a network of your own.
@@ -39,6 +40,7 @@ from covrl.config import addresses
 from covrl.distributed.world import World
 from covrl.errors import EngineError, UserError
 from covrl.generation.handover import handed_over, layers_of
+from covrl.generation.nccl import Group, join, send
 from covrl.generation.outside import MOST_TOP_K, Ask, Drawn
 from covrl.models.adapters import POLICY, save_adapter
 from covrl.plugins import is_loopback
@@ -60,8 +62,8 @@ class ServerVllm:
 
     ``address``: of each, with commas between them. ``model`` is the trained model, whose weights are published;
     ``rows`` how many requests run at the same time; ``dtype`` what weights are sent in. Of a ``world`` each rank asks
-    its own servers, or shares one where there are fewer; the first rank sends the weights to all. ``adapters_alone``:
-    the servers hold the base already, and get the policy's adapter.
+    its own servers, or shares one where there are fewer; the first rank sends the weights to all. ``way``: by "files",
+    over "nccl", or "adapters" alone, where the servers hold the base already.
     """
 
     most_top_k = MOST_TOP_K
@@ -74,7 +76,7 @@ class ServerVllm:
         rows: int,
         world: World | None = None,
         dtype: torch.dtype | None = None,
-        adapters_alone: bool = False,
+        way: str = "files",
     ) -> None:
         world = world or World()
         self._servers = [_Server(one) for one in addresses(address)]
@@ -82,7 +84,8 @@ class ServerVllm:
         self.name = " and ".join(server.name for server in self._servers)
         self._model, self._rows, self._dtype = model, rows, dtype
         self._sends = world.first
-        self.adapters_alone = adapters_alone
+        self._way = way
+        self._group: Group | None = None
         if self._sends:
             self._folder = _folder([server.address for server in self._servers])
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -95,6 +98,11 @@ class ServerVllm:
             self.load(0)
         except EngineError as error:
             raise UserError(f"generation.engine = {address}: {error}") from error
+
+    @property
+    def adapters_alone(self) -> bool:
+        """Whether no weight of the base is sent."""
+        return self._way == "adapters"
 
     def wake(self) -> None:
         """Nothing: a server does not sleep."""
@@ -137,6 +145,10 @@ class ServerVllm:
             return
         with handed_over(layers_of(self._model, self._dtype)) as layers:
             if not self._sends:
+                return
+            if self._way == "nccl":
+                self._group = self._group or join(self._servers)
+                send(_pieces(layers), self._servers, self._group)
                 return
             try:
                 for number, weights in enumerate(_pieces(layers)):
@@ -300,8 +312,10 @@ ADVICE = "start it (docs/engines.md has the command); a run goes on from its che
 
 
 def _refusal(error: HTTPError, path: str) -> str:
-    if error.code == 404 and path in ("/collective_rpc", "/reset_prefix_cache"):
+    if error.code == 404 and path in ("/collective_rpc", "/reset_prefix_cache", "/get_world_size"):
         return f"has no {path}, by which it gets new weights; start it with VLLM_SERVER_DEV_MODE=1"
+    if path == "/init_weight_transfer_engine":
+        return f'refuses {path} ({error.code}); start it with --weight-transfer-config \'{{"backend": "nccl"}}\''
     if error.code == 404 and path == "/v1/load_lora_adapter":
         return f"has no {path}; start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"
     if 300 <= error.code < 400:
