@@ -134,8 +134,8 @@ def test_the_update_is_adamws() -> None:
 
 
 def test_another_librarys_optimizer_does_the_same() -> None:
-    """torchao's AdamW8bit, where rows are whole blocks, as its blocks run across rows. Codes differ in the last one
-    where sums were rounded otherwise."""
+    """torchao's AdamW8bit, where it is installed, on rows of whole blocks, as its blocks run across rows. Codes differ
+    in the last one where sums were rounded otherwise."""
     torchao = pytest.importorskip("torchao.optim")
     torch.manual_seed(0)
     start = torch.randn(64, 2 * eight_bit.BLOCK)
@@ -148,7 +148,7 @@ def test_another_librarys_optimizer_does_the_same() -> None:
             peer.grad = mine.grad.clone()
             optimizer.step()
             other.step()
-    assert apart(mine.detach() - start, peer.detach() - start) < 1e-3
+    assert apart(mine.detach() - start, peer.detach() - start) < 1e-4
     for name in eight_bit.MOMENTS:
         ours, theirs = optimizer.state[mine], other.state[peer][name]
         assert float((ours[name] == theirs.codes).float().mean()) > 0.999
