@@ -6,6 +6,7 @@ What it imitates was read off vLLM 0.32; ``docs/engines.md`` says which parts ra
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from tempfile import TemporaryDirectory
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
@@ -47,6 +49,44 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
 
 
+class Group:
+    """Stands in for an NCCL group: what the trainer broadcasts waits for each rank."""
+
+    made: ClassVar[dict[tuple[str, int], Group]] = {}
+
+    def __init__(self) -> None:
+        self.sent: dict[int, Queue[torch.Tensor]] = {rank: Queue() for rank in range(1, 9)}
+        self.here = 0
+        self._changed = threading.Condition()
+
+    @classmethod
+    def of(cls, address: str, port: int) -> Group:
+        """The one that meets there."""
+        return cls.made.setdefault((address, port), cls())
+
+    @classmethod
+    def opened(cls, address: str, port: int, ranks: int) -> Group:
+        """The trainer's end."""
+        group = cls.of(address, port)
+        group.enter(ranks, 1)
+        return group
+
+    def enter(self, ranks: int, count: int) -> None:
+        """Returns when all are there."""
+        with self._changed:
+            self.here += count
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self.here == ranks, timeout=60)
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: None) -> None:
+        """To all ranks but the sender."""
+        assert src == 0
+        assert stream is None
+        assert tensor.is_contiguous()
+        for queue in self.sent.values():
+            queue.put(tensor.clone())
+
+
 class LLM:
     """vLLM's, for a folder; ``broken`` names what it does wrong, ``made`` are those that were made."""
 
@@ -63,23 +103,28 @@ class LLM:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.fresh: dict[str, torch.Tensor] = {}
+        self.adapters: dict[str, Any] = {}
+        self.workers = 1
+        self.group: Group | None = None
+        self.rank = 0
         self.asleep: set[str] = set()
         self.slept = 0
         self.noise = torch.Generator().manual_seed(1)
         LLM.made.append(self)
 
     def generate(
-        self, prompts: Sequence[dict[str, Any]], params: Sequence[SamplingParams], use_tqdm: bool
+        self, prompts: Sequence[dict[str, Any]], params: Sequence[SamplingParams], use_tqdm: bool, adapter: str = ""
     ) -> list[SimpleNamespace]:
         if self.asleep:
             raise RuntimeError("asked for samples while asleep")
+        model = self.adapters[adapter] if adapter else self.model
         self.asked += [tuple(prompt["prompt_token_ids"]) for prompt in prompts]
         rows = [_Row(self, list(prompt["prompt_token_ids"]), p) for prompt, p in zip(prompts, params, strict=True)]
         while running := [row for row in rows if row.finish is None]:
             ids = [row.prompt + row.ids for row in running]
             padded = torch.tensor([r + [0] * (max(map(len, ids)) - len(r)) for r in ids])
             with torch.no_grad():
-                logits = self.model(padded).logits
+                logits = model(padded).logits
             for row, at, own in zip(running, logits, ids, strict=True):
                 row.take(at[len(own) - 1])
         return [SimpleNamespace(outputs=[row.output()]) for row in rows]
@@ -103,6 +148,42 @@ class LLM:
         if self.slept:
             self._apply()
         return [None]
+
+    def join(self, told: dict[str, Any]) -> None:
+        """Take the ranks of a group of the trainer, as NCCL's; answers when all are there."""
+        assert not told["packed"]
+        self.rank, self.group = told["rank_offset"], Group.of(told["master_address"], told["master_port"])
+        self.group.enter(told["world_size"], self.workers)
+
+    def receive(self, told: dict[str, Any]) -> None:
+        """Take the tensors that are broadcast, in the order in which they were told."""
+        assert self.group is not None
+        known = self._in_files()
+        for name, dtype, shape in zip(told["names"], told["dtype_names"], told["shapes"], strict=True):
+            tensor = self.group.sent[self.rank].get(timeout=60)
+            assert (str(tensor.dtype), list(tensor.shape)) == (f"torch.{dtype}", shape)
+            assert tensor.shape == known[name].shape
+            if self.broken != "publish" and not (self.broken == "one layer" and ".layers.1." in name):
+                self.fresh[name] = tensor.float()
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Hold an adapter of PEFT's, on the base, under a name; broken, it is the last one under the new name."""
+        if name in self.adapters:
+            raise ValueError(f"The lora adapter '{name}' has already been loaded.")
+        table = json.loads((folder / "adapter_config.json").read_text())
+        assert not table["use_dora"]
+        weights = load_file(folder / "adapter_model.safetensors")
+        if self.broken == "publish" and self.adapters:
+            self.adapters[name] = next(reversed(self.adapters.values()))
+            return
+        model = copy.deepcopy(self.model)
+        for key, a in weights.items():
+            if ".lora_A." in key and not (self.broken == "one layer" and ".layers.1." in key):
+                layer = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+                delta = weights[key.replace("lora_A", "lora_B")] @ a * (table["lora_alpha"] / table["r"])
+                with torch.no_grad():
+                    layer.weight += delta
+        self.adapters[name] = model
 
     def reset_prefix_cache(self) -> bool:
         """Until then, prompts that were read before are answered with the old weights."""
@@ -203,8 +284,8 @@ class Server:
 
 
 @contextmanager
-def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Server]:
-    """``vllm serve`` on a free port of the loopback interface."""
+def serve(folder: str, logprobs_mode: str = "processed_logprobs", lora: bool = True) -> Iterator[Server]:
+    """``vllm serve`` on a free port of the loopback interface; ``lora``: with what loads adapters while it runs."""
     llm, lock = LLM(folder, logprobs_mode=logprobs_mode), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -213,7 +294,8 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Se
 
         def do_GET(self) -> None:
             server.gets.append(self.path)
-            self._answer(200, {"data": [{"id": folder}]} if self.path == "/v1/models" else {})
+            known = {"/v1/models": {"data": [{"id": folder}]}, "/get_world_size": {"world_size": llm.workers}}
+            self._answer(200, known.get(self.path, {}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -221,24 +303,47 @@ def serve(folder: str, logprobs_mode: str = "processed_logprobs") -> Iterator[Se
             if server.die_at == self.path:
                 self.connection.close()
                 return
+            if self.path == "/v1/load_lora_adapter" and not lora:
+                self._answer(404, {"detail": "Not Found"})
+                return
             if self.path in server.refuse:
                 self._answer(*server.refuse[self.path])
                 return
             with lock:
-                self._answer(200, self._do(body))
+                try:
+                    self._answer(200, self._do(body))
+                except ValueError as error:
+                    self._answer(400, {"error": {"message": str(error)}})
 
         def _do(self, body: dict[str, Any]) -> Any:
             if self.path == "/collective_rpc":
                 return {"results": llm.collective_rpc(body["method"], body["kwargs"])}
             if self.path == "/reset_prefix_cache":
                 return {"success": llm.reset_prefix_cache()}
+            if self.path == "/init_weight_transfer_engine":
+                llm.join(body["init_info"])
+                return {"message": "Weight transfer initialized"}
+            if self.path == "/start_weight_update":
+                return {"message": "Weight update started"}
+            if self.path == "/update_weights":
+                llm.receive(body["update_info"])
+                return {"message": "Weights updated"}
+            if self.path == "/finish_weight_update":
+                return {"message": "Weight update finished"}
+            if self.path == "/v1/load_lora_adapter":
+                llm.load_adapter(body["lora_name"], Path(body["lora_path"]))
+                return b"Success: LoRA adapter added successfully."
+            if self.path == "/v1/unload_lora_adapter":
+                del llm.adapters[body["lora_name"]]
+                return b"Success: LoRA adapter removed successfully."
             assert self.path == "/v1/completions"
-            assert body["model"] == folder
+            assert body["model"] == folder or body["model"] in llm.adapters
             known = SamplingParams.__dataclass_fields__
             row = llm.generate(
                 [{"prompt_token_ids": body["prompt"]}],
                 [SamplingParams(**{k: v for k, v in body.items() if k in known})],
                 False,
+                body["model"] if body["model"] in llm.adapters else "",
             )[0].outputs[0]
             logs = [by_id[i].logprob for i, by_id in zip(row.token_ids, row.logprobs, strict=True)]
             by_token = [{self._named(i, body): x.logprob for i, x in by_id.items()} for by_id in row.logprobs]

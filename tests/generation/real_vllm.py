@@ -34,8 +34,8 @@ def _why_not() -> str | None:
     return None
 
 
-def start_server(folder: str, log: Path) -> tuple[str, subprocess.Popen[bytes]]:
-    """The command of ``docs/engines.md``, by its module, on a free port."""
+def start_server(folder: str, log: Path, lora: bool = False) -> tuple[str, subprocess.Popen[bytes]]:
+    """The command of ``docs/engines.md``, by its module, on a free port; ``lora``: that of adapters in place."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,8 +43,10 @@ def start_server(folder: str, log: Path) -> tuple[str, subprocess.Popen[bytes]]:
     command += ["--enforce-eager", "--max-model-len", "128", "--logprobs-mode", "processed_logprobs"]
     command += ["--generation-config", "vllm", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--gpu-memory-utilization", "0.1"]
+    command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "1"] * lora
+    settings = {"VLLM_SERVER_DEV_MODE": "1"} | ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if lora else {})
     with log.open("wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"})
+        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **settings})
     for _ in range(300):
         assert server.poll() is None, log.read_text()[-2000:]
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):

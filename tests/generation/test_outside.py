@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from covrl.config import RunConfig, check, config_from
 from covrl.distributed.world import World
 from covrl.errors import EngineError, TrainingStoppedError, UserError
 from covrl.extras import install_command
-from covrl.generation import vllm_server
+from covrl.generation import engines, nccl, vllm_server
 from covrl.generation.base import Sampling
 from covrl.generation.engine import TorchGenerator
 from covrl.generation.engines import make_generator
@@ -581,6 +582,171 @@ def test_adapters_are_handed_over_as_whole_matrices(engine: str, server: fake_vl
     without = sample(outside, requests(6))
     assert_told_truly(model, without)
     assert [r.trace_ids for r in with_adapter] != [r.trace_ids for r in without]
+
+
+# --- adapters on their own ------------------------------------------------------------------------------------------
+
+
+def separate(address: str, **sections: Any) -> dict[str, Any]:
+    """A LoRA run whose servers get the adapter alone."""
+    pytest.importorskip("peft")
+    table = settings(address, lora={"rank": 4}, training={"learning_rate": 1e-2})
+    table["generation"]["handover"] = "adapters"
+    for name, values in sections.items():
+        table.setdefault(name, {}).update(values)
+    return table
+
+
+def test_a_server_takes_the_adapter_alone_each_time_under_a_new_name(server: fake_vllm.Server) -> None:
+    """Its samples have the trainer's log-probs at every step; whole matrices never go, and no endpoint for developers
+    is asked."""
+    trained = train(separate(server.address), out="run")
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["guard/publish_gap"] < 1e-3
+    assert {path for path, *_ in server.seen} == {
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/completions",
+    }
+    loaded = [body for path, body, _ in server.seen if path == "/v1/load_lora_adapter"]
+    assert len(loaded) == 1 + 2 + 3  # at the start, with weights changed on purpose and back, after each of three steps
+    names = [body["lora_name"] for body in loaded]
+    assert len(set(names)) == len(names)
+    assert list(server.llm.adapters) == names[-1:], "those before are unloaded"
+    assert not any(Path(body["lora_path"]).exists() for body in loaded)
+    asked = {body["model"] for path, body, _ in server.seen if path == "/v1/completions"}
+    assert asked == set(names)
+    factors = load_file(trained.last / "adapter_model.safetensors")
+    assert any(w.abs().max() > 1e-3 for name, w in factors.items() if "lora_B" in name), "or the servers could keep 0"
+
+
+def test_a_run_is_resumed_on_a_server_that_has_an_adapter_of_later_steps(server: fake_vllm.Server) -> None:
+    """It gets the checkpoint's: the resumed run ends with the bytes of the whole one."""
+    whole = train(separate(server.address, checkpoint={"every": 1}), out="run")
+    expected = (whole.last / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(whole.last.parent)
+    run = resume(Path("run"))
+    assert run.done == 2
+    again = train_run(run, Path("run"))
+    assert (again.last / "adapter_model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("broken", ["publish", "one layer"])
+def test_a_server_that_keeps_the_old_adapter_or_takes_a_part_of_it_ends_the_run(
+    broken: str, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.llm, "broken", broken)
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: its weights were changed on purpose"):
+        train(separate(server.address), out="run")
+
+
+def test_a_server_with_another_base_ends_the_run(server: fake_vllm.Server) -> None:
+    with torch.no_grad():
+        server.llm.model.get_submodule("model.layers.0.mlp.down_proj").weight.neg_()
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: after publish"):
+        train(separate(server.address), out="run")
+
+
+def test_separate_adapters_where_they_cannot_be(server: fake_vllm.Server) -> None:
+    for engine in ("torch", "vllm"):
+        with pytest.raises(UserError, match=f"handover = adapters is for vLLM servers, and engine is {engine}"):
+            check(RunConfig, separate(engine))
+    with pytest.raises(
+        UserError, match=r"generation\.handover = adapters: lora\.rank is 0, so all weights are trained"
+    ):
+        train(separate(server.address, lora={"rank": 0}), out="run")
+    server.refuse["/v1/load_lora_adapter"] = (400, {"error": {"message": "rank 4 is greater than max_lora_rank 2"}})
+    with pytest.raises(UserError, match=r"refuses /v1/load_lora_adapter \(400\): rank 4 is greater"):
+        train(separate(server.address), out="run")
+    with (
+        fake_vllm.serve("model", lora=False) as plain,
+        pytest.raises(UserError, match="start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"),
+    ):
+        train(separate(plain.address), out="run")
+
+
+def test_the_real_server_takes_adapters_on_their_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vllm")  # the stand-in
+    need_vllm()
+    address, real = start_server("model", project / "server.log", lora=True)
+    try:
+        trained = train(separate(address), out="run")
+    finally:
+        real.terminate()
+        real.wait()
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+        assert report.metrics["guard/publish_gap"] < 1e-3
+
+
+# --- weights over NCCL, with a stand-in for the group ---------------------------------------------------------------
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for NCCL, and for the device that it wants."""
+    monkeypatch.setattr(nccl.join, "__defaults__", (fake_vllm.Group.opened,))
+    monkeypatch.setattr(engines, "_check_handover", lambda *_: None)
+
+
+@pytest.mark.usefixtures("group")
+def test_servers_take_weights_over_nccl_some_layers_at_a_time(
+    server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers, one of them of two workers; no file is written."""
+    monkeypatch.setattr(vllm_server, "PIECE_BYTES", 1)
+    with fake_vllm.serve("model") as second:
+        server.llm.workers = 2
+        both = f"{server.address},{second.address}"
+        trained = train(settings(both, generation={"handover": "nccl"}), out="run")
+        seen = [[path for path, *_ in one.seen] for one in (server, second)]
+        (told,) = [body["init_info"] for path, body, _ in second.seen if path == "/init_weight_transfer_engine"]
+        names = [body["update_info"]["names"] for path, body, _ in second.seen if path == "/update_weights"]
+    for report in trained.reports:
+        assert 0 < report.metrics["sampler/gap_max"] < 1e-3
+    assert (told["rank_offset"], told["world_size"], told["master_address"]) == (3, 4, "127.0.0.1")
+    for paths in seen:
+        assert "/collective_rpc" not in paths
+        assert paths.count("/init_weight_transfer_engine") == 1
+        publishes = paths.count("/start_weight_update")
+        assert publishes == 1 + 2 + 3 == paths.count("/finish_weight_update") == paths.count("/reset_prefix_cache")
+        assert paths.count("/update_weights") == publishes * len(names) // 6
+    layers = names[: len(names) // 6]
+    assert len(layers) >= 4, "embedding, two layers, norm"
+    assert [name for layer in layers for name in layer] == list(
+        dict(AutoModelForCausalLM.from_pretrained("model").named_parameters())
+    )
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("broken", ["publish", "one layer", "stale cache"])
+def test_a_server_that_keeps_what_came_over_nccl_to_itself_ends_the_run(
+    broken: str, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.llm, "broken", broken)
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: its weights were changed on purpose"):
+        train(settings(server.address, generation={"handover": "nccl"}), out="run")
+
+
+def test_nccl_where_it_cannot_be(server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = settings(server.address, generation={"handover": "nccl"})
+    with pytest.raises(UserError, match=r"handover = nccl: NCCL is between CUDA devices, and the model is on cpu"):
+        train(asked, out="run")
+    monkeypatch.setattr(engines, "_check_handover", lambda *_: None)
+    server.refuse["/init_weight_transfer_engine"] = (500, {})
+    monkeypatch.setattr(nccl.join, "__defaults__", (lambda *_: None,))
+    with pytest.raises(UserError, match=r"start it with --weight-transfer-config .\{.backend.: .nccl.\}"):
+        train(asked, out="run")
+
+    def no_way(address: str, port: int, ranks: int) -> None:
+        raise RuntimeError("unhandled system error\nsecond line")
+
+    del server.refuse["/init_weight_transfer_engine"]
+    monkeypatch.setattr(nccl.join, "__defaults__", (no_way,))
+    server.refuse["/init_weight_transfer_engine"] = (200, {})
+    with pytest.raises(UserError, match=r"no NCCL group of the trainer and 1 vLLM servers: unhandled system error$"):
+        train(asked, out="run")
 
 
 def test_weights_that_are_refused_say_so(project: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import save_tiny
+from plan_tables import BEGIN, END, PAGE, SHAPES, tables
 from projects import write_rows
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
@@ -84,13 +85,13 @@ PASSES = Passes(TRUNK, replace(TRUNK, read=1300), HeadBytes(700, 100, 900), Head
 
 @pytest.mark.parametrize(
     ("text", "devices", "memory"),
-    [("8x80GB", 8, 80e9), ("1x24GB", 1, 24e9), (" 2 × 79.6 gb", 2, 79.6e9), ("16x141", 16, 141e9)],
+    [("8x80GB", 8, 80e9), ("1x24GB", 1, 24e9), (" 2 × 79.6 gb", 2, 79.6e9), ("16x141GB", 16, 141e9)],
 )
 def test_hardware_is_devices_and_the_memory_of_each(text: str, devices: int, memory: float) -> None:
     assert Hardware.named(text) == Hardware(devices, round(memory))
 
 
-@pytest.mark.parametrize("text", ["", "80GB", "0x80GB", "8x0GB", "8x80TB", "8*80GB", "-1x80GB", "8x80GB each"])
+@pytest.mark.parametrize("text", ["", "80GB", "8x80", "0x80GB", "8x0GB", "8x80TB", "8*80GB", "-1x80GB", "8x80GB each"])
 def test_hardware_that_is_written_otherwise_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match='such as "8x80GB" or "1x24GB"'):
         Hardware.named(text)
@@ -314,17 +315,9 @@ def test_the_plan_is_within_a_tenth_of_the_live_bytes_of_a_run(
     assert said == {phase: pytest.approx(size, rel=0.1) for phase, size in found.items()}
 
 
-QWEN = {  # Qwen2.5's configs of 7 B and 14 B parameters
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-           "num_key_value_heads": 4},
-    "14b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
-            "num_key_value_heads": 8},
-}  # fmt: skip
-
-
 def recipe_of(name: str, folder: Path, changed: dict[str, Any] | None = None) -> RunConfig:
     """A recipe, with its model's config in a folder that holds nothing else."""
-    config = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False, **QWEN[name]}
+    config = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False, **SHAPES[name]}
     (folder / "config.json").write_text(json.dumps(config))
     table = read_toml(ROOT / "recipes" / f"covrl-paper-{name}.toml")
     table["model"]["path"] = str(folder)
@@ -332,7 +325,7 @@ def recipe_of(name: str, folder: Path, changed: dict[str, Any] | None = None) ->
     return check(RunConfig, table)
 
 
-@pytest.mark.parametrize("name", QWEN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_published_setting_fits_eight_devices_of_80_gb(name: str, tmp_path: Path) -> None:
     config = recipe_of(name, tmp_path)
     training = config.training
@@ -344,6 +337,13 @@ def test_the_published_setting_fits_eight_devices_of_80_gb(name: str, tmp_path: 
     assert plan.largest.total > 0.5 * plan.limit  # and is no toy
     assert (plan.tokens, plan.rows) == (16384, config.generation.rows_per_pass)
     assert not plan.lengths.counted
+
+
+def test_the_page_has_the_tables_of_the_recipes() -> None:
+    """Else: python benchmarks/plan_tables.py."""
+    shown = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert shown.strip() == tables()
+    assert shown.count("it fits.") == len(SHAPES)
 
 
 def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
@@ -374,6 +374,7 @@ def test_the_command_prints_the_table_and_needs_no_weights(tmp_path: Path) -> No
     for wrong, said in (
         (["--plan", "8x80GB"], "give --dry-run with it"),
         (["--dry-run", "--plan", "eight"], 'such as "8x80GB"'),
+        (["--dry-run", "--plan", "8x80", "--set", "problems.train=nowhere.jsonl"], "--plan '8x80': write devices"),
     ):
         with pytest.raises(UserError, match=said):
             CliRunner().invoke(app, ["train", *given, *wrong], catch_exceptions=False)

@@ -39,6 +39,12 @@ CASES: dict[str, dict[str, Any]] = {
     "vllm lora": {"lora": {"rank": 2, "alpha": 8}, "training": {"learning_rate": 1e-2}},
     "vllm mixed": {"model": {"dtype": "mixed"}, "guards": {"publish_check_every": 0}},
     "servers": {"generation": {"engine": "servers"}},
+    "servers evaluated": {"generation": {"engine": "servers"}, "evaluation": {"every": 1, "verifier": "text"}},
+    "servers lora separate": {
+        "lora": {"rank": 2, "alpha": 8},
+        "generation": {"engine": "bases", "handover": "adapters"},
+        "training": {"learning_rate": 1e-2},
+    },
     "servers ahead": {"generation": {"engine": "servers", "ahead": 1}},
     "torch, loaded in parts": {"generation": {"engine": "torch"}, "training": {"load": "parts"}},
     "torch, loaded in parts, mixed": {
@@ -87,7 +93,8 @@ def built(folder: Path, name: str) -> Run:
     elif "WORLD_SIZE" in os.environ:
         spread.load_model = no_weights  # ty: ignore[invalid-assignment]
     try:
-        return api.build(config(folder, name), PROBLEMS, reward=reward)
+        held_out = PROBLEMS[:5] if "evaluated" in name else None
+        return api.build(config(folder, name), PROBLEMS, held_out, reward=reward)
     finally:
         assembly.prove, spread.load_model = proving, loading
 

@@ -28,6 +28,9 @@ import many_engines
 from test_parallel import apart, last_words
 from worlds import Worlds
 
+OF_THREE = ["servers", "servers evaluated", "servers lora separate"]
+"""Cases with two servers that three processes share."""
+
 
 @pytest.fixture(scope="module")
 def servers() -> dict[str, fake_vllm.Server]:
@@ -43,15 +46,15 @@ def folder(
     folder = tmp_path_factory.mktemp("engines")
     save_tiny("llama", folder / "llama")
     with ExitStack() as stack:
-        for name in ("a", "b", "layer", "dying"):
+        for name in ("a", "b", "c", "d", "layer", "dying"):
             servers[name] = stack.enter_context(fake_vllm.serve(str(folder / "llama")))
         servers["layer"].llm.broken = "one layer"  # ty: ignore[invalid-attribute-access]
         at = {name: server.address for name, server in servers.items()}
-        table = {"servers": f"{at['a']},{at['b']}"}
+        table = {"servers": f"{at['a']},{at['b']}", "bases": f"{at['c']},{at['d']}"}
         table |= {"one layer": f"{at['a']},{at['layer']}", "dies": f"{at['a']},{at['dying']}"}
         (folder / "servers.json").write_text(json.dumps(table))
         servers["dying"].die_at = "/v1/completions"
-        for processes, names in ((2, [*many_engines.CASES, *many_engines.FAULTS]), (3, ["vllm", "servers"])):
+        for processes, names in ((2, [*many_engines.CASES, *many_engines.FAULTS]), (3, ["vllm", *OF_THREE])):
             done = worlds("many_engines", str(folder), *names, path=Path(__file__).parent, processes=processes)
             assert done.returncode == 0, done.stderr[-6000:]
         yield folder
@@ -61,7 +64,7 @@ def of_ranks(folder: Path, name: str, processes: int = 2) -> list[Any]:
     return torch.load(folder / f"engines-{processes}.pt", weights_only=False)[name]
 
 
-ALL = [*((name, 2) for name in many_engines.CASES), ("vllm", 3), ("servers", 3)]
+ALL = [*((name, 2) for name in many_engines.CASES), ("vllm", 3), *((name, 3) for name in OF_THREE)]
 
 
 @pytest.mark.parametrize(("name", "processes"), ALL)
@@ -86,6 +89,27 @@ def test_several_processes_do_what_one_does(name: str, processes: int, folder: P
             assert mixed or metrics["sampler/gap_max"] < 1e-3
             assert mixed or metrics["guard/publish_gap"] < 1e-3
             assert metrics["sampler/gap_mean"] < 0.1
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_held_out_problems_are_shared_by_ranks_and_servers(processes: int, folder: Path) -> None:
+    """The figures of every step are those of one process, on all ranks."""
+    one = many_engines.observe(folder, "servers evaluated")["metrics"]
+    for rank in of_ranks(folder, "servers evaluated", processes):
+        for mine, expected in zip(rank["metrics"], one, strict=True):
+            figures = {key: value for key, value in expected.items() if key.startswith("eval/")}
+            assert len(figures) >= 3
+            assert {k: v for k, v in mine.items() if k in figures} == pytest.approx(figures, rel=1e-4, nan_ok=True)
+
+
+def test_adapters_go_to_the_servers_alone(folder: Path, servers: dict[str, fake_vllm.Server]) -> None:
+    """The first rank sends them, and both servers are asked."""
+    del folder
+    for name in ("c", "d"):
+        paths = [path for path, _, _ in servers[name].seen]
+        assert "/collective_rpc" not in paths
+        assert paths.count("/v1/load_lora_adapter") > 0
+        assert paths.count("/v1/completions") > 10
 
 
 def test_each_rank_asks_its_own_engine_for_a_share(folder: Path) -> None:

@@ -34,6 +34,7 @@ ACCEPTED = {
     "what sampler/gap_mean measures, not the same samples",
     "generation.ahead": "traces are drawn with weights of up to so many steps before; what is estimated is corrected "
     "for it as far as generation.sampler_correction does, not the same samples",
+    "generation.handover": "the same up to rounding, no longer bit for bit",
     "generation.engine_ranks": "the same up to rounding, no longer bit for bit",
     "training.load": "the same up to rounding, no longer bit for bit",
     "generation.engine_memory": "the same up to rounding, no longer bit for bit",

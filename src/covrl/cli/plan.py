@@ -17,6 +17,7 @@ from covrl.errors import UserError
 from covrl.models.adapters import is_adapter
 from covrl.models.gguf import is_gguf
 from covrl.models.model import load_tokenizer, resolve_path
+from covrl.models.policy import refuse_four_bits_in_parts
 from covrl.models.trust import quoted, safe_config, tried
 from covrl.planning.phases import LINES, Hardware
 from covrl.planning.planner import ASSUMED_PROMPT, Lengths, Plan, Planner, gb, readings_of
@@ -45,6 +46,7 @@ def plan_for(config: RunConfig, hardware: Hardware) -> Plan:
     Raises:
         UserError: the model's config or the problems cannot be read, or the method does not fit the settings.
     """
+    refuse_four_bits_in_parts(config, hardware.devices)
     source = str(resolve_path(config.model.path))
     if is_adapter(source) or is_gguf(source):
         raise UserError(

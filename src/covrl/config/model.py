@@ -46,6 +46,11 @@ class LoraConfig(Settings):
         description='names of the linear layers that get an adapter, such as ["q_proj", "v_proj"]; all-linear: all '
         "but the output layer",
     )
+    four_bit_base: bool = Field(
+        False,
+        description="keep the linear layers of the frozen base in 4 bits (NF4 of QLoRA): about 4.5 bits a weight, and "
+        "the model is another one by that rounding; with one process, or replicated weights",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -66,7 +71,9 @@ class LoraConfig(Settings):
         if "all-linear" in self.target_modules and len(self.target_modules) > 1:
             raise ValueError("target_modules: all-linear stands alone, or names of layers without it")
         fields = type(self).model_fields
-        changed = [name for name in ("alpha", "target_modules") if getattr(self, name) != fields[name].default]
+        changed = [
+            name for name in ("alpha", "target_modules", "four_bit_base") if getattr(self, name) != fields[name].default
+        ]
         if not self.rank and changed:
             raise ValueError(f"{changed[0]} is set, but rank is 0, so all weights are trained: set lora.rank too")
         return self

@@ -60,6 +60,12 @@ class GenerationConfig(Settings):
         description="engine vllm with several processes: how many of them hold one copy of the model together (tensor "
         "parallel; never run by us)",
     )
+    handover: Literal["files", "nccl", "adapters"] = Field(
+        "files",
+        description="how vLLM servers get new weights (docs/engines.md): as safetensors in shared memory or a folder, "
+        "with LoRA whole matrices W + alpha/rank * B A; over NCCL (never run by us); or, of a LoRA run, the adapter "
+        "alone, for servers that were started with the base model and --enable-lora",
+    )
     sampler_correction: Literal["token", "sequence", "off"] = Field(
         "token",
         description="truncated importance sampling (Yao et al., 2025; CONFIRMED-2nd) where another engine samples than "
@@ -79,6 +85,15 @@ class GenerationConfig(Settings):
         if addresses(value) and all(map(ADDRESS.fullmatch, addresses(value))):
             return ",".join(addresses(value))
         raise ValueError("should be torch, vllm, or the address of a vLLM server such as http://127.0.0.1:8000")
+
+    @model_validator(mode="after")
+    def _handed_over_to_servers(self) -> GenerationConfig:
+        if self.handover != "files" and not addresses(self.engine):
+            raise ValueError(
+                f"handover = {self.handover} is for vLLM servers, and engine is {self.engine}: leave handover out, or "
+                "set engine to a server's address"
+            )
+        return self
 
 
 class TrainingConfig(Settings):
@@ -116,6 +131,12 @@ class TrainingConfig(Settings):
         description="keep AdamW's moments in host memory (pinned), and on the device only inside the optimizer's step: "
         "the same bits, 8 bytes a float32 weight less while sampling and in passes, two copies of them a step",
     )
+    eight_bit_moments: bool = Field(
+        False,
+        description="keep AdamW's moments of matrices as 8-bit codes with a scale for each block of 256 (block-wise "
+        "dynamic quantisation, Dettmers et al., 2021): about 2 bytes a weight for both in the place of 8, and other "
+        "numbers than with whole moments",
+    )
     load: Literal["whole", "parts"] = Field(
         "whole",
         description="with several processes and sharded weights: the first loads the model and hands the others their "
@@ -129,6 +150,12 @@ class TrainingConfig(Settings):
     stream_norms_every: int = Field(
         10, ge=0, description="steps between measurements of each stream's gradient norm (a backward pass a stream)"
     )
+
+    @model_validator(mode="after")
+    def _one_place_for_moments(self) -> TrainingConfig:
+        if self.eight_bit_moments and self.offload_moments:
+            raise ValueError("eight_bit_moments and offload_moments do not go together: set one of them to false")
+        return self
 
 
 class EvaluationConfig(Settings):

@@ -52,9 +52,38 @@ def make_generator(config: RunConfig, engine: str, model: Any, tokenizer: Any, w
         return _in_process(config, model, tokenizer, world)
     from covrl.generation.vllm_server import ServerVllm
 
+    way = config.generation.handover
+    _check_handover(config, next(model.parameters()).device)
     dtype = getattr(torch, VLLM_DTYPES[config.model.dtype])
-    servers = _on_all(world, lambda: ServerVllm(engine, model, rows, world, dtype))
+    servers = _on_all(world, lambda: ServerVllm(engine, model, rows, world, dtype, way))
     return OutsideGenerator(servers, model, tokenizer, world)
+
+
+def _check_handover(config: RunConfig, device: torch.device) -> None:
+    """That servers can get weights in the way that is asked for.
+
+    Raises:
+        UserError: they cannot.
+    """
+    way = config.generation.handover
+    if way == "adapters" and not config.lora.rank:
+        raise UserError(
+            "generation.handover = adapters: lora.rank is 0, so all weights are trained and there is no adapter to "
+            "send; leave it out, or set lora.rank"
+        )
+    if way == "adapters" and config.lora.four_bit_base:
+        raise UserError(
+            "generation.handover = adapters: the servers' base is not rounded to 4 bits, as lora.four_bit_base says; "
+            "leave one of them out"
+        )
+    if way == "nccl" and device.type != "cuda":
+        raise UserError(
+            f"generation.handover = nccl: NCCL is between CUDA devices, and the model is on {device.type}; leave it out"
+        )
+    if way == "nccl":
+        from covrl.generation.vllm_local import import_vllm
+
+        import_vllm()
 
 
 def _in_process(config: RunConfig, model: Any, tokenizer: Any, world: World) -> Generator:

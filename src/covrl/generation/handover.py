@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from covrl.distributed.deferred_oom import is_out_of_memory, no_room
+from covrl.models.four_bit import packed, weight_of
 
 Weights = Iterator[tuple[str, Tensor]]
 """Names as a model's files have them, and whole tensors."""
@@ -28,7 +29,8 @@ def weights_of(model: Any, dtype: torch.dtype | None = None) -> Weights:
     """The weights that a model computes with, tied ones once, in the order of its layers; floating ones in ``dtype``.
 
     Engines that get whole matrices know no adapters: a linear layer with LoRA is sent as W + scale·BA, added up before
-    it is rounded. All ranks of a sharded model have to go through all of them.
+    it is rounded, and one of 4 bits as the matrix that it computes with. All ranks of a sharded model have to go
+    through all of them.
     """
     for _, part in layers_of(model, dtype):
         yield from part.items()
@@ -41,11 +43,15 @@ def layers_of(model: Any, dtype: torch.dtype | None = None) -> Iterator[tuple[st
     in another form than it computes with (fused experts) are brought to that form, a layer at a time too.
     """
     converts = bool(getattr(model, "_weight_conversions", None))
-    named = ((name, p) for name, p in model.named_parameters() if ".lora_" not in name)
+    four_bit = packed(model)
+    apart, made = {id(own.scales) for own in four_bit}, {id(own.weight): own for own in four_bit}
+    named = ((name, p) for name, p in model.named_parameters() if ".lora_" not in name and id(p) not in apart)
     for layer, part in groupby(named, key=lambda pair: layer_of(pair[0])):
         found: dict[str, Tensor] = {}
         for name, parameter in part:
-            found[name.replace(".base_layer.", ".")] = _whole(model, name, parameter, dtype)
+            own = made.get(id(parameter))
+            weight = parameter if own is None else weight_of(own.weight, own.scales)
+            found[name.replace(".base_layer.", ".")] = _whole(model, name, weight, dtype)
         yield layer, revert_weight_conversion(model, found) if converts else found
 
 

@@ -111,6 +111,11 @@ class OutsideGenerator:
         self._rules = StopRules(tokenizer)
         self._ends = end_tokens(model, tokenizer)
 
+    @property
+    def adapters_alone(self) -> bool:
+        """Whether a publish sends adapters, and no weight of their base."""
+        return bool(getattr(self.backend, "adapters_alone", False))
+
     def start(self, engine: str) -> None:
         """Send weights for the first time, where the ranks of a world did not have them when the engine began.
 

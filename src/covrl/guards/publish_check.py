@@ -21,6 +21,7 @@ from covrl.distributed.world import World
 from covrl.errors import BrokenModelError
 from covrl.generation.base import Draw, Sampling, rest, samples_with_trainer
 from covrl.generation.base import Generator as TraceGenerator
+from covrl.models.adapters import adapter_scale, adapter_weights
 from covrl.models.compute import blocks
 from covrl.models.finite import broken
 from covrl.models.model import Ids, LanguageModel
@@ -209,7 +210,8 @@ def canary(sides: BothSides) -> tuple[str | None, str | None]:
     if not sides.world.any(any(before.ids)):
         return None, None
     own = samples_with_trainer(sides.generator)
-    with changed_weights(policy):
+    change = changed_adapter if getattr(sides.generator, "adapters_alone", False) else changed_weights
+    with change(policy):
         unseen = not _apart(before.generator, read(sides, before.ids)) > allowed
         if not own:
             sides.generator.publish(sides.version)
@@ -253,6 +255,27 @@ def changed_weights(model: LanguageModel) -> Generator[None]:
                 p.neg_()
             for p, value in zip(norms, kept, strict=True):
                 p.copy_(value)
+
+
+@contextmanager
+def changed_adapter(model: LanguageModel) -> Generator[None]:
+    """As :func:`changed_weights`, where a publish sends the policy's adapter alone: the ``B`` of all its layers.
+
+    ``A`` has entries of about 1/sqrt(3 inputs), so that these make each layer add about as much as it reads.
+    """
+    weights = {name: w for name, w in adapter_weights(model.model).items() if ".lora_B." in name}
+    kept = [w.detach().clone() for w in weights.values()]
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for w in weights.values():
+            size = math.sqrt(3 / w.shape[1]) / adapter_scale(model.model)
+            w.copy_(torch.randn(w.shape, generator=noise) * size)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for w, value in zip(weights.values(), kept, strict=True):
+                w.copy_(value)
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> float:

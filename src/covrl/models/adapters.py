@@ -25,10 +25,17 @@ from transformers.pytorch_utils import Conv1D
 from covrl.config import LoraConfig
 from covrl.errors import UserError
 from covrl.extras import install_command
+from covrl.models.four_bit import packed
 from covrl.models.text import has_more_than_text, trunk
 from covrl.models.trust import tried
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+BASE = "covrl_base"
+"""Our own key in an adapter's file: in what form its base was when it was trained. PEFT and vLLM skip it."""
+
+NF4 = "nf4"
+"""The value of :data:`BASE` for a base of 4 bits (:mod:`covrl.models.four_bit`); there is no other."""
 
 POLICY = "policy"
 """Name of the adapter that is trained."""
@@ -58,6 +65,18 @@ def base_of(folder: Path) -> str:
     if not isinstance(base, str) or not base:
         raise UserError(f"{folder / CONFIG}: it names no base_model_name_or_path, so the adapter has no model")
     return base
+
+
+def is_of_four_bits(folder: Path) -> bool:
+    """Whether an adapter was trained on a base of 4 bits.
+
+    Raises:
+        UserError: the file cannot be read, or names another form.
+    """
+    form = _table(folder).get(BASE)
+    if form not in (None, NF4):
+        raise UserError(f"{folder / CONFIG}: {BASE} = {form!r} is not known here; there is {NF4}")
+    return form == NF4
 
 
 def add_adapter(model: Any, settings: LoraConfig, seed: int, base: str) -> None:
@@ -153,12 +172,17 @@ def all_adapters(model: Any) -> list[nn.Parameter]:
     return [weight for name in names for weight in adapter_weights(model, name).values()]
 
 
+def adapter_scale(model: Any, name: str = POLICY) -> float:
+    """What ``B A`` is multiplied with."""
+    return float(next(layer.scaling[name] for layer in _layers(model) if name in layer.scaling))
+
+
 def save_adapter(model: Any, name: str, folder: Path) -> None:
     """Write an adapter as PEFT reads it. The same weights give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: w.detach().contiguous() for key, w in adapter_weights(model, name).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    table = {**_config_of(model, name).to_dict(), "inference_mode": True}
+    table = {**_config_of(model, name).to_dict(), "inference_mode": True} | ({BASE: NF4} if packed(model) else {})
     text = json.dumps(table, indent=1, sort_keys=True, default=lambda value: sorted(value))  # sets have no order
     (folder / CONFIG).write_text(text, encoding="utf-8")
 

@@ -63,8 +63,9 @@ def weights_ready(model: Any) -> Generator[None]:
         if short and device == "cpu" and _can_pack():
             stack.callback(_unpack, _pack(model))
         if mixed:
-            stack.callback(_give_back, weights, [p.requires_grad for p in weights])
-            for p in weights:  # autocast keeps casts of those alone that want a gradient
+            floating = [p for p in weights if p.is_floating_point()]
+            stack.callback(_give_back, floating, [p.requires_grad for p in floating])
+            for p in floating:  # autocast keeps casts of those alone that want a gradient
                 p.requires_grad_(True)
             stack.enter_context(torch.autocast(device, torch.bfloat16))
         yield

@@ -17,9 +17,10 @@ from transformers.utils import logging as hf_logging
 
 from covrl.config import ModelConfig
 from covrl.errors import UserError
-from covrl.models.adapters import CONFIG, base_of, is_adapter, load_adapter
+from covrl.models.adapters import CONFIG, base_of, is_adapter, is_of_four_bits, load_adapter
 from covrl.models.attention import NAME
 from covrl.models.compute import compute_in_bfloat16
+from covrl.models.four_bit import quantise
 from covrl.models.gguf import is_gguf, notes, read_tokenizer
 from covrl.models.projection import Projection
 from covrl.models.shared import Place, lay_out, nothing_masked
@@ -208,6 +209,8 @@ def load_model(config: ModelConfig, temperature: float = 1.0) -> tuple[LanguageM
     base = base_source(source)
     language_model, tokenizer = _load(resolve_dtype(config), base, temperature)
     if base != source:
+        if is_of_four_bits(Path(source)):
+            quantise(language_model.model)
         load_adapter(language_model.model, Path(source))
         if (Path(source) / "tokenizer_config.json").is_file():
             tokenizer = quoted(source, lambda: load_tokenizer(source))

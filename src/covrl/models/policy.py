@@ -12,6 +12,7 @@ from covrl.errors import UserError
 from covrl.models import adapters
 from covrl.models.adapted import Adapted
 from covrl.models.compute import compile_trunk, recompute_activations
+from covrl.models.four_bit import quantise
 from covrl.models.model import LanguageModel, resolve_path
 from covrl.models.spread import loaded, save_model
 
@@ -34,6 +35,7 @@ def load_policy(
         )
     if config.model.compile and world.size > 1 and config.training.weights == "sharded":
         raise UserError('model.compile does not go with sharded weights: set training.weights = "replicated"')
+    refuse_four_bits_in_parts(config, world.size)
     place = {} if saved is None or config.lora.rank else {"path": str(saved)}
     if in_parts(config, world) and config.lora.rank:
         raise UserError("training.load = parts: a model with LoRA adapters is loaded by one rank; set it to whole")
@@ -48,6 +50,19 @@ def load_policy(
     return policy, tokenizer
 
 
+def refuse_four_bits_in_parts(config: RunConfig, ranks: int) -> None:
+    """That a base of 4 bits is not to be spread over ranks.
+
+    Raises:
+        UserError: it is.
+    """
+    if config.lora.four_bit_base and ranks > 1 and config.training.weights == "sharded":
+        raise UserError(
+            'lora.four_bit_base does not go with sharded weights: set training.weights = "replicated", which a base of '
+            "4 bits leaves room for"
+        )
+
+
 def in_parts(config: RunConfig, world: World) -> bool:
     """Whether no rank loads the whole policy."""
     return world.size > 1 and config.training.weights == "sharded" and config.training.load == "parts"
@@ -55,6 +70,9 @@ def in_parts(config: RunConfig, world: World) -> bool:
 
 def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) -> Adapted:
     """``base`` with a new adapter that changes nothing yet, or with that of the folder ``saved``."""
+    four = quantise(base.model) if config.lora.four_bit_base else 0
+    if config.lora.four_bit_base and not four:
+        raise UserError("lora.four_bit_base: this model has no linear layers that can be kept in 4 bits; leave it out")
     adapters.add_adapter(base.model, config.lora, config.training.seed, config.model.path)
     policy = Adapted(base, adapters.POLICY)
     if saved:
@@ -62,7 +80,8 @@ def _with_adapter(base: LanguageModel, config: RunConfig, saved: Path | None) ->
     mine, whole = (sum(p.numel() for p in part) for part in (policy.parameters(), base.model.parameters()))
     layers = len(policy.parameters()) // 2
     note = f"LoRA of rank {config.lora.rank} on {layers} layers: {mine:,} weights are trained beside {whole - mine:,}"
-    policy.given_up = [*base.given_up, note]
+    said = [f"the base's linear layers, {four:,} weights, are rounded to 4 bits (NF4)"] * bool(four)
+    policy.given_up = [*base.given_up, note, *said]
     return policy
 
 

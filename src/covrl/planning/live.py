@@ -48,8 +48,11 @@ class LiveBytes(TorchDispatchMode):
         self.peak = self.live
 
     def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        if tensor.is_mkldnn:  # packed for a CPU's units: it has no storage that can be asked, and no views
+            storage, key, size = tensor, -id(tensor), tensor.numel() * tensor.element_size()
+        else:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
         if key not in self._sizes:
             self._sizes[key] = 0
             weakref.finalize(storage, self._gone, key)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from covrl.errors import UserError
 from covrl.generation.decoding import ROOM, room_to_add
 from covrl.generation.engine import DRAWN_BYTES
+from covrl.models.eight_bit import CHUNK, WORK, WORK_OF_SHORT
 from covrl.planning.weightless import HeadBytes, Shape, TrunkBytes
 
 PLANNED = 0.9
@@ -38,6 +39,7 @@ LINES = (
     "keys and values",
     "activations",
     "head",
+    "update",
 )
 """Of the table, from top to bottom."""
 
@@ -67,7 +69,7 @@ class Hardware:
         Raises:
             UserError: it is written otherwise.
         """
-        found = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*(\d+(?:\.\d+)?)\s*(?:GB)?\s*", text, flags=re.IGNORECASE)
+        found = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*(\d+(?:\.\d+)?)\s*GB\s*", text, flags=re.IGNORECASE)
         if not found or not float(found[2]):
             raise UserError(f'--plan {text!r}: write devices and the memory of each, such as "8x80GB" or "1x24GB"')
         return cls(int(found[1]), round(float(found[2]) * 1e9))
@@ -81,7 +83,8 @@ class Job:
     ``prompt`` + ``trace`` tokens each, ``siblings`` of them after one prompt. ``engine_bytes`` are those of an engine
     beside the trainer (vLLM), 0 where torch samples; ``samples_here``: not on a server elsewhere. ``copies`` are whole
     models beside the policy, of which ``away`` says that they are on the device only while they are read.
-    ``loads_parts``: no rank ever holds a whole copy on its way from the files.
+    ``loads_parts``: no rank ever holds a whole copy on its way from the files. ``eight_bit``: moments of matrices are
+    codes.
     """
 
     dtype: str
@@ -97,6 +100,7 @@ class Job:
     copies: int = 0
     away: bool = False
     loads_parts: bool = False
+    eight_bit: bool = False
 
     @property
     def parts(self) -> int:
@@ -138,20 +142,37 @@ class Phase:
 
 
 def weight_bytes(shape: Shape, job: Job) -> int:
-    """A rank's weights: its part of the base, and adapters whole, in float32 beside a narrower base."""
-    return -(-shape.base * SIZES[job.dtype] // job.parts) + shape.adapters * max(4, SIZES[job.dtype])
+    """A rank's weights: its part of the base, and adapters whole, in float32 beside a narrower base.
+
+    Linear layers in 4 bits are whole on every rank too, which is where there are some.
+    """
+    wide = (shape.base - shape.packed) * SIZES[job.dtype]
+    return -(-wide // job.parts) + shape.packed_bytes + shape.adapters * max(4, SIZES[job.dtype])
+
+
+def trained_width(shape: Shape, job: Job) -> int:
+    """Bytes of a weight that is trained."""
+    return max(4, SIZES[job.dtype]) if shape.adapters else SIZES[job.dtype]
 
 
 def gradient_bytes(shape: Shape, job: Job) -> int:
     """A rank's gradients, as wide as the weights that take them; adapters' are whole on every rank."""
-    if shape.adapters:
-        return shape.trained * max(4, SIZES[job.dtype])
-    return -(-shape.trained * SIZES[job.dtype] // job.parts)
+    return -(-shape.trained * trained_width(shape, job) // (1 if shape.adapters else job.parts))
 
 
 def moment_bytes(shape: Shape, job: Job) -> int:
-    """AdamW's two moments, each as large as a gradient."""
-    return 2 * gradient_bytes(shape, job)
+    """AdamW's two moments, each as large as a gradient; where they are codes a byte a number, and four a block."""
+    if not job.eight_bit:
+        return 2 * gradient_bytes(shape, job)
+    one = shape.codes + 4 * shape.scales + (shape.trained - shape.codes) * trained_width(shape, job)
+    return 2 * -(-one // (1 if shape.adapters else job.parts))
+
+
+def update_bytes(shape: Shape, job: Job) -> int:
+    """What the step takes beside its state: one kernel nothing, codes what they are read into, some rows at a time."""
+    largest = shape.largest if shape.adapters else -(-shape.largest // job.parts)
+    work = WORK if trained_width(shape, job) >= 4 else WORK_OF_SHORT
+    return work * min(CHUNK, largest) if job.eight_bit else 0
 
 
 def cast_bytes(shape: Shape, job: Job) -> int:
@@ -307,9 +328,13 @@ def block_backward(shape: Shape, job: Job, passes: Passes, kept_casts: int) -> P
 
 
 def optimizer_step(shape: Shape, job: Job) -> Phase:
-    """AdamW's step in one kernel, which takes nothing on top; moments are there, wherever they are else."""
-    lines = held(shape, job) | {"moments": moment_bytes(shape, job), "gradients": gradient_bytes(shape, job)}
-    return Phase("AdamW", lines)
+    """AdamW's step; moments are there, wherever they are else."""
+    lines = {
+        "moments": moment_bytes(shape, job),
+        "gradients": gradient_bytes(shape, job),
+        "update": update_bytes(shape, job),
+    }
+    return Phase("AdamW", held(shape, job) | lines)
 
 
 def phases(shape: Shape, job: Job, passes: Passes, recompute: bool) -> tuple[Phase, ...]:

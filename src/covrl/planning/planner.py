@@ -165,9 +165,11 @@ class Planner:
             siblings=max(1, training.rollouts_per_problem // reads.sources),
             engine_bytes=round(generation.engine_memory * hardware.memory) if generation.engine == "vllm" else 0,
             samples_here=generation.engine in ("torch", "vllm"),
-            copies=reads.frozen + 4 * reads.trained,  # one that is trained has a gradient and two moments
+            # one that is trained has a gradient and two moments, which are half a copy where they are codes
+            copies=reads.frozen + (3 if training.eight_bit_moments else 4) * reads.trained,
             away=config.model.offload_reference and not reads.trained,
             loads_parts=training.load == "parts" and hardware.devices > 1,
+            eight_bit=training.eight_bit_moments,
         )
 
     def _passes(self, config: RunConfig, hardware: Hardware, shape: Shape, job: Job, tokens: int) -> Passes:
@@ -235,6 +237,13 @@ class Planner:
                 yield f"or take {devices} devices{also}: {gb(then.largest.total)}, it fits"
                 break
             devices *= 2
+        if not config.training.eight_bit_moments:
+            narrow = {"eight_bit_moments": True, "offload_moments": False}
+            training = config.training.model_copy(update=narrow)
+            then = self._table(config.model_copy(update={"training": training}), made.hardware)
+            if then.fits:
+                away = ", training.offload_moments = false" * config.training.offload_moments
+                yield f"or set training.eight_bit_moments = true{away}{also}: {gb(then.largest.total)}, it fits"
         if not config.lora.rank and not self.readings.trained:
             adapters = config.lora.model_copy(update={"rank": 32})
             then = self._table(config.model_copy(update={"lora": adapters}), made.hardware)

@@ -22,6 +22,8 @@ from covrl.config import LoraConfig
 from covrl.models.adapters import add_adapter, all_adapters
 from covrl.models.attention import NAME
 from covrl.models.compute import blocks, compute_in_bfloat16, recompute_activations
+from covrl.models.eight_bit import is_narrow, scales_of
+from covrl.models.four_bit import FourBitLinear, packed, quantise
 from covrl.models.projection import Projection
 from covrl.models.shared import Call, lay_out, nothing_masked
 from covrl.models.text import cache_numbers, model_class, text_config, trunk
@@ -42,7 +44,9 @@ class Shape:
     ``base`` are all weights but adapters, ``trained`` those that take a gradient, ``blocks`` those of all blocks,
     ``block`` those of the largest, ``layers`` their number, ``head`` the output layer's (``tied``: it is the
     embedding), ``linear`` those of the blocks' linear layers, which a mixed pass casts. ``keys`` are numbers that a
-    token leaves in the cache.
+    token leaves in the cache. ``packed`` are those of ``base`` that are kept in ``packed_bytes`` of 4 bits each and
+    scales. ``codes`` are the trained numbers whose moments 8 bits can hold, and ``scales`` those of
+    the blocks that they are in (:mod:`covrl.models.eight_bit`); ``largest`` are those of the largest matrix.
     """
 
     base: int
@@ -57,6 +61,11 @@ class Shape:
     keys: int
     vocabulary: int
     width: int
+    packed: int = 0
+    packed_bytes: int = 0
+    codes: int = 0
+    scales: int = 0
+    largest: int = 0
 
     @property
     def ends(self) -> int:
@@ -98,8 +107,11 @@ def shape_of(config: Any, lora: LoraConfig) -> Shape:
     adapted = {id(p) for p in all_adapters(model)}
     sizes = [sum(p.numel() for p in block.parameters() if id(p) not in adapted) for block in blocks(model)]
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    in_codes = {id(p) for layer in packed(model) for p in (layer.weight, layer.scales)}
+    four_bits = sum(layer.in_features * layer.out_features for layer in packed(model))
+    narrow = [p for p in model.parameters() if p.requires_grad and is_narrow(p)]
     return Shape(
-        base=sum(p.numel() for p in model.parameters() if id(p) not in adapted),
+        base=sum(p.numel() for p in model.parameters() if id(p) not in adapted | in_codes) + four_bits,
         adapters=sum(p.numel() for p in all_adapters(model)),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         blocks=sum(sizes),
@@ -111,6 +123,11 @@ def shape_of(config: Any, lora: LoraConfig) -> Shape:
         keys=cache_numbers(config),
         vocabulary=head.weight.shape[0],
         width=head.weight.shape[1],
+        packed=four_bits,
+        packed_bytes=sum(p.nbytes for layer in packed(model) for p in (layer.weight, layer.scales)),
+        codes=sum(p.numel() for p in narrow),
+        scales=sum(scales_of(p) for p in narrow),
+        largest=max((p.numel() for p in narrow), default=0),
     )
 
 
@@ -155,6 +172,8 @@ def _model(config: Any, way: Way) -> Any:
         model = kind.from_config(config, dtype=WEIGHTS[way.dtype], attn_implementation="sdpa").eval()
         model.tie_weights()
     model.config._attn_implementation = NAME
+    if way.lora.four_bit_base:
+        quantise(model)
     if way.lora.rank:
         add_adapter(model, way.lora, 0, config.model_type)
     if way.dtype == "mixed":
@@ -172,7 +191,7 @@ def _linear(model: Any) -> list[nn.Linear]:
     """The linear layers of the blocks, those of adapters apart."""
     adapted = {id(p) for p in all_adapters(model)}
     every = [m for block in blocks(model) for m in block.modules() if isinstance(m, nn.Linear)]
-    return [m for m in every if id(m.weight) not in adapted]
+    return [m for m in every if id(m.weight) not in adapted and not isinstance(m, FourBitLinear)]
 
 
 def _on_cpu(model: Any) -> None:

@@ -15,7 +15,7 @@ from covrl.planning.machine import Memory
 from covrl.records import Group, Problem, Rollout, Row
 from covrl.training.fit import least_memory
 from covrl.training.memory import rows_at_once
-from covrl.training.needs import measured
+from covrl.training.needs import measured, moments
 from covrl.training.optimizer import warm_up_note
 from covrl.training.rollouts import sample
 from covrl.training.run import Run
@@ -171,5 +171,5 @@ def _cost(run: Run, seconds: float, needs: Needs, machine: Memory) -> Cost:
     training = run.config.training
     copies = run.config.checkpoint.keep + 1  # the best beside the newest
     rows = min(rows_at_once(run) or 0, training.problems_per_step * training.rollouts_per_problem)
-    disk = needs.gradients * (copies + 2 * run.config.checkpoint.keep)
+    disk = needs.gradients * copies + moments(run) * run.config.checkpoint.keep
     return Cost(needs, largest_pass(run, needs.trace), rows, disk, seconds, machine)

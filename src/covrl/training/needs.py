@@ -14,6 +14,7 @@ from covrl.generation.base import Draw
 from covrl.generation.decoding import prefill_padded, prefill_shared
 from covrl.generation.engine import TorchGenerator
 from covrl.models.compute import blocks
+from covrl.models.eight_bit import moment_bytes
 from covrl.planning.fitting import Needs
 from covrl.records import Problem, Rollout
 from covrl.scoring.pack import Unit, make_unit, padded_tokens, read
@@ -52,7 +53,7 @@ def measured(run: Run, trains: bool = True) -> Needs:
     once = bool(reading_plan(run.algorithm, one_update(run)).in_pass)
     return Needs(
         weights=held["weights"] // parts,
-        optimizer=0 if training.offload_moments else 2 * held["gradients"] // parts,
+        optimizer=0 if training.offload_moments else moments(run) // parts,
         gradients=held["gradients"] // parts,
         apart=len(run.algorithm.streams) * held["gradients"] // parts if training.stream_norms_every else 0,
         fixed=fixed,
@@ -61,11 +62,19 @@ def measured(run: Run, trains: bool = True) -> Needs:
         logits=COPIES.get(policy.device.type, COPIES_ELSEWHERE)
         * len(run.algorithm.contexts)
         * min(run.limits.logits_bytes, 4 * vocabulary * run.limits.tokens),
-        ready=(2 * sum(p.numel() for p in weights) if short else 0) + (held["weights"] if parts > 1 else 0),
+        ready=(2 * sum(p.numel() for p in weights if p.is_floating_point()) if short else 0)
+        + (held["weights"] if parts > 1 else 0),
         row=round(key_value_bytes(run) * (_longest_prompt(run) + limit)) + 4 * vocabulary,
         trace=trace,
         group=trace * training.rollouts_per_problem if once else 0,
     )
+
+
+def moments(run: Run) -> int:
+    """Bytes of AdamW's moments, whole, wherever they are kept."""
+    if run.config.training.eight_bit_moments:
+        return moment_bytes(run.parameters)
+    return 2 * model_bytes(run)["gradients"]
 
 
 def longest_of(problems: Iterable[Problem]) -> Problem:

@@ -14,12 +14,10 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from covrl.config import TrainingConfig
 from covrl.distributed.world import local_part
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's names for its two moments, in its state of a parameter."""
+from covrl.models.eight_bit import MOMENTS, EightBitAdamW
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer at its peak learning rate; :func:`set_learning_rate` sets each step's.
 
     Shards of parameters and whole parameters are in groups apart, as no operation takes both. Where torch has one
@@ -33,6 +31,8 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -
         if kind
         for decays in (True, False)
     ]
+    if config.eight_bit_moments:
+        return EightBitAdamW(groups, config.learning_rate, config.adam_betas)
     kind = OffloadedAdamW if config.offload_moments else torch.optim.AdamW
     return kind(groups, lr=config.learning_rate, betas=config.adam_betas, fused=one_kernel(parameters) or None)
 
@@ -45,6 +45,8 @@ def one_kernel(parameters: Iterable[Tensor]) -> bool:
 
 def empty_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """AdamW's state of a parameter that was never moved, in the places where its kernel looks for it."""
+    if isinstance(optimizer, EightBitAdamW):
+        return optimizer.empty_state(parameter)
     place = parameter.device if optimizer.defaults["fused"] else torch.device("cpu")
     with torch.no_grad():
         moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
