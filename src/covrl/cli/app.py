@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import covrl
-from covrl.cli.console import crash, end, several
+from covrl.cli.console import crash, end, several, write_any_text
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 
 if TYPE_CHECKING:
@@ -587,6 +587,7 @@ def _cpu_defaults() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2, a fault of ours a traceback and 1."""
+    write_any_text()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:  # a wrong option or argument
