@@ -168,7 +168,7 @@ def run(source: str, form: str, threads: int) -> dict[str, Any]:
     return {
         "model": Path(folder).name if not source.startswith("covrl:") else source,
         "form": form,
-        "rewards": [[round(value, 6) for value in step] for step in reward.given],
+        "rewards": [[float(f"{value:.6g}") for value in step] for step in reward.given],
         "gap": reward.gap,
         "loss": [line["loss"] for line in logged],
         "grad_norm": [line["grad_norm"] for line in logged],

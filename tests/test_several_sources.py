@@ -12,7 +12,7 @@ from models import save_tiny
 from projects import PROMPTS, InterruptAt, write_rows
 
 from covrl import api
-from covrl.assembly import source_weights, training_problems
+from covrl.assembly import problems_of, source_weights, training_problems
 from covrl.config import ProblemsConfig, RunConfig, check, read_toml, to_toml
 from covrl.errors import RunInterruptedError, UserError
 
@@ -130,3 +130,56 @@ def test_a_source_with_too_few_problems_for_its_share(covrl: Covrl, project: Pat
     found = covrl("train", "--config", "run.toml", "--out", "run", "--set", "training.problems_per_step=8")
     assert found.code == 2
     assert "by its weight sums gives up to 6 of the 8 problems of a step, but it has only 5" in found.err
+
+
+HELD_OUT = """
+[problems]
+train = "chat.jsonl"
+system_field = "instructions"
+
+[problems.held_out]
+source = "train.jsonl"
+name = "doubles"
+question_field = "q"
+answer_field = "a"
+system_field = ""
+extract = "hash"
+"""
+
+
+def test_held_out_problems_may_have_fields_of_their_own(covrl: Covrl, project: Path) -> None:
+    talk = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+    write_rows(project / "chat.jsonl", [{"messages": talk, "instructions": None}] * 3)
+    text = (project / "run.toml").read_text().replace(SOURCES, HELD_OUT).replace("steps = 4", "steps = 1")
+    (project / "run.toml").write_text(text.replace("[evaluation]\nevery = 0", "[evaluation]\nevery = 1"))
+    config = check(RunConfig, read_toml(project / "run.toml"))
+    run = api.build(config)
+    assert [(p.id, p.question, p.answer) for p in run.source.problems] == [(f"chat/{i}", "1+1", "2") for i in range(3)]
+    assert [(p.id, p.question, p.answer) for p in run.held_out] == [
+        (f"doubles/{i}", f"{i}+{i}", str(2 * i)) for i in range(3)
+    ]
+    assert covrl("train", "--config", "run.toml", "--out", "run").code == 0
+    assert "eval/accuracy" in figures(project / "run")[0]
+    assert check(RunConfig, read_toml(project / "run/config.toml")).problems == config.problems
+    assert covrl("train", "--resume", "run").code == 0, "the folder's own settings are read again"
+
+
+def test_conversations_are_held_out_without_any_setting(project: Path) -> None:
+    talk = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+    write_rows(project / "chat.jsonl", [{"prompt": talk[:1], "completion": talk[1:]}])
+    config = check(ProblemsConfig, {"train": "sums.jsonl", "held_out": "chat.jsonl"})
+    assert [(p.question, p.answer) for p in problems_of(config.held_out, config)] == [("1+1", "2")]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"source": "a.jsonl", "weight": 2}, "held_out: weight: there is one such source"),
+        ({"question_field": "q"}, "held_out.source is missing"),
+        ({"source": "a.jsonl", "qustion_field": "q"}, "did you mean held_out.question_field"),
+        ([{"source": "a.jsonl"}], "held_out: expected one source, by name or as a table"),
+    ],
+)
+def test_a_table_of_held_out_problems_that_cannot_be_used_is_named(table: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check(ProblemsConfig, {"train": "b.jsonl", "held_out": table})

@@ -188,11 +188,10 @@ def _data(
     """What is given, and the rest from ``[problems]``; the task's own label goes with its own problems."""
     train = config.problems.train
     task = task_of(train) if problems is None and isinstance(train, str) else None
-    fields = config.problems.fields
     if problems is None:
         problems = training_problems(config.problems)
     if held_out is None and config.problems.held_out:
-        held_out = load_problems(config.problems.held_out, fields)
+        held_out = problems_of(config.problems.held_out, config.problems)
     if config.problems.shuffle_hints:
         problems = shuffle_hints(problems, config.training.seed)
     return _Data(problems, held_out or (), label or (task.label if task else None))
@@ -271,6 +270,17 @@ def build_evaluation(config: RunConfig, source: str) -> Run:
     task = task_of(source)
     problems = load_problems(source, config.problems.fields)
     return build(config, problems, problems, label=task.label if task else None, evaluation_only=True)
+
+
+def problems_of(source: str | SourceConfig, config: ProblemsConfig) -> list[Problem]:
+    """The problems of a source that is no training source: by its name, or with fields of its own.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    if isinstance(source, str):
+        return load_problems(source, config.fields)
+    return load_problems(source.source, source.fields_of(config).fields, source.name)
 
 
 def training_problems(config: ProblemsConfig) -> list[Problem]:

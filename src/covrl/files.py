@@ -6,19 +6,25 @@ and one rename moves the whole to its place. :func:`damage` tells a folder that 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from covrl.errors import RunBusyError, UserError
 
 MANIFEST = "manifest.json"
+
+FOLDERS_OPEN = os.name == "posix"
+"""Whether folders can be opened as files are, to lock them and to force their lists of names to the disk."""
+
+LOCK = ".lock"
+"""The file that is locked in a folder."""
 
 NEW, OLD = ".new-", ".old-"
 """How a folder is called while it is written, and while it is being replaced."""
@@ -57,20 +63,18 @@ def made(folder: Path) -> Path:
 
 
 @contextmanager
-def alone_in(folder: Path, what: str = "a run", lock: str = ".lock") -> Generator[None]:
+def alone_in(folder: Path, what: str = "a run", lock: str = LOCK) -> Generator[None]:
     """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
 
     ``lock`` is a file in the folder; "." locks the folder itself, which leaves no file but does not work on every
-    network file system.
+    network file system. Where folders cannot be opened (Windows) it is the file.
 
     Raises:
         RunBusyError: another process holds it; the message says that ``what`` is going on.
         UserError: the folder cannot be written, or its file system has no locks.
     """
-    # In a folder of somebody else's a link could be any file of ours: nothing is followed, and nothing emptied.
-    flags = os.O_RDONLY | os.O_DIRECTORY if lock == "." else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     try:
-        handle = os.open(folder / lock, flags, 0o666)
+        handle = _opened(folder, lock)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
     try:
@@ -80,10 +84,30 @@ def alone_in(folder: Path, what: str = "a run", lock: str = ".lock") -> Generato
         os.close(handle)
 
 
+def _opened(folder: Path, lock: str) -> int:
+    """A descriptor of what is locked, made where it is missing."""
+    if lock == "." and FOLDERS_OPEN:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    # In a folder of somebody else's a link could be any file of ours: nothing is followed, and nothing emptied.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(folder / (LOCK if lock == "." else lock), flags, 0o666)
+
+
+def _take(handle: int) -> None:
+    """Take the lock or raise: BlockingIOError, or PermissionError on Windows, where another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        windows: Any = import_module("msvcrt")
+        windows.locking(handle, windows.LK_NBLCK, 1)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _lock(handle: int, folder: Path, what: str) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _take(handle)
+    except (BlockingIOError, PermissionError):
         raise RunBusyError(f"{folder}: {what} is going on in this folder; wait for it or stop it") from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be locked: {error.strerror}") from None
@@ -166,7 +190,7 @@ def discard(folder: Path) -> None:
 
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the manifest of a folder's files and force everything in it to the disk."""
-    files = {str(p.relative_to(folder)): _measure(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {p.relative_to(folder).as_posix(): _measure(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     content = {**about, "files": files}
     text = json.dumps({**content, "digest": _digest(content)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -219,8 +243,10 @@ def damage(folder: Path) -> str | None:
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Force a file's content, or a folder's list of names, to the disk; of a folder, where the system can do that."""
+    if not FOLDERS_OPEN and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if FOLDERS_OPEN else os.O_RDWR)  # Windows forces only what may be written
     try:
         os.fsync(handle)
     finally:

@@ -34,6 +34,7 @@ from covrl.errors import UserError
 from covrl.generation.base import Draw
 from covrl.models.spec import ModelSpec
 from covrl.objectives import sequence_mean, traces
+from covrl.precision import wide
 from covrl.records import Credit, Group, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
@@ -155,7 +156,7 @@ class AStarPO(Algorithm):
         if self.config.estimate != "zero" and values:
             found["a_star_po/unsolved_share"] = sum(v <= 0 for v in values) / len(values)
         if moved:
-            found["kl/nats_per_token"] = float(torch.cat(moved).double().mean())
+            found["kl/nats_per_token"] = float(wide(torch.cat(moved)).mean())
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from covrl.config import Settings
 from covrl.objectives import contrast_residual, contrasted
+from covrl.precision import wide
 from covrl.prompts import Prompts
 from covrl.records import Output, ScoredGroup, Scores
 from covrl.scoring.head import log_prob
@@ -78,4 +79,4 @@ def contrast_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
             if FOILED in scores:
                 found.setdefault(rollout.source, []).append(scores[HINTED] - scores[FOILED])
-    return {f"contrast/{source}": float(torch.cat(parts).double().mean()) for source, parts in found.items()}
+    return {f"contrast/{source}": float(wide(torch.cat(parts)).mean()) for source, parts in found.items()}

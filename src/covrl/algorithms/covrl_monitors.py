@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from covrl.objectives import composite_log_prob
+from covrl.precision import wide
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 from covrl.rewards.leak import leak_rates
 from covrl.rewards.likelihood import FLOOR_NATS, is_floored
@@ -42,7 +43,7 @@ def covrl_metrics(
         "kl/nats_per_token": _mean(kl),
         "ratio/source_mean": _mean(ratio),
         "ratio/source_max": float(ratio.max()) if len(ratio) else float("nan"),
-        "ratio/capped_share": _mean((ratio > ratio_cap).double()),
+        "ratio/capped_share": _mean(wide(ratio > ratio_cap)),
         "reward/floored_share": _mean(torch.tensor([float(is_floored(a, floor)) for a in answers])),
         "leak/posterior_rate": leaked,
         "leak/shuffled_rate": shuffled,
@@ -87,4 +88,4 @@ def _cat(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _mean(values: Tensor) -> float:
-    return float(values.double().mean()) if len(values) else float("nan")
+    return float(wide(values).mean()) if len(values) else float("nan")

@@ -53,6 +53,7 @@ from covrl.objectives import (
     written_only,
 )
 from covrl.objectives.advantages import STD_EPSILON
+from covrl.precision import wide
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob, log_prob_entropy, log_prob_reverse_kl
 from covrl.scoring.pack import Context, Reading
@@ -326,12 +327,12 @@ class GroupMethod(Algorithm):
         read = [s for group in groups for s in group.scores if ENTROPY in s]
         entropies = torch.cat([s[ENTROPY] for s in read]) if read else torch.zeros(0)
         flat = [all("policy" not in c.weights or not bool(c.weights["policy"].any()) for c in row) for row in credits]
-        metrics = {"entropy/prior": float(entropies.double().mean()) if len(entropies) else float("nan")}
+        metrics = {"entropy/prior": float(wide(entropies).mean()) if len(entropies) else float("nan")}
         if flat:
             metrics["groups/without_signal_share"] = sum(flat) / len(flat)
         moved = [s[P] - s[REFERENCE] for s in read if REFERENCE in s]
         if moved:
-            metrics["kl/nats_per_token"] = float(torch.cat(moved).double().mean())
+            metrics["kl/nats_per_token"] = float(wide(torch.cat(moved)).mean())
         return metrics | contrast_metrics(groups)
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:

@@ -56,6 +56,7 @@ from covrl.config import Settings
 from covrl.models.spec import ModelSpec
 from covrl.objectives import centred, prior_traces, trace_tokens
 from covrl.objectives.distillation import Clip, Divergence, clipped_divergence, divergence_entries
+from covrl.precision import wide
 from covrl.records import Credit, Output, ScoredGroup, Scores
 from covrl.rewards.likelihood import answer_reward
 from covrl.scoring.head import log_prob
@@ -187,11 +188,11 @@ class OPSD(OnePrompt):
             return metrics
         if not self.full:
             return metrics | {"distil/nats_per_token": mean(torch.cat([s[P] - s[Q] for s in scores]).tolist())}
-        whole, used = (torch.cat([s[output] for s in scores]).double() for output in (WHOLE, DISTIL))
+        whole, used = (wide(torch.cat([s[output] for s in scores])) for output in (WHOLE, DISTIL))
         return metrics | {
             "distil/nats_per_token": float(whole.mean()),
-            "distil/clipped_share": float((used < whole - ROUNDING).double().mean()),
-            "distil/negative_share": float((used < -ROUNDING).double().mean()),
+            "distil/clipped_share": float(wide(used < whole - ROUNDING).mean()),
+            "distil/negative_share": float(wide(used < -ROUNDING).mean()),
         }
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:

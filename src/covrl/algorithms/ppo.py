@@ -30,6 +30,7 @@ from covrl.config import Settings
 from covrl.models.spec import ModelSpec
 from covrl.objectives.returns import generalised_advantages, whitened
 from covrl.objectives.written import written_part
+from covrl.precision import wide
 from covrl.records import Credit, Output, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import value
 from covrl.scoring.pack import Context, Reading
@@ -144,7 +145,7 @@ class PPO(GroupMethod):
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """Also the critic's mean value, and the share of the returns' variance that it explains."""
         pairs = [
-            (s[VALUE].double(), own.constants[RETURN].double())
+            (wide(s[VALUE]), wide(own.constants[RETURN]))
             for group, row in zip(groups, credits, strict=True)
             for s, own in zip(group.scores, row, strict=True)
             if RETURN in own.constants

@@ -32,6 +32,7 @@ from covrl.algorithms.group import GroupConfig, GroupMethod, Marked, P
 from covrl.config import Settings
 from covrl.models.spec import ModelSpec
 from covrl.objectives import forward_kl, tempered
+from covrl.precision import wide
 from covrl.records import Credit, Output, Rollout, ScoredGroup, Scores
 from covrl.scoring.head import log_prob_entropy
 from covrl.scoring.pack import Context, Reading
@@ -145,7 +146,7 @@ class RAPO(GroupMethod):
         excess = [c.constants[TARGET] - s[P] for s, c in rows if TARGET in c.constants and P in s]
         if excess and self.own.penalty != "fkl_full":  # that has no cap
             capped = torch.cat(excess) > math.log(self.own.largest_weight)
-            metrics["kl/capped_share"] = float(capped.double().mean())
+            metrics["kl/capped_share"] = float(wide(capped).mean())
         return metrics
 
 

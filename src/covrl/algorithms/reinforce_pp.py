@@ -22,6 +22,7 @@ from covrl.algorithms.base import Setup
 from covrl.algorithms.group import Divergence, GroupConfig, GroupMethod, Marked, at_each_token, outcome
 from covrl.config import Settings
 from covrl.objectives import written_part
+from covrl.precision import wide
 from covrl.records import Credit, Rollout, ScoredGroup, Scores
 
 Row = tuple[Rollout, Scores, Marked, Tensor]
@@ -100,6 +101,6 @@ class ReinforcePP(GroupMethod):
     def _moments(self, returns: Sequence[Tensor]) -> tuple[float, float]:
         """Mean and sample deviation over all tokens of all ranks."""
         count = float(sum(len(r) for r in returns))
-        mean = sum(float(r.double().sum()) for r in returns) / max(count, 1.0)
-        squares = sum(float((r.double() - mean).square().sum()) for r in returns)
+        mean = sum(float(wide(r).sum()) for r in returns) / max(count, 1.0)
+        squares = sum(float((wide(r) - mean).square().sum()) for r in returns)
         return mean, math.sqrt(squares / max(count - 1.0, 1.0))

@@ -30,6 +30,7 @@ from covrl.algorithms.group import ADVANTAGES, outcome
 from covrl.config import Settings
 from covrl.generation.base import Draw
 from covrl.objectives import next_in_sequence, trace_tokens
+from covrl.precision import wide
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup
 from covrl.scoring.head import log_prob_entropy
 from covrl.scoring.pack import Context, Reading
@@ -109,7 +110,7 @@ class ROVER(Algorithm):
         """Entropy, which the method claims to keep."""
         del credits
         entropies = [s["trace", "entropy"] for group in groups for s in group.scores]
-        return {"entropy/prior": float(torch.cat(entropies).double().mean())} if entropies else {}
+        return {"entropy/prior": float(wide(torch.cat(entropies)).mean())} if entropies else {}
 
     def loss(self, tokens: LossTokens) -> dict[str, Tensor]:
         new, old, scale = tokens.new, tokens.old, self.config.scale

@@ -27,6 +27,7 @@ from covrl.algorithms.group import GroupConfig, GroupMethod, Marked, at_each_tok
 from covrl.config import Settings
 from covrl.objectives import prefix_values
 from covrl.objectives.advantages import STD_EPSILON
+from covrl.precision import wide
 from covrl.records import Credit, Rollout, ScoredGroup
 
 
@@ -85,7 +86,7 @@ class TEMPO(GroupMethod):
         shared = [shared_tokens(group.rollouts) for group in groups]
         every, lengths = torch.cat(moves) if moves else torch.zeros(0), [n for row in shared for n in row]
         own = {
-            "tempo/fork_share": float((every != 0).double().mean()) if len(every) else float("nan"),
+            "tempo/fork_share": float(wide(every != 0).mean()) if len(every) else float("nan"),
             "tempo/shared_tokens": sum(lengths) / len(lengths) if lengths else float("nan"),
         }
         return super().monitors(groups, credits) | own

@@ -34,6 +34,7 @@ from covrl.algorithms.group import GroupConfig, GroupMethod, at_each_token, outc
 from covrl.config import Settings
 from covrl.errors import UserError
 from covrl.objectives.influence import influence, residuals, step_on_output
+from covrl.precision import wide
 from covrl.records import Credit, Output, ScoredGroup, Scores
 from covrl.scoring.groups import GroupReading, GroupStates
 
@@ -103,7 +104,7 @@ class NTHR(GroupMethod):
     def monitors(self, groups: Sequence[ScoredGroup], credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
         """Also the share of tokens of mixed groups whose advantage is not the response's own."""
         changed = [part for group in groups for part in self._changed(group)]
-        share = float(torch.cat(changed).double().mean()) if changed else float("nan")
+        share = float(wide(torch.cat(changed)).mean()) if changed else float("nan")
         return super().monitors(groups, credits) | {f"{self.name}/changed_share": share}
 
     def _changed(self, group: ScoredGroup) -> list[Tensor]:

@@ -34,7 +34,7 @@ from covrl.cli.commands import (
     view,
     warm_format,
 )
-from covrl.cli.console import crash, end, several
+from covrl.cli.console import crash, end, several, write_any_text
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 
 app = typer.Typer(
@@ -97,6 +97,7 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2, a fault of ours a traceback and 1."""
+    write_any_text()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:  # a wrong option or argument

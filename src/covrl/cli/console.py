@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 import time
@@ -24,6 +25,16 @@ def several() -> bool:
 def is_first() -> bool:
     """Whether this process prints and writes: it is alone, or the first of those that torchrun started."""
     return not several() or os.environ.get("RANK", "0") == "0"
+
+
+def write_any_text() -> None:
+    """Let output go out as UTF-8 to a file or a pipe, for which Windows takes a code page that lacks λ and ≥.
+
+    A terminal keeps its encoding; a sign that it lacks is spelt as in Python's strings.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def end(text: str, code: int) -> NoReturn:

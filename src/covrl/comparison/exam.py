@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from covrl import assembly
 from covrl.comparison.cells import Cell
 from covrl.config import ProblemsConfig
 from covrl.evaluation.evaluate import EvaluationReport, evaluate
-from covrl.problems.loading import load_problems
 from covrl.problems.tasks import task_of
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens
 from covrl.records import Problem, Request
@@ -24,8 +24,9 @@ GRADED = ("greedy", "avg@n", "pass@", "unknown")
 
 
 def source_of(problems: ProblemsConfig, cell: Cell) -> str:
-    """The source of problems that a cell is measured on."""
-    return problems.test if cell.exam.split == "test" else problems.held_out
+    """The name of the source of problems that a cell is measured on."""
+    source = problems.test if cell.exam.split == "test" else problems.held_out
+    return source if isinstance(source, str) else source.source
 
 
 def examine(run: Run, cell: Cell, problems: Sequence[Problem]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -78,7 +79,7 @@ def problems_of(run: Run, cell: Cell, problems: ProblemsConfig) -> list[Problem]
     """
     if cell.exam.split != "test":
         return list(run.held_out[: cell.exam.problems])
-    policy, found = run.models["policy"], load_problems(source_of(problems, cell), problems.fields)
+    policy, found = run.models["policy"], assembly.problems_of(problems.test, problems)
     asked = found[: cell.exam.problems]
     check_tokens(run.prompts, asked)
     check_rows(run.prompts, policy.model.get_input_embeddings().weight.shape[0], asked)

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from covrl.algorithms import ALGORITHMS, find_algorithm
-from covrl.assembly import build_algorithm, training_problems
+from covrl.assembly import build_algorithm, problems_of, training_problems
 from covrl.checkpoints.resuming import flat, why_it_may_change
 from covrl.comparison.cells import Cell, Exam, training_settings
 from covrl.comparison.methods import BASE, VARIANTS, check_variant
@@ -30,7 +30,6 @@ from covrl.evaluation.exam import digest
 from covrl.evaluation.store import Fingerprints
 from covrl.files import made, write_file
 from covrl.models.model import without_weights
-from covrl.problems.loading import load_problems
 from covrl.prompts import Prompts, dated
 from covrl.records import Problem
 
@@ -174,10 +173,10 @@ def load_own(file: Path, assignments: Sequence[str], methods: Sequence[str], fol
         if name != BASE:
             find_algorithm(_method_of(name, config.algorithm.name))
     before = _known(folder / FILE)
-    fields, problems = config.problems.fields, config.problems
+    problems = config.problems
     sources = {"held_out": problems.held_out, "test": problems.test}
     data = {"train": training_problems(problems)}
-    data |= {key: load_problems(source, fields) for key, source in sources.items() if source}
+    data |= {key: problems_of(source, problems) for key, source in sources.items() if source}
     if config.training.problems_per_step > len(data["train"]):
         raise UserError(
             f"training.problems_per_step = {config.training.problems_per_step}, but there are only "

@@ -32,7 +32,7 @@ def check(cls: type[Checked], table: Mapping[str, Any], where: str = "") -> Chec
 
 
 def _explain(cls: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"] if part not in ("(name)", "(tables)")]
+    path = [str(part) for part in error["loc"] if part not in ("(name)", "(table)", "(tables)")]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         section = _section(cls, path[:-1])

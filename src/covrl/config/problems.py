@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -12,13 +13,16 @@ from covrl.problems.loading import Fields
 
 
 class SourceConfig(Settings):
-    """One of several sources of training problems: a table ``[[problems.train]]`` (docs/own-data.md).
+    """A source with names of fields of its own: a table ``[[problems.train]]``, of which there may be several,
+    ``[problems.held_out]`` or ``[problems.test]`` (docs/own-data.md).
 
     Names of fields that are left out are those of ``[problems]``.
     """
 
     source: Name = Field(description="a file, a data set by name or a split, as problems.train names one")
-    weight: float = Field(1.0, gt=0, description="share of the problems of a step, over the sum of all weights")
+    weight: float = Field(
+        1.0, gt=0, description="of a source of problems.train: its share of a step's problems, over the sum of weights"
+    )
     name: str = Field("", description="what figures and ids call it; empty: the file's or data set's own name")
     question_field: str | None = None
     answer_field: str | None = None
@@ -45,7 +49,13 @@ _FIELDS = frozenset(name for name in SourceConfig.model_fields if name.endswith(
 
 
 def _form(value: Any) -> str:
-    return "(tables)" if isinstance(value, list | tuple) else "(name)"
+    if isinstance(value, list | tuple):
+        return "(tables)"
+    return "(table)" if isinstance(value, Mapping | SourceConfig) else "(name)"
+
+
+Source = Annotated[Annotated[Name, Tag("(name)")] | Annotated[SourceConfig, Tag("(table)")], Discriminator(_form)]
+"""One source by its name, or as a table with fields of its own."""
 
 
 Sources = Annotated[
@@ -65,9 +75,15 @@ class ProblemsConfig(Settings):
     train: Sources = Field(
         "digits:train", description="source that is trained on, or several as tables [[problems.train]]"
     )
-    held_out: Name = Field("", description="source that is evaluated during training; empty for none")
-    test: Name = Field(
-        "", description="source that `covrl compare` measures trained models on too; no other command reads it"
+    held_out: Source = Field(
+        "",
+        description="source that is evaluated during training, by name or as a table [problems.held_out]; empty for "
+        "none",
+    )
+    test: Source = Field(
+        "",
+        description="source that `covrl compare` measures trained models on too, by name or as a table "
+        "[problems.test]; no other command reads it",
     )
     question_field: str = Field(
         "question",
@@ -91,6 +107,20 @@ class ProblemsConfig(Settings):
     shuffle_hints: bool = Field(
         False, description="control: the posterior prompt shows another problem's answer, everything else unchanged"
     )
+
+    @field_validator("held_out", "test", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            raise ValueError("expected one source, by name or as a table; several are for problems.train alone")
+        return value
+
+    @field_validator("held_out", "test")
+    @classmethod
+    def _without_weight(cls, value: str | SourceConfig) -> str | SourceConfig:
+        if isinstance(value, SourceConfig) and value.weight != 1.0:
+            raise ValueError("weight: there is one such source, so it has no weight")
+        return value
 
     @property
     def train_names(self) -> str:

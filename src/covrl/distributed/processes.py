@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from covrl.distributed.deferred_oom import DeferredOOM, is_out_of_memory
 from covrl.distributed.world import World, part_of
 from covrl.errors import OutOfMemoryError, TrainingStoppedError, UserError
+from covrl.precision import wide
 from covrl.records import Output, Scores
 
 Item = TypeVar("Item")
@@ -235,7 +236,7 @@ class Processes(World):
         for g in gradient:
             if g is not None:
                 local = g.to_local() if isinstance(g, DTensor) else g
-                squares[isinstance(g, DTensor)] += float(local.double().pow(2).sum())
+                squares[isinstance(g, DTensor)] += float(wide(local).pow(2).sum())
         shards = self.total({"squares": squares[True]})["squares"] if self.sharded else 0.0
         return math.sqrt(shards + squares[False])
 

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from covrl.precision import wide
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -81,8 +83,8 @@ class World:
         return list(gradients)
 
     def norm(self, gradient: Sequence[Tensor | None]) -> float:
-        """The norm of a whole gradient, of which each rank may hold a part; summed in float64."""
-        return math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradient if g is not None))
+        """The norm of a whole gradient, of which each rank may hold a part; summed in its device's widest numbers."""
+        return math.sqrt(sum(float(wide(g).pow(2).sum()) for g in gradient if g is not None))
 
     def clip_gradient(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         """Scale ``.grad`` so that the norm of the whole gradient is at most ``limit``; the norm before."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from covrl.evaluation.thoughts import Read
+from covrl.precision import wide
 from covrl.problems.foils import foils
 from covrl.prompts import Prompts
 from covrl.records import Group, Output, Problem, Rollout, ScoredGroup, Scores
@@ -72,7 +73,7 @@ def log_weights(group: ScoredGroup) -> list[float]:
 
 
 def _elbo(scores: Scores) -> float:
-    return answer_reward(scores[ANSWER], "sum") + float((scores[P] - scores[Q]).double().sum())
+    return answer_reward(scores[ANSWER], "sum") + float(wide(scores[P] - scores[Q]).sum())
 
 
 def posterior_fit(log_w: Sequence[float]) -> Fit:
@@ -128,8 +129,8 @@ def hint_metrics(groups: Sequence[ScoredGroup], foil: Mapping[Place, Tensor]) ->
         for rollout, scores in zip(group.rollouts, group.scores, strict=True):
             under = foil.get((group.problem.id, rollout.request.index), scores.values.get(FOIL))
             if under is not None and P in scores.values and Q in scores.values:
-                prior = scores[P].double()
-                right.setdefault(rollout.source, []).append(scores[Q].double() - prior)
+                prior = wide(scores[P])
+                right.setdefault(rollout.source, []).append(wide(scores[Q]) - prior)
                 wrong.setdefault(rollout.source, []).append(under.to(prior) - prior)
     if not right:
         return {}

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from covrl.precision import wide
 from covrl.records import Output, ScoredGroup
 from covrl.scoring.head import distribution
 from covrl.scoring.pack import Context, Reading
@@ -73,9 +74,9 @@ def information(probabilities: Tensor) -> Information:
         >>> information(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))  # the trace has no effect
         Information(information=0.0, entropy=0.693...)
     """
-    wide = probabilities.double()
-    inside = float(entropy(wide).mean())
-    return Information(max(float(entropy(wide.mean(dim=0))) - inside, 0.0), inside)
+    each = wide(probabilities)
+    inside = float(entropy(each).mean())
+    return Information(max(float(entropy(each.mean(dim=0))) - inside, 0.0), inside)
 
 
 def information_metrics(groups: Sequence[ScoredGroup], prefix: str = "answer/") -> dict[str, float]:

@@ -25,6 +25,7 @@ from covrl.evaluation.hints import fit_metrics, hint_margin, hint_metrics, log_w
 from covrl.evaluation.posterior_gain import Worth, gain_sentence, posterior_gain, sample_roles
 from covrl.evaluation.trace_monitors import hedging_metrics, length_metrics
 from covrl.generation.base import Draw, Sampling
+from covrl.precision import wide
 from covrl.prompts import Prompts
 from covrl.records import Credit, Output, Problem, Request, Rollout, ScoredGroup, Scores, Verdict
 from covrl.scoring.head import log_prob
@@ -171,7 +172,7 @@ def _trace_figures(
     return {
         "closed": sum(r.valid for r, _ in own) / len(own),
         "tokens": fmean(len(r.trace_ids) for r, _ in own),
-        "kl": fmean(float((s[Q] - s[P]).double().sum()) for _, s in own if P in s and Q in s),
+        "kl": fmean(float(wide(s[Q] - s[P]).sum()) for _, s in own if P in s and Q in s),
         "monitors": found,
     }
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from covrl.precision import wide
 from covrl.records import Credit, Output, Rollout, ScoredGroup
 from covrl.rewards.likelihood import answer_reward
 
@@ -165,7 +166,7 @@ def kl_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         for r, s in zip(group.rollouts, group.scores, strict=True)
         if KL in s.values and r.finish != "length"
     ]
-    kl = torch.cat(parts).double().clamp(min=0) if parts else torch.zeros(0)
+    kl = wide(torch.cat(parts)).clamp(min=0) if parts else torch.zeros(0)
     if not float(kl.sum()) > 0:
         return {}
     return {"style/kl_top1_share": top_share(kl, 0.01), "style/kl_gini": gini(kl)}
@@ -209,7 +210,7 @@ def words_lift(
             if KL in scores.values and rollout.finish != "length":
                 ids = rollout.trace_ids[:LIFT_TOKENS]
                 inside += _in_words(ids, listed, decode)
-                kl.append(scores[KL].detach()[: len(ids)].double().clamp(min=0))
+                kl.append(wide(scores[KL].detach()[: len(ids)]).clamp(min=0))
     whole = torch.cat(kl) if kl else torch.zeros(0)
     if not any(inside) or not float(whole.sum()) > 0:
         return {}

@@ -23,6 +23,7 @@ from covrl.models.attention import NAME
 from covrl.models.compute import weights_ready
 from covrl.models.finite import broken
 from covrl.models.text import vocabulary
+from covrl.precision import widest
 from covrl.records import NOT_OBSERVED, Observe, Request, Rollout
 
 DRAWN_BYTES, DRAWN_SHARE = 32 << 20, 64
@@ -286,7 +287,7 @@ def choose(log_probs: Tensor, draws: NDArray[np.float64] | None) -> Tensor:
     """
     if draws is None:
         return log_probs.argmax(dim=-1)
-    wide = torch.float32 if log_probs.device.type == "mps" else torch.float64
+    wide = widest(log_probs.device)
     cumulative = log_probs.to(wide, copy=True).exp_().cumsum_(dim=-1)  # in place: new memory costs as much as the sums
     whole = cumulative[:, -1:]
     if not bool(torch.isfinite(whole).all()):

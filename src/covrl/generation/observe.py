@@ -10,6 +10,7 @@ from torch import Tensor
 
 from covrl.errors import UserError
 from covrl.generation.trace import NOTHING, Seen
+from covrl.precision import wide
 from covrl.records import Observe, Request
 
 Look = Callable[[int, Tensor], None]
@@ -32,8 +33,7 @@ def look(log_probs: Tensor, wanted: Sequence[Observe]) -> list[Seen]:
 def _entropies(log_probs: Tensor, rows: Sequence[int]) -> dict[int, float]:
     if not rows:
         return {}
-    wide = torch.float32 if log_probs.device.type == "mps" else torch.float64
-    probs = _rows(log_probs, rows).to(wide).exp_()
+    probs = wide(_rows(log_probs, rows)).exp_()
     return dict(zip(rows, torch.special.entr(probs).sum(-1).tolist(), strict=True))
 
 

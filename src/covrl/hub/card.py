@@ -122,8 +122,8 @@ def _figures(pushed: Pushed, config: Mapping[str, Any]) -> str:
     rows = [row for name in MEASURES if (row := _row(name, reports, pushed.step, count)) is not None]
     if not rows:
         return "Nothing was measured on held-out problems."
-    held = _section(config, "problems").get("held_out") or "problems that were given in Python"
-    said = f"On {count or 'the'} held-out problems ({_code(_plain(str(held)))}), measured by the run itself."
+    held = held_out(config) or "problems that were given in Python"
+    said = f"On {count or 'the'} held-out problems ({_code(_plain(held))}), measured by the run itself."
     if pushed.model.name == "best" and count:
         said += " The model was chosen as the best on these same problems, so its figures are too high on average."
     if count:
@@ -164,9 +164,15 @@ def sources(config: Mapping[str, Any]) -> Iterator[str]:
     yield from (str(part["source"]) for part in several if isinstance(part, Mapping) and part.get("source"))
 
 
+def held_out(config: Mapping[str, Any]) -> str:
+    """The name of the held-out problems in the settings; empty where there is none."""
+    named = _section(config, "problems").get("held_out") or ""
+    return str(named.get("source", "") if isinstance(named, Mapping) else named)
+
+
 def _data(config: Mapping[str, Any]) -> str:
     train = [_code(_plain(source)) for source in sources(config)]
-    held = str(_section(config, "problems").get("held_out") or "")
+    held = held_out(config)
     return (
         f"Trained on {', '.join(train) if train else 'problems that were given in Python'}. Held out: "
         f"{_code(_plain(held)) if held else 'none named in the settings'}."

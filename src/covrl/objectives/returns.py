@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from covrl.precision import wide
+
 
 def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """GAE (Schulman et al., arXiv 1506.02438): A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} − V_t; ``[T]``.
@@ -34,7 +36,7 @@ def return_to_go(rewards: Tensor) -> Tensor:
 
 def whitened(parts: Sequence[Tensor], epsilon: float = 1e-8) -> Callable[[Tensor], Tensor]:
     """What brings all tokens of ``parts`` to mean 0 and sample deviation 1: x -> (x − mean)/(deviation + ε)."""
-    every = torch.cat([part.double() for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+    every = torch.cat([wide(part) for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
     mean = float(every.mean()) if len(every) else 0.0
     deviation = float(every.std()) if len(every) > 1 else 0.0
     return lambda values: (values - mean) / (deviation + epsilon)

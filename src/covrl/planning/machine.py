@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +69,30 @@ def local_processes() -> int:
 def main_memory(root: Path = Path("/")) -> Memory:
     """The machine's memory, or what the control groups of this process leave of it, whichever is less.
 
-    Read from ``proc`` and ``sys`` under ``root``. Without them (macOS) free memory is taken for total.
+    Read from ``proc`` and ``sys`` under ``root``; without them (macOS, Windows) the system is asked.
     """
     told = _numbers(root / "proc/meminfo")
-    total = told.get("MemTotal", 0) * 1024 or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = told.get("MemTotal", 0) * 1024
     free, of = told.get("MemAvailable", total // 1024) * 1024, "main memory"
+    if not total:
+        total, free = _asked_of_the_system()
     for limit, used in _limits(root):
         if limit < total:
             total, of = limit, "main memory (limit of the control group)"
         free = min(free, max(0, limit - used))
     return Memory(total, free, of)
+
+
+def _asked_of_the_system() -> tuple[int, int]:
+    """Total and free bytes. POSIX has no name for what is free, which is then taken for total."""
+    if hasattr(os, "sysconf"):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+    layout = struct.Struct("=2I7Q")  # Windows' MEMORYSTATUSEX: its size, a percentage, then total and free bytes
+    record = ctypes.create_string_buffer(layout.pack(layout.size, *[0] * 8), layout.size)
+    vars(ctypes)["windll"].kernel32.GlobalMemoryStatusEx(record)
+    _, _, total, free, *_ = layout.unpack(record.raw)
+    return total, free
 
 
 def _limits(root: Path) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 A row that hangs, fills the memory or crashes ends its own process and affects no other row. A process is a plain
 program (no ``multiprocessing``), so it never imports the caller's main module; it ends when its standard input ends,
 and an alarm outside of Python's control ends it in the middle of a hung row, so that no process outlives its caller.
+Windows has no such alarms, and cannot wait for several pipes at once: there is none of this there.
 
 Lines of JSON. To the worker: a list of questions. From it: ``["ready"]`` once, then ``[verdict, why]`` per question, in
 order, each as soon as it is known; ``["error", message]`` if the caller's settings are wrong.
@@ -67,9 +68,17 @@ class Workers:
     Processes start with the first question and are started again when they were killed or died. A row whose process
     died is tried once more, because something else may have killed it; a row that took too long is not. ``module`` is
     the worker's program, ``what`` names the verifier in messages. ``work`` counts what was done.
+
+    Raises:
+        UserError: the system has no such processes.
     """
 
     def __init__(self, count: int, limit_s: float, module: str, arguments: Sequence[str] = (), what: str = "") -> None:
+        if os.name != "posix":
+            raise UserError(
+                f"the verifier {what} needs a POSIX system (Linux, macOS, WSL): it runs in processes with alarms; on "
+                "Windows there are exact, text, numeric, choice and countdown"
+            )
         self.work = Work()
         program = (module, f"{limit_s + 1.0}", *arguments)
         self._workers = [_Worker(limit_s, program, what, self.work) for _ in range(count)]

@@ -25,6 +25,7 @@ from covrl.algorithms.base import Stream
 from covrl.config import GenerationConfig
 from covrl.objectives import truncated_importance
 from covrl.objectives.ratio import Level
+from covrl.precision import wide
 from covrl.records import Credit, Output, Problem, Rollout, Row, ScoredGroup, Scores, Span
 from covrl.scoring.head import log_prob
 from covrl.scoring.pack import Context, Reading
@@ -132,13 +133,13 @@ class Mismatch:
         if not pairs:
             return {}
         level: Level = "sequence" if self.config.sampler_correction == "sequence" else "token"
-        apart = torch.cat([trainer.double() - sampler.double() for trainer, sampler in pairs])
-        weights = [truncated_importance(t.double(), s.double(), float("inf"), level) for t, s in pairs]
+        apart = torch.cat([wide(trainer) - wide(sampler) for trainer, sampler in pairs])
+        weights = [truncated_importance(wide(t), wide(s), float("inf"), level) for t, s in pairs]
         return {
             "sampler/gap_mean": float(apart.abs().mean()),
             "sampler/gap_max": float(apart.abs().max()),
             "sampler/kl": float((apart.exp() - 1 - apart).mean()),
-            "sampler/truncated_share": float((torch.cat(weights) > self.config.sampler_cap).double().mean()),
+            "sampler/truncated_share": float(wide(torch.cat(weights) > self.config.sampler_cap).mean()),
         }
 
 
