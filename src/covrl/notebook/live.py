@@ -85,7 +85,7 @@ class LiveView:
         if isinstance(error, TrainingStoppedError | UserError):
             self._end = str(error)
         elif kind is not None:
-            self._end = f"ended by {kind.__name__}: {error}"
+            self._end = f"ended by {kind.__name__}" + (f": {error}" if str(error) else "")
         self._draw()
 
     def write(self, report: StepReport) -> None:

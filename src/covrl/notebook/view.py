@@ -98,7 +98,8 @@ def charts(steps: Sequence[StepReport], wanted: Sequence[str]) -> Shown:
             near = difflib.get_close_matches(each, there, 3, 0.3)
             raise UserError(f"no metric {each!r}: " + (f"near are {', '.join(near)}" if near else "none is there yet"))
     drawn = _figures(steps, names, healthy=True)
-    return Shown(_filled(None, charts=drawn), f"<charts of {', '.join(names) or 'no metric yet'}>")
+    named = one_line(", ".join(names), 100) or "no metric yet"
+    return Shown(_filled(None, charts=drawn), f"<charts of {named}>")
 
 
 def _filled(heading: Heading | None, **parts: Any) -> Markup:
