@@ -28,6 +28,7 @@ from covrl.hub.push import check_push, push
 from covrl.models.model import SHIPPED, SHIPPED_BASES, load_model
 from covrl.notebook.live import LiveView, in_notebook
 from covrl.notebook.run import Run as RunFolder
+from covrl.notebook.run import about
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
@@ -150,7 +151,7 @@ def _shown_in_notebook(run: Run, folder: Path, sinks: Sequence[Sink]) -> Trained
         return train_run(run, folder, sinks)
     before = RunFolder(folder).steps() if run.done else []
     earlier = [report for report in before if report.step <= run.done]
-    with LiveView(str(folder), run.config.algorithm.name, run.config.training.steps, earlier) as live:
+    with LiveView(str(folder), about(run.config.model_dump()), run.config.training.steps, earlier) as live:
         return train_run(run, folder, [live, *sinks], live.note)
 
 

@@ -27,7 +27,6 @@ SETTINGS = {
         "answer_prefix": "<answer>",
         "answer_suffix": "</answer>",
     },
-    "problems": {"train": "digits:train"},
     "generation": {"max_trace_tokens": 20, "max_answer_tokens": 3},
     "training": {"steps": 4, "problems_per_step": 2, "rollouts_per_problem": 2},
     "evaluation": {"every": 0},
@@ -205,13 +204,14 @@ def test_an_interrupted_run_says_how_to_resume_and_is_resumed(
     assert [each.step for each in trained.reports] == [3, 4]
     assert "step 4 of 4" in repr(cell.shown[-1])
     assert cell.displays == 2
-    assert repr(trained) == "<covrl run run: covrl, 4 steps>"
+    assert repr(trained) == "<covrl run run: covrl, 4 of 4 steps>"
     assert capfd.readouterr().out == ""
 
 
 def test_outside_a_notebook_nothing_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    settings = SETTINGS | {"training": {"steps": 1, "problems_per_step": 2, "rollouts_per_problem": 2}}
-    trained = covrl.train(settings, out=tmp_path / "run")
+    few = {"training": {"steps": 1, "problems_per_step": 2, "rollouts_per_problem": 2}}
+    trained = covrl.train(SETTINGS | few | {"problems": {"train": "digits:train"}}, out=tmp_path / "run")
+    assert "covrl on digits:train, 1 of 1 steps" in repr(trained)
     assert capfd.readouterr() == ("", "")
     (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
     assert trained.metrics.loc[1].dropna().to_dict() == {n: v for n, v in line.metrics.items() if v == v}

@@ -104,7 +104,7 @@ def test_what_another_process_writes_is_seen_at_the_next_look(folder: Path) -> N
     assert "3 of 4 steps" in repr(run)
     write(folder, [report(4)])
     assert list(run.metrics.index) == [1, 2, 3, 4]
-    assert repr(run).endswith("grpo on a.jsonl, 4 steps>")
+    assert repr(run).endswith("grpo on a.jsonl, 4 of 4 steps>")
 
 
 def test_traces_are_those_of_the_file(folder: Path) -> None:

@@ -16,6 +16,7 @@ from covrl.reporting.folder import summary_of
 from covrl.reporting.format import duration
 from covrl.reporting.html import write_report
 from covrl.reporting.sinks import read_steps
+from covrl.reporting.text import one_line
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -106,19 +107,13 @@ class Run:
 
     def __repr__(self) -> str:
         steps = self.steps()
-        return f"<covrl run {self.folder}: {self._about()}, {self._state(steps)}>"
+        return one_line(f"<covrl run {self.folder}: {about(self.settings)}, {self._state(steps)}>")
 
     def _repr_html_(self) -> str:
         steps = self.steps()
         done, total = _last(steps), self._total()
-        heading = Heading(str(self.folder), self._about(), self._state(steps), done / total if total else None)
+        heading = Heading(str(self.folder), about(self.settings), self._state(steps), done / total if total else None)
         return str(overview(heading, steps))
-
-    def _about(self) -> str:
-        settings = self.settings
-        method = _section(settings, "algorithm").get("name", "no method")
-        train = _section(settings, "problems").get("train")
-        return f"{method} on {train}" if isinstance(train, str) and train else str(method)
 
     def _total(self) -> int:
         total = _section(self.settings, "training").get("steps")
@@ -126,11 +121,18 @@ class Run:
 
     def _state(self, steps: list[StepReport]) -> str:
         done, total = _last(steps), self._total()
-        if done >= total:
-            return f"{done} steps"
-        file = self.folder / "metrics.jsonl"
-        ago = f"; last step {duration(max(time.time() - file.stat().st_mtime, 0))} ago" if steps else ""
-        return f"{done} of {total} steps{ago}"
+        state = f"{done} of {total} steps" if total else f"step {done}"
+        if not steps or done >= total:
+            return state
+        seconds = max(time.time() - (self.folder / "metrics.jsonl").stat().st_mtime, 0)
+        return f"{state}; the last was written {duration(seconds)} ago"
+
+
+def about(settings: Mapping[str, Any]) -> str:
+    """The method of a run, and the problems that its settings name, if it is one source."""
+    method = _section(settings, "algorithm").get("name", "no method")
+    train = _section(settings, "problems").get("train")
+    return f"{method} on {train}" if isinstance(train, str) and train else str(method)
 
 
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:

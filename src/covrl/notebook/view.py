@@ -66,7 +66,7 @@ class Shown:
     line: str
 
     def __repr__(self) -> str:
-        return self.line
+        return one_line(self.line)
 
     def _repr_html_(self) -> str:
         return str(self.html)
