@@ -130,29 +130,31 @@ def train(
     else:
         if config is None:
             raise UserError("give settings, or the folder of a run to resume")
-        method = find_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
-        checked = config if isinstance(config, RunConfig) else check(RunConfig, config)
-        run = build(checked, **given | {"algorithm": method})
+        if isinstance(algorithm, str):
+            given["algorithm"] = find_algorithm(algorithm)
+        run = build(config if isinstance(config, RunConfig) else check(RunConfig, config), **given)
         check_can_push(run)
         named = Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
         folder = run.world.broadcast(named)
         if run.world.first:
             new_run_folder(folder)
     again = [f"resume={str(folder)!r}", *(f"{name}={name}" for name, value in given.items() if value is not None)]
-    try:
-        return _shown_in_notebook(run, folder, sinks)
-    except RunInterruptedError as error:
-        raise RunInterruptedError(f"{error}; continue with: covrl.train({', '.join(again)})") from error
+    return _shown_in_notebook(run, folder, sinks, ", ".join(again))
 
 
-def _shown_in_notebook(run: Run, folder: Path, sinks: Sequence[Sink]) -> Trained:
-    """Take all remaining steps; in a notebook its cell shows them."""
-    if not (run.world.first and in_notebook()):
-        return train_run(run, folder, sinks)
-    before = RunFolder(folder).steps() if run.done else []
-    earlier = [report for report in before if report.step <= run.done]
-    with LiveView(str(folder), about(run.config.model_dump()), run.config.training.steps, earlier) as live:
-        return train_run(run, folder, [live, *sinks], live.note)
+def _shown_in_notebook(run: Run, folder: Path, sinks: Sequence[Sink], again: str) -> Trained:
+    """Take all remaining steps; in a notebook its cell shows them. ``again`` is what resumes the run."""
+    with ExitStack() as cell:
+        how: dict[str, Any] = {"sinks": sinks}
+        if run.world.first and in_notebook():
+            before = RunFolder(folder).steps() if run.done else []
+            earlier = [report for report in before if report.step <= run.done]
+            live = LiveView(str(folder), about(run.config.model_dump()), run.config.training.steps, earlier)
+            how = {"sinks": [cell.enter_context(live), *sinks], "say": live.note}
+        try:
+            return train_run(run, folder, **how)
+        except RunInterruptedError as error:
+            raise RunInterruptedError(f"{error}; continue with: covrl.train({again})") from error
 
 
 def train_run(

@@ -204,7 +204,7 @@ def test_an_interrupted_run_says_how_to_resume_and_is_resumed(
     assert [each.step for each in trained.reports] == [3, 4]
     assert "step 4 of 4" in repr(cell.shown[-1])
     assert cell.displays == 2
-    assert repr(trained) == "<covrl run run: covrl, 4 of 4 steps>"
+    assert repr(trained) == "<covrl run run: covrl on digits:train, 4 of 4 steps>"
     assert capfd.readouterr().out == ""
 
 
