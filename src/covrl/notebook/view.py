@@ -138,9 +138,12 @@ def _warnings(steps: Sequence[StepReport]) -> list[tuple[str, str]]:
 
 
 def _last_group(steps: Sequence[StepReport]) -> dict[str, Any] | None:
-    """A group of the last step that showed some: its best traces, best advantage first."""
+    """A group of the last step that showed some: its best traces, best advantage first, equal ones once."""
     report = next((report for report in reversed(steps) if report.groups), None)
     if report is None:
         return None
     found = group_rows(report.step, report.groups[0])
-    return found | {"traces": found["traces"][:MOST_TRACES]}
+    different: dict[tuple[str, str], Any] = {}
+    for row in found["traces"]:
+        different.setdefault((row["trace"].source, row["trace"].text), row)
+    return found | {"traces": list(different.values())[:MOST_TRACES]}
