@@ -3,6 +3,7 @@
 # make check        the tests, the linter and the type checker: what CI runs
 # make check-slow   the tests on a real pretrained model, which is downloaded once, and of the site: CI runs them after `check`
 # make docs         the documentation as a site with search, in site/
+# make notebook     executes the notebook of the documentation again, and keeps its outputs
 # make wheel        source distribution and wheel in dist/, built, checked, and tried without the repository in reach
 # make real         a real pretrained model is trained without a verifier; `make real ARGS='--method jepo --seed 1'`
 # make fuzz         the property tests with new random draws
@@ -18,7 +19,7 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 READY = $(VENV)/.ready
 DOCS = $(VENV)/.docs
 
-.PHONY: quickstart real test test-compile test-gym fuzz check check-slow docs wheel base base-common probe clean
+.PHONY: quickstart real test test-compile test-gym fuzz check check-slow docs notebook wheel base base-common probe clean
 
 quickstart: $(READY)
 	$(VENV)/bin/covrl quickstart $(ARGS)
@@ -55,6 +56,9 @@ check-slow: $(READY) $(DOCS)
 # To read it: python3 -m http.server --directory site
 docs: $(READY) $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
+
+notebook: $(READY)
+	$(VENV)/bin/python benchmarks/execute_notebook.py docs/notebooks/first-run.ipynb
 
 # The build tools are in an environment of their own: nothing else wants them.
 wheel: $(READY)

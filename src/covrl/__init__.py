@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from covrl.api import Trained, build, train
     from covrl.config import RunConfig
     from covrl.errors import NonFiniteError, TrainingStoppedError, UserError
+    from covrl.notebook.run import Run
     from covrl.records import Problem, Request, Rollout
     from covrl.rewards.named import NamedReward
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Problem": "covrl.records",
     "Request": "covrl.records",
     "Rollout": "covrl.records",
+    "Run": "covrl.notebook.run",
     "NamedReward": "covrl.rewards.named",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "Problem",
     "Request",
     "Rollout",
+    "Run",
     "RunConfig",
     "Trained",
     "TrainingStoppedError",

@@ -31,6 +31,9 @@ from covrl.guards.reward_watch import blindness
 from covrl.guards.signals import stop_requests
 from covrl.hub.push import check_push, push
 from covrl.models.model import SHIPPED, SHIPPED_BASES, load_model
+from covrl.notebook.live import LiveView, in_notebook
+from covrl.notebook.run import Run as RunFolder
+from covrl.notebook.run import about
 from covrl.plugins import refuse_address_in_file, refuse_code_in_file, reward_tables
 from covrl.prompt_checks import check_lengths, check_rows, check_tokens, longest_row
 from covrl.prompts import Prompts, dated
@@ -62,9 +65,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A training that ended: its folder, its last and best model, its reports, and the seconds it took."""
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Trained(RunFolder):
+    """A training that ended: a :class:`covrl.Run` with its last and best model, its reports, and the seconds it took.
+
+    ``run`` has the model in memory, ``reports`` the steps that were taken in this process.
+    """
 
     run: Run
     folder: Path
@@ -75,7 +81,7 @@ class Trained:
 
 
 def train(
-    config: RunConfig | Mapping[str, Any],
+    config: RunConfig | Mapping[str, Any] | None = None,
     problems: Sequence[Problem] | None = None,
     held_out: Sequence[Problem] | None = None,
     out: str | Path | None = None,
@@ -84,12 +90,14 @@ def train(
     algorithm: type[Algorithm] | str | None = None,
     step_scorer: StepScorer | None = None,
     sinks: Sequence[Sink] = (),
+    resume: str | Path | None = None,
 ) -> Trained:
     """Train a model from settings and problems: :func:`build`, a new folder, :func:`train_run`.
 
     Example:
         >>> trained = covrl.train({"model": {"path": "my/model"}}, problems, held_out, out="runs/first")
         >>> trained.best   # a plain Hugging Face folder
+        >>> trained.metrics   # and what else covrl.Run has
 
     ``reward`` is a function ``(problem, text) -> float`` or its name (entry point or ``module:function``): the reward
     of the group family, an addition to the answer's likelihood in CoVRL and its family. Several have names and weights:
@@ -97,19 +105,56 @@ def train(
     too (docs/rewards.md). ``algorithm`` is a method's class or its name. ``grade`` judges held-out answers.
     ``step_scorer`` gives each reasoning step a number, for methods that want that.
 
+    ``resume`` is the folder of a run to go on with, in the place of ``config`` and ``out``; what else was given is to
+    be given again. In a notebook the cell shows the run while it trains (docs/notebooks.md), and interrupting it leaves
+    a run that can be resumed.
+
     Raises:
         UserError: a setting, the model, a problem or the folder cannot be used.
         TrainingStoppedError: the method, a guard or the user ended the run; what was done is written.
     """
-    checked = config if isinstance(config, RunConfig) else check(RunConfig, config)
-    if isinstance(algorithm, str):
-        algorithm = find_algorithm(algorithm)
-    run = build(checked, problems, held_out, grade, reward=reward, algorithm=algorithm, step_scorer=step_scorer)
-    check_can_push(run)
-    folder = run.world.broadcast(Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
-    if run.world.first:
-        new_run_folder(folder)
-    return train_run(run, folder, sinks)
+    given: dict[str, Any] = {
+        "problems": problems,
+        "held_out": held_out,
+        "grade": grade,
+        "reward": reward,
+        "algorithm": algorithm,
+        "step_scorer": step_scorer,
+    }
+    if resume is not None:
+        if config is not None or out is not None:
+            raise UserError("resume continues the run as it is: leave config and out away")
+        folder = Path(resume)
+        run = _resumed(folder, **given)
+        check_can_push(run)
+    else:
+        if config is None:
+            raise UserError("give settings, or the folder of a run to resume")
+        if isinstance(algorithm, str):
+            given["algorithm"] = find_algorithm(algorithm)
+        run = build(config if isinstance(config, RunConfig) else check(RunConfig, config), **given)
+        check_can_push(run)
+        named = Path(out) if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
+        folder = run.world.broadcast(named)
+        if run.world.first:
+            new_run_folder(folder)
+    again = [f"resume={str(folder)!r}", *(f"{name}={name}" for name, value in given.items() if value is not None)]
+    return _shown_in_notebook(run, folder, sinks, ", ".join(again))
+
+
+def _shown_in_notebook(run: Run, folder: Path, sinks: Sequence[Sink], again: str) -> Trained:
+    """Take all remaining steps; in a notebook its cell shows them. ``again`` is what resumes the run."""
+    with ExitStack() as cell:
+        how: dict[str, Any] = {"sinks": sinks}
+        if run.world.first and in_notebook():
+            before = RunFolder(folder).steps() if run.done else []
+            earlier = [report for report in before if report.step <= run.done]
+            live = LiveView(str(folder), about(run.config.model_dump()), run.config.training.steps, earlier)
+            how = {"sinks": [cell.enter_context(live), *sinks], "say": live.note}
+        try:
+            return train_run(run, folder, **how)
+        except RunInterruptedError as error:
+            raise RunInterruptedError(f"{error}; continue with: covrl.train({again})") from error
 
 
 def train_run(
@@ -209,6 +254,7 @@ def resume(
     algorithm: type[Algorithm] | str | None = None,
     engine: str | None = None,
     step_scorer: StepScorer | None = None,
+    grade: Grader | None = None,
 ) -> Run:
     """The run of a folder, where its newest whole checkpoint was cut; a run that has none yet is at its beginning.
 
@@ -238,6 +284,7 @@ def resume(
         config,
         problems,
         held_out,
+        grade,
         reward=made,
         algorithm=cls,
         step_scorer=step_scorer,
@@ -253,6 +300,9 @@ def resume(
         run.best = max(filter(None, (run.best, best_value(folder / "best"))), default=None)
     run.notes = (*run.notes, *notes)
     return run
+
+
+_resumed = resume  # where an argument has its name
 
 
 def _typed_or_made(reward: Any) -> tuple[list[str], Reward | None]:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 class UserError(Exception):
     """Input that cannot be used: the message is one line that says what is wrong, where, and what would be right.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with 2; a notebook shows the line alone, too.
     """
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks for
+        return _one_line_of(self)
 
 
 class BrokenModelError(UserError):
@@ -32,6 +35,9 @@ class RunBusyError(UserError):
 
 class TrainingStoppedError(Exception):
     """Training was ended because going on makes no sense; the message says why and what to change."""
+
+    def _render_traceback_(self) -> list[str]:
+        return _one_line_of(self)
 
 
 class RunInterruptedError(TrainingStoppedError):
@@ -58,6 +64,10 @@ class EngineError(TrainingStoppedError):
 
     Training ends with it; the run can be resumed when the engine is back.
     """
+
+
+def _one_line_of(error: Exception) -> list[str]:
+    return [f"{type(error).__name__}: {error}"]
 
 
 def first_fault(error: ValidationError) -> str:

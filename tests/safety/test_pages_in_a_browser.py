@@ -20,6 +20,7 @@ from covrl.comparison.cells import Budget, Cell, Exam, Result
 from covrl.comparison.page import render as render_comparison
 from covrl.comparison.summary import lines
 from covrl.evaluation.exam import Sample, Solved
+from covrl.notebook.view import Heading, charts, overview
 from covrl.records import Problem, StepReport, TokenView, TraceGroup, TraceView
 from covrl.reporting.exams import render_exams
 from covrl.reporting.html import render_report
@@ -242,7 +243,19 @@ def comparison(attacks: tuple[str, ...], folder: Path) -> str:
     return render_comparison(lines(list(found), found), {cell: cell.method for cell in found})
 
 
-PAGES = {"report": report, "eval": evaluation, "calibrate": calibration, "compare": comparison}
+def notebook(attacks: tuple[str, ...], folder: Path) -> str:
+    """What cells show of runs, in a page without any policy, as a notebook's is."""
+    shown = []
+    for attack in attacks:
+        view = TraceView(attack, attack, attack, -1.0, 1.0, None, correct=attack)  # ty: ignore
+        group = TraceGroup(Problem(attack, attack, attack), (view,))
+        metrics = {"eval/accuracy": 0.5, attack: 1.0, f"x/{attack}": 2.0}
+        steps = [StepReport(step, metrics, (attack,), (group,)) for step in (1, 2)]
+        shown += [overview(Heading(attack, attack, attack, 0.5, attack), steps, [attack]), charts(steps, ["*"]).html]
+    return "<!doctype html><meta charset=utf-8><title>cells</title>" + "".join(shown)
+
+
+PAGES = {"report": report, "eval": evaluation, "calibrate": calibration, "compare": comparison, "notebook": notebook}
 
 
 def test_the_mines_go_off_where_nothing_is_escaped(
@@ -278,7 +291,7 @@ def test_nothing_runs_and_nothing_is_requested(
     assert server.asked == []
     assert found["odd"] == []
     assert found["scripts"] == (1 if name == "report" else 0)
-    assert found["styles"] <= 2
+    assert found["styles"] <= (2 * len(attacks) if name == "notebook" else 2)
     assert found["handlers"] == found["links"] == []
     assert found["inline"] == 0
     assert found["hidden"] != "none"

@@ -19,6 +19,7 @@ EXTRAS = {
     "wandb": ("wandb", "curves in Weights & Biases"),
     "trackio": ("trackio", "curves in trackio"),
     "mlflow-skinny": ("mlflow", "curves in MLflow"),
+    "pandas": ("notebook", "metrics and traces of a run as frames"),
     "vllm": ("vllm", "faster sampling on an accelerator"),
 }
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "typer", "rich", "jinja2", "math-verify")

@@ -83,7 +83,8 @@ def ordinary_text(tokenizer: Any, vocabulary: int) -> Ids:
     ``vocabulary`` is the number of rows of the model's embedding. Special tokens and ids beyond it are left out.
     """
     special = set(tokenizer.all_special_ids)
-    ids = [i for i in tokenizer(TEXT, add_special_tokens=False).input_ids if i < vocabulary and i not in special]
+    written = tokenizer(TEXT, add_special_tokens=False, verbose=False).input_ids  # it may be longer than a context
+    ids = [i for i in written if i < vocabulary and i not in special]
     if len(set(ids)) >= 16:
         return tuple(ids)
     added = set(tokenizer.added_tokens_decoder)

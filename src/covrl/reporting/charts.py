@@ -121,8 +121,11 @@ def drawing(title: str, style: str, parts: Sequence[Markup], width: int, height:
     )
 
 
-def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = None) -> Markup:
-    """The chart of a run's metrics; empty where no metric has a value to draw."""
+def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = None, scripted: bool = True) -> Markup:
+    """The chart of a run's metrics; empty where no metric has a value to draw.
+
+    ``scripted``: with the values that the page's script shows.
+    """
     lines = _lines(spec, steps)
     if not any(line.curve.points or line.curve.broken for line in lines):
         return NOTHING
@@ -141,7 +144,7 @@ def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = 
         keys=[*(key(line, spec.unit) for line in lines), *chance_key(level)],
         healthy=spec.healthy,
         remark=_remark(frame, lines, len(outside)),
-        readings=readout(frame, spec, lines),
+        readings=readout(frame, spec, lines) if scripted else None,
     )
 
 

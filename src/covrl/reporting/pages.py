@@ -35,13 +35,22 @@ def page(
     ``menu`` names parts by id; ``scripted`` adds the script of the report.
     """
     head = {"title": title, "subtitle": subtitle, "headline": headline, "menu": menu}
-    assets = {"css": _asset("page.css"), "js": _asset("report.js") if scripted else ""}
+    assets = {"css": _asset("chart.css") + _asset("page.css"), "js": _asset("report.js") if scripted else ""}
     return _templates().get_template(name).render(head | assets | values)
 
 
 def fill(name: str, **values: Any) -> Markup:
     """The template ``name``, filled with values."""
     return Markup(_templates().get_template(name).render(values))
+
+
+def fragment(name: str, **values: Any) -> Markup:
+    """The template ``name`` as a part of somebody else's page, such as a cell of a notebook.
+
+    Its style reaches what is inside ``class='covrl'`` alone, and nothing of it is a script.
+    """
+    inside = Markup(".covrl {{\n{}}}\n").format(_asset("chart.css"))
+    return fill(name, css=inside + _asset("notebook.css"), **values)
 
 
 @cache
