@@ -25,12 +25,12 @@ from covrl.reporting.live.run import open_run  # noqa: E402
 from covrl.reporting.live.server import Site, open_server  # noqa: E402
 
 HEIGHT = 1000
-READY = "document.getElementById('count').textContent && document.querySelector('#found pre')"
+READY = "document.getElementById('count').textContent !== '' && document.querySelectorAll('#found pre').length"
 BOTH = "[...document.querySelectorAll('h2')].find((head) => head.textContent === 'Learning').scrollIntoView()"
 SEARCH = """(() => {
   const form = document.getElementById("search");
-  form.elements.text.value = "answer";
-  form.elements.source.value = "posterior";
+  form.elements.text.value = "TEXT";
+  form.elements.verdict.value = "right";
   document.getElementById("count").textContent = "";
   form.dispatchEvent(new Event("input", { bubbles: true }));
 })()"""
@@ -40,6 +40,7 @@ def main() -> None:
     """Take the pictures."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("runs", nargs=2, type=Path)
+    asked.add_argument("--text", default="sort", help="what is searched for in the traces")
     asked.add_argument("--out", type=Path, default=ROOT / "docs/images")
     asked.add_argument("--width", type=int, default=1240)
     asked.add_argument("--dark", action="store_true")
@@ -50,26 +51,28 @@ def main() -> None:
         sys.exit("no Chromium here: install one or name it in COVRL_BROWSER")
     with tempfile.TemporaryDirectory() as profile:
         browser = Chromium(program, Path(profile))
-        browser.look_like(given.width, HEIGHT, "dark" if given.dark else "light")
-        (given.out / "live.png").write_bytes(picture(browser, given.runs[:1], given.whole))
-        (given.out / "live-two.png").write_bytes(picture(browser, given.runs, given.whole))
-        browser.close()
+        try:
+            browser.look_like(given.width, HEIGHT, "dark" if given.dark else "light")
+            (given.out / "live.png").write_bytes(picture(browser, given.runs[:1], given))
+            (given.out / "live-two.png").write_bytes(picture(browser, given.runs, given))
+        finally:
+            browser.close()
 
 
-def picture(browser: Chromium, folders: list[Path], whole: bool) -> bytes:
+def picture(browser: Chromium, folders: list[Path], given: argparse.Namespace) -> bytes:
     """One run's search, or two runs' curves; or the whole page."""
     with open_server(Site([open_run(number, folder) for number, folder in enumerate(folders)]), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser.open_url(server.url)
         browser.wait_for(READY)
-        if not whole and len(folders) == 1:
-            browser.run(SEARCH)
+        if not given.whole and len(folders) == 1:
+            browser.run(SEARCH.replace("TEXT", given.text))
             browser.wait_for(READY)
             browser.run("document.getElementById('traces').scrollIntoView()")
-        elif not whole:
+        elif not given.whole:
             browser.run(BOTH)
         browser.run("new Promise((done) => setTimeout(done, 800))")  # scrolling is smooth
-        made = browser.picture(whole)
+        made = browser.picture(given.whole)
         server.shutdown()
     return made
 

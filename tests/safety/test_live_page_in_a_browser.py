@@ -145,7 +145,7 @@ def many(tmp_path: Path) -> Path:
 def test_searching_filtering_and_turning_pages(browser: Chromium, many: Path) -> None:
     with served(many) as server:
         browser.open_url(server.url)
-        browser.wait_for(f"{COUNT} === '120 traces are recorded.'")
+        browser.wait_for(f"{COUNT} === '120 traces.'")
         first = browser.run(SHOWN)
         assert len(first) == 24
         assert first[:2] == ["t30-0 WAIT here", "t30-1 so"]
@@ -158,7 +158,7 @@ def test_searching_filtering_and_turning_pages(browser: Chromium, many: Path) ->
 
         choose(browser, text="wait HERE", first="5", last="7")
         texts(browser, [f"t{n}-0 WAIT here" for n in (7, 6, 5)])
-        assert browser.run(COUNT) == "3 traces are like this."
+        assert browser.run(COUNT) == "3 traces match."
         marked = browser.run("[...CSS.highlights.get('sought')].map((range) => range.toString())")
         assert marked == ["WAIT here"] * 3
         assert "text=wait+HERE" in browser.run("location.hash")
@@ -176,17 +176,17 @@ def test_searching_filtering_and_turning_pages(browser: Chromium, many: Path) ->
 
         click(browser, "#search button[type=reset]")
         choose(browser, problem="is p6?")
-        browser.wait_for(f"{COUNT} === '16 traces are like this.'")
+        browser.wait_for(f"{COUNT} === '16 traces match.'")
         click(browser, "#search button[type=reset]")
         texts(browser, first)
         click(browser, "#found .quiet")
-        browser.wait_for(f"{COUNT} === '16 traces are like this.'")
+        browser.wait_for(f"{COUNT} === '16 traces match.'")
         assert not browser.run("document.getElementById('only').hidden")
         click(browser, "#only button")
         texts(browser, first)
         choose(browser, text="nowhere")
         texts(browser, [])
-        assert browser.run(COUNT) == "No trace is like this."
+        assert browser.run(COUNT) == "No trace matches."
         nothing_was_said(browser, server)
 
 
@@ -222,7 +222,7 @@ def test_two_runs_side_by_side(browser: Chromium, tmp_path: Path) -> None:
     )
     with served(a, b) as server:
         browser.open_url(server.url)
-        browser.wait_for(f"{COUNT} === '7 pairs of groups have such a trace.'")
+        browser.wait_for(f"{COUNT} === '7 pairs of groups.'")
         assert browser.run(pairs) == [["a2", "b2"], ["a1", "b1"], ["a7", ""], ["a6", ""]]
         dashes = "[...document.querySelectorAll('#curves .line')].map((line) => getComputedStyle(line).strokeDasharray)"
         assert sorted(set(browser.run(dashes))) == ["6px, 4px", "none"]

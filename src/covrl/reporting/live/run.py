@@ -16,7 +16,7 @@ from covrl.reporting.live.index import Place, TraceIndex
 from covrl.reporting.sinks import latest, metrics_line, trace_group, traces_line
 from covrl.reporting.summary import RunSummary
 
-MOST_BYTES = 8_000_000
+MOST_BYTES = 4_000_000
 """What is read of each file at a time, so that a page that opens on a large run is answered at once."""
 
 MOST_FAULTS = 3

@@ -95,12 +95,7 @@ async function find(page, upto) {
   if (mine !== search.latest) return;
   if (page > 1 && answer.parts.length === 0) return find(1, upto);
   Object.assign(search, { page: answer.page, upto: answer.upto, version: answer.traces, total: answer.total });
-  const two = answer.parts.some((part) => part.sides.length > 1);
-  const what = two ? ["pair of groups has", "pairs of groups have"] : ["trace is", "traces are"];
-  const matches = [...wanted().keys()].some((name) => name !== "order");
-  at("count").textContent = answer.total === 0 ? (matches ? "No trace is like this." : "No traces are recorded yet.")
-    : two ? `${answer.total.toLocaleString("en")} ${what[answer.total === 1 ? 0 : 1]} such a trace.`
-    : `${answer.total.toLocaleString("en")} ${what[answer.total === 1 ? 0 : 1]} ${matches ? "like this" : "recorded"}.`;
+  at("count").textContent = tally(answer);
   at("fresh").hidden = true;
   at("found").replaceChildren(...answer.parts.map(partOf));
   at("turn").hidden = answer.pages < 2;
@@ -110,6 +105,13 @@ async function find(page, upto) {
   further.disabled = answer.page >= answer.pages;
   at("only").hidden = !form.elements.only.value;
   highlight(form.elements.text.value.trim());
+}
+
+function tally({ total, parts }) {
+  const filtered = [...wanted().keys()].some((name) => name !== "order"), many = total.toLocaleString("en");
+  if (total === 0) return filtered ? "No trace matches." : "No traces are recorded yet.";
+  const unit = parts.some((part) => part.sides.length > 1) ? ["pair of groups", "pairs of groups"] : ["trace", "traces"];
+  return `${many} ${unit[total === 1 ? 0 : 1]}${filtered ? (total === 1 ? " matches" : " match") : ""}.`;
 }
 
 function partOf(part) {
