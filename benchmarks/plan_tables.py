@@ -13,11 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from covrl.training.plan import LINES, Hardware
-from covrl.training.planning import Plan, gb
-
 from covrl.cli.plan import plan_for
 from covrl.config import RunConfig, check, read_toml
+from covrl.planning.phases import LINES, Hardware
+from covrl.planning.planner import Plan, gb
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "memory.md"

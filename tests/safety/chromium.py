@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -57,16 +58,38 @@ class Chromium:
 
     def open(self, path: Path, policy: bool = True) -> None:
         """Open a file and wait until it is loaded; without ``policy`` its content security policy does not count."""
+        self.open_url(path.resolve().as_uri(), policy)
+
+    def open_url(self, url: str, policy: bool = True) -> None:
+        """Open an address, as a file."""
         self.call("Page.setBypassCSP", enabled=not policy)
-        self.seen.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self._until("Page.loadEventFired")
+        for each in ("about:blank", url):  # from the same page, an address with another fragment would not be loaded
+            self.seen.clear()
+            self.call("Page.navigate", url=each)
+            self._until("Page.loadEventFired")
 
     def run(self, script: str) -> Any:
         """The value of an expression, or of the promise that it gives."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait_for(self, script: str) -> Any:
+        """The first value of an expression that counts as true; fails where none comes."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := self.run(script)):
+            assert time.monotonic() < deadline, f"{script} stays {found!r}"
+            time.sleep(0.05)
+        return found
+
+    def look_like(self, width: int, height: int, scheme: str = "light") -> None:
+        """Set the size of the window, and the colours that the user prefers."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def picture(self, whole: bool = False) -> bytes:
+        """What is seen in the window, or the whole page, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
 
     @property
     def requests(self) -> list[str]:

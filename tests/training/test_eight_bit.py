@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from covrl.training.resuming import check_config
 from models import tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training.test_step import make_run
 
 from covrl.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from covrl.checkpoints.resuming import check_config
 from covrl.config import LoraConfig, RunConfig, TrainingConfig, check
 from covrl.distributed.parts import load_parts, names_in
 from covrl.errors import UserError
+from covrl.models import eight_bit
 from covrl.models.blockwise import blocks_of
 from covrl.models.eight_bit import WORK, WORK_OF_SHORT, Codec, EightBitAdamW, dynamic_map, moment_bytes
 from covrl.planning.live import LiveBytes
 from covrl.planning.phases import Job, gradient_bytes
 from covrl.planning.phases import moment_bytes as planned_moments
 from covrl.planning.weightless import shape_of
-from covrl.training import eight_bit
 from covrl.training.memory import model_bytes
 from covrl.training.needs import moments
 from covrl.training.optimizer import make_optimizer

@@ -30,20 +30,36 @@ def chosen(steps: Sequence[StepReport]) -> tuple[list[StepReport], int]:
 
 def group_rows(step: int, group: TraceGroup) -> dict[str, Any]:
     """A group's traces by falling advantage, those without one last; each with its place where some have branched."""
-    scale = max((abs(value) for trace in group.traces if (value := _advantage(trace)) is not None), default=0.0)
-    branched = any(trace.parent is not None for trace in group.traces)
-    rows = [_row(trace, scale, branched) for trace in sorted(group.traces, key=_worth)]
+    rows = [_row(trace, share, place_of(trace, group)) for trace, share in by_advantage(group)]
     return {"step": step, "problem": group.problem, "traces": rows}
 
 
-def _row(trace: TraceView, scale: float, branched: bool) -> dict[str, Any]:
-    tokens, place = list(map(_token, trace.tokens[:MOST_TOKENS])), _place(trace) if branched else ""
+def by_advantage(group: TraceGroup) -> list[tuple[TraceView, float | None]]:
+    """A group's traces by falling advantage, each with its share (-1 to 1) of the greatest; without one last."""
+    scale = max((abs(value) for trace in group.traces if (value := _advantage(trace)) is not None), default=0.0)
+    return [(trace, _share(trace, scale)) for trace in sorted(group.traces, key=_worth)]
+
+
+def _share(trace: TraceView, scale: float) -> float | None:
+    advantage = _advantage(trace)
+    return None if advantage is None or scale <= 0 else advantage / scale
+
+
+def _row(trace: TraceView, share: float | None, place: str) -> dict[str, Any]:
     more = len(trace.tokens) - MOST_TOKENS
-    return {"trace": trace, "bar": _bar(trace, scale), "tokens": tokens, "more": more, "place": place}
+    return {"trace": trace, "bar": _bar(share), "tokens": shown_tokens(trace), "more": more, "place": place}
 
 
-def _place(trace: TraceView) -> str:
-    """Which rollout of its group a trace is, and from which it branched."""
+def shown_tokens(trace: TraceView) -> list[tuple[str, str, str]]:
+    """The first tokens of a trace: text, a colour class by the prompt under which it is likelier, and both log-probs as
+    text if they are known."""
+    return list(map(_token, trace.tokens[:MOST_TOKENS]))
+
+
+def place_of(trace: TraceView, group: TraceGroup) -> str:
+    """Which rollout of its group a trace is, and from which it branched; empty where none has."""
+    if all(each.parent is None for each in group.traces):
+        return ""
     own = "" if trace.index is None else f"rollout {trace.index}"
     parent = "" if trace.parent is None else f"branched from rollout {trace.parent}"
     return ", ".join(filter(None, (own, parent)))
@@ -58,20 +74,17 @@ def _worth(trace: TraceView) -> float:
     return math.inf if advantage is None else -advantage
 
 
-def _bar(trace: TraceView, scale: float) -> str:
+def _bar(share: float | None) -> str:
     """A bar that grows right for a positive advantage and left for a negative one, to the group's scale."""
-    advantage = _advantage(trace)
-    if advantage is None or scale <= 0:
+    if share is None:
         return ""
-    size = 30 * abs(advantage) / scale
-    x, side = (32.0, "up") if advantage >= 0 else (32 - size, "down")
+    size = 30 * abs(share)
+    x, side = (32.0, "up") if share >= 0 else (32 - size, "down")
     drawn = [element("rect", class_=side, x=x, y=1, width=size, height=8), element("path", d="M32 0V10")]
     return element("svg", drawn, class_="bar", viewBox="0 0 64 10", aria_hidden="true")
 
 
 def _token(token: TokenView) -> tuple[str, str, str]:
-    """Its text, a colour class by the prompt under which it is likelier, and both log-probs as text if they are
-    known."""
     if token.prior is None or token.posterior is None:
         return token.text, "", ""
     gap = token.posterior - token.prior

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
@@ -126,7 +126,28 @@ def figure(spec: ChartSpec, steps: Sequence[StepReport], chance: float | None = 
 
     ``scripted``: with the values that the page's script shows.
     """
-    lines = _lines(spec, steps)
+    return _figure(spec, _lines(spec, steps), steps, chance, scripted)
+
+
+def figure_of_two(
+    spec: ChartSpec, first: Sequence[StepReport], second: Sequence[StepReport], chance: float | None = None
+) -> Markup:
+    """The curves of two runs in one frame, in the same colours, the second run's (B) dashed."""
+    spec = replace(spec, kind="lines", shade=False)  # two stacks of bars cannot be laid over each other
+    lines = [replace(line, name=f"{line.name}, A") for line in _lines(spec, first)]
+    lines += [replace(line, name=f"{line.name}, B", colour=f"{line.colour} b") for line in _lines(spec, second)]
+    ends = sorted((*first[:1], *first[-1:], *second[:1], *second[-1:]), key=lambda report: report.step)
+    return _figure(spec, [line for line in lines if line.curve.points or line.curve.broken], ends, chance)
+
+
+def _figure(
+    spec: ChartSpec,
+    lines: Sequence[Line],
+    steps: Sequence[StepReport],
+    chance: float | None,
+    scripted: bool = True,
+) -> Markup:
+    """The lines in a frame from the first to the last of the steps."""
     if not any(line.curve.points or line.curve.broken for line in lines):
         return NOTHING
     level = chance if spec.chance else None

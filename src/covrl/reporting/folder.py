@@ -13,6 +13,8 @@ from covrl.records import StepReport
 from covrl.reporting.sinks import read_steps
 from covrl.reporting.summary import Note, ResultRow, RunSummary
 
+SETTINGS, METRICS, TRACES = "config.toml", "metrics.jsonl", "traces.jsonl"
+
 MEASURES = {
     "eval/accuracy": ("held-out accuracy, greedy", "share"),
     "eval/sampled": ("held-out accuracy, sampled", "share"),
@@ -29,15 +31,19 @@ def summary_of(folder: Path) -> RunSummary:
     Raises:
         UserError: the folder holds no run, or nothing was recorded yet.
     """
-    config = read_toml(folder / "config.toml")
-    if not (folder / "metrics.jsonl").exists():
+    config = read_toml(folder / SETTINGS)
+    if not (folder / METRICS).exists():
         raise UserError(f"{folder}: the run has recorded no step yet")
-    steps = read_steps(folder / "metrics.jsonl", folder / "traces.jsonl")
+    return summary_from(folder, config, read_steps(folder / METRICS, folder / TRACES))
+
+
+def summary_from(folder: Path, config: Mapping[str, Any], steps: Sequence[StepReport]) -> RunSummary:
+    """The content of a run whose settings and steps were read from its folder."""
     name = _section(config, "algorithm").get("name", "run")
     return RunSummary(
         title=f"covrl: {folder.resolve().name}",
         subtitle=f"{name} on {_section(config, 'problems').get('train', 'given problems')}",
-        headline=_headline(steps, config),
+        headline=headline(steps, config),
         config=config,
         steps=steps,
         results=_first_and_last(steps),
@@ -53,7 +59,8 @@ def _blind(steps: Sequence[StepReport]) -> list[Note]:
     return [Note("the reward watch was blind: no held-out answer was verified, so nothing says what earned the reward")]
 
 
-def _headline(steps: Sequence[StepReport], config: Mapping[str, Any]) -> str:
+def headline(steps: Sequence[StepReport], config: Mapping[str, Any]) -> str:
+    """How many steps are done, and of how many."""
     total = _section(config, "training").get("steps")
     done = steps[-1].step if steps else 0
     return f"{done} of {total} steps are done." if isinstance(total, int) and done < total else f"{done} steps."

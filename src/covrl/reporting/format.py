@@ -8,6 +8,24 @@ ABSENT = "–"
 
 UNITS = {"share": "%", "nats": "nats", "tokens": "tokens", "seconds": "s", "": ""}
 
+ENDS = {"length": "cut off", "eos": "no closing tag"}
+VERDICTS = {"right": "✓ right", "wrong": "✗ wrong", "unknown": "? unknown"}
+
+
+def end_word(finish: str) -> str:
+    """How a trace ended, for a page."""
+    return ENDS.get(finish, finish)
+
+
+def verdict_word(verdict: str | None) -> str:
+    """A verdict with its sign, for a page; a dash where there is none."""
+    return ABSENT if verdict is None else VERDICTS.get(verdict, verdict)
+
+
+def verdict_class(verdict: str | None) -> str:
+    """The CSS class of a verdict."""
+    return verdict if verdict in ("right", "wrong") else "unknown"
+
 
 def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:
     """A value with about three significant digits; ``share`` values are multiplied by 100 and end in ``%``.

@@ -6,7 +6,7 @@ This module chooses the content; ``templates/report.html`` is the layout, and :m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from covrl.files import write_file
 from covrl.records import StepReport
 from covrl.reporting.against import against
 from covrl.reporting.browser import chosen, group_rows
-from covrl.reporting.catalogue import LEARNING, SECTIONS, plan, unit_of
+from covrl.reporting.catalogue import LEARNING, SECTIONS, ChartSpec, plan, unit_of
 from covrl.reporting.charts import element, figure
 from covrl.reporting.format import number
 from covrl.reporting.pages import page
@@ -45,26 +45,58 @@ def render_report(summary: RunSummary) -> str:
     """The page as text; it always encodes as UTF-8."""
     steps = sorted(summary.steps, key=lambda report: report.step)
     reports, left = chosen(steps)
-    parts: dict[str, Sequence[object]] = {
-        "result": [(row, _notes(row), _change(row), _strip(row)) for row in summary.results],
-        "curves": _sections(summary, steps),
-        "traces": [group_rows(report.step, group) for report in reports for group in report.groups],
-        "examples": summary.examples,
-        "warnings": [(_when(remark), remark.text) for remark in remarks(summary)],
-        "numbers": [_figures(steps, name) for name in sorted({name for report in steps for name in report.metrics})],
-        "config": list(_flat(summary.config)),
-    }
+    parts = {**run_parts(summary), "examples": summary.examples}
+    parts["traces"] = [group_rows(report.step, group) for report in reports for group in report.groups]
     return page(
         "report.html",
         summary.title or "covrl run",
         summary.subtitle,
         summary.headline,
-        menu=[(name, heading) for name, heading in MENU.items() if parts[name]],
-        scripted=True,
-        per_point=-(-len(steps) // MOST_POINTS),
+        menu=menu_of(parts),
+        scripts=("charts.js", "report.js"),
+        per_point=per_point(steps),
         left=left,
         parts=parts,
     )
+
+
+def run_parts(summary: RunSummary) -> dict[str, Sequence[Any]]:
+    """What the page shows of a run besides traces, by the id of its part."""
+    steps = sorted(summary.steps, key=lambda report: report.step)
+    drawn = figures(steps, lambda spec: figure(spec, steps, summary.chance_line()))
+    both = against(steps)
+    return {
+        "result": results(summary.results),
+        "curves": sections({LEARNING: [both]} if both else {}, drawn),
+        "warnings": warnings(summary),
+        "numbers": numbers(steps),
+        "config": list(flat(summary.config)),
+    }
+
+
+def menu_of(parts: Mapping[str, Sequence[Any]]) -> list[tuple[str, str]]:
+    """The parts that are not empty, with their headings, in the page's order."""
+    return [(name, heading) for name, heading in MENU.items() if parts.get(name)]
+
+
+def per_point(steps: Sequence[StepReport]) -> int:
+    """How many steps are one point of a curve."""
+    return -(-len(steps) // MOST_POINTS)
+
+
+def results(rows: Iterable[ResultRow]) -> list[tuple[Any, ...]]:
+    """Each measure with its notes, its change and its drawing."""
+    return [(row, _notes(row), _change(row), _strip(row)) for row in rows]
+
+
+def warnings(summary: RunSummary) -> list[tuple[str, str]]:
+    """Notes and warnings, each with its steps."""
+    return [(_when(remark), remark.text) for remark in remarks(summary)]
+
+
+def numbers(steps: Sequence[StepReport]) -> list[tuple[Any, ...]]:
+    """All metrics as rows of figures."""
+    return [_figures(steps, name) for name in sorted({name for report in steps for name in report.metrics})]
 
 
 def _notes(row: ResultRow) -> str:
@@ -97,13 +129,20 @@ def _strip(row: ResultRow) -> str:
     return element("svg", parts, class_="strip", viewBox="0 0 240 28", aria_hidden="true")
 
 
-def _sections(summary: RunSummary, steps: Sequence[StepReport]) -> list[tuple[str, str, list[Markup]]]:
-    """The charts by section, each section with its sentence."""
-    both = against(steps)
-    drawn: dict[str, list[Markup]] = {LEARNING: [both]} if both else {}
+def figures(steps: Sequence[StepReport], draw: Callable[[ChartSpec], Markup]) -> Iterator[tuple[str, Markup]]:
+    """The charts of what the steps report, each with its section; those that would be empty are left out."""
     for spec in plan(name for report in steps for name in report.metrics):
-        if chart := figure(spec, steps, summary.chance_line()):
-            drawn.setdefault(spec.section, []).append(chart)
+        if chart := draw(spec):
+            yield spec.section, chart
+
+
+def sections(
+    first: Mapping[str, list[Markup]], charts: Iterable[tuple[str, Markup]]
+) -> list[tuple[str, str, list[Markup]]]:
+    """Charts by section, each section with its sentence; ``first`` are charts that stand at a section's beginning."""
+    drawn = {name: list(some) for name, some in first.items()}
+    for name, chart in charts:
+        drawn.setdefault(name, []).append(chart)
     return [(name, about, drawn[name]) for name, about in SECTIONS.items() if name in drawn]
 
 
@@ -123,9 +162,10 @@ def _figures(steps: Sequence[StepReport], name: str) -> tuple[Any, ...]:
     return name, shown, unit_of(name), len(values) + len(line.broken), len(line.broken)
 
 
-def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The settings as names with dots and texts."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat({str(inner): each for inner, each in value.items()}, f"{prefix}{key}.")
+            yield from flat({str(inner): each for inner, each in value.items()}, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)

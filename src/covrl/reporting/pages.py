@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from covrl.reporting.format import number, typeset
+from covrl.reporting.format import end_word, number, typeset, verdict_class, verdict_word
 from covrl.reporting.text import clip, one_line, visible
 
 
@@ -27,15 +27,18 @@ def page(
     subtitle: str = "",
     headline: str = "",
     menu: Sequence[tuple[str, str]] = (),
-    scripted: bool = False,
+    scripts: Sequence[str] = (),
+    styles: Sequence[str] = ("chart.css", "page.css"),
+    live: bool = False,
     **values: Any,
 ) -> str:
     """A whole page from the template ``name``, which extends the skeleton; it always encodes as UTF-8.
 
-    ``menu`` names parts by id; ``scripted`` adds the script of the report.
+    ``menu`` names parts by id; ``scripts`` and ``styles`` are files beside the template, joined into one script and one
+    style; ``live`` lets the script ask the server that the page came from, and nobody else.
     """
-    head = {"title": title, "subtitle": subtitle, "headline": headline, "menu": menu}
-    assets = {"css": _asset("chart.css") + _asset("page.css"), "js": _asset("report.js") if scripted else ""}
+    head = {"title": title, "subtitle": subtitle, "headline": headline, "menu": menu, "live": live}
+    assets = {"css": Markup("").join(map(_asset, styles)), "js": Markup("").join(map(_asset, scripts))}
     return _templates().get_template(name).render(head | assets | values)
 
 
@@ -69,6 +72,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"one_line": one_line, "clip": clip, "number": _number, "typeset": typeset, "sha256": _sha256}
+    made.filters |= {"end_word": end_word, "verdict_word": verdict_word, "verdict_class": verdict_class}
     return made
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from io import FileIO
 from pathlib import Path
@@ -145,12 +145,42 @@ def read_metrics(path: str | Path) -> list[StepReport]:
     A run that was resumed wrote some steps twice: the lines of the abandoned steps are dropped. An unfinished
     last line is skipped; any other damage raises :class:`UserError` with file and line.
     """
-    return _latest(_read(Path(path), _metrics_report))
+    return latest(_read(Path(path), _metrics_report))
 
 
 def read_traces(path: str | Path) -> dict[int, tuple[TraceGroup, ...]]:
     """The trace groups in a traces file, by step; damage and resumed runs as in :func:`read_metrics`."""
-    return {report.step: tuple(report.groups) for report in _latest(_read(Path(path), _traces_report))}
+    return {report.step: tuple(report.groups) for report in latest(_read(Path(path), _traces_report))}
+
+
+def metrics_line(path: Path, count: int, line: bytes) -> StepReport:
+    """The report in line ``count`` of a metrics file; it may be of a run that goes on, and other lines unfinished.
+
+    Raises:
+        UserError: covrl did not write this; the message has file and line.
+    """
+    return _record(path, count, line, _metrics_report)
+
+
+def traces_line(path: Path, count: int, line: bytes) -> StepReport:
+    """The step and the trace groups in line ``count`` of a traces file; errors as in :func:`metrics_line`."""
+    return _record(path, count, line, _traces_report)
+
+
+def trace_group(line: bytes, step: int, place: int) -> TraceGroup:
+    """One of the groups in a line of a traces file that is known to be of ``step``.
+
+    Raises:
+        UserError: the line is another one.
+    """
+    try:
+        record = json.loads(line)
+        report = _traces_report({"step": record["step"], "groups": [record["groups"][place]]})
+    except (ValueError, LookupError, TypeError, RecursionError):
+        report = None
+    if report is None or report.step != step:
+        raise UserError(f"the traces of step {step} are no longer where they were")
+    return report.groups[0]
 
 
 def read_steps(metrics: str | Path, traces: str | Path | None = None) -> list[StepReport]:
@@ -220,12 +250,18 @@ def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
         if not line.strip():
             continue
         try:
-            records.append(parse(json.loads(line)))
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            if count == torn:
-                continue
-            raise _not_ours(path, count, error) from error
+            records.append(_record(path, count, line, parse))
+        except UserError:
+            if count != torn:
+                raise
     return records
+
+
+def _record(path: Path, count: int, line: bytes, parse: Callable[[Any], T]) -> T:
+    try:
+        return parse(json.loads(line))
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise _not_ours(path, count, error) from error
 
 
 def _not_ours(path: Path, count: int, error: Exception) -> UserError:
@@ -233,14 +269,14 @@ def _not_ours(path: Path, count: int, error: Exception) -> UserError:
     return UserError(f"{path}, line {count}: not a line that covrl wrote ({what}); mend or remove it")
 
 
-def _latest(reports: Sequence[StepReport]) -> list[StepReport]:
-    """The reports without the steps that a resumed run took again."""
-    kept: list[StepReport] = []
+def latest(reports: Iterable[StepReport], kept: Sequence[StepReport] = ()) -> list[StepReport]:
+    """Those that were ``kept`` and the reports after them, without the steps that a resumed run took again."""
+    result = list(kept)
     for report in reports:
-        while kept and kept[-1].step >= report.step:
-            kept.pop()
-        kept.append(report)
-    return kept
+        while result and result[-1].step >= report.step:
+            result.pop()
+        result.append(report)
+    return result
 
 
 # The files may be of somebody else's run, so that every value is what the page takes it for, or the line is refused.

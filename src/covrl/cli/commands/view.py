@@ -1,4 +1,4 @@
-"""`covrl view`: a run's report, made again."""
+"""`covrl view`: a run's report, made again, or a page of runs that go on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import Annotated
 
 import typer
 
+from covrl.errors import UserError
 
-def view(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """Make a run's HTML report again from its files, and print its path."""
-    from covrl.reporting.folder import summary_of
-    from covrl.reporting.html import write_report
 
-    write_report(run / "report.html", summary_of(run))
-    print((run / "report.html").resolve())
+def view(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folder of a run; with --live also of two.")],
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve a page that keeps up with the run, with a search of its traces.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Of the page, on this machine only. [a free one]")
+    ] = None,
+) -> None:
+    """Make a run's HTML report again from its files, and print its path; or look at one run or two as they go on."""
+    from covrl.cli.view import run_live, run_view
+
+    if live:
+        run_live(runs, port or 0)
+    elif port is not None or len(runs) > 1:
+        raise UserError("--port and a second run go with --live, which serves the page; without it give one run")
+    else:
+        run_view(runs[0])
