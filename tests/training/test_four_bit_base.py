@@ -11,10 +11,10 @@ import pytest
 import torch
 from commands import Covrl
 from models import save_tiny, tiny
+from planning.test_plan import JOB
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training.test_lora import PROBLEMS, by_text, settings
-from training.test_plan import JOB
 
 from covrl import api
 from covrl.cli.plan import plan_for

@@ -76,7 +76,7 @@ class Run:
         Raises:
             UserError: there is none yet.
         """
-        from covrl.training.folder import model_of_run  # it imports torch
+        from covrl.checkpoints.folder import model_of_run  # it imports torch
 
         return model_of_run(self.folder)
 

@@ -29,7 +29,7 @@ def live_page(runs: Sequence[LiveRun]) -> str:
         "; ".join(lettered(s.subtitle, place, two) for place, s in enumerate(summaries)),
         menu=menu_of({**parts, "traces": [True]}),
         scripts=("charts.js", "live.js"),
-        styles=("page.css", "live.css"),
+        styles=("chart.css", "page.css", "live.css"),
         live=True,
         per_point=max(per_point(summary.steps) for summary in summaries),
         left=0,
