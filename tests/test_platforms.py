@@ -22,7 +22,7 @@ from covrl.models.model import resolve_device
 from covrl.precision import wide, widest
 from covrl.rewards.registry import make_verifier
 from covrl.rewards.workers import Workers
-from covrl.training import machine
+from covrl.planning import machine
 
 IMPORTS = """
 import builtins, importlib, os, pkgutil, signal, sys
