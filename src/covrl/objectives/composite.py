@@ -38,13 +38,13 @@ def composite_kl(prior_logits: Tensor, posterior_logits: Tensor, *, detach_refer
 
 def normalised_composite_kl(prior: Tensor, posterior: Tensor, *, detach_reference: bool = False) -> Tensor:
     """:func:`composite_kl` from log-probs over the vocabulary, ``[..., V]``, that are normalised already."""
-    return kl_of_probabilities(prior, prior.exp(), posterior.exp(), detach_reference=detach_reference)
+    p = prior.exp()
+    return kl_of_probabilities(prior, p, 0.5 * (p + posterior.exp()), detach_reference=detach_reference)
 
 
-def kl_of_probabilities(log_p: Tensor, p: Tensor, q: Tensor, *, detach_reference: bool = False) -> Tensor:
-    """:func:`composite_kl` for callers that have p and q, ``[..., V]``, beside log p."""
+def kl_of_probabilities(log_p: Tensor, p: Tensor, m: Tensor, *, detach_reference: bool = False) -> Tensor:
+    """:func:`composite_kl` for callers that have p and m, ``[..., V]``, beside log p."""
     reference, of_reference = (log_p.detach(), p.detach()) if detach_reference else (log_p, p)
-    m = 0.5 * (p + q)
     return (m * (_log(m) - reference) - m + of_reference).sum(dim=-1)
 
 
@@ -76,7 +76,7 @@ def composite_gradient(
     """
     a, b, c = (torch.zeros_like(prior[:, :1]) if w is None else w[:, None].to(prior.dtype) for w in weights)
     p, q, half = prior.exp(), posterior.exp(), 0.5 * c
-    ratio = _log((p + q).mul_(0.5)).sub_(prior)
+    ratio = (p + q).mul_(0.5).clamp_min_(torch.finfo(p.dtype).tiny).log_().sub_(prior)  # of _log(m), in one piece
     mean_p, mean_q = (torch.linalg.vecdot(part, ratio)[:, None] for part in (p, q))
     to_prior = (half * ratio).sub_(half * mean_p + a)
     if not detach_reference:

@@ -65,8 +65,10 @@ def composite_entropy(logits: Sequence[Tensor], targets: Tensor, detach_referenc
     """
     prior, posterior = (torch.log_softmax(part, dim=-1) for part in logits)
     p, q = prior.exp(), posterior.exp()
-    kl = kl_of_probabilities(prior, p, q, detach_reference=detach_reference)
     entropies = [-torch.linalg.vecdot(at.detach(), logs.detach()) for at, logs in ((p, prior), (q, posterior))]
+    m = 0.5 * (p + q)
+    del q  # as large as all the others, and of no more use
+    kl = kl_of_probabilities(prior, p, m, detach_reference=detach_reference)
     return _at(prior, targets), _at(posterior, targets), kl, *entropies
 
 
