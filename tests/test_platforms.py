@@ -19,10 +19,10 @@ import torch
 from covrl import files
 from covrl.errors import RunBusyError, UserError
 from covrl.models.model import resolve_device
+from covrl.planning import machine
 from covrl.precision import wide, widest
 from covrl.rewards.registry import make_verifier
 from covrl.rewards.workers import Workers
-from covrl.planning import machine
 
 IMPORTS = """
 import builtins, importlib, os, pkgutil, signal, sys
