@@ -176,7 +176,7 @@ def test_the_api_has_every_setting_with_its_description(pages: dict[Path, Parsed
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("api", ["covrl.api.train", "covrl.api.resume", "covrl.errors.UserError"]),
+        ("api", ["covrl.api.train", "covrl.api.resume", "covrl.notebook.run.Run.plot", "covrl.errors.UserError"]),
         ("api/methods", ["covrl.algorithms.base.Algorithm.credit", "covrl.algorithms.find_algorithm"]),
         ("api/records", ["covrl.records.Problem", "covrl.records.Rollout"]),
         ("api/objectives", ["covrl.objectives.composite.composite_kl", "covrl.objectives.advantages.centred"]),
