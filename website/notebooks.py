@@ -17,6 +17,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ENDING = ".ipynb"
+STYLE = """<style>
+.cell-output { overflow-x: auto; }
+.cell-output .dataframe { border: 0; border-collapse: collapse; font-size: 0.64rem; }
+.cell-output .dataframe :is(th, td) {
+  padding: 0.2em 0.9em; border: 0; border-bottom: 1px solid var(--md-typeset-table-color); text-align: right;
+  white-space: nowrap;
+}
+</style>"""
+"""Frames in the manner of the site's tables."""
 LINK = re.compile(r"(?<=\]\()([^)\s:]+)\.ipynb(?=[)#])")
 
 
@@ -37,7 +46,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def markdown_of(notebook: dict[str, Any]) -> str:
     """A notebook as Markdown: code as blocks, outputs as the HTML that a notebook shows, else as text."""
-    return "\n\n".join(part for cell in notebook["cells"] for part in _parts(cell)) + "\n"
+    parts = [part for cell in notebook["cells"] for part in _parts(cell)]
+    return "\n\n".join([*parts, STYLE]) + "\n"  # the style last: a page begins with its title
 
 
 def _parts(cell: dict[str, Any]) -> Iterator[str]:
@@ -53,7 +63,7 @@ def _shown(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "text/html" in data:
         lines = "".join(data["text/html"]).split("\n")  # an empty line would end the block of HTML
-        return "\n".join(["<div class='cell-output' style='overflow-x: auto'>", *filter(str.strip, lines), "</div>"])
+        return "\n".join(["<div class='cell-output'>", *filter(str.strip, lines), "</div>"])
     text = data.get("text/plain") or output.get("text") or output.get("traceback") or ""
     return f"<pre class='cell-output'>{escape(''.join(text))}</pre>"
 

@@ -141,6 +141,20 @@ def test_files_outside_docs_are_pages_with_their_source(pages: dict[Path, Parsed
     assert {f"{path.name}/" for path in (ROOT / "recipes").glob("*.toml")} <= set(recipes.links)
 
 
+def test_a_notebook_is_a_page_with_its_outputs(pages: dict[Path, Parsed], site: Path) -> None:
+    page = site / "notebooks/first-run/index.html"
+    notebook = json.loads((ROOT / "docs/notebooks/first-run.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert page.read_text(encoding="utf-8").count("class='cell-output'") == len(outputs) > 5
+    assert {"covrl", "dataframe", "chart"} <= pages[page].classes
+    text = "".join(pages[page].text)
+    assert "Held-out accuracy" in text
+    assert all("".join(cell["source"]).splitlines()[0].strip("# ") in text for cell in notebook["cells"]
+               if cell["cell_type"] == "markdown" and cell["source"][0].startswith("#"))  # fmt: skip
+    assert "first-run/" in pages[site / "notebooks/index.html"].links, "a link to the notebook leads to its page"
+    assert not list(site.rglob("*.ipynb"))
+
+
 def sections() -> list[type[Settings]]:
     """Every section of a configuration file: all settings classes of the module but their base."""
     found = [each for each in vars(config).values() if isinstance(each, type) and issubclass(each, Settings)]
@@ -162,7 +176,7 @@ def test_the_api_has_every_setting_with_its_description(pages: dict[Path, Parsed
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("api", ["covrl.api.train", "covrl.api.resume", "covrl.errors.UserError"]),
+        ("api", ["covrl.api.train", "covrl.api.resume", "covrl.notebook.run.Run.plot", "covrl.errors.UserError"]),
         ("api/methods", ["covrl.algorithms.base.Algorithm.credit", "covrl.algorithms.find_algorithm"]),
         ("api/records", ["covrl.records.Problem", "covrl.records.Rollout"]),
         ("api/objectives", ["covrl.objectives.composite.composite_kl", "covrl.objectives.advantages.centred"]),
