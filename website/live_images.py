@@ -1,4 +1,4 @@
-"""Makes docs/images/live.png and live-two.png: pictures of the live page of a run, and of two.
+"""Makes docs/images/live.png, live-two.png and live-pairs.png: the live page of a run, and of two.
 
     .venv/bin/covrl quickstart --out runs/first
     .venv/bin/covrl quickstart --out runs/control --shuffle-answers
@@ -11,10 +11,13 @@ look otherwise, and with --whole they show the page from top to bottom.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/safety"))
@@ -24,23 +27,37 @@ from chromium import Chromium, find_browser  # noqa: E402
 from covrl.reporting.live.run import open_run  # noqa: E402
 from covrl.reporting.live.server import Site, open_server  # noqa: E402
 
-HEIGHT = 1000
 READY = "document.getElementById('count').textContent !== '' && document.querySelectorAll('#found pre').length"
-BOTH = "[...document.querySelectorAll('h2')].find((head) => head.textContent === 'Learning').scrollIntoView()"
-SEARCH = """(() => {
+SEARCH = """((values) => {
   const form = document.getElementById("search");
-  form.elements.text.value = "TEXT";
-  form.elements.verdict.value = "right";
+  for (const [name, value] of Object.entries(values)) form.elements[name].value = value;
   document.getElementById("count").textContent = "";
   form.dispatchEvent(new Event("input", { bubbles: true }));
-})()"""
+})"""
+
+
+class Picture(NamedTuple):
+    """A picture's name, how many of the runs it shows, what is searched for in it, what it begins with (a CSS
+    selector), and its height."""
+
+    name: str
+    runs: int
+    search: Mapping[str, str]
+    begins: str
+    height: int
+
+
+PICTURES = (
+    Picture("live.png", 1, {"text": "sort", "order": "oldest"}, "#traces", 640),
+    Picture("live-two.png", 2, {}, "#curves section", 500),
+    Picture("live-pairs.png", 2, {"last": "1"}, "#found", 560),
+)
 
 
 def main() -> None:
     """Take the pictures."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("runs", nargs=2, type=Path)
-    asked.add_argument("--text", default="sort", help="what is searched for in the traces")
     asked.add_argument("--out", type=Path, default=ROOT / "docs/images")
     asked.add_argument("--width", type=int, default=1240)
     asked.add_argument("--dark", action="store_true")
@@ -49,29 +66,27 @@ def main() -> None:
     program = find_browser()
     if program is None:
         sys.exit("no Chromium here: install one or name it in COVRL_BROWSER")
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Chromium(program, Path(profile))
         try:
-            browser.look_like(given.width, HEIGHT, "dark" if given.dark else "light")
-            (given.out / "live.png").write_bytes(picture(browser, given.runs[:1], given))
-            (given.out / "live-two.png").write_bytes(picture(browser, given.runs, given))
+            for picture in PICTURES:
+                browser.look_like(given.width, picture.height, "dark" if given.dark else "light")
+                (given.out / picture.name).write_bytes(taken(browser, picture, given))
         finally:
             browser.close()
 
 
-def picture(browser: Chromium, folders: list[Path], given: argparse.Namespace) -> bytes:
-    """One run's search, or two runs' curves; or the whole page."""
-    with open_server(Site([open_run(number, folder) for number, folder in enumerate(folders)]), 0) as server:
+def taken(browser: Chromium, picture: Picture, given: argparse.Namespace) -> bytes:
+    """The picture as PNG."""
+    runs = [open_run(number, folder) for number, folder in enumerate(given.runs[: picture.runs])]
+    with open_server(Site(runs), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser.open_url(server.url)
         browser.wait_for(READY)
-        if not given.whole and len(folders) == 1:
-            browser.run(SEARCH.replace("TEXT", given.text))
-            browser.wait_for(READY)
-            browser.run("document.getElementById('traces').scrollIntoView()")
-        elif not given.whole:
-            browser.run(BOTH)
-        browser.run("new Promise((done) => setTimeout(done, 800))")  # scrolling is smooth
+        browser.run(f"{SEARCH}({json.dumps(picture.search)})")
+        browser.wait_for(READY)
+        browser.run("new Promise((done) => setTimeout(done, 3000))")  # all that is new has been drawn by then
+        browser.run(f"document.querySelector('{picture.begins}').scrollIntoView({{ behavior: 'instant' }})")
         made = browser.picture(given.whole)
         server.shutdown()
     return made
