@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -48,14 +49,14 @@ class LiveBytes(TorchDispatchMode):
         self.peak = self.live
 
     def _see(self, tensor: Tensor) -> None:
-        if tensor.is_mkldnn:  # packed for a CPU's units: it has no storage that can be asked, and no views
-            storage, key, size = tensor, -id(tensor), tensor.numel() * tensor.element_size()
-        else:
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+        if tensor.layout is torch.strided:
+            held: Any = tensor.untyped_storage()
+            key, size = held._cdata, held.nbytes()
+        else:  # packed for a kernel (:func:`covrl.models.compute.weights_ready`): it shows no storage
+            held, key, size = tensor, id(tensor), tensor.numel() * tensor.element_size()
         if key not in self._sizes:
             self._sizes[key] = 0
-            weakref.finalize(storage, self._gone, key)
+            weakref.finalize(held, self._gone, key)
         self.live += size - self._sizes[key]
         self._sizes[key] = size
         self.peak = max(self.peak, self.live)
