@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -153,9 +154,12 @@ def run(given: argparse.Namespace, work: Path, way: Way) -> None:
     model = untied(given.model, work / "model") if way.unties else given.model.resolve()
     with ExitStack() as stack:
         begun = time.monotonic()
-        ports = [stack.enter_context(server(given, way, model, work / f"server-{i}.log")) for i in range(SERVERS)]
+        logs = [work / f"server-{i}.log" for i in range(SERVERS)]
+        started = [stack.enter_context(server(given, way, model, log)) for log in logs]
+        for log, (port, process) in zip(logs, started, strict=True):
+            wait_for(partial(healthy, port), process, log, 600)
         seconds = time.monotonic() - begun
-        engines = [f"http://127.0.0.1:{port}" for port in ports]
+        engines = [f"http://127.0.0.1:{port}" for port, _ in started]
         killed, last = train_kill_and_resume(given, way, model, work, engines)
     found = Found(killed, last, seconds, rows(work / "run"))
     check(found, work / "run")
@@ -178,8 +182,10 @@ def untied(model: Path, copy: Path) -> Path:
 
 
 @contextmanager
-def server(given: argparse.Namespace, way: Way, model: Path, log: Path) -> Iterator[int]:
-    """A vLLM server on a free port of this machine, until the end."""
+def server(
+    given: argparse.Namespace, way: Way, model: Path, log: Path
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A vLLM server that begins on a free port of this machine, until the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -194,8 +200,7 @@ def server(given: argparse.Namespace, way: Way, model: Path, log: Path) -> Itera
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | settings
         made = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
-        wait_for(lambda: healthy(port), made, log, 600)
-        yield port
+        yield port, made
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(made.pid, signal.SIGTERM)
