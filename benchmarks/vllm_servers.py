@@ -9,7 +9,7 @@ checkpoint every process of it gets SIGKILL; the servers live on, with weights t
 Then the run is resumed to its end, and what came of it is written to ``docs/results/vllm-servers.md``.
 
 Once with all weights trained, which the servers get as whole matrices, and once with LoRA, of which they get the
-adapters. A run is three steps of two problems: it shows that the parts work together, and teaches nothing.
+adapters. A run is two steps of two problems: it shows that the parts work together, and teaches nothing.
 
 All weights are those of a copy of the model whose output layer is a matrix of its own: the CPU build of vLLM 0.32 keeps
 the first one where it is the embedding (docs/engines.md).
@@ -37,7 +37,7 @@ from typing import Any
 from urllib.request import urlopen
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "vllm-servers.md"
-STEPS, KILLED_AFTER, PROCESSES, SERVERS = 3, 1, 2, 2
+STEPS, KILLED_AFTER, PROCESSES, SERVERS = 2, 1, 2, 2
 LARGEST_GAP = 1e-2
 """Nats a token between server and trainer, mean of a step; both compute in float32."""
 
