@@ -26,6 +26,9 @@ Read = Callable[[Sequence[Context], Sequence[Reading], Sequence[tuple[Problem, R
 
 ANSWER, DIRECT, OTHER = Output("answer", "prior"), Output("direct", "direct"), Output("answer", "other")
 
+EQUAL = 1e-5
+"""Nats by which an answer has to be likelier: less is rounding, as of a trace that is an empty thought itself."""
+
 
 class Baseline(NamedTuple):
     """log p of a problem's answer, floored, after an empty thought and after another problem's trace (nats)."""
@@ -87,7 +90,7 @@ def thought_metrics(
             baseline = baselines[group.problem.id]
             gains.append(fmean(own) - baseline.empty)
             reads.append(fmean(own) - baseline.other)
-            helps += [value > baseline.empty for value in own]
+            helps += [value - baseline.empty > EQUAL for value in own]
             empty.append(baseline.empty)
     found = {"gain": gains, "read": reads, "helps_share": helps, "empty_log_prob": empty}
     return {f"{prefix}{name}": fmean(values) for name, values in found.items()} if gains else {}
