@@ -206,6 +206,16 @@ def test_an_engine_that_keeps_old_weights_ends_the_run(
         train(settings("vllm", training={"learning_rate": 3e-2}), out="run")
 
 
+@pytest.mark.parametrize("broken", ["ends", "one layer"])
+def test_an_engine_that_takes_some_weights_is_found_before_the_first_step(
+    broken: str, server: fake_vllm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little a step moves them: the embedding and the output layer are changed on purpose too."""
+    monkeypatch.setattr(server.llm, "broken", broken)
+    with pytest.raises(TrainingStoppedError, match="stopped before step 1: its weights were changed on purpose"):
+        train(settings(server.address, training={"learning_rate": 1e-9}), out="run")
+
+
 def test_a_sampler_far_from_the_trainer_has_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reported log-prob without the temperature, say by a server that was started without processed_logprobs."""
     monkeypatch.setattr(fake_vllm.LLM, "broken", "log-prob")

@@ -23,6 +23,12 @@ CASES: dict[str, dict[str, Any]] = {
     "following": {"algorithm": {"name": "nover", "sync_every": 1}, "training": {"recompute": True}},
     "frozen": {"algorithm": {"name": "grpo", "kl": "k3", "kl_weight": 0.5}, "training": {"weights": "replicated"}},
     "critic": {"algorithm": {"name": "ppo"}},
+    "four bits": {
+        "algorithm": {"name": "covrl"},
+        "model": {"path": "llama", "dtype": "float32"},
+        "lora": {"four_bit_base": True},
+        "training": {"weights": "replicated"},
+    },
     "bfloat16": {"algorithm": {"name": "covrl"}, "model": {"dtype": "bfloat16"}},
 }
 
@@ -34,9 +40,10 @@ def reward(problem: Problem, text: str) -> float:
 
 def config(folder: Path, name: str, **more: Any) -> RunConfig:
     case = CASES[name] | more
+    model = {"path": "model", "device": "cpu", "dtype": "float64"} | case.get("model", {})
     table = {
-        "model": {"path": str(folder / "model"), "device": "cpu", "dtype": "float64"} | case.get("model", {}),
-        "lora": {"rank": 3},
+        "model": model | {"path": str(folder / model["path"])},
+        "lora": {"rank": 3} | case.get("lora", {}),
         "prompts": LETTERS,
         "generation": {"max_trace_tokens": 20, "max_answer_tokens": 8},
         "training": {

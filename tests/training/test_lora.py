@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from commands import Covrl
+from covrl.training.publish_check import changed_adapter
 from models import save_tiny
 from projects import LETTERS, InterruptAt
 from safetensors.torch import load_file
@@ -435,6 +436,23 @@ def test_an_engine_with_other_weights_is_found_out(folder: Path) -> None:
     assert [
         r.metrics["guard/publish_gap"] < 1e-9 for r in loop.steps(make_run(folder, guards={"publish_check_every": 1}))
     ]
+
+
+def test_an_adapter_changed_on_purpose_comes_back_to_the_bit_and_changes_much(folder: Path) -> None:
+    """Of every layer; the base is not touched, and a few tokens' log-probs move by far more than rounding."""
+    run = make_run(folder)
+    take_step(run)
+    policy = run.models["policy"]
+    ids = torch.arange(12)[None]
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    with torch.no_grad():
+        own = torch.log_softmax(policy.model(ids).logits, -1)
+        with changed_adapter(policy):
+            changed = {name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
+            moved = (torch.log_softmax(policy.model(ids).logits, -1) - own).abs().mean()
+    assert changed == {name for name in before if ".lora_B." in name}
+    assert 0.05 < float(moved) < 50
+    assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
 
 
 def test_an_adapter_is_not_trained_as_if_it_were_a_model(folder: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from worlds import Worlds
 
 pytest.importorskip("peft")
 
-TOLERANCE = {"bfloat16": 0.2}
-"""Of what is float64 all through, 1e-10. Of a bfloat16 base: matrices of other shapes round otherwise."""
+TOLERANCE = {"bfloat16": 0.2, "four bits": 1e-4}
+"""Of what is float64 all through, 1e-10. Of a bfloat16 base: matrices of other shapes round otherwise. One of 4 bits,
+whose codes the first process makes for all, computes in float32 here."""
 
 
 def cut(run: Path, copy: Path) -> Path:
@@ -35,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     """A model, a run of one process, and what two processes did."""
     folder = tmp_path_factory.mktemp("many")
     save_tiny("gpt2", folder / "model")
+    save_tiny("llama", folder / "llama")
     many_lora.train(folder, folder / "by-one")
     cut(folder / "by-one", folder / "by-one-cut")
     done = worlds("many_lora", str(folder), path=Path(__file__).parent)
@@ -54,7 +56,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", many_lora.CASES)
 def test_two_processes_do_what_one_does(folder: Path, two: dict[str, dict[str, Any]], name: str) -> None:
     one, found, limit = many_lora.observe(folder, name), two[name], TOLERANCE.get(name, 1e-10)
-    assert found["sharded"] == (name != "frozen")
+    assert found["sharded"] == (name not in ("frozen", "four bits"))
     assert found["held"] < 0.8 if found["sharded"] else found["held"] == 1  # the rest: tied embedding, adapters
     assert one["gradients"][0].norm() > 0
     assert apart(found["gradients"][0], one["gradients"][0]) <= limit

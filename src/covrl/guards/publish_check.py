@@ -233,13 +233,17 @@ def canary(sides: BothSides) -> tuple[str | None, str | None]:
 
 @contextmanager
 def changed_weights(model: LanguageModel) -> Generator[None]:
-    """Inside, the last norm is halved and a matrix of each block is negated; then they are what they were, to the bit.
+    """Inside, the last norm is halved, and a matrix of each block, the embedding and the output layer are negated; then
+    they are what they were, to the bit.
 
-    So both an engine that takes no new weights and one that takes norms and embeddings alone are seen.
+    So an engine that takes no new weights is seen, and one that takes some of these alone. vLLM 0.32 on a CPU keeps an
+    output layer that is the embedding (CONFIRMED by a run), which small steps would show late.
     """
     inside = [block for block in blocks(model.model) if any(p.ndim == 2 for p in block.parameters())]
     matrices = [max((p for p in block.parameters() if p.ndim == 2), key=torch.Tensor.numel) for block in inside]
     in_blocks = {id(p) for block in inside for p in block.parameters()}
+    ends = {id(p): p for m in (trunk(model.model), model.model.get_output_embeddings()) for p in m.parameters()}
+    matrices += [p for key, p in ends.items() if p.ndim == 2 and key not in in_blocks]
     norms = [p for p in trunk(model.model).parameters() if p.ndim == 1 and id(p) not in in_blocks]
     kept = [p.detach().clone() for p in norms]
     with torch.no_grad():
