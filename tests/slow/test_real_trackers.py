@@ -1,4 +1,4 @@
-"""Trackers against their real clients, without a network: `pip install wandb mlflow-skinny`, then `make check-slow`."""
+"""Trackers against their real clients, without a network: `pip install wandb mlflow-skinny trackio`, then `make check-slow`."""
 
 from __future__ import annotations
 
@@ -62,3 +62,14 @@ def test_mlflow_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [(m.step, m.value) for m in history] == [(1, -2.0), (2, -1.5)]
     assert run.data.metrics["eval/pass_1"] == 0.5
     assert [a.path for a in client.list_artifacts(run.info.run_id, "traces")] == ["traces/step-000001.json"]
+
+
+def test_trackio_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is first imported
+    pytest.importorskip("trackio")
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    twice("trackio", tmp_path)
+    (name,) = storage.get_runs("sums")
+    logs = storage.get_logs("sums", name)
+    assert [(row["step"], row["reward/prior"]) for row in logs] == [(1, -2.0), (2, -1.5)]
+    assert logs[1]["eval/pass@1"] == 0.5
