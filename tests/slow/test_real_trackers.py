@@ -1,4 +1,7 @@
-"""Trackers against their real clients, without a network: `pip install wandb mlflow-skinny trackio`, then `make check-slow`."""
+"""Trackers against their real clients, without a network.
+
+``pip install wandb mlflow-skinny trackio``, then ``make check-slow``.
+"""
 
 from __future__ import annotations
 
