@@ -138,6 +138,16 @@ def test_figures_have_the_interval_of_their_problems(run: Path) -> None:
     assert "chosen as the best on these same problems" in text
 
 
+def test_without_held_out_figures_the_card_says_so_and_shows_the_training_reward(run: Path) -> None:
+    file = run / "metrics.jsonl"
+    file.write_text(re.sub(r'"eval/[^"]*": [^,}]*(, )?', "", file.read_text()).replace(", }", "}"))
+    text = contents(run, REPO)["README.md"].decode()  # ty: ignore[unresolved-attribute]
+    assert "Nothing was measured on held-out problems." in text
+    assert "| | first step | this model |" in text
+    assert "held-out problems (" not in text
+    assert any(line.startswith("| reward of prior traces") for line in text.splitlines())
+
+
 def test_a_base_of_the_hub_is_named_with_its_licence(hub: Hub, run: Path) -> None:
     hub.licenses["maker/base"] = "mit"
     file = run / "config.toml"

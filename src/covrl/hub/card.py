@@ -119,17 +119,18 @@ def _figures(pushed: Pushed, config: Mapping[str, Any]) -> str:
     path = pushed.folder / "metrics.jsonl"
     reports = read_metrics(path) if path.exists() else []
     count = problems_counted(pushed.folder)
-    rows = [row for name in MEASURES if (row := _row(name, reports, pushed.step, count)) is not None]
-    if not rows:
-        return "Nothing was measured on held-out problems."
+    found = {name: row for name in MEASURES if (row := _row(name, reports, pushed.step, count)) is not None}
+    head = "| | first evaluation | this model |\n|---|---|---|"
+    if not any(name.startswith("eval/") for name in found):
+        said = "Nothing was measured on held-out problems."
+        return "\n".join([said, "", head.replace("evaluation", "step"), *found.values()]) if found else said
     held = held_out(config) or "problems that were given in Python"
     said = f"On {count or 'the'} held-out problems ({_code(_plain(held))}), measured by the run itself."
     if pushed.model.name == "best" and count:
         said += " The model was chosen as the best on these same problems, so its figures are too high on average."
     if count:
         said += " Shares have Wilson's 95 % interval over problems; means in nats have none here."
-    head = "| | first evaluation | this model |\n|---|---|---|"
-    return "\n".join([said, "", head, *rows])
+    return "\n".join([said, "", head, *found.values()])
 
 
 def _row(name: str, reports: Sequence[StepReport], step: int | None, count: int | None) -> str | None:

@@ -1,0 +1,5 @@
+"""The real model for tests of the wheel."""
+
+from real_model_of_tests import real_model
+
+__all__ = ["real_model"]
