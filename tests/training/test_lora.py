@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from commands import Covrl
-from covrl.training.publish_check import changed_adapter
 from models import save_tiny
 from projects import LETTERS, InterruptAt
 from safetensors.torch import load_file
@@ -24,6 +23,7 @@ from covrl.config import PromptConfig, RunConfig
 from covrl.errors import RunInterruptedError, TrainingStoppedError, UserError
 from covrl.generation.base import Draw
 from covrl.generation.engine import TorchGenerator
+from covrl.guards.publish_check import changed_adapter
 from covrl.models import adapters
 from covrl.models.adapted import Adapted
 from covrl.models.beside import follow
