@@ -261,5 +261,5 @@ def test_what_it_does_not_go_with(folder: Path) -> None:
     engine = {"max_trace_tokens": 20, "engine": "http://127.0.0.1:9", "handover": "adapters"}
     separate = config(folder, generation=engine)
     with pytest.raises(UserError, match="the servers' base is not rounded to 4 bits"):
-        make_generator(separate, engine["engine"], None, None, None)  # ty: ignore[invalid-argument-type]
+        make_generator(separate, engine["engine"], nn.Linear(1, 1), None, None)  # ty: ignore[invalid-argument-type]
     assert adapters.BASE == "covrl_base"
