@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from training.test_step import make_run
 
 from covrl.evaluation.information import FIRST, entropy, groups_watched, information, information_metrics
-from covrl.evaluation.thoughts import closed_thoughts, thought_baselines, thought_metrics
+from covrl.evaluation.thoughts import ANSWER, Baseline, closed_thoughts, thought_baselines, thought_metrics
 from covrl.generation.base import Draw
 from covrl.guards.reading_watch import ReadingWatch, Seen, reading_warnings
 from covrl.records import Group, Output, Problem, ScoredGroup
@@ -111,6 +111,16 @@ def test_methods_that_score_no_answer_measure_nothing() -> None:
     metrics = take_step(run).metrics
     assert not [name for name in metrics if name.startswith(("answer/", "thought/"))]
     assert information_metrics([]) == {}
+
+
+@pytest.mark.parametrize("rounding", [-1e-12, 0.0, 1e-12])
+def test_a_trace_without_a_token_helps_no_answer_whatever_rounding_says(rounding: float) -> None:
+    run = world.make_run()
+    (scored,) = score_groups(run, [Group(world.PROBLEM, (world.rollout(run, (2,), "prior", False),))])
+    same = float(scored.scores[0][ANSWER].sum())
+    for empty, helps in ((same + rounding, 0.0), (same - 0.01, 1.0)):
+        found = thought_metrics([scored], {world.PROBLEM.id: Baseline(empty, same)})
+        assert found["thought/helps_share"] == helps
 
 
 def test_gain_and_read_are_those_of_the_model_by_hand() -> None:
