@@ -60,7 +60,7 @@ def _linked(line: str, found: Mapping[str, Sequence[str]]) -> str:
         return line
     names = [name for method in methods for name in found.get(method, ())]
     links = ", ".join(f"[{name}](results/curves/{name}.svg)" for name in names)
-    return f"{line.rstrip(' |').rpartition(' | ')[0]} | {links or 'to come'} |"
+    return f"{line.rstrip(' |').rpartition(' | ')[0]} | {links or 'none yet'} |"
 
 
 def write_pages(docs: Path = DOCS) -> None:

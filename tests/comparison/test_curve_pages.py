@@ -13,7 +13,7 @@ PAGE = "# grpo\n\nText.\n\n## Tests\n\n`test_x`\n"
 INDEX = "\n".join([
     "| paper | method | recipe | test | curve |",
     "|---|---|---|---|---|",
-    "| A, arXiv 1 | [grpo](methods/grpo.md) | r | `t` | to come |",
+    "| A, arXiv 1 | [grpo](methods/grpo.md) | r | `t` | none yet |",
     "| B | [psr](methods/psr.md), [nsr](methods/nsr.md) | r | `t` | [rare](results/curves/old.svg) |",
     "",
 ])  # fmt: skip
@@ -52,7 +52,7 @@ def test_the_table_of_papers_links_what_is_there() -> None:
         "| `t` | [grpo](results/curves/grpo.svg), [grpo-posterior](results/curves/grpo-posterior.svg) |"
     )
     assert rows[3] == "| B | [psr](methods/psr.md), [nsr](methods/nsr.md) | r | `t` | [nsr](results/curves/nsr.svg) |"
-    assert module.with_links(linked, {}).count("| to come |") == 2
+    assert module.with_links(linked, {}).count("| none yet |") == 2
 
 
 def test_a_drawing_belongs_to_the_method_before_its_hyphen(tmp_path: Path) -> None:
