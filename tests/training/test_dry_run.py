@@ -14,6 +14,7 @@ from projects import write_rows
 from covrl.api import build, new_run_folder, train_run
 from covrl.config import RunConfig, check
 from covrl.evaluation.posterior_gain import gain_sentence
+from covrl.models import compute
 from covrl.models.model import LanguageModel
 from covrl.planning.machine import Memory
 from covrl.training.dry_run import dry_run, largest_pass
@@ -21,6 +22,12 @@ from covrl.training.needs import made_up, measured, pass_bytes
 from covrl.training.run import Run
 
 Make = Callable[..., Run]
+
+
+@pytest.fixture(autouse=True)
+def unknown_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which processor this is no note depends."""
+    monkeypatch.setattr(compute, "has_bfloat16_units", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +175,17 @@ def test_answers_that_are_too_long_to_be_written_are_noted(make: Make) -> None:
     assert note.startswith("3 of 7 reference answers are longer than")
     assert "generation.max_answer_tokens = 4 (the longest, of problem train/6, has 8)" in note
     assert dry_run(make(answer_tokens=8, warmup_steps=0)).notes == ()
+
+
+def test_units_for_bfloat16_are_noted_with_float32(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "has_bfloat16_units", lambda: True)
+    (note,) = dry_run(make(warmup_steps=0)).notes
+    assert note.startswith("this processor has units for bfloat16: with model.dtype = mixed")
+    assert compute.faster_note("mixed", torch.device("cpu")) is None
+    assert compute.emulated_note("mixed", torch.device("cpu")) is None
+    monkeypatch.setattr(compute, "has_bfloat16_units", lambda: False)
+    assert compute.faster_note("float32", torch.device("cpu")) is None
+    assert "has no units for bfloat16" in str(compute.emulated_note("mixed", torch.device("cpu")))
 
 
 def test_case19_a_warm_up_longer_than_the_run_is_noted_in_the_dry_run_and_before_the_first_step(
