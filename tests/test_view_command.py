@@ -67,7 +67,12 @@ def test_a_port_that_is_taken(run: Path, monkeypatch: pytest.MonkeyPatch, capfd:
 def test_it_serves_until_it_is_interrupted(run: Path) -> None:
     command = [sys.executable, "-m", "covrl", "view", str(run), "--live"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     assert process.stdout is not None
     url = process.stdout.readline().strip()

@@ -30,6 +30,8 @@ KNOWN = {
     ("__init__.py", "importlib.import_module"),
     ("rewards/gym_worker.py", "importlib.import_module"),
     ("generation/vllm_local.py", "importlib.import_module"),
+    ("generation/nccl.py", "importlib.import_module"),  # vLLM's, by a name that is written there
+    ("files.py", "importlib.import_module"),  # msvcrt, on Windows
     ("plugins.py", "importlib.import_module"),  # what a person typed: tests/test_plugins.py
 }
 

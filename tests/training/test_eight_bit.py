@@ -273,17 +273,13 @@ def test_what_does_not_go_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     """A run of one process, what two made of its second step, and a run of two."""
     folder = tmp_path_factory.mktemp("eight")
     make_models(folder)
     many_eight.train(folder, folder / "by-one")
     many.cut(folder / "by-one", folder / "one-cut")
-    served = Worlds()
-    try:
-        done = served("many_eight", str(folder), limit=600)
-    finally:
-        served.close()
+    done = worlds("many_eight", str(folder), path=Path(__file__).parent, limit=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -46,6 +46,8 @@ def folder(
     folder = tmp_path_factory.mktemp("engines")
     save_tiny("llama", folder / "llama")
     with ExitStack() as stack:
+        # what one process does is done in the test's own, which must not keep the stand-in
+        stack.enter_context(pytest.MonkeyPatch.context()).setitem(sys.modules, "vllm", fake_vllm)  # ty: ignore
         for name in ("a", "b", "c", "d", "layer", "dying"):
             servers[name] = stack.enter_context(fake_vllm.serve(str(folder / "llama")))
         servers["layer"].llm.broken = "one layer"  # ty: ignore[invalid-attribute-access]

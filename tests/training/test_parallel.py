@@ -428,7 +428,8 @@ def test_a_rank_killed_while_it_writes_its_part_costs_only_time(
 ) -> None:
     """The checkpoint has no name before all ranks have written; one process goes on from the one before."""
     done = train_by(worlds, folder, tmp_path, "torn", TORN)
-    assert "exitcode  : -9" in done.stderr
+    assert done.returncode == 1
+    assert [p.read_bytes() for p in (tmp_path / "run").rglob("shard-00002-model-*")][-1:] == [b"half a file"]
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000002"]
     monkeypatch.syspath_prepend(str(tmp_path))
     resumed = api.resume(tmp_path / "run", reward="torn:reward")
