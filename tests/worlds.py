@@ -133,6 +133,11 @@ def launcher(job: dict[str, Any], out: Path, err: Path) -> None:
 
 def rank(argv: list[str]) -> None:
     """One of the processes: the command, or a module's ``main``. What ends it otherwise is its exit code."""
+    import torch
+
+    # A fork cannot use its parent's pool of threads, and makes one of its own when it is first asked for one. Two
+    # threads that ask at once, as transformers' loaders do, may find none, so it is made here.
+    torch.set_num_threads(torch.get_num_threads())
     code = 0
     try:
         if argv[:2] == ["-m", "covrl"]:
