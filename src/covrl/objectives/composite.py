@@ -51,7 +51,7 @@ def kl_of_probabilities(log_p: Tensor, p: Tensor, m: Tensor, *, detach_reference
 def _log(m: Tensor) -> Tensor:
     """log m, finite where p and q are too small to be told from 0: there it is multiplied by 0.
 
-    A third of the time of ``logaddexp`` of log-probs, and as exact for what it is summed up in.
+    With p and q at hand it takes an exponential less than ``logaddexp`` of log-probs, and is as exact for the sum.
     """
     return m.clamp_min(torch.finfo(m.dtype).tiny).log()
 
