@@ -52,6 +52,24 @@ PAYLOADS = (
     "<x onanimationstart=\"{hit}\" style=\"animation-name:x\">\x00\ud800\x1b[2J",
 )  # fmt: skip
 
+FOUND = """(() => {
+  const every = [...document.querySelectorAll("*")];
+  const odd = "img,iframe,object,embed,video,audio,base,link,form:not(.pick),textarea,math,x,use,image";
+  return {
+    odd: [...document.querySelectorAll(odd)].map((e) => e.outerHTML.slice(0, 200)),
+    inputs: document.querySelectorAll("input").length,
+    scripts: document.scripts.length,
+    styles: document.querySelectorAll("style").length,
+    handlers: every.flatMap((e) => e.getAttributeNames().filter((n) => n.startsWith("on"))),
+    inline: every.filter((e) => e.hasAttribute("style")).length,
+    links: every.flatMap((e) => ["href", "src", "action", "formaction"].map((n) => e.getAttribute(n)))
+      .filter((v) => v !== null && !v.startsWith("#")),
+    hidden: getComputedStyle(document.body).display,
+    text: document.body.textContent,
+  };
+})()"""
+"""What of a page could run, load or take something; ``inputs`` are the fields of a form."""
+
 SHAKE = """(async () => {
   const kinds = ["pointerenter", "mouseover", "mouseenter", "pointermove", "pointerdown", "mousedown", "focus", "blur",
                  "focusin", "click", "keydown", "toggle", "load", "error", "animationstart"];

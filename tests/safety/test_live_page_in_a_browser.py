@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chromium import Chromium
 from live_runs import group, new_run, record, step, trace
-from mines import NEEDS_BROWSER, SHAKE, Server
+from mines import FOUND, NEEDS_BROWSER, SHAKE, Server
 
 from covrl.records import Problem, TokenView, Turn
 from covrl.reporting.live.run import open_run
@@ -235,24 +235,6 @@ def test_two_runs_side_by_side(browser: Chromium, tmp_path: Path) -> None:
         )
         assert left < right
         nothing_was_said(browser, server)
-
-
-FOUND = """(() => {
-  const every = [...document.querySelectorAll("*")];
-  const odd = "img,iframe,object,embed,video,audio,base,link,form:not(.pick),textarea,math,x,use,image";
-  return {
-    odd: [...document.querySelectorAll(odd)].map((e) => e.outerHTML.slice(0, 200)),
-    inputs: document.querySelectorAll("input").length,
-    scripts: document.scripts.length,
-    styles: document.querySelectorAll("style").length,
-    handlers: every.flatMap((e) => e.getAttributeNames().filter((n) => n.startsWith("on"))),
-    inline: every.filter((e) => e.hasAttribute("style")).length,
-    links: every.flatMap((e) => ["href", "src", "action", "formaction"].map((n) => e.getAttribute(n)))
-      .filter((v) => v !== null && !v.startsWith("#")),
-    hidden: getComputedStyle(document.body).display,
-    text: document.body.textContent,
-  };
-})()"""
 
 
 def hostile(folder: Path, attacks: Sequence[str]) -> Path:

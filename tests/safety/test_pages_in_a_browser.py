@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium
-from mines import NEEDS_BROWSER, SHAKE, Server
+from mines import FOUND, NEEDS_BROWSER, SHAKE, Server
 
 from covrl.comparison.cells import Budget, Cell, Exam, Result
 from covrl.comparison.page import render as render_comparison
@@ -26,22 +26,6 @@ from covrl.reporting.sinks import JsonlSink, TracesSink, read_steps
 from covrl.reporting.summary import Attempt, Example, Note, ResultRow, RunSummary
 
 pytestmark = NEEDS_BROWSER
-
-FOUND = """(() => {
-  const every = [...document.querySelectorAll("*")];
-  const odd = "img,iframe,object,embed,video,audio,base,link,form:not(.pick),input,textarea,math,x,use,image";
-  return {
-    odd: [...document.querySelectorAll(odd)].map((e) => e.outerHTML.slice(0, 200)),
-    scripts: document.scripts.length,
-    styles: document.querySelectorAll("style").length,
-    handlers: every.flatMap((e) => e.getAttributeNames().filter((n) => n.startsWith("on"))),
-    inline: every.filter((e) => e.hasAttribute("style")).length,
-    links: every.flatMap((e) => ["href", "src", "action", "formaction"].map((n) => e.getAttribute(n)))
-      .filter((v) => v !== null && !v.startsWith("#")),
-    hidden: getComputedStyle(document.body).display,
-    text: document.body.textContent,
-  };
-})()"""
 
 
 def report(attacks: tuple[str, ...], folder: Path) -> str:
@@ -181,6 +165,7 @@ def test_nothing_runs_and_nothing_is_requested(
     assert browser.dialogs == []
     assert server.asked == []
     assert found["odd"] == []
+    assert found["inputs"] == 0
     assert found["scripts"] == (1 if name == "report" else 0)
     assert found["styles"] <= (2 * len(attacks) if name == "notebook" else 2)
     assert found["handlers"] == found["links"] == []
