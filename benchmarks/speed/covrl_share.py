@@ -9,7 +9,8 @@ differ in every group, as answers' log-probs do. Training part: the phases ``sco
 hold everything between sampling and the new weights.
 
 The same of a real model on the workload REAL: every trace and response has exactly 80 tokens there, all traces are
-closed, and seconds are those on the wall.
+closed, and seconds are those on the wall. The most that a process has resident in these steps, all in all, is in the
+figures too.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def summary(runs: Mapping[str, list[dict[str, Any]]], clock: str = "cpu") -> dic
         phases["training_part"] = spread([one["score"] + one["train"] for one in steps])
         tokens = {name: median(v for run in found for v in run["tokens"][name]) for name in found[0]["tokens"]}
         invalid = median(v for run in found for v in run["metrics"]["trace/invalid_share"])
-        shown[method] = {clock: phases, "tokens": tokens, "invalid_share": invalid}
+        resident = max(run["peak_mb"] for run in found)
+        shown[method] = {clock: phases, "tokens": tokens, "invalid_share": invalid, "peak_mb": resident}
     ratio = {n: shown["covrl"][clock][n][0] / shown["grpo"][clock][n][0] for n in ("training_part", "step")}
     return shown | {"clock": clock, "ratio": ratio["training_part"], "step_ratio": ratio["step"]}
 
@@ -78,7 +80,8 @@ def text(found: Mapping[str, Any]) -> list[str]:
         cells = [f"{n} {v[0]:.2f} ({v[1]:.2f} to {v[2]:.2f})" for n, v in shown[clock].items()]
         tokens = ", ".join(f"{n} {v:.0f}" for n, v in shown["tokens"].items())
         invalid = f", invalid traces {shown['invalid_share']:.0%}" if method == "covrl" else ""
-        rows.append(f"{method}, {clock} seconds: {'; '.join(cells)}; tokens: {tokens}{invalid}")
+        most = f"; at most {shown['peak_mb']:,.0f} MiB resident"
+        rows.append(f"{method}, {clock} seconds: {'; '.join(cells)}; tokens: {tokens}{invalid}{most}")
     return [
         *rows,
         *(f"FAILED: {said}" for said in found["failed"]),

@@ -42,6 +42,14 @@ GOALS: tuple[tuple[str, str, str, Callable[[Record], float], float, bool], ...] 
     ("CoVRL's training part / GRPO's", "covrl", "≤ 2.2", lambda r: r["ratio"], 2.2, False),
     ("GRPO step, SmolLM2, wall: TRL / ours", "step-REAL-2-threads", "≥ 2.3", lambda r: r["wall_ratio"], 2.3, True),
     ("CoVRL's training part / GRPO's, SmolLM2, wall", "covrl-REAL", "≤ 2.4", lambda r: r["ratio"], 2.4, False),
+    (
+        "CoVRL's steps, SmolLM2: most resident, GiB",
+        "covrl-REAL",
+        "< 6",
+        lambda r: r["covrl"]["peak_mb"] / 1024,
+        6.0,
+        False,
+    ),
     ("memory of a step, M-wide: TRL / ours, fastest", "memory", "> 1", lambda r: r["ratio_fastest"], 1.0, True),
     ("memory of a step, M-wide: TRL / ours, smallest", "memory", "> 1", lambda r: r["ratio_smallest"], 1.0, True),
     ("DASH's gain, measured / predicted", "dash", "≥ 0.9", lambda r: r["share"][0], 0.9, True),
@@ -197,6 +205,9 @@ def covrl_rows(r: Record) -> list[str]:
         f"{r['workload']}: training part {r['ratio']:.2f}, whole step {r['step_ratio']:.2f} "
         f"({r['settings']['dtype']}, {clock} seconds)."
     )
+    if "peak_mb" in r["covrl"]:
+        both = (f"{method} {r[method]['peak_mb']:,.0f} MiB" for method in ("grpo", "covrl"))
+        said += f" Most that was resident: {', '.join(both)}."
     return [table(head, rows), said]
 
 

@@ -142,19 +142,21 @@ def test_the_training_part_is_scoring_and_training() -> None:
     def run(score: float, train: float, tokens: int) -> dict[str, Any]:
         phases = {"generate": [2.0], "score": [score], "train": [train], "other": [0.0]}
         metrics = {"trace/invalid_share": [0.25]}
-        return {"cpu": [2.0 + score + train], "phases": phases, "tokens": {"generated": [tokens]}, "metrics": metrics}
+        found = {"cpu": [2.0 + score + train], "phases": phases, "tokens": {"generated": [tokens]}, "metrics": metrics}
+        return found | {"peak_mb": float(tokens)}
 
     found = covrl_share.summary({"grpo": [run(1.0, 3.0, 60)], "covrl": [run(2.0, 8.0, 61)]})
     assert found["ratio"] == pytest.approx(2.5)
     assert found["step_ratio"] == pytest.approx(2.0)
     assert found["covrl"]["tokens"] == {"generated": 61}
+    assert found["covrl"]["peak_mb"] == 61.0
 
 
 def test_a_run_of_several_steps_counts_with_their_mean() -> None:
     def run(train: list[float]) -> dict[str, Any]:
         none = [0.0] * len(train)
         phases = {"generate": none, "score": none, "train": train, "other": none}
-        figures = {"tokens": {}, "metrics": {"trace/invalid_share": none}}
+        figures = {"tokens": {}, "metrics": {"trace/invalid_share": none}, "peak_mb": 1.0}
         return {"cpu": train, "phases": phases, **figures}
 
     looks_once = [run([8.0, 8.0, 8.0, 8.0, 13.0])]  # a median of steps would lose the look
@@ -171,6 +173,7 @@ def test_seconds_are_those_of_the_workloads_clock() -> None:
             "phases": phases,
             "tokens": {},
             "metrics": {"trace/invalid_share": [0.0]},
+            "peak_mb": 1.0,
         }
 
     found = covrl_share.summary({"grpo": [run(3.0)], "covrl": [run(5.0)]}, workloads.WORKLOADS["REAL"].clock)

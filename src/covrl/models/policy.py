@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from covrl.config import RunConfig
@@ -13,6 +14,7 @@ from covrl.models import adapters
 from covrl.models.adapted import Adapted
 from covrl.models.compute import compile_trunk, recompute_activations
 from covrl.models.four_bit import quantise
+from covrl.models.lean import cast_once, keep_less, read_by_layers
 from covrl.models.model import LanguageModel, resolve_path
 from covrl.models.spread import loaded, save_model
 
@@ -43,11 +45,24 @@ def load_policy(
     policy, tokenizer = loaded(world, at, config.generation.temperature, in_parts(config, world))
     if config.lora.rank:
         policy = _with_adapter(policy, config, saved)
+    if not config.model.compile:  # a compiler chooses itself what to keep
+        _keep_less(policy, config, world)
     if config.training.recompute:
         recompute_activations(policy.model)
     if config.model.compile:
         compile_trunk(policy.model)
     return policy, tokenizer
+
+
+def _keep_less(policy: LanguageModel, config: RunConfig, world: World) -> None:
+    """Let blocks keep less for the backward pass; sharded weights are gathered in bfloat16, so nothing is cast."""
+    keep_less(policy.model)
+    if policy.compute_dtype is None or (world.size > 1 and config.training.weights == "sharded"):
+        return
+    norms: list[str] = []
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    world.on_rank0(lambda: norms.extend(read_by_layers(policy.model, ids.to(policy.device))))
+    cast_once(policy.model, world.broadcast(norms))
 
 
 def refuse_four_bits_in_parts(config: RunConfig, ranks: int) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from covrl.errors import UserError
 from covrl.models.flex import can_differentiate, trouble_with_flex
+from covrl.models.lean import is_lean
 from covrl.models.model import LanguageModel, Paths
 from covrl.models.shared import Call, lay_out
 from covrl.models.text import rope_switches, text_config, trunk
@@ -75,6 +76,10 @@ NOTED = 3.0
 SAME_FUNCTION = 1e-3
 """Nats in float32 up to which a difference counts as noise. Another attention implementation may ignore what the model
 asks for (a soft cap, sinks), and a model may compute something else for longer rows."""
+
+
+OURS = ("covrl.models.compute", "covrl.models.lean")
+"""Where the forwards are that a copy is made without."""
 
 
 def ordinary_text(tokenizer: Any, vocabulary: int) -> Ids:
@@ -286,7 +291,8 @@ class Trial:
         """
         model.paths = Paths(shared=False)
         compute = model.compute_dtype or next(model.model.parameters()).dtype
-        replaced = any("forward" in module.__dict__ for module in model.model.modules())
+        own = (module.__dict__.get("forward") for module in model.model.modules())
+        replaced = any(forward is not None and not is_lean(forward) for forward in own)
         with torch.no_grad():
             rows = proof_rows(text, reach_of(model, min(longest, SHORT_REACH)))
             notes = check_computes(model, rows[0], compute)
@@ -409,7 +415,7 @@ def small_copy(model: Any) -> Any:
     """
     for module in model.modules():
         own = module.__dict__.get("forward")
-        ours = isinstance(own, MethodType) and own.__func__.__module__ == "covrl.models.compute"
+        ours = isinstance(own, MethodType) and own.__func__.__module__ in OURS
         if own is not None and not ours:
             return model
     config = copy.deepcopy(model.config)

@@ -24,6 +24,7 @@ from covrl.models.attention import NAME
 from covrl.models.compute import blocks, compute_in_bfloat16, recompute_activations
 from covrl.models.eight_bit import is_narrow, scales_of
 from covrl.models.four_bit import FourBitLinear, packed, quantise
+from covrl.models.lean import cast_once, keep_less, read_by_layers
 from covrl.models.projection import Projection
 from covrl.models.shared import Call, lay_out, nothing_masked
 from covrl.models.text import cache_numbers, model_class, text_config, trunk
@@ -182,6 +183,7 @@ def _model(config: Any, way: Way) -> Any:
         for linear in _linear(model):
             for name, weight in linear.named_parameters(recurse=False):
                 setattr(linear, name, nn.Parameter(weight.detach().bfloat16(), weight.requires_grad))
+    keep_less(model)
     if way.recompute:
         recompute_activations(model)
     return model
@@ -217,6 +219,8 @@ def _trunk_bytes(config: Any, way: Way, rows: Rows) -> TrunkBytes:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
+        if way.dtype == "mixed" and way.casts:
+            cast_once(model, read_by_layers(model, torch.zeros(1, 4, dtype=torch.long)))
         own = ("ids", "positions", "prompts", "own", "keys", "back")
         fake = replace(layout, **{f: mode.from_tensor(getattr(layout, f)) for f in own}, masks={}, blocks={})
         arrangement = _Fused() if way.fused else fake

@@ -37,6 +37,7 @@ from covrl.scoring.pack import (
     read,
     score,
 )
+from covrl.training.freed import give_back_freed
 from covrl.training.losses import Trained, check_finite, scaled, token_losses, values_by_trace
 from covrl.training.method_checks import check_learns
 from covrl.training.reading_plan import ReadingPlan
@@ -418,6 +419,8 @@ class _Passes:
             self._collect(terms, collected)
         elif terms or reach:
             sum([*terms.values(), *reach], torch.zeros(())).backward()
+        if self.parameters[0].device.type == "cpu":
+            give_back_freed()
 
     def _terms(self, pack: _Pack, tokens: Tokens, wanted: Sequence[str]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The ``wanted`` streams' parts of the loss, and with shards what reaches every weight, as on other ranks.

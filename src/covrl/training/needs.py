@@ -16,6 +16,7 @@ from covrl.generation.engine import TorchGenerator
 from covrl.models.compute import blocks
 from covrl.models.eight_bit import moment_bytes
 from covrl.planning.fitting import Needs
+from covrl.planning.live import LiveBytes
 from covrl.records import Problem, Rollout
 from covrl.scoring.pack import Unit, make_unit, padded_tokens, read
 from covrl.training.memory import model_bytes
@@ -128,30 +129,29 @@ def pass_bytes(run: Run) -> tuple[int, float]:
 
 
 def kept_bytes(run: Run, units: Sequence[Unit]) -> tuple[int, int]:
-    """Bytes that autograd saves in a training forward of these traces' rows: casts of weights, and all else.
+    """Bytes that are there after a training forward of these traces' rows and were not before: casts of weights, and
+    all else.
 
-    Measured, on any device, each tensor once and no parameter. What the backward needs on top for the layer that it is
-    in is not counted. A cast is what has a matrix's shape and another dtype.
+    Measured, on any device. What the backward needs on top for the layer that it is in is not counted. A cast is what
+    autograd saves of a matrix's shape and another dtype.
     """
     weights = [p for model in run.models.values() for p in model.model.parameters()]
     matrices = {(p.dtype, *sorted(p.shape)) for p in weights if p.ndim == 2}
     wide = {dtype for dtype, *_ in matrices}
-    kept: dict[int, int] = {}
     casts: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        cast = tensor.dtype not in wide and any((dtype, *sorted(tensor.shape)) in matrices for dtype in wide)
-        (casts if cast else kept)[storage.data_ptr()] = storage.nbytes()
+        if tensor.dtype not in wide and any((dtype, *sorted(tensor.shape)) in matrices for dtype in wide):
+            storage = tensor.untyped_storage()
+            casts[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself would hold the node that holds it, for ever
 
     algorithm = run.algorithm
-    with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.enable_grad(), LiveBytes() as live, saved_tensors_hooks(count, lambda tensor: tensor):
         graph = read(run.models, algorithm.contexts, algorithm.training, units, run.limits.logits_bytes)
-    for parameter in weights:
-        kept.pop(parameter.untyped_storage().data_ptr(), None)
-    del graph  # up to here it held what was counted, so that no storage was counted in another's place
-    return sum(casts.values()), sum(kept.values())
+        kept = live.live
+    del graph  # up to here it held what was counted
+    return sum(casts.values()), kept - sum(casts.values())
 
 
 def _recomputed(run: Run, token: float) -> float:
