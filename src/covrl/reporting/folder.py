@@ -20,7 +20,7 @@ MEASURES = {
     "eval/sampled": ("held-out accuracy, sampled", "share"),
     "eval/sound": ("held-out sound traces, greedy", "share"),
     "eval/log_prob": ("held-out log p(answer | question, trace)", "nats"),
-    "reward/prior": ("reward of prior traces in training", "nats"),
+    "reward/prior": ("reward of prior traces in training", ""),
 }
 
 

@@ -28,8 +28,8 @@ ACCURACY = "eval/accuracy"
 RECENT = 20  # steps that the pace and the time left are averaged over
 PRIOR, POSTERIOR, PLAIN = "dodger_blue2", "dark_orange3", "default"
 ROWS = (
-    ("prior reward", "reward/prior", "nats", "nats", PRIOR),
-    ("posterior reward", "reward/posterior", "nats", "nats", POSTERIOR),
+    ("prior reward", "reward/prior", "", "", PRIOR),
+    ("posterior reward", "reward/posterior", "", "", POSTERIOR),
     ("KL", "kl/nats_per_trace", "nats", "nats/trace", PLAIN),
     ("information", "answer/information", "nats", "nats", PLAIN),
     ("held-out accuracy", ACCURACY, "share", "", PLAIN),
