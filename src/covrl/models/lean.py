@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from types import MethodType
 from typing import Any
 
@@ -25,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 
-from covrl.models.adapters import as_now
 from covrl.models.compute import blocks
 from covrl.models.text import trunk
 
@@ -169,15 +167,24 @@ def _as_autocast(y: Tensor) -> Tensor:
 def _unit(module: Any, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return type(module).forward(module, x)
-    adapter = as_now(module.down_proj)
-    named: dict[str, Any] = {} if adapter is None else {"context_fn": lambda: (nullcontext(), adapter)}
-    # the last product is not made again: what it keeps is there before it begins, and then the second run ends
     halves = module.gate_proj(x), module.up_proj(x)
-    return checkpoint(_down, module, *halves, use_reentrant=False, preserve_rng_state=False, **named)
+    if type(module.down_proj) is nn.Linear:
+        # its product is not made again: what it keeps is there before it begins, and there the second run ends
+        return _again(_down, module, *halves)
+    return module.down_proj(_again(_product, module, *halves))  # of several products, as with an adapter, the first is
+
+
+def _again(forward: Callable[..., Tensor], *given: Any) -> Tensor:
+    """``forward``, of which the backward pass computes again what it needs."""
+    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False)
 
 
 def _down(module: Any, gate: Tensor, up: Tensor) -> Tensor:
-    return module.down_proj(module.act_fn(gate) * up)
+    return module.down_proj(_product(module, gate, up))
+
+
+def _product(module: Any, gate: Tensor, up: Tensor) -> Tensor:
+    return module.act_fn(gate) * up
 
 
 class _Readers(TorchDispatchMode):
