@@ -15,6 +15,9 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
 SECTION = re.compile(r"## Curve\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+CELLS = 5
+"""Of a row that names a paper, its methods, recipes, tests and curves."""
+
 LINK = re.compile(r"\((?:\.\./)?results/curves/([^)]+)\.svg\)")
 
 
@@ -55,9 +58,10 @@ def with_links(index: str, found: Mapping[str, Sequence[str]]) -> str:
 
 
 def _linked(line: str, found: Mapping[str, Sequence[str]]) -> str:
-    methods = re.findall(r"\[(\w+)\]\(methods/\1\.md\)", line)
-    if not (methods and line.startswith("|")):
+    cells = line.strip(" |").split(" | ")
+    if len(cells) != CELLS or not cells[1].startswith("["):  # another table, or a setting of a method
         return line
+    methods = re.findall(r"\[(\w+)\]\(methods/\1\.md\)", cells[1])
     names = [name for method in methods for name in found.get(method, ())]
     links = ", ".join(f"[{name}](results/curves/{name}.svg)" for name in names)
     return f"{line.rstrip(' |').rpartition(' | ')[0]} | {links or 'none yet'} |"

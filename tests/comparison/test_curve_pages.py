@@ -15,6 +15,8 @@ INDEX = "\n".join([
     "|---|---|---|---|---|",
     "| A, arXiv 1 | [grpo](methods/grpo.md) | r | `t` | none yet |",
     "| B | [psr](methods/psr.md), [nsr](methods/nsr.md) | r | `t` | [rare](results/curves/old.svg) |",
+    "| C | `switch` of [grpo](methods/grpo.md) | r | `t` | written by hand |",
+    "| D, 2023 | theory | kin of [grpo](methods/grpo.md) |",
     "",
 ])  # fmt: skip
 
@@ -52,6 +54,7 @@ def test_the_table_of_papers_links_what_is_there() -> None:
         "| `t` | [grpo](results/curves/grpo.svg), [grpo-posterior](results/curves/grpo-posterior.svg) |"
     )
     assert rows[3] == "| B | [psr](methods/psr.md), [nsr](methods/nsr.md) | r | `t` | [nsr](results/curves/nsr.svg) |"
+    assert rows[4:] == INDEX.split("\n")[4:]
     assert module.with_links(linked, {}).count("| none yet |") == 2
 
 
