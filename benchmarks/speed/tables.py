@@ -43,7 +43,7 @@ GOALS: tuple[tuple[str, str, str, Callable[[Record], float], float, bool], ...] 
     ("GRPO step, SmolLM2, wall: TRL / ours", "step-REAL-2-threads", "≥ 2.3", lambda r: r["wall_ratio"], 2.3, True),
     ("CoVRL's training part / GRPO's, SmolLM2, wall", "covrl-REAL", "≤ 2.4", lambda r: r["ratio"], 2.4, False),
     (
-        "CoVRL's steps, SmolLM2: most resident, GiB",
+        "CoVRL's steps without stream norms, SmolLM2: most resident, GiB",
         "covrl-REAL",
         "< 6",
         lambda r: r["covrl"]["peak_mb"] / 1024,

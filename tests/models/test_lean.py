@@ -110,6 +110,18 @@ def test_norms_that_linear_layers_alone_read_are_cast_once() -> None:
         assert torch.equal(model(IDS).logits, plain)
 
 
+def test_a_norm_that_something_else_reads_too_stays_wide() -> None:
+    model = tiny("llama")
+    compute_in_bfloat16(model)
+    keep_less(model)
+    block = model.model.layers[0]
+    block.mlp.register_forward_hook(lambda _, given, out: out + given[0])  # as blocks with parallel branches do
+    assert read_by_layers(model, IDS[:1, :4]) == [
+        *("model.layers.0.input_layernorm", "model.layers.1.input_layernorm"),
+        "model.layers.1.post_attention_layernorm",
+    ]
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_no_product_is_made_twice_and_less_is_kept(rank: int) -> None:
     counts, kept = [], []

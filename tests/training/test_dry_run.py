@@ -17,9 +17,11 @@ from covrl.evaluation.posterior_gain import gain_sentence
 from covrl.models import compute
 from covrl.models.model import LanguageModel
 from covrl.planning.machine import Memory
+from covrl.training import gradient
 from covrl.training.dry_run import dry_run, largest_pass
 from covrl.training.needs import made_up, measured, pass_bytes
 from covrl.training.run import Run
+from covrl.training.step import take_step
 
 Make = Callable[..., Run]
 
@@ -207,3 +209,10 @@ def test_the_posterior_gain_is_measured_where_the_method_samples_posterior_trace
     assert found.gain_said == gain_sentence(found.gain)
     alone = dry_run(make(method="jepo"))
     assert (alone.gain, alone.gain_said) == (None, "")
+
+
+def test_each_pass_on_a_cpu_gives_back_what_it_freed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(gradient, "give_back_freed", lambda: given.append(1))
+    take_step(make(tokens_per_pass=400))
+    assert len(given) > 1
